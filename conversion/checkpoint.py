@@ -1,0 +1,202 @@
+"""Reading and writing whole checkpoints, in whatever format they are."""
+
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from conversion import config_file, huggingface, openai
+from conversion.atomic import replacing
+from conversion.config_file import CONFIG, named_architecture, required_architecture
+from conversion.fit import fit, fit_tree
+from conversion.hub import COMPANIONS, resolve
+from conversion.layout import (
+    ARCHITECTURES,
+    BASE,
+    CLASSIFICATION,
+    DOUBLE_HEADS,
+    LM_HEAD,
+    layout,
+)
+from conversion.tree import Leaf, load_tree, same
+
+
+def read(
+    path_or_hub_id: str | os.PathLike[str],
+    *,
+    architecture: str | None = None,
+    new_head: bool = False,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    leaf: Leaf = same,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    force_download: bool = False,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint: Hugging Face's layout first, else OpenAI's.
+
+    Everything is checked against the table before any weights are read.
+
+    Args:
+        path_or_hub_id: a folder, or the id of a model on the Hugging Face hub.
+        architecture: one of ``ARCHITECTURES``; by default what the config names, or, if it names
+            none of these, what the tensors' names show. The heads of other architectures are left
+            out.
+        new_head: accept weights that hold nothing of the architecture's own head (``score``,
+            ``multiple_choice_head``); it is left out of the result, for the caller to initialise.
+        overrides: fields that take the place of the config's; the parameters must fit them.
+        leaf: called with each numpy array as soon as it is read, the largest first; its result
+            goes into the tree. With ``jnp.asarray``, about one copy of the file is held at most.
+        revision: these are for the hub, see ``resolve``.
+        cache_dir: see ``resolve``.
+        local_files_only: see ``resolve``.
+        token: see ``resolve``.
+        force_download: see ``resolve``.
+
+    Returns:
+        The fields of config.json, all of them, with ``architectures`` the one read; and the nested
+        dict of parameters, the arrays in the dtypes of the file, bit by bit.
+
+    Raises:
+        FileNotFoundError: there is no such folder or model, or a file of it is missing.
+        HeadMissing: only the architecture's own head is missing (a ValueError).
+        ValueError: anything else is wrong; the message names the file and all that is wrong.
+        ImportError: the weights are pickles and torch is not installed.
+    """
+    if architecture is not None and architecture not in ARCHITECTURES:
+        raise ValueError(
+            f"the architecture is {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}"
+        )
+    folder = resolve(
+        path_or_hub_id,
+        revision=revision,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        token=token,
+        force_download=force_download,
+    )
+    weights = huggingface.weights_file(folder)
+    if weights is not None:
+        source, config = weights, config_file.read_config(folder)
+        found = huggingface.open_weights(weights)
+        shown = _shown_architecture(one.name for one in found)
+    elif (folder / openai.SHAPES).is_file():
+        source, (config, found) = folder, openai.open_folder(folder)
+        shown = LM_HEAD
+    else:
+        looked = ", ".join((*huggingface.WEIGHTS, openai.SHAPES))
+        raise FileNotFoundError(f"{folder} holds no weights; looked for {looked}")
+    architecture = architecture or named_architecture(config) or shown
+    config = {**config, **overrides}
+    try:
+        layout(config, architecture)
+    except ValueError as error:  # a field that only this architecture uses
+        raise ValueError(f"{folder / CONFIG}: {error}") from None
+    fitted = fit(str(source), found, config, architecture, new_head=new_head)
+    return {**config, "architectures": [architecture]}, load_tree(fitted, leaf)
+
+
+def write(
+    folder: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    params: Mapping[str, Any],
+    *,
+    format: Literal["huggingface", "openai"] = "huggingface",
+    max_shard_size: int | str = "5GB",
+    safe_serialization: bool = True,
+) -> None:
+    """Write a checkpoint that transformers, or OpenAI's own code, loads.
+
+    The folder is changed as a whole or not at all. It holds one checkpoint: weights that lie there
+    in another format, or as other shards, are removed. Files of other kinds are let be.
+
+    Args:
+        folder: made if it does not exist.
+        config: the fields of config.json, written as they are; ``architectures``, whose first
+            must be one of ``ARCHITECTURES``, ``model_type`` and ``dtype`` are set.
+        params: the nested dict of parameters; leaves are anything that ``np.asarray`` takes,
+            float32, bfloat16 or float16.
+        format: "huggingface", or "openai", which holds no heads and is always float32.
+        max_shard_size: Hugging Face's weights above this size are split into several files.
+        safe_serialization: model.safetensors; if false, pytorch_model.bin, which needs torch.
+
+    Raises:
+        ValueError: the parameters do not fit the config, or the format cannot hold them.
+        OSError: the folder cannot be written.
+        ImportError: torch is needed and not installed.
+    """
+    architecture = required_architecture(config)
+    leaves = fit_tree(params, config, architecture)
+    if format == "huggingface":
+        huggingface.write_folder(
+            Path(folder),
+            config,
+            architecture,
+            leaves,
+            max_shard_size=max_shard_size,
+            safe_serialization=safe_serialization,
+        )
+    elif format == "openai":
+        openai.write_folder(Path(folder), config, architecture, leaves)
+    else:
+        raise ValueError(f"format is {format!r}; it must be 'huggingface' or 'openai'")
+
+
+def read_config(path_or_hub_id: str | os.PathLike[str], **hub: Any) -> dict[str, Any]:
+    """Read the fields of a checkpoint's config.json, or, for OpenAI's files, what the shapes show.
+
+    Args:
+        path_or_hub_id: a folder, or the id of a model on the Hugging Face hub.
+        **hub: see ``resolve``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, model or file.
+        ValueError: the file is not the config of a GPT-1.
+    """
+    folder = resolve(path_or_hub_id, **hub)
+    if huggingface.weights_file(folder) is None and (folder / openai.SHAPES).is_file():
+        return openai.open_folder(folder)[0]
+    return config_file.read_config(folder)
+
+
+def copy_companions(
+    source: str | os.PathLike[str], target: str | os.PathLike[str]
+) -> tuple[str, ...]:
+    """Copy what belongs to a checkpoint beside weights and config, such as the tokenizer's files.
+
+    Args:
+        source: the folder to copy from. Files that it does not have are passed over.
+        target: the folder to copy to, made if need be. All files are copied, or none.
+
+    Returns:
+        The names of the files copied.
+
+    Raises:
+        FileNotFoundError: ``source`` is no folder.
+        OSError: ``target`` cannot be written.
+    """
+    source, target = Path(source), Path(target)
+    if not source.is_dir():
+        raise FileNotFoundError(f"there is no folder {source}")
+    if target.is_dir() and source.samefile(target):
+        return ()
+    names = tuple(name for name in COMPANIONS if (source / name).is_file())
+    with replacing(target) as new:
+        for name in names:
+            shutil.copyfile(source / name, new(name))
+    return names
+
+
+def _shown_architecture(names: Iterable[str]) -> str:
+    """The architecture that the names of tensors show."""
+    names = tuple(names)
+    if any(name.startswith("score.") for name in names):
+        return CLASSIFICATION
+    if any(name.startswith("multiple_choice_head.") for name in names):
+        return DOUBLE_HEADS
+    if any(name.startswith(("transformer.", "lm_head.")) for name in names):
+        return LM_HEAD
+    return BASE

@@ -1,0 +1,298 @@
+"""The strict check of tensors against the table: everything wrong in one error, before any is read.
+
+Nothing is dropped or renamed by accident. What a checkpoint may hold beside the parameters asked
+for is listed here by name: the parameters of other heads, the mask and position buffers of old
+versions, and the second copy of a tied embedding.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from conversion.layout import (
+    BASE,
+    CLASSIFICATION,
+    OWN_HEAD,
+    Parameter,
+    Sizes,
+    layout,
+    sizes,
+    tied,
+)
+
+# float64 is refused, not narrowed: JAX would make float32 of it silently.
+DTYPES = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+_PREFIX = "transformer."
+_TOKENS = "tokens_embed.weight"
+_POSITIONS = "positions_embed.weight"
+_LM_HEAD = "lm_head.weight"
+
+
+class HeadMissing(ValueError):  # noqa: N818  (what happened, as FileNotFoundError's kin say it)
+    """The weights hold nothing of the head that the architecture needs, and fit otherwise."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array that is described, but not read yet.
+
+    Attributes:
+        name: as the source spells it.
+        shape: as the source holds it.
+        dtype: numpy's name of the dtype.
+        load: reads it: a contiguous array that shares no memory with the source.
+        file: where it lies, for error messages.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    load: Callable[[], np.ndarray] = field(repr=False)
+    file: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size, for a dtype that can be read."""
+        return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What may stand under a name: any of the shapes (None: any at all), a float or anything."""
+
+    shapes: tuple[tuple[int, ...], ...] | None
+    parameter: bool = True
+
+
+def fit(
+    source: str,
+    found: Iterable[Stored],
+    config: Mapping[str, Any],
+    architecture: str,
+    *,
+    new_head: bool = False,
+    config_name: str = "config.json",
+) -> list[tuple[Parameter, Stored]]:
+    """Match tensors under torch's names with the table.
+
+    Names of the body may have the prefix ``transformer.`` or not. ``lm_head.weight`` and
+    ``tokens_embed.weight`` stand for each other while ``tie_word_embeddings`` is true; where both
+    are there, loading the embedding compares them bit by bit.
+
+    Args:
+        source: what error messages call the source.
+        found: every tensor of the source.
+        config: the fields of its config.json.
+        architecture: one of ``ARCHITECTURES``.
+        new_head: leave out the architecture's own head where the source has nothing of it.
+        config_name: what error messages call the config.
+
+    Returns:
+        Every row of the table with its tensor, in the table's order.
+
+    Raises:
+        ValueError: anything is missing, unexpected, there twice, or of a wrong shape or dtype. All
+            of it is named.
+        HeadMissing: the architecture's own head is missing, nothing else is wrong, and
+            ``new_head`` is false.
+    """
+    rows = layout(config, architecture)
+    groups: dict[str, list[Stored]] = {}
+    for stored in found:
+        groups.setdefault(_canonical(stored.name), []).append(stored)
+
+    prefixed = any(stored.name.startswith(_PREFIX) for group in groups.values() for stored in group)
+    named = {_canonical(row.torch): row for row in rows}
+    body = {_canonical(row.torch) for row in rows if row.openai_shape is not None}
+    head = [name for name in named if name in OWN_HEAD[architecture]]
+    headless = bool(head) and not any(name in groups for name in head)
+    if headless:
+        named = {name: row for name, row in named.items() if name not in head}
+
+    optional = _buffers(sizes(config))
+    for other, names in OWN_HEAD.items():
+        if other != architecture:
+            optional |= {name: _Expected(None, parameter=False) for name in names}
+    if tied(config):
+        shape = named[_TOKENS].torch_shape
+        if _LM_HEAD in groups and _TOKENS not in groups:
+            named = {_LM_HEAD if name == _TOKENS else name: row for name, row in named.items()}
+        else:
+            optional[_LM_HEAD] = _Expected((shape,))
+    elif architecture in (BASE, CLASSIFICATION):
+        optional[_LM_HEAD] = _Expected(None, parameter=False)
+
+    def spell(name: str) -> str:
+        return _PREFIX + name if prefixed and name in body else name
+
+    expected = {name: _Expected((row.torch_shape,)) for name, row in named.items()}
+    faults = _faults(expected, optional, groups, spell)
+    if headless and faults and not new_head:
+        faults = [f"  - missing     {name}" for name in head] + faults
+    if faults:
+        first = f"{source} does not fit {architecture}"
+        differences = _differences(config, architecture, groups)
+        if differences:
+            first += f": {config_name} says " + "; ".join(
+                f"{number} {said}, the weights show {shown}" for number, said, shown in differences
+            )
+        if _LM_HEAD in named and _LM_HEAD not in groups:
+            first += f" ({_LM_HEAD} is needed because tie_word_embeddings is false)"
+        raise ValueError("\n".join([first, *faults]))
+    if headless and not new_head:
+        raise HeadMissing(
+            f"{source} holds no {' and no '.join(head)}, which {architecture} needs; "
+            f"new_head=True leaves the head out, to be initialised"
+        )
+
+    fitted = {name: groups[name][0] for name in named}
+    if tied(config) and _TOKENS in fitted and _LM_HEAD in groups:
+        fitted[_TOKENS] = _both(source, fitted[_TOKENS], groups[_LM_HEAD][0])
+    return [(named[name], stored) for name, stored in fitted.items()]
+
+
+def fit_tree(
+    params: Mapping[str, Any], config: Mapping[str, Any], architecture: str
+) -> list[tuple[Parameter, Stored]]:
+    """Match the leaves of a nested dict with the table; ``Stored.load`` gives the leaf in numpy.
+
+    Args:
+        params: the nested dict; its leaves are numpy arrays or anything that ``np.asarray`` takes.
+        config: the fields of its config.json.
+        architecture: one of ``ARCHITECTURES``.
+
+    Returns:
+        Every row of the table with its leaf, in the table's order.
+
+    Raises:
+        ValueError: anything is missing, unexpected, or of a wrong shape or dtype. All of it is
+            named, as a path with dots.
+    """
+    rows = layout(config, architecture)
+    groups = {".".join(path): [leaf] for path, leaf in _leaves(params, ())}
+    named = {".".join(row.path): row for row in rows}
+    expected = {name: _Expected((row.shape,)) for name, row in named.items()}
+    faults = _faults(expected, {}, groups, lambda name: name)
+    if faults:
+        first = f"the parameters do not fit {architecture} with this config"
+        if "lm_head.kernel" in groups and "lm_head.kernel" not in named:
+            first += " (lm_head is a parameter of its own only if tie_word_embeddings is false)"
+        raise ValueError("\n".join([first, *faults]))
+    return [(row, groups[name][0]) for name, row in named.items()]
+
+
+def _faults(
+    expected: Mapping[str, _Expected],
+    optional: Mapping[str, _Expected],
+    groups: Mapping[str, Sequence[Stored]],
+    spell: Callable[[str], str],
+) -> list[str]:
+    """One line for each thing wrong."""
+    lines = [
+        f"  - missing     {spell(name)} {want.shapes[0] if want.shapes else ''}".rstrip()
+        for name, want in expected.items()
+        if name not in groups
+    ]
+    wrong = []
+    for name, group in groups.items():
+        if len(group) > 1:
+            places = " and ".join(f"{one.name} in {one.file}".removesuffix(" in ") for one in group)
+            wrong.append(f"  * duplicate   {group[0].name}: {places}")
+        want = expected.get(name) or optional.get(name)
+        for one in group:
+            if want is None:
+                lines.append(f"  + unexpected  {one.name} {one.shape}")
+                continue
+            if want.shapes is not None and one.shape not in want.shapes:
+                right = " or ".join(map(str, want.shapes))
+                wrong.append(f"  ~ mis-shaped  {one.name} {one.shape}, expected {right}")
+            if want.parameter and one.dtype not in DTYPES:
+                wrong.append(
+                    f"  ~ dtype       {one.name} is {one.dtype}, expected {' or '.join(DTYPES)}"
+                )
+    return lines + wrong
+
+
+def _canonical(name: str) -> str:
+    """The name of a body parameter without the prefix; other names as they are."""
+    bare = name.removeprefix(_PREFIX)
+    body = bare.startswith("h.") or bare in (_TOKENS, _POSITIONS, "position_ids")
+    return bare if body else name
+
+
+def _buffers(numbers: Sizes) -> dict[str, _Expected]:
+    """What old versions saved beside the parameters: causal masks and position ids."""
+    P = numbers.n_positions
+    mask = _Expected(((1, 1, P, P),), parameter=False)
+    masks = {f"h.{n}.attn.bias": mask for n in range(numbers.n_layer)}
+    return masks | {"position_ids": _Expected(((P,), (1, P)), parameter=False)}
+
+
+def _differences(
+    config: Mapping[str, Any], architecture: str, groups: Mapping[str, Sequence[Stored]]
+) -> list[tuple[str, int, int]]:
+    """(number, what the config says, what the weights show) wherever the two differ."""
+    shapes = {name: group[0].shape for name, group in groups.items()}
+    said, shown = sizes(config)._asdict(), {}
+    # The last one decides the width, should they differ.
+    tables = {_POSITIONS: "n_positions", _LM_HEAD: "vocab_size", _TOKENS: "vocab_size"}
+    for name, number in tables.items():
+        if len(shapes.get(name, ())) == 2:
+            shown[number], shown["n_embd"] = shapes[name]
+    # A layer counts if it has a parameter of a layer, so that a stray name makes no layer.
+    in_block = {row.torch.removeprefix("h.0.") for row in layout(config, BASE) if _in_layer(row, 0)}
+    split = [name.split(".", 2) for name in shapes if name.startswith("h.")]
+    shown["n_layer"] = len({n for _, n, *rest in split if rest and rest[0] in in_block})
+    if architecture == CLASSIFICATION and len(shapes.get("score.weight", ())) == 2:
+        said["num_labels"] = layout(config, architecture)[-1].torch_shape[0]
+        shown["num_labels"] = shapes["score.weight"][0]
+    return [(number, said[number], n) for number, n in shown.items() if n != said[number]]
+
+
+def _in_layer(row: Parameter, n: int) -> bool:
+    return row.path[:2] == ("h", str(n))
+
+
+def _both(source: str, tokens: Stored, lm_head: Stored) -> Stored:
+    """The embedding, whose loading makes sure that the tied head beside it is the same."""
+
+    def load() -> np.ndarray:
+        array = tokens.load()
+        if tokens.dtype != lm_head.dtype or not _same_bits(array, lm_head.load()):
+            raise ValueError(
+                f"{source}: {lm_head.name} differs from {tokens.name}, but tie_word_embeddings is "
+                f"true (the default), so they must be equal; if the head is meant to be one of its "
+                f"own, set tie_word_embeddings to false in the config"
+            )
+        return array
+
+    return replace(tokens, load=load)
+
+
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
+    # Bits, not values: a NaN equals itself, and 0.0 is not -0.0.
+    bits = np.dtype(f"u{a.dtype.itemsize}")
+    return np.array_equal(a.view(bits), b.view(bits))
+
+
+def _leaves(node: Any, path: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Stored]]:
+    if isinstance(node, Mapping):
+        for key, child in node.items():
+            if not isinstance(key, str) or "." in key:
+                raise ValueError(
+                    f"the parameters have the key {key!r} under {'.'.join(path) or 'their root'}; "
+                    f"keys must be strings without dots, layers' numbers too"
+                )
+            yield from _leaves(child, (*path, key))
+        return
+    leaf = node if hasattr(node, "shape") and hasattr(node, "dtype") else np.asarray(node)
+    shape, dtype = tuple(map(int, leaf.shape)), str(leaf.dtype)
+    yield path, Stored(".".join(path), shape, dtype, lambda: np.asarray(leaf))

@@ -1,0 +1,135 @@
+"""A folder here, or one that is downloaded from the Hugging Face hub."""
+
+import os
+from pathlib import Path
+
+# What belongs to a checkpoint beside weights and config.
+COMPANIONS = (
+    "generation_config.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+_ALWAYS = ["config.json", *COMPANIONS, "model*.safetensors", "model.safetensors.index.json"]
+# Most repositories hold the same weights as a pickle too.
+_WITHOUT_SAFETENSORS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+
+
+def resolve(
+    path_or_hub_id: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    token: str | bool | None = None,
+    force_download: bool = False,
+) -> Path:
+    """The folder of a checkpoint, downloaded if it is not here.
+
+    Args:
+        path_or_hub_id: a folder, or the id of a model on the hub ("owner/name"). An existing folder
+            comes first. What can only be a path (it starts with ``.``, ``/`` or ``~``, has more
+            than one slash, or is a file) is never looked up on the hub.
+        revision: a branch, tag or commit of the hub's repository.
+        cache_dir: where downloads are kept; by default the hub's own cache.
+        local_files_only: use what has been downloaded before.
+        token: the access token for gated or private models; True takes the stored one.
+        force_download: download even what is in the cache.
+
+    Raises:
+        FileNotFoundError: there is no such folder and no such model, or it cannot be downloaded;
+            the message says why and what would be right.
+    """
+    given = os.fspath(path_or_hub_id)
+    path = Path(given).expanduser()
+    if given and path.is_dir():  # an empty path would be the working folder
+        return path
+    if path.is_file():
+        raise FileNotFoundError(
+            f"{given} is a file; a folder is expected, with config.json and model.safetensors in "
+            f"it, or the id of a model on the Hugging Face hub"
+        )
+    is_path = (
+        not isinstance(path_or_hub_id, str)
+        or path.is_absolute()
+        or given.startswith((".", "~"))
+        or given.count("/") > 1
+        or "\\" in given
+        or not given
+    )
+    if is_path:
+        raise FileNotFoundError(
+            f"there is no folder {given!r}; expected is a folder with config.json and "
+            f"model.safetensors in it, or the id of a model on the Hugging Face hub"
+        )
+
+    from huggingface_hub import snapshot_download
+
+    def download(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                given,
+                revision=revision,
+                cache_dir=None if cache_dir is None else Path(cache_dir),
+                local_files_only=local_files_only,
+                token=token,
+                force_download=force_download,
+                allow_patterns=patterns,
+            )
+        )
+
+    try:
+        folder = download(_ALWAYS)
+        if not any(folder.glob("model*.safetensors")):
+            folder = download([*_ALWAYS, *_WITHOUT_SAFETENSORS])
+    except Exception as error:  # whatever the hub's client, the network or the disk raise
+        raise FileNotFoundError(
+            f"{given!r} is no folder here, and cannot be had from the Hugging Face hub: "
+            f"{_cause(error, revision)}"
+        ) from error
+    return folder
+
+
+def _cause(error: Exception, revision: str | None) -> str:
+    """One line: what failed, and what would be right."""
+    from huggingface_hub import errors
+
+    text = str(error).strip()
+    line = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    # From the special to the general: a gated repository is a kind of one that is not found.
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            "access to it is gated; ask for access on its page there, then run `hf auth login` or "
+            "give a token"
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            "there is no such model, or it is private; GPT-1 is openai-community/openai-gpt (a "
+            "private model needs a token)"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"it has no revision {revision!r}; give a branch, a tag or a whole commit hash"
+    if isinstance(error, errors.HFValidationError):
+        return f"that is not an id ({line}); an id is owner/name"
+    if isinstance(error, errors.LocalEntryNotFoundError) and not _network(error):
+        return (
+            f"it is not in the cache of downloads, or not all of it, and the network is not to be "
+            f"used ({line}); download it with local_files_only=False and without HF_HUB_OFFLINE"
+        )
+    if isinstance(error, OSError) or _network(error):
+        return (
+            f"{line}; check the connection, or download it elsewhere and give the path of the "
+            f"folder"
+        )
+    return f"{type(error).__name__}: {line}"
+
+
+def _network(error: BaseException) -> bool:
+    """Whether the failure began in the connection, not in a look at the cache."""
+    from huggingface_hub import errors
+
+    cause = error.__cause__
+    return cause is not None and not isinstance(cause, errors.OfflineModeIsEnabled)

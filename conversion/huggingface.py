@@ -1,0 +1,227 @@
+"""Hugging Face's layout: a folder with config.json and safetensors, or torch's pickles of old."""
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion.atomic import replacing
+from conversion.config_file import CONFIG, config_text, read_json
+from conversion.fit import Stored
+from conversion.layout import DOUBLE_HEADS, Parameter, tied
+from conversion.torch_module import import_torch, state_dict, stored_tensors
+
+SAFETENSORS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
+_INDEX = ".index.json"
+# Where several lie in one folder, the first is read, as transformers does.
+WEIGHTS = (SAFETENSORS, SAFETENSORS + _INDEX, PICKLE, PICKLE + _INDEX)
+
+# safetensors' codes of the dtypes that may be seen in a checkpoint; of others, the code is shown.
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+def weights_file(folder: Path) -> Path | None:
+    """The file of ``folder`` that is read: its weights, or the index of their shards."""
+    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+
+
+def open_weights(path: Path) -> list[Stored]:
+    """Every tensor of a file of weights, or of the shards of an index. None is read yet.
+
+    Raises:
+        FileNotFoundError: a shard is missing.
+        ValueError: a file is damaged or not what its name says, or the index is not true.
+        ImportError: torch is needed and not installed.
+    """
+    if path.name.endswith(_INDEX):
+        return _open_shards(path)
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
+
+
+def write_folder(
+    folder: Path,
+    config: Mapping[str, Any],
+    architecture: str,
+    leaves: Sequence[tuple[Parameter, Stored]],
+    *,
+    max_shard_size: int | str = "5GB",
+    safe_serialization: bool = True,
+) -> None:
+    """Write config.json and the weights, named as transformers names them.
+
+    Args:
+        folder: made if need be. What it holds of other weights is removed.
+        config: the fields of the config.json.
+        architecture: one of ``ARCHITECTURES``.
+        leaves: the table's rows with their leaves.
+        max_shard_size: weights above this size are split into several files with an index; bytes,
+            or a number with KB, MB, GB or TB.
+        safe_serialization: model.safetensors; if false, pytorch_model.bin, which needs torch.
+
+    Raises:
+        ValueError: the size or a field of the config cannot be used.
+        OSError: the folder cannot be written. It is left as it was.
+        ImportError: torch is needed and not installed.
+    """
+    if not safe_serialization:
+        import_torch("writing pytorch_model.bin")
+    save = _save_safetensors if safe_serialization else _save_pickle
+    name = SAFETENSORS if safe_serialization else PICKLE
+    text = config_text(config, architecture, {one.dtype for _, one in leaves})
+    saved = {_saved_name(row, config, architecture): (row, one) for row, one in leaves}
+    shards, index = _split(
+        {key: one.nbytes for key, (_, one) in saved.items()}, name, max_shard_size
+    )
+    with replacing(folder, weights=True) as new:
+        for file, keys in shards.items():
+            save({key: saved[key][0].to_torch(saved[key][1].load()) for key in keys}, new(file))
+        if index is not None:
+            new(name + _INDEX).write_text(index, encoding="utf-8")
+        # Last, so that a folder never has a new config beside old weights.
+        new(CONFIG).write_text(text, encoding="utf-8")
+
+
+def _open_safetensors(path: Path) -> list[Stored]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # pread, because the pages of a mapped file would count as a second copy of the weights.
+        handle = safe_open(path, framework="np", backend="pread")
+        described = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        hint = ""
+        with path.open("rb") as file:
+            if file.read(23) == b"version https://git-lfs":
+                hint = "; it is a pointer of git-lfs, run `git lfs pull`"
+        raise ValueError(f"{path} is no whole safetensors file ({error}){hint}") from None
+
+    def stored(name: str) -> Stored:
+        def load() -> np.ndarray:
+            try:
+                return handle.get_tensor(name)
+            except SafetensorError as error:
+                raise ValueError(f"{path}: {name} cannot be read ({error})") from None
+
+        code = str(described[name].get_dtype())
+        shape = tuple(described[name].get_shape())
+        return Stored(name, shape, _DTYPES.get(code, code), load, path.name)
+
+    return [stored(name) for name in described]
+
+
+def _open_pickle(path: Path) -> list[Stored]:
+    torch = import_torch(f"reading {path}")
+    try:
+        # Mapped, so that shapes are known before anything is read; files of before torch 1.6 are
+        # no zip archives and cannot be. Nothing but tensors is unpickled.
+        mapped = zipfile.is_zipfile(path)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # pickle, zipfile and torch raise what they like
+        line = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"{path} is no state dict that torch can load safely ({line})") from error
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{path} must hold a state dict, not {type(state).__name__}")
+    for name, value in state.items():
+        dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        if not isinstance(name, str) or not dense:
+            raise ValueError(
+                f"{path} must hold a state dict of dense tensors by name; under {name!r} it holds "
+                f"{type(value).__name__}"
+            )
+    return stored_tensors(state, file=path.name)
+
+
+def _open_shards(index: Path) -> list[Stored]:
+    listing = read_json(index)
+    places = listing.get("weight_map") if isinstance(listing, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
+        raise ValueError(f"{index} has no weight_map from names of tensors to names of files")
+    outside = [file for file in places.values() if not file or Path(file).name != file]
+    if outside:
+        raise ValueError(f"{index} names files outside its own folder: {outside[0]!r}")
+
+    files = sorted(set(places.values()))
+    missing = [file for file in files if not (index.parent / file).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{index.parent} lacks {', '.join(missing)}, which {index} names")
+    found = [one for file in files for one in open_weights(index.parent / file)]
+
+    there = {(one.name, one.file) for one in found}
+    lies = [
+        f"{index} says that {name} is in {file}, where it is not"
+        for name, file in places.items()
+        if (name, file) not in there
+    ]
+    lies += [
+        f"{index} does not name {one.name}, which is in {one.file}"
+        for one in found
+        if one.name not in places
+    ]
+    if lies:
+        raise ValueError("\n".join(lies))
+    return found
+
+
+def _saved_name(row: Parameter, config: Mapping[str, Any], architecture: str) -> str:
+    # Tied, transformers keeps one of the two names: of the double heads model it is the head's.
+    tokens = row.path[-2] == "tokens_embed"
+    if tokens and architecture == DOUBLE_HEADS and tied(config):
+        return "lm_head.weight"
+    return row.torch
+
+
+def _split(
+    sizes: Mapping[str, int], name: str, max_shard_size: int | str
+) -> tuple[dict[str, list[str]], str | None]:
+    """Each file's tensors, and the text of the index if there is more than one file."""
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    stem, _, suffix = name.rpartition(".")
+    try:
+        plan = split_state_dict_into_shards_factory(
+            dict(sizes),
+            get_storage_size=lambda size: size,
+            filename_pattern=f"{stem}{{suffix}}.{suffix}",
+            max_shard_size=max_shard_size,
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"max_shard_size is {max_shard_size!r}; it must be a number of bytes, or a text such "
+            f"as '5GB'"
+        ) from error
+    if not plan.is_sharded:
+        return plan.filename_to_tensors, None
+    index = {"metadata": plan.metadata, "weight_map": plan.tensor_to_filename}
+    return plan.filename_to_tensors, json.dumps(index, indent=2, sort_keys=True) + "\n"
+
+
+def _save_safetensors(arrays: dict[str, np.ndarray], path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        # The arrays are contiguous (Parameter.to_torch); safetensors garbles others silently.
+        save_file(arrays, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def _save_pickle(arrays: dict[str, np.ndarray], path: Path) -> None:
+    import torch
+
+    torch.save(state_dict(arrays), path)

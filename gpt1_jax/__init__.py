@@ -1,0 +1,29 @@
+"""GPT-1 in Flax, equal to PyTorch's: the model, its checkpoints, its tokenizer and generation."""
+
+from gpt1_jax.attention import Cache
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.explore import tree
+from gpt1_jax.functional import functional
+from gpt1_jax.generation import GenerateOutput, GenerationSettings, generate
+from gpt1_jax.model import (
+    OpenAIGPTDoubleHeadsModel,
+    OpenAIGPTForSequenceClassification,
+    OpenAIGPTLMHeadModel,
+    OpenAIGPTModel,
+)
+from gpt1_jax.tokenizer import Tokenizer
+
+__all__ = [
+    "Cache",
+    "GenerateOutput",
+    "GenerationSettings",
+    "OpenAIGPTConfig",
+    "OpenAIGPTDoubleHeadsModel",
+    "OpenAIGPTForSequenceClassification",
+    "OpenAIGPTLMHeadModel",
+    "OpenAIGPTModel",
+    "Tokenizer",
+    "functional",
+    "generate",
+    "tree",
+]

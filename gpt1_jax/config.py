@@ -1,0 +1,219 @@
+"""The configuration of a GPT-1, with Hugging Face's field names."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "swish")
+SUMMARY_TYPES = ("cls_index", "last", "first", "mean")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+
+# Hugging Face's general names for four of the fields, read from old or hand-written configurations.
+ALIASES = {
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "num_attention_heads": "n_head",
+    "num_hidden_layers": "n_layer",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenAIGPTConfig:
+    """What a GPT-1 is made of. The defaults are the published model (116,534,784 parameters).
+
+    Frozen and hashable: equal configurations share compiled functions.
+
+    Attributes:
+        vocab_size: number of tokens V.
+        n_positions: number of positions; the longest input.
+        n_embd: width E of embeddings and hidden states.
+        n_layer: number of blocks.
+        n_head: number of attention heads N; must divide ``n_embd``.
+        afn: activation of the MLP: "gelu" or "gelu_new" (both the tanh form), "relu", "silu" or
+            "swish".
+        resid_pdrop: dropout rate at the end of each attention and each MLP.
+        embd_pdrop: dropout rate on the sum of the embeddings.
+        attn_pdrop: dropout rate on the attention weights.
+        layer_norm_epsilon: added to the variance in every layer norm.
+        initializer_range: standard deviation of the initial weights.
+        summary_type: the state the multiple-choice head reads: "cls_index", "last", "first", "mean".
+        summary_use_proj: whether that head has a linear projection.
+        summary_activation: "tanh", or None for no activation after the projection.
+        summary_proj_to_labels: whether the projection is ``num_labels`` wide (else ``n_embd``).
+        summary_first_dropout: dropout rate before the projection.
+        summary_last_dropout: dropout rate after the activation.
+        num_labels: outputs of the classification head (the multiple-choice head always has one).
+        problem_type: the classification loss, or None to infer it as Hugging Face does.
+        pad_token_id: padding token, which the classification head looks for.
+        bos_token_id: kept for generation; GPT-1 has none.
+        eos_token_id: one id or several that end a generated text; GPT-1 has none.
+        tie_word_embeddings: whether the LM head is the token embedding.
+        output_attentions: default of the models' argument of that name.
+        output_hidden_states: default of the models' argument of that name.
+        extra: every other field of the file this was read from, kept for saving.
+    """
+
+    vocab_size: int = 40478
+    n_positions: int = 512
+    n_embd: int = 768
+    n_layer: int = 12
+    n_head: int = 12
+    afn: str = "gelu"
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    attn_pdrop: float = 0.1
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    summary_type: str = "cls_index"
+    summary_use_proj: bool = True
+    summary_activation: str | None = None
+    summary_proj_to_labels: bool = True
+    summary_first_dropout: float = 0.1
+    summary_last_dropout: float = 0.0
+    num_labels: int = 2
+    problem_type: str | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
+    tie_word_embeddings: bool = True
+    output_attentions: bool = False
+    output_hidden_states: bool = False
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.eos_token_id, list):
+            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
+        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
+            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
+                self._reject(name, "a positive integer")
+        if self.n_embd % self.n_head:
+            self._reject("n_head", f"a divisor of n_embd = {self.n_embd}")
+        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"):
+            self._check_rate(name)
+        self._check_rate("summary_last_dropout")
+        for name in ("layer_norm_epsilon", "initializer_range"):
+            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < float("inf"):
+                self._reject(name, "a finite number, at least 0")
+        for name in (
+            "summary_use_proj",
+            "summary_proj_to_labels",
+            "tie_word_embeddings",
+            "output_attentions",
+            "output_hidden_states",
+        ):
+            if not isinstance(getattr(self, name), bool):
+                self._reject(name, "true or false")
+        for name, allowed in (
+            ("afn", ACTIVATIONS),
+            ("summary_type", SUMMARY_TYPES),
+            ("summary_activation", ("tanh", None)),
+            ("problem_type", (*PROBLEM_TYPES, None)),
+        ):
+            if getattr(self, name) not in allowed:
+                self._reject(name, "one of " + ", ".join(map(repr, allowed)))
+        # Ids may lie beyond the vocabulary until the embedding is resized, so only the type counts.
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            value = getattr(self, name)
+            ids = value if name == "eos_token_id" and isinstance(value, tuple) else (value,)
+            if not all(id_ is None or _is_int(id_) for id_ in ids):
+                self._reject(name, "a token id or null")
+
+    def _check_rate(self, name: str) -> None:
+        if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+            self._reject(name, "a dropout rate in [0, 1)")
+
+    def _reject(self, name: str, right: str) -> None:
+        raise ValueError(f"{name} is {getattr(self, name)!r}, but must be {right}")
+
+    @property
+    def n_inner(self) -> int:
+        """Width of the MLP's hidden layer."""
+        return 4 * self.n_embd
+
+    @property
+    def hidden_size(self) -> int:
+        """Hugging Face's general name of ``n_embd``."""
+        return self.n_embd
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Hugging Face's general name of ``n_layer``."""
+        return self.n_layer
+
+    @property
+    def num_attention_heads(self) -> int:
+        """Hugging Face's general name of ``n_head``."""
+        return self.n_head
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """Hugging Face's general name of ``n_positions``."""
+        return self.n_positions
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """Build from the contents of a ``config.json``; unknown fields are kept in ``extra``.
+
+        Raises:
+            ValueError: a field has a value that no GPT-1 can have.
+        """
+        model_type = fields.get("model_type", "openai-gpt")
+        if model_type != "openai-gpt":
+            raise ValueError(f"model_type is {model_type!r}, but a GPT-1 is 'openai-gpt'")
+        known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
+        values, extra = {}, {}
+        for name, value in fields.items():
+            name = ALIASES.get(name, name)
+            (values if name in known else extra)[name] = value
+        # Hugging Face writes the labels' names where their number is not 2, and not the number.
+        if "num_labels" not in values and isinstance(extra.get("id2label"), Mapping):
+            values["num_labels"] = len(extra["id2label"])
+        return cls(**values, extra=extra)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of a ``config.json`` that ``transformers`` reads, ``extra`` included."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        fields = {**fields.pop("extra"), **fields, "model_type": "openai-gpt"}
+        if isinstance(self.eos_token_id, tuple):
+            fields["eos_token_id"] = list(self.eos_token_id)
+        if len(fields.get("id2label") or ()) != self.num_labels:
+            names = [f"LABEL_{i}" for i in range(self.num_labels)]
+            fields["id2label"] = {str(i): name for i, name in enumerate(names)}
+            fields["label2id"] = {name: i for i, name in enumerate(names)}
+        del fields["num_labels"]  # transformers derives it from id2label
+        return fields
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], **hub: Any) -> Self:
+        """Read the configuration of a checkpoint folder or hub id.
+
+        Args:
+            path: a folder with a ``config.json``, or a hub id.
+            **hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, ``force_download``.
+
+        Raises:
+            FileNotFoundError: there is no such folder, file or repository.
+            ValueError: the file does not describe a GPT-1.
+        """
+        import conversion
+
+        return cls.from_dict(conversion.read_config(path, **hub))
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``config.json`` into ``folder`` (created if need be), whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / ".config.json.tmp"
+        temporary.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
+        temporary.replace(folder / "config.json")
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,73 @@
+"""Looking into a model: its tree as torch prints it, and text as tokens."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flax import nnx
+
+from gpt1_jax.layers import TiedLinear
+
+if TYPE_CHECKING:
+    from gpt1_jax.tokenizer import Tokenizer
+
+# What torch prints of a layer, by Flax's names.
+SHOWN = {
+    nnx.Linear: ("in_features", "out_features", "use_bias"),
+    TiedLinear: ("in_features", "out_features", "use_bias"),
+    nnx.Embed: ("num_embeddings", "features"),
+    nnx.LayerNorm: ("num_features", "epsilon"),
+    nnx.Dropout: ("rate",),
+}
+
+
+def tree(model: nnx.Module) -> str:
+    """Return the modules of a model as torch prints them, with Flax's layers.
+
+    Children stand in the order they were made in; equal neighbours in a list are written once, as
+    ``(0-11): 12 x Block(``.
+    """
+    return "\n".join(_lines(model))
+
+
+def _lines(module: Any) -> list[str]:
+    """The lines of one module."""
+    if not isinstance(module, nnx.Module):  # an activation
+        return [f"{module.__name__}()"]
+    name = type(module).__name__
+    if type(module) in SHOWN:
+        shown = ", ".join(f"{field}={getattr(module, field)}" for field in SHOWN[type(module)])
+        return [f"{name}({shown})"]
+    lines = [f"{name}("]
+    for label, (first, *rest) in _children(module):
+        lines += [f"  ({label}): {first}", *(f"  {line}" for line in rest)]
+    return [*lines, ")"]
+
+
+def _children(module: nnx.Module) -> Iterator[tuple[str, list[str]]]:
+    """Yield the label and the lines of each child."""
+    if not isinstance(module, nnx.List):
+        for label, child in vars(module).items():
+            if isinstance(child, nnx.Module) or callable(child):
+                yield label, _lines(child)
+        return
+    blocks = [_lines(child) for child in module]
+    start = 0
+    for end in range(1, len(blocks) + 1):
+        if end == len(blocks) or blocks[end] != blocks[start]:
+            first, *rest = blocks[start]
+            if end - start > 1:
+                yield f"{start}-{end - 1}", [f"{end - start} x {first}", *rest]
+            else:
+                yield str(start), blocks[start]
+            start = end
+
+
+def token_table(tokenizer: "Tokenizer", ids: Sequence[int]) -> str:
+    """Return one line for each id, aligned: its place, the token and the id."""
+    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+    rows = [(str(i), token, str(id_)) for i, (token, id_) in enumerate(zip(tokens, ids, strict=True))]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        f"{place:>{widths[0]}}  {token!r:<{widths[1] + 2}}  ->  {id_:>{widths[2]}}"
+        for place, token, id_ in rows
+    )

@@ -1,0 +1,83 @@
+"""A model as a pure, compiled function and its parameters as a plain nested dict."""
+
+import functools
+import inspect
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from gpt1_jax.attention import Cache
+from gpt1_jax.inputs import check_arguments
+from gpt1_jax.model import OpenAIGPTForSequenceClassification
+from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params
+
+
+class Apply(Protocol):
+    """A model's forward as a function of its parameters: ``out = apply(params, input_ids, ...)``.
+
+    It takes what the model's own call takes and returns the same output. Flags, and an int
+    ``logits_to_keep``, choose what is compiled; everything else is traced. A ``cache`` is donated:
+    its buffers become the returned cache's, and the one given must not be read again.
+    """
+
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any: ...
+
+
+def functional(model: OpenAIGPTPreTrainedModel) -> tuple[Apply, Params]:
+    """Split a model into a pure function and its parameters.
+
+    ``apply`` can be called as it is (arguments are checked on the host, then it runs compiled) and
+    inside ``jax.jit``, ``jax.grad`` and the like. Models of equal configuration and numerics share
+    one ``apply`` and its compilations.
+
+    Args:
+        model: any of the four models.
+
+    Returns:
+        ``apply`` and ``params``, a plain nested dict: see ``OpenAIGPTPreTrainedModel.params``.
+    """
+    return _apply(nnx.graphdef(model), type(model), model.config), model.params
+
+
+def merge(graphdef: nnx.GraphDef[Any], params: Params) -> Any:
+    """Return the model of ``graphdef`` with ``params``: for use inside a compiled function."""
+    # Flax indexes the blocks by integers.
+    flat = {
+        tuple(int(key) if key.isdigit() else key for key in path): leaf
+        for path, leaf in flatten_dict(params).items()
+    }
+    return nnx.merge(graphdef, nnx.State(unflatten_dict(flat)))
+
+
+@functools.lru_cache(maxsize=32)
+def _apply(
+    graphdef: nnx.GraphDef[Any], cls: type[OpenAIGPTPreTrainedModel], config: Any
+) -> Apply:
+    signature = inspect.signature(cls.__call__)
+    classify = issubclass(cls, OpenAIGPTForSequenceClassification)
+
+    @functools.partial(jax.jit, static_argnames="flags", donate_argnames="cache")
+    def run(params: Params, arrays: dict[str, Any], cache: Cache | None, flags: tuple[Any, ...]):
+        arguments = {**arrays, **dict(flags)}
+        if cache is not None:
+            arguments["cache"] = cache
+        return merge(graphdef, params)(**arguments)
+
+    def apply(params: Params, *args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind(None, *args, **kwargs).arguments
+        del arguments["self"]
+        arguments |= arguments.pop("inputs", {})
+        check_arguments(config, classify=classify, **arguments)
+        cache = arguments.pop("cache", None)
+        arrays, flags = {}, []
+        for name, value in arguments.items():
+            if isinstance(value, bool) or (name == "logits_to_keep" and isinstance(value, int)):
+                flags.append((name, value))
+            elif value is not None:
+                arrays[name] = value if isinstance(value, jax.Array) else np.asarray(value)
+        return run(params, arrays, cache, tuple(flags))
+
+    return apply

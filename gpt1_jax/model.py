@@ -1,0 +1,523 @@
+"""GPT-1, read top to bottom: attention, MLP, block, transformer, and the models with their heads.
+
+Modules, names and order are those of Hugging Face's ``models/openai``, so that a parameter's path
+here spells its name there. Every numeric choice follows torch:
+
+- post-norm blocks without a final norm: n = ln_1(x + attn(x)), h = ln_2(n + mlp(n));
+- a key after its query scores -1e4, padding adds the lowest number (``attention.py``);
+- positions are 0..T-1 whatever the mask, unless ``positions_from_mask``.
+
+Dimensions: B rows (all leading dimensions of an input, flattened), T tokens, S keys, E ``n_embd``,
+N heads, H = E / N, V ``vocab_size``.
+"""
+
+import dataclasses
+import math
+from typing import TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from gpt1_jax.attention import Cache, LayerCache, Mask, attend, attention_weights
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.dtypes import at_least_float32
+from gpt1_jax.inputs import ArrayLike, check_arguments
+from gpt1_jax.layers import Layers, TiedLinear, dropout, split_key
+from gpt1_jax.losses import causal_lm_loss, classification_loss, cross_entropy
+from gpt1_jax.outputs import (
+    BaseModelOutput,
+    CausalLMOutput,
+    OpenAIGPTDoubleHeadsModelOutput,
+    SequenceClassifierOutput,
+)
+from gpt1_jax.pretrained import Numerics, OpenAIGPTPreTrainedModel
+
+
+def gelu_new(x: jax.Array) -> jax.Array:
+    """Return the tanh form of GELU (Hendrycks & Gimpel, arXiv:1606.08415, section 2)."""
+    return jax.nn.gelu(x, approximate=True)
+
+
+def identity(x: jax.Array) -> jax.Array:
+    """Return ``x``: in place of a part that the configuration leaves out."""
+    return x
+
+
+ACTIVATIONS = {
+    "gelu": gelu_new,
+    "gelu_new": gelu_new,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+}
+
+
+class Attention(nnx.Module):
+    """Causal self-attention with N heads."""
+
+    def __init__(self, config: OpenAIGPTConfig, layers: Layers):
+        self.n_head = config.n_head
+        self.precision = layers.precision
+        self.c_attn = layers.linear(config.n_embd, 3 * config.n_embd)  # q, k, v in that order
+        self.c_proj = layers.linear(config.n_embd, config.n_embd)
+        self.attn_dropout = nnx.Dropout(config.attn_pdrop)
+        self.resid_dropout = nnx.Dropout(config.resid_pdrop)
+
+    def split_heads(self, x: jax.Array) -> jax.Array:
+        """(B, T, E) -> (B, N, T, H)."""
+        B, T, E = x.shape
+        return x.reshape(B, T, self.n_head, E // self.n_head).transpose(0, 2, 1, 3)
+
+    def merge_heads(self, x: jax.Array) -> jax.Array:
+        """(B, N, T, H) -> (B, T, E)."""
+        B, N, T, H = x.shape
+        return x.transpose(0, 2, 1, 3).reshape(B, T, N * H)
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: Mask,
+        past: LayerCache | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, LayerCache | None]:
+        """(B, T, E) -> (B, T, E), the weights (B, N, T, S), and ``past`` with these keys in it."""
+        attn_key, resid_key = split_key(dropout_key, 2)
+        query, key, value = map(self.split_heads, jnp.split(self.c_attn(x), 3, axis=-1))
+        if past is not None:
+            past = past.append(key, value)
+            key, value = past.keys.astype(query.dtype), past.values.astype(query.dtype)
+        weights = attention_weights(query, key, mask, self.precision)
+        weights = dropout(self.attn_dropout, weights, attn_key)
+        a = self.merge_heads(attend(weights, value, self.precision))
+        return dropout(self.resid_dropout, self.c_proj(a), resid_key), weights, past
+
+
+class MLP(nnx.Module):
+    """Two linear layers around an activation, four times as wide in between."""
+
+    def __init__(self, config: OpenAIGPTConfig, layers: Layers):
+        self.c_fc = layers.linear(config.n_embd, config.n_inner)
+        self.c_proj = layers.linear(config.n_inner, config.n_embd)
+        self.act = ACTIVATIONS[config.afn]
+        self.dropout = nnx.Dropout(config.resid_pdrop)
+
+    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
+        """(B, T, E) -> (B, T, E)."""
+        return dropout(self.dropout, self.c_proj(self.act(self.c_fc(x))), dropout_key)
+
+
+class Block(nnx.Module):
+    """Attention and MLP, each followed by a layer norm over its sum with its input."""
+
+    def __init__(self, config: OpenAIGPTConfig, layers: Layers):
+        self.attn = Attention(config, layers)
+        self.ln_1 = layers.layer_norm()
+        self.mlp = MLP(config, layers)
+        self.ln_2 = layers.layer_norm()
+
+    def __call__(
+        self,
+        x: jax.Array,
+        mask: Mask,
+        past: LayerCache | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array, LayerCache | None]:
+        """(B, T, E) -> (B, T, E), with the attention's weights and cache."""
+        attn_key, mlp_key = split_key(dropout_key, 2)
+        a, weights, past = self.attn(x, mask, past, attn_key)
+        n = self.ln_1(x + a).astype(x.dtype)
+        h = self.ln_2(n + self.mlp(n, mlp_key)).astype(x.dtype)
+        return h, weights, past
+
+
+class OpenAIGPTSequenceSummary(nnx.Module):
+    """One vector for a sequence: a state of it, projected. The multiple-choice head.
+
+    The state is chosen along the token dimension. (For inputs (batch, choices, T), Hugging Face's
+    "last", "first" and "mean" pick along the choices instead; "cls_index", the default, agrees.)
+    """
+
+    def __init__(self, config: OpenAIGPTConfig, layers: Layers):
+        width = 1 if config.summary_proj_to_labels else config.n_embd
+        self.summary_type = config.summary_type
+        self.summary = layers.head(width, use_bias=True) if config.summary_use_proj else identity
+        self.activation = jnp.tanh if config.summary_activation == "tanh" else identity
+        self.first_dropout = nnx.Dropout(config.summary_first_dropout)
+        self.last_dropout = nnx.Dropout(config.summary_last_dropout)
+
+    def __call__(
+        self,
+        states: jax.Array,
+        cls_index: jax.Array,
+        dropout_key: jax.Array | None = None,
+    ) -> jax.Array:
+        """(..., T, E) and places (...), which "cls_index" reads -> (..., 1), or (..., E) unprojected."""
+        first_key, last_key = split_key(dropout_key, 2)
+        if self.summary_type == "mean":
+            x = states.mean(axis=-2)
+        elif self.summary_type == "first":
+            x = states[..., 0, :]
+        elif self.summary_type == "last":
+            x = states[..., -1, :]
+        else:
+            x = jnp.take_along_axis(states, cls_index[..., None, None], axis=-2)[..., 0, :]
+        x = self.activation(self.summary(dropout(self.first_dropout, x, first_key)))
+        return dropout(self.last_dropout, x, last_key)
+
+
+class Inputs(TypedDict, total=False):
+    """What every model takes besides ``input_ids`` and ``attention_mask``.
+
+    Attributes:
+        token_type_ids: (..., T) ids of tokens whose embeddings are added.
+        position_ids: (..., T) or (T,) in [0, n_positions); by default 0..T-1, or with a cache the
+            next T positions.
+        inputs_embeds: (..., T, E) in place of ``input_ids``.
+        output_attentions: whether to return the attention weights.
+        output_hidden_states: whether to return the state after the embedding and every block.
+        positions_from_mask: count positions over unpadded tokens alone, as Hugging Face's
+            ``generate`` does; for left-padded input.
+    """
+
+    token_type_ids: ArrayLike | None
+    position_ids: ArrayLike | None
+    inputs_embeds: ArrayLike | None
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+    positions_from_mask: bool
+
+
+class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
+    """The transformer without a head."""
+
+    def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
+        layers = self.setup(config, **numerics)
+        self.tokens_embed = layers.embed(config.vocab_size)
+        self.positions_embed = layers.embed(config.n_positions)
+        self.drop = nnx.Dropout(config.embd_pdrop)
+        self.h = nnx.List([Block(config, layers) for _ in range(config.n_layer)])
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        positions_from_mask: bool = False,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+        dropout_key: jax.Array | None = None,
+    ) -> BaseModelOutput:
+        """Return the states of the tokens.
+
+        Args:
+            input_ids: (..., T) integer in [0, V); all but the last dimension are rows.
+            attention_mask: (..., T), 1 for a token and 0 for padding.
+            token_type_ids: see ``Inputs``, as the next five.
+            position_ids: by default 0..T-1, or with a cache the next T positions.
+            inputs_embeds: in place of ``input_ids``.
+            output_attentions: by default what the config says, as ``output_hidden_states``.
+            output_hidden_states: whether to return the states between the blocks.
+            positions_from_mask: whether to count positions over unpadded tokens alone.
+            cache: keys and values of earlier tokens; ``attention_mask`` is that of the new ones.
+            deterministic: False turns dropout on.
+            dropout_key: that every dropout mask is drawn from; needed with deterministic=False.
+
+        Raises:
+            ValueError: shapes that do not fit, or, for arrays that are not traced, ids or
+                positions out of range; the message names the argument, its value and the range.
+        """
+        config = self.config
+        *rows, T = check_arguments(
+            config,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            positions_from_mask=positions_from_mask,
+            cache=cache,
+            deterministic=deterministic,
+            dropout_key=dropout_key,
+        )
+        B, E = math.prod(rows), config.n_embd
+        if output_attentions is None:
+            output_attentions = config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = config.output_hidden_states
+
+        if attention_mask is not None:
+            attention_mask = jnp.asarray(attention_mask, at_least_float32(self.dtype)).reshape(B, T)
+        if cache is not None:
+            cache = cache.open(jnp.ones((B, T)) if attention_mask is None else attention_mask)
+            attention_mask = cache.mask
+        mask = Mask.build(attention_mask, T, cache)
+        if position_ids is None:
+            position_ids = positions(attention_mask if positions_from_mask else None, T, cache)
+
+        if inputs_embeds is None:
+            inputs_embeds = self.embed(self.tokens_embed, input_ids, T)
+        x = jnp.asarray(inputs_embeds, self.dtype).reshape(B, T, E)
+        x = x + self.embed(self.positions_embed, position_ids, T)
+        if token_type_ids is not None:
+            x = x + self.embed(self.tokens_embed, token_type_ids, T)
+
+        drop_key, *block_keys = split_key(None if deterministic else dropout_key, 1 + len(self.h))
+        x = dropout(self.drop, x, drop_key)
+        hidden_states, attentions, layers = [x], [], []
+        for i, (block, key) in enumerate(zip(self.h, block_keys, strict=True)):
+            x, weights, layer = block(x, mask, None if cache is None else cache.layer(i), key)
+            hidden_states.append(x)
+            attentions.append(weights)
+            layers.append(layer)
+
+        def unflatten(array: jax.Array) -> jax.Array:
+            return array.reshape(*rows, *array.shape[1:])
+
+        return BaseModelOutput(
+            last_hidden_state=unflatten(x),
+            hidden_states=tuple(map(unflatten, hidden_states)) if output_hidden_states else None,
+            attentions=tuple(map(unflatten, attentions)) if output_attentions else None,
+            cache=None if cache is None else cache.close(layers, T),
+        )
+
+    def embed(self, table: nnx.Embed, ids: ArrayLike, tokens: int) -> jax.Array:
+        """(..., T) ids -> (B, T, E) in the dtype of the computation."""
+        return table(jnp.asarray(ids, jnp.int32).reshape(-1, tokens)).astype(self.dtype)
+
+
+class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
+    """GPT-1 as a language model: the head is the token embedding, unless the config unties it."""
+
+    def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
+        layers = self.setup(config, **numerics)
+        self.transformer = OpenAIGPTModel(config, **numerics)
+        self.lm_head = layers.lm_head()
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        *,
+        labels: ArrayLike | None = None,
+        logits_to_keep: int | ArrayLike = 0,
+        num_items_in_batch: jax.Array | float | None = None,
+        cache: Cache | None = None,
+        deterministic: bool = True,
+        dropout_key: jax.Array | None = None,
+        **inputs: Unpack[Inputs],
+    ) -> CausalLMOutput:
+        """Return the logits of every next token, and their loss.
+
+        Args:
+            input_ids: (..., T) integer in [0, V).
+            attention_mask: (..., T), 1 for a token and 0 for padding.
+            labels: (..., T), usually the input ids: shifted inside, -100 where not to be predicted.
+            logits_to_keep: compute the logits of the last so many positions only (0: all), or of
+                the positions in a (K,) or, row by row, (B, K) integer array.
+            num_items_in_batch: the number of predicted tokens that the loss is divided by, where
+                this batch is a part of a larger one.
+            cache: see ``OpenAIGPTModel``, as the next two.
+            deterministic: False turns dropout on.
+            dropout_key: that every dropout mask is drawn from.
+            **inputs: see ``Inputs``.
+
+        Raises:
+            ValueError: as ``OpenAIGPTModel``; labels out of range; labels with ``logits_to_keep``.
+        """
+        check_arguments(
+            self.config,
+            input_ids=input_ids,
+            labels=labels,
+            logits_to_keep=logits_to_keep,
+            inputs_embeds=inputs.get("inputs_embeds"),
+            cache=cache,
+        )
+        out = self.transformer(
+            input_ids,
+            attention_mask,
+            cache=cache,
+            deterministic=deterministic,
+            dropout_key=dropout_key,
+            **inputs,
+        )
+        states = out.last_hidden_state
+        logits = lm_logits(self, keep(states, logits_to_keep))
+        loss = None
+        if labels is not None:
+            labels = jnp.asarray(labels, jnp.int32).reshape(states.shape[:-1])
+            loss = causal_lm_loss(logits, labels, num_items_in_batch)
+        return CausalLMOutput(loss, logits, out.hidden_states, out.attentions, out.cache)
+
+
+class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
+    """GPT-1 with a language-modelling head and a head that scores choices."""
+
+    def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
+        config = dataclasses.replace(config, num_labels=1)
+        layers = self.setup(config, **numerics)
+        self.transformer = OpenAIGPTModel(config, **numerics)
+        self.lm_head = layers.lm_head()
+        self.multiple_choice_head = OpenAIGPTSequenceSummary(config, layers)
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        *,
+        mc_token_ids: ArrayLike | None = None,
+        labels: ArrayLike | None = None,
+        mc_labels: ArrayLike | None = None,
+        deterministic: bool = True,
+        dropout_key: jax.Array | None = None,
+        **inputs: Unpack[Inputs],
+    ) -> OpenAIGPTDoubleHeadsModelOutput:
+        """Return the logits of every next token and of every choice, and their losses.
+
+        Args:
+            input_ids: (batch, choices, T) integer in [0, V).
+            attention_mask: (batch, choices, T), 1 for a token and 0 for padding.
+            mc_token_ids: (batch, choices) place of the token that the choice is scored by; the
+                last one by default, padding or not.
+            labels: (batch, choices, T), shifted inside, -100 where not to be predicted.
+            mc_labels: (batch,) the right choices.
+            deterministic: False turns dropout on.
+            dropout_key: that every dropout mask is drawn from.
+            **inputs: see ``Inputs``.
+
+        Raises:
+            ValueError: as ``OpenAIGPTModel``; places or labels out of range.
+        """
+        *rows, T = check_arguments(
+            self.config,
+            input_ids=input_ids,
+            inputs_embeds=inputs.get("inputs_embeds"),
+            labels=labels,
+            mc_token_ids=mc_token_ids,
+            mc_labels=mc_labels,
+        )
+        body_key, head_key = split_key(None if deterministic else dropout_key, 2)
+        out = self.transformer(
+            input_ids, attention_mask, deterministic=deterministic, dropout_key=body_key, **inputs
+        )
+        states = out.last_hidden_state
+        logits = lm_logits(self, states)
+        places = jnp.full(rows, T - 1) if mc_token_ids is None else jnp.asarray(mc_token_ids)
+        mc_logits = self.multiple_choice_head(states, places, head_key)
+        if mc_logits.shape[-1] == 1:
+            mc_logits = mc_logits[..., 0]
+        loss = mc_loss = None
+        if mc_labels is not None:
+            choices = mc_logits.shape[-1]
+            mc_labels = jnp.asarray(mc_labels, jnp.int32).reshape(-1)
+            mc_loss = cross_entropy(mc_logits.reshape(-1, choices), mc_labels)
+        if labels is not None:
+            loss = causal_lm_loss(logits, jnp.asarray(labels, jnp.int32).reshape(*rows, T))
+        return OpenAIGPTDoubleHeadsModelOutput(
+            loss, mc_loss, logits, mc_logits, out.hidden_states, out.attentions
+        )
+
+
+class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
+    """GPT-1 with a linear layer on the last token that is not padding."""
+
+    def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
+        layers = self.setup(config, **numerics)
+        self.transformer = OpenAIGPTModel(config, **numerics)
+        self.score = layers.head(config.num_labels)
+
+    def __call__(
+        self,
+        input_ids: ArrayLike | None = None,
+        attention_mask: ArrayLike | None = None,
+        *,
+        labels: ArrayLike | None = None,
+        deterministic: bool = True,
+        dropout_key: jax.Array | None = None,
+        **inputs: Unpack[Inputs],
+    ) -> SequenceClassifierOutput:
+        """Return the logits of the labels, and their loss.
+
+        The state read is that of the rightmost token that is not ``config.pad_token_id``: token 0
+        of a row of nothing but padding, the last token where ``inputs_embeds`` are given.
+
+        Args:
+            input_ids: (batch, T) integer in [0, V).
+            attention_mask: (batch, T), 1 for a token and 0 for padding.
+            labels: (batch,) classes or numbers, or (batch, num_labels): see ``losses``.
+            deterministic: False turns dropout on.
+            dropout_key: that every dropout mask is drawn from.
+            **inputs: see ``Inputs``.
+
+        Raises:
+            ValueError: as ``OpenAIGPTModel``; several rows where the config has no pad token;
+                labels out of range or of the wrong shape.
+        """
+        B, T = check_arguments(
+            self.config,
+            input_ids=input_ids,
+            inputs_embeds=inputs.get("inputs_embeds"),
+            labels=labels,
+            classify=True,
+        )
+        out = self.transformer(
+            input_ids,
+            attention_mask,
+            deterministic=deterministic,
+            dropout_key=dropout_key,
+            **inputs,
+        )
+        if self.config.pad_token_id is None or input_ids is None:
+            last = jnp.full(B, T - 1)
+        else:
+            is_token = jnp.asarray(input_ids, jnp.int32) != self.config.pad_token_id
+            last = jnp.where(is_token, jnp.arange(T)[None], 0).max(axis=-1)
+        state = jnp.take_along_axis(out.last_hidden_state, last[:, None, None], axis=1)[:, 0]
+        logits = self.score(state)
+        loss = None
+        if labels is not None:
+            loss = classification_loss(logits, jnp.asarray(labels), self.config.problem_type)
+        return SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions)
+
+
+def positions(attention_mask: jax.Array | None, tokens: int, cache: Cache | None) -> jax.Array:
+    """Return the position of each token.
+
+    Args:
+        attention_mask: (B, S), to count positions over unpadded tokens alone; None to count all.
+        tokens: number of new tokens T, the last of the S without a cache.
+        cache: says how many tokens came before.
+
+    Returns:
+        (1 or B, T) int32; 0 for padding before the first token.
+    """
+    start = jnp.int32(0) if cache is None else cache.index
+    if attention_mask is None:
+        return (start + jnp.arange(tokens, dtype=jnp.int32))[None]
+    counted = jnp.cumsum(attention_mask != 0, axis=-1, dtype=jnp.int32)
+    new = jax.lax.dynamic_slice_in_dim(counted, start, tokens, axis=-1)
+    return jnp.maximum(new - 1, 0)
+
+
+def keep(states: jax.Array, logits_to_keep: int | ArrayLike) -> jax.Array:
+    """Return the states (B, T, E) at the positions that ``logits_to_keep`` names: (B, K, E)."""
+    if isinstance(logits_to_keep, int):
+        return states[..., -logits_to_keep:, :]
+    index = jnp.asarray(logits_to_keep, jnp.int32)
+    if index.ndim == 1:
+        return states[..., index, :]
+    return jnp.take_along_axis(states, index[..., None], axis=-2)
+
+
+def lm_logits(
+    model: OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel, states: jax.Array
+) -> jax.Array:
+    """(..., E) -> (..., V), float32 at least, by the model's own head or its token embedding."""
+    if isinstance(model.lm_head, TiedLinear):
+        return model.lm_head(states, model.transformer.tokens_embed.embedding.get_value())
+    return model.lm_head(states)

@@ -1,0 +1,255 @@
+"""What the models share: construction, parameters as a plain dict, loading, saving, resizing."""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Required, Self, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+import conversion
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.layers import Layers
+
+Params = dict[str, Any]
+
+
+class Numerics(TypedDict, total=False):
+    """How a model is initialised and computes.
+
+    Attributes:
+        rngs: keys of the initial weights.
+        dtype: of the computation; by default the parameters' dtype. Softmax, layer-norm statistics,
+            logits and losses are float32 at least.
+        param_dtype: of the parameters; float32 by default.
+        precision: of the matrix products, as ``jax.lax.Precision``; by default JAX's for the
+            device, which on GPU and TPU is coarser than float32.
+    """
+
+    rngs: Required[nnx.Rngs]
+    dtype: jax.typing.DTypeLike | None
+    param_dtype: jax.typing.DTypeLike
+    precision: jax.lax.PrecisionLike
+
+
+class OpenAIGPTPreTrainedModel(nnx.Module):
+    """Base of the four models.
+
+    Attributes:
+        config: the model's configuration.
+        dtype: of the computation.
+    """
+
+    config: OpenAIGPTConfig
+    dtype: jnp.dtype
+
+    def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
+        raise NotImplementedError
+
+    def setup(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]) -> Layers:
+        """Set what every model holds, and return the maker of its layers."""
+        param_dtype = jnp.dtype(numerics.get("param_dtype", jnp.float32))
+        self.config = config
+        self.dtype = jnp.dtype(numerics.get("dtype") or param_dtype)
+        return Layers(
+            config=config,
+            dtype=self.dtype,
+            param_dtype=param_dtype,
+            precision=numerics.get("precision"),
+            rngs=numerics["rngs"],
+        )
+
+    @property
+    def params(self) -> Params:
+        """The parameters as a plain nested dict whose paths spell torch's names.
+
+        Keys are strings, leaves are arrays: ``params["transformer"]["h"]["0"]["ln_1"]["scale"]``.
+        """
+        return unflatten_dict({path: v.get_value() for path, v in self._variables().items()})
+
+    def load_params(self, params: Mapping[str, Any]) -> None:
+        """Replace every parameter, after a training for example; dtypes stay the model's.
+
+        Args:
+            params: a nested dict as ``params`` returns it.
+
+        Raises:
+            ValueError: parameters that are missing, unexpected or of another shape, all by name;
+                nothing is replaced then.
+        """
+        own, new = self._variables(), flatten_dict(params)
+        problems = [f"- {'.'.join(path)} is missing" for path in own if path not in new]
+        problems += [f"+ {'.'.join(path)} is unexpected" for path in new if path not in own]
+        problems += [
+            f"! {'.'.join(path)} has shape {jnp.shape(leaf)}, but must have {own[path].shape}"
+            for path, leaf in new.items()
+            if path in own and jnp.shape(leaf) != own[path].shape
+        ]
+        if problems:
+            these = f"these are not the parameters of this {type(self).__name__}:"
+            raise ValueError("\n".join([these, *problems]))
+        for path, variable in own.items():
+            variable.set_value(jnp.asarray(new[path], variable.dtype))
+
+    def _variables(self) -> dict[tuple[str, ...], nnx.Param]:
+        """The model's own parameters by path; not copies."""
+        flat = nnx.to_flat_state(nnx.state(self, nnx.Param))
+        return {tuple(map(str, path)): variable for path, variable in flat}
+
+    def num_parameters(self) -> int:
+        """Return the number of parameters; a tied head has none of its own."""
+        return sum(math.prod(variable.shape) for variable in self._variables().values())
+
+    def get_input_embeddings(self) -> nnx.Embed:
+        """Return the token embedding."""
+        return getattr(self, "transformer", self).tokens_embed
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike | None = None,
+        precision: jax.lax.PrecisionLike = None,
+        rngs: nnx.Rngs | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        force_download: bool = False,
+        **fields: Any,
+    ) -> Self:
+        """Load a checkpoint: a Hugging Face folder or hub id, or a folder of OpenAI's npy files.
+
+        Args:
+            path: the folder or hub id.
+            dtype: of the computation; the parameters' by default.
+            param_dtype: of the parameters; the file's by default.
+            precision: of the matrix products.
+            rngs: keys of a head that the checkpoint lacks. Without them such a checkpoint is an
+                error.
+            revision: branch, tag or commit on the hub.
+            cache_dir: where downloads are kept.
+            local_files_only: whether to do without the network.
+            token: for private repositories.
+            force_download: whether to download again what is cached.
+            **fields: fields of the configuration to change, ``num_labels=3`` for example.
+
+        Raises:
+            FileNotFoundError: there is no such folder, file or repository.
+            ValueError: the files do not hold this model; the message lists every parameter that is
+                missing, unexpected, duplicate or mis-shaped.
+            TypeError: ``fields`` names no field of the configuration.
+        """
+        known = {field.name for field in dataclasses.fields(OpenAIGPTConfig)} - {"extra"}
+        if unknown := sorted(fields.keys() - known):
+            raise TypeError(f"from_pretrained() got {unknown}, which OpenAIGPTConfig does not have")
+        try:
+            config_dict, params = conversion.read(
+                path,
+                architecture=cls.__name__,
+                new_head=rngs is not None,
+                overrides=fields,
+                leaf=lambda array: jnp.asarray(array, param_dtype),
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                token=token,
+                force_download=force_download,
+            )
+        except conversion.HeadMissing as error:
+            hint = "to start from a new head, pass rngs=nnx.Rngs(seed)"
+            raise ValueError(f"{error}; {hint}") from None
+        config = OpenAIGPTConfig.from_dict(config_dict)
+        leaves = flatten_dict(params)
+        make = functools.partial(
+            cls,
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype or jnp.result_type(*{leaf.dtype for leaf in leaves.values()}),
+            precision=precision,
+        )
+        model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+        if rngs is not None and (missing := model._variables().keys() - leaves.keys()):
+            leaves |= _initial(make, rngs, missing)
+        model.load_params(unflatten_dict(leaves))
+        return model
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+    ) -> None:
+        """Write ``config.json`` and the weights, as ``transformers`` writes and reads them.
+
+        Args:
+            folder: created if need be; its files are replaced only after all are written.
+            max_shard_size: above it the weights are split over several files.
+            safe_serialization: False writes ``pytorch_model.bin`` (which needs torch).
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        config = {**self.config.to_dict(), "architectures": [type(self).__name__]}
+        conversion.write(
+            folder,
+            config,
+            self.params,
+            max_shard_size=max_shard_size,
+            safe_serialization=safe_serialization,
+        )
+
+    def resize_token_embeddings(self, new_num_tokens: int, *, rngs: nnx.Rngs) -> None:
+        """Change the number of tokens, in place; a tied head follows.
+
+        Rows that remain keep their values; new ones are drawn from N(0, initializer_range).
+
+        Args:
+            new_num_tokens: the new ``vocab_size``.
+            rngs: keys of the new rows.
+
+        Raises:
+            ValueError: ``new_num_tokens`` is not a positive integer.
+        """
+        config = dataclasses.replace(self.config, vocab_size=new_num_tokens)
+        getattr(self, "transformer", self).config = self.config = config
+
+        def resized(old: jax.Array, axis: int) -> jax.Array:
+            kept = jax.lax.slice_in_dim(old, 0, min(old.shape[axis], new_num_tokens), axis=axis)
+            shape = list(old.shape)
+            shape[axis] = new_num_tokens - kept.shape[axis]
+            new = jax.random.normal(rngs.params(), shape, jnp.float32) * config.initializer_range
+            return jnp.concatenate([kept, new.astype(old.dtype)], axis=axis)
+
+        table = self.get_input_embeddings()
+        table.embedding.set_value(resized(table.embedding.get_value(), axis=0))
+        table.num_embeddings = new_num_tokens
+        if (head := getattr(self, "lm_head", None)) is not None:
+            head.out_features = new_num_tokens
+            if not config.tie_word_embeddings:
+                head.kernel.set_value(resized(head.kernel.get_value(), axis=1))
+
+
+
+def _initial(
+    make: Callable[..., OpenAIGPTPreTrainedModel],
+    rngs: nnx.Rngs,
+    paths: Collection[tuple[str, ...]],
+) -> dict[tuple[str, ...], jax.Array]:
+    """Return the initial values, in a new model, of the parameters at ``paths`` alone."""
+    key = rngs.params()
+
+    @jax.jit  # which computes nothing of what is not returned
+    def initial() -> dict[str, jax.Array]:
+        variables = make(rngs=nnx.Rngs(params=key))._variables()
+        return {".".join(path): variables[path].get_value() for path in paths}
+
+    return {tuple(name.split(".")): value for name, value in initial().items()}

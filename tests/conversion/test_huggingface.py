@@ -1,0 +1,523 @@
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+
+from conversion import (
+    ARCHITECTURES,
+    atomic,
+    copy_companions,
+    huggingface,
+    read,
+    read_config,
+    write,
+)
+from conversion.fit import DTYPES
+
+BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shard_size", ["5GB", "1KB"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_round_trip(checkpoint, tmp_path, identical, architecture, dtype, shard_size, tied):
+    made = checkpoint(architecture, dtype, tie_word_embeddings=tied)
+    write(tmp_path, made.config, made.params, max_shard_size=shard_size)
+    config, params = read(tmp_path)
+    assert identical(params, made.params)
+    assert config == made.config | {"dtype": dtype}
+
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert (len(files) > 1) == (shard_size == "1KB")
+    saved = {name: array for file in files for name, array in load_file(file).items()}
+    assert identical(saved, made.tensors)  # transformers' own names
+    for file in files:
+        with safe_open(file, framework="np") as opened:
+            assert opened.metadata() == {"format": "pt"}
+
+
+def test_leaves_come_largest_first_contiguous_and_once(checkpoint, tmp_path):
+    made = checkpoint(CLASSIFICATION)
+    seen: list[np.ndarray] = []
+
+    def leaf(array):
+        seen.append(array)
+        return len(seen)
+
+    _, params = read(made.save(tmp_path / "a"), leaf=leaf)
+    sizes = [array.nbytes for array in seen]
+    assert sizes == sorted(sizes, reverse=True)
+    assert all(array.flags.c_contiguous for array in seen)
+    assert len(seen) == len(made.tensors)
+    assert seen[params["score"]["kernel"] - 1].shape == (12, 3)
+
+
+def test_bits_survive(checkpoint, tmp_path):
+    made = checkpoint(BASE, "bfloat16")
+    bits = np.arange(20 * 12, dtype=np.uint16).reshape(20, 12) + np.uint16(0x7F70)  # inf and NaNs
+    made.params["tokens_embed"]["embedding"] = bits.view(ml_dtypes.bfloat16)
+    write(tmp_path, made.config, made.params)
+    found = read(tmp_path)[1]["tokens_embed"]["embedding"]
+    assert np.array_equal(found.view(np.uint16), bits)
+
+
+def test_leaves_that_are_not_contiguous_are_written_right(checkpoint, tmp_path, identical):
+    made, wanted = checkpoint(LM_HEAD), checkpoint(LM_HEAD)
+    kernel = made.params["transformer"]["h"]["0"]["mlp"]["c_fc"]["kernel"]
+    made.params["transformer"]["h"]["0"]["mlp"]["c_fc"]["kernel"] = np.asfortranarray(kernel)
+    made.params["transformer"]["positions_embed"]["embedding"] = np.repeat(
+        made.params["transformer"]["positions_embed"]["embedding"], 2, axis=1
+    )[:, ::2]
+    write(tmp_path, made.config, made.params)
+    assert identical(read(tmp_path)[1], wanted.params)
+
+
+def test_the_config_is_kept(checkpoint, tmp_path):
+    made = checkpoint(LM_HEAD, torch_dtype="float16", task_specific_params={"a": {"b": [1]}})
+    write(tmp_path, made.config, made.params)
+    written = json.loads((tmp_path / "config.json").read_text())
+    expected = made.config | {"dtype": "float32"}
+    del expected["torch_dtype"]
+    assert written == expected
+
+
+def test_the_dtype_of_mixed_parameters_holds_them_all(checkpoint, tmp_path, identical):
+    made = checkpoint(LM_HEAD, "bfloat16")
+    scale = made.params["transformer"]["h"]["0"]["ln_1"]["scale"]
+    made.params["transformer"]["h"]["0"]["ln_1"]["scale"] = scale.astype(np.float16)
+    write(tmp_path, made.config, made.params)
+    config, params = read(tmp_path)
+    assert config["dtype"] == "float32"
+    assert identical(params, made.params)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("named", [None, [], ["GPT2Model"], "OpenAIGPTModel"])
+def test_the_architecture_shows_in_the_names(checkpoint, tmp_path, identical, architecture, named):
+    made = checkpoint(architecture)
+    made.config["architectures"] = named
+    config, params = read(made.save(tmp_path / "a"))
+    assert config["architectures"] == [architecture]
+    assert identical(params, made.params)
+
+
+def test_the_architecture_named_comes_before_the_names(checkpoint, tmp_path, identical):
+    made = checkpoint(BASE)
+    made.config["architectures"] = [LM_HEAD]  # as the published checkpoint has it
+    config, params = read(made.save(tmp_path / "a"))
+    assert config["architectures"] == [LM_HEAD]
+    assert identical(params, {"transformer": made.params})
+
+
+def test_an_unknown_architecture(checkpoint, tmp_path):
+    made = checkpoint(BASE)
+    with pytest.raises(ValueError, match="'GPT2Model'; it must be one of OpenAIGPTModel, "):
+        read(made.save(tmp_path / "a"), architecture="GPT2Model")
+    del made.config["architectures"]
+    with pytest.raises(ValueError, match="architectures is None; it must be a list with one of"):
+        write(tmp_path / "b", made.config, made.params)
+    assert not (tmp_path / "b").exists()
+
+
+def test_whole_weights_come_before_shards(checkpoint, tmp_path, identical):
+    made, other = checkpoint(BASE), checkpoint(BASE)
+    other.params["tokens_embed"]["embedding"][:] = 1
+    write(tmp_path, other.config, other.params, max_shard_size="1KB")
+    made.save(tmp_path)
+    assert identical(read(tmp_path)[1], made.params)
+
+
+# What is wrong with a folder.
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path) -> Path:
+    return checkpoint(LM_HEAD).save(tmp_path / "a")
+
+
+@pytest.fixture
+def shards(checkpoint, tmp_path) -> Path:
+    made = checkpoint(LM_HEAD)
+    write(tmp_path / "a", made.config, made.params, max_shard_size="4KB")
+    return tmp_path / "a"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: b"", "is no whole safetensors file"),
+        (lambda data: data[:-1], "is no whole safetensors file"),
+        (lambda data: data[:100], "is no whole safetensors file"),
+        (lambda data: b"\xff" * 8 + data[8:], "is no whole safetensors file"),
+        (
+            lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+            "it is a pointer of git-lfs, run `git lfs pull`",
+        ),
+    ],
+)
+def test_damaged_safetensors(folder, damage, message):
+    path = folder / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(ValueError, match=r"model\.safetensors is no whole") as error:
+        read(folder)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("\xff", "is not JSON"),
+        ("[]", "must hold a JSON object, not list"),
+        ('{"model_type": "gpt2"}', "is of the model_type 'gpt2'; only 'openai-gpt' can be read"),
+        ('{"n_layer": 0}', "n_layer is 0; it must be a positive integer"),
+        ('{"n_layer": "2"}', "n_layer is '2'; it must be a positive integer"),
+        ('{"n_embd": 12, "n_head": 5}', "n_embd must be a multiple of n_head"),
+        (
+            '{"architectures": ["OpenAIGPTForSequenceClassification"], "num_labels": -1}',
+            "num_labels is -1; it must be a positive integer",
+        ),
+    ],
+)
+def test_a_wrong_config(folder, text, message):
+    path = folder / "config.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"config\.json") as error:
+        read(folder)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_of_other_numbers_names_the_file(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
+    with pytest.raises(ValueError, match=r"does not fit") as error:
+        read(folder)
+    first, *lines = str(error.value).splitlines()
+    assert first == (
+        f"{folder / 'model.safetensors'} does not fit OpenAIGPTLMHeadModel: "
+        f"config.json says n_layer 1, the weights show 2"
+    )
+    assert len(lines) == 12
+
+
+def test_missing_files(folder):
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no config.json"):
+        read(folder)
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no weights; looked for model.safetensors, "
+    ):
+        read(folder)
+
+
+def test_dtypes_that_cannot_be_read_are_named(checkpoint, tmp_path):
+    made = checkpoint(LM_HEAD)
+    made.tensors["transformer.h.0.ln_1.weight"] = np.ones(12, np.float64)
+    made.tensors["transformer.h.1.ln_1.weight"] = np.ones(12, np.int64)
+    made.tensors["transformer.h.1.ln_2.weight"] = np.ones(12, np.uint64)
+    with pytest.raises(ValueError, match=r"does not fit") as error:
+        read(made.save(tmp_path / "a"))
+    assert "transformer.h.0.ln_1.weight is float64, expected float32" in str(error.value)
+    assert "transformer.h.1.ln_1.weight is int64, expected float32" in str(error.value)
+    assert "transformer.h.1.ln_2.weight is U64, expected float32" in str(error.value)
+
+
+def test_a_missing_shard(shards):
+    gone = sorted(shards.glob("*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(FileNotFoundError, match=f"lacks {gone.name}, which .*index.json names"):
+        read(shards)
+
+
+def change_index(folder, change):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    change(index["weight_map"])
+    path.write_text(json.dumps(index))
+
+
+def test_an_index_that_lies(shards):
+    name = "transformer.h.0.ln_1.bias"
+
+    def elsewhere(places):
+        places[name] = next(file for file in places.values() if file != places[name])
+        places["invented"] = places[name]
+        del places["transformer.h.1.ln_1.bias"]
+
+    change_index(shards, elsewhere)
+    with pytest.raises(ValueError, match=r"says that") as error:
+        read(shards)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert f"says that {name} is in " in lines[0]
+    assert "says that invented is in " in lines[1]
+    assert "does not name transformer.h.1.ln_1.bias, which is in " in lines[2]
+
+
+@pytest.mark.parametrize("file", ["../model.safetensors", "/etc/model.safetensors", "b/c", ""])
+def test_an_index_that_leads_out_of_the_folder(shards, file):
+    change_index(shards, lambda places: places.update(stray=file))
+    with pytest.raises(ValueError, match="names files outside its own folder"):
+        read(shards)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": 1}}'])
+def test_an_index_that_is_none(shards, text):
+    (shards / "model.safetensors.index.json").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"model.safetensors.index.json (is not JSON|has no weight_map)"
+    ):
+        read(shards)
+
+
+def test_one_tensor_in_two_shards(shards):
+    first, second = sorted(shards.glob("*.safetensors"))[:2]
+    tensors, more = load_file(first), load_file(second)
+    name = next(iter(tensors))
+    save_file(more | {name: tensors[name]}, second)
+    with pytest.raises(ValueError, match=r"does not fit") as error:
+        read(shards)
+    line = f"  * duplicate   {name}: {name} in {first.name} and {name} in {second.name}"
+    assert str(error.value).splitlines()[1:] == [line]
+
+
+# Writing, whole or not at all.
+
+
+@pytest.fixture
+def old(checkpoint, tmp_path) -> Path:
+    """A folder with files of its own and weights in shards."""
+    made = checkpoint(LM_HEAD, "float16")
+    write(tmp_path / "old", made.config, made.params, max_shard_size="4KB")
+    (tmp_path / "old" / "vocab.json").write_text("{}")
+    (tmp_path / "old" / "model-card-of-mine.safetensors").write_text("not weights")
+    return tmp_path / "old"
+
+
+def test_old_weights_are_removed(checkpoint, old, identical):
+    for stale in ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "params_10.npy"):
+        (old / stale).write_text("old")
+    made = checkpoint(CLASSIFICATION)
+    write(old, made.config, made.params)
+    assert sorted(path.name for path in old.iterdir()) == [
+        "config.json",
+        "model-card-of-mine.safetensors",
+        "model.safetensors",
+        "vocab.json",
+    ]
+    assert identical(read(old)[1], made.params)
+    write(old, made.config, made.params, max_shard_size="4KB")
+    assert not (old / "model.safetensors").exists()
+    assert identical(read(old)[1], made.params)
+
+
+def refuse(*args, **kwargs):
+    raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+@pytest.mark.parametrize("call", ["replace", "fsync"])
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("links", [True, False])
+def test_whatever_step_fails_the_folder_is_as_it_was(
+    checkpoint, old, tmp_path, contents, monkeypatch, call, persistent, links
+):
+    made = checkpoint(LM_HEAD)
+    before, real, calls = contents(old), getattr(os, call), []
+    fails = range(0)
+
+    def failing(*args):
+        calls.append(args)
+        if len(calls) - 1 in fails:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args)
+
+    if not links:  # a file system without them
+        monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(os, call, failing)
+    shutil.copytree(old, tmp_path / "whole")
+    write(tmp_path / "whole", made.config, made.params, max_shard_size="3KB")
+    files = len(list((tmp_path / "whole").glob("model-0*"))) + 2  # the index and the config
+    assert len(calls) == files + (call == "fsync")  # and, at the end, the folder
+    for step in range(files):
+        fails = range(step, 1000) if persistent else range(step, step + 1)
+        calls.clear()
+        with pytest.raises(OSError, match=r"cannot write to .*old: No space left") as error:
+            write(old, made.config, made.params, max_shard_size="3KB")
+        assert error.value.errno == errno.ENOSPC
+        assert contents(old) == before
+
+
+def test_old_weights_that_cannot_be_removed(checkpoint, old, contents, monkeypatch):
+    before, real = contents(old), Path.unlink
+    stuck = sorted(old.glob("model-0*"))[1]
+
+    def unlink(self, **kwargs):
+        return refuse() if self == stuck else real(self, **kwargs)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    made = checkpoint(LM_HEAD)
+    with pytest.raises(PermissionError, match=r"cannot write to .*old: Operation not permitted"):
+        write(old, made.config, made.params)
+    assert contents(old) == before
+
+
+def test_a_failing_saver_leaves_the_folder_as_it_was(checkpoint, old, contents, monkeypatch):
+    before = contents(old)
+    made = checkpoint(LM_HEAD)
+    real, calls = huggingface._save_safetensors, []
+
+    def failing(arrays, path):
+        real(arrays, path)
+        calls.append(path)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(huggingface, "_save_safetensors", failing)
+    with pytest.raises(KeyboardInterrupt):
+        write(old, made.config, made.params, max_shard_size="3KB")
+    assert contents(old) == before
+    calls.clear()
+    with pytest.raises(KeyboardInterrupt):
+        write(old / "new" / "deep", made.config, made.params, max_shard_size="3KB")
+    assert contents(old) == before
+
+
+def test_without_hard_links(checkpoint, old, identical, monkeypatch):
+    monkeypatch.setattr(os, "link", refuse)
+    made = checkpoint(LM_HEAD)
+    write(old, made.config, made.params)
+    assert identical(read(old)[1], made.params)
+    assert not [path for path in old.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
+def test_modes_follow_the_umask(checkpoint, tmp_path, mask):
+    made = checkpoint(LM_HEAD)
+    before = os.umask(mask)
+    try:
+        write(tmp_path / "a", made.config, made.params)
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "a").iterdir():
+        assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+def test_a_link_is_replaced_not_followed(checkpoint, old, tmp_path):
+    # The hub's cache is made of links to files that other snapshots share.
+    blob = tmp_path / "blob"
+    blob.write_text("shared")
+    (old / "model.safetensors").symlink_to(blob)
+    made = checkpoint(LM_HEAD)
+    write(old, made.config, made.params)
+    assert blob.read_text() == "shared"
+    assert not (old / "model.safetensors").is_symlink()
+
+
+def test_targets_that_cannot_be_written(checkpoint, tmp_path, monkeypatch):
+    made = checkpoint(LM_HEAD)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=r"cannot write to .*file: it is a file"):
+        write(tmp_path / "file", made.config, made.params)
+    with pytest.raises(OSError, match=r"cannot write to .*file/sub: Not a directory"):
+        write(tmp_path / "file" / "sub", made.config, made.params)
+    assert (tmp_path / "file").read_text() == "mine"
+
+    (tmp_path / "b" / "config.json").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match=r"cannot write to .*b: config.json is a folder"):
+        write(tmp_path / "b", made.config, made.params)
+    assert [path.name for path in (tmp_path / "b").iterdir()] == ["config.json"]
+
+    monkeypatch.setattr(Path, "touch", refuse)
+    with pytest.raises(PermissionError, match=r"cannot write to .*locked: Operation not permitted"):
+        write(tmp_path / "locked", made.config, made.params)
+    assert not (tmp_path / "locked").exists()
+
+
+def test_arguments_that_cannot_be_used(checkpoint, tmp_path):
+    made = checkpoint(LM_HEAD)
+    for size in ("5 elephants", "GB", None):
+        with pytest.raises(ValueError, match=r"max_shard_size is .*; it must be a number of bytes"):
+            write(tmp_path / "a", made.config, made.params, max_shard_size=size)  # pyright: ignore
+    with pytest.raises(ValueError, match="format is 'onnx'; it must be 'huggingface' or 'openai'"):
+        write(tmp_path / "a", made.config, made.params, format="onnx")  # pyright: ignore
+    with pytest.raises(ValueError, match="the config's mine cannot be written in JSON"):
+        write(tmp_path / "a", made.config | {"mine": object()}, made.params)
+    assert not (tmp_path / "a").exists()
+
+
+def test_companions(tmp_path, contents):
+    source, target = tmp_path / "a", tmp_path / "b"
+    source.mkdir()
+    for name in ("vocab.json", "merges.txt", "config.json", "model.safetensors", "README.md"):
+        (source / name).write_text(name)
+    (source / "tokenizer.json").symlink_to(source / "vocab.json")
+    copied = ("vocab.json", "merges.txt", "tokenizer.json")
+    assert copy_companions(source, target) == copied
+    assert set(contents(target)) == set(copied)
+    assert not (target / "tokenizer.json").is_symlink()
+    assert copy_companions(target, target) == ()
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        copy_companions(tmp_path / "c", target)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_weights"),
+    [
+        ("model.safetensors", True),
+        ("model.safetensors.index.json", True),
+        ("model-00001-of-00002.safetensors", True),
+        ("pytorch_model.bin", True),
+        ("pytorch_model.bin.index.json", True),
+        ("pytorch_model-00001-of-00002.bin", True),
+        ("params_0.npy", True),
+        ("params_12.npy", True),
+        ("params_shapes.json", True),
+        ("params_mine.npy", False),
+        ("model-1.safetensors", False),
+        ("model-a-of-b.safetensors", False),
+        ("adapter_model.safetensors", False),
+        ("training_args.bin", False),
+        ("config.json", False),
+    ],
+)
+def test_what_counts_as_weights(tmp_path, name, is_weights):
+    (tmp_path / name).touch()
+    assert bool(atomic.weight_files(tmp_path)) == is_weights
+
+
+def test_the_config_alone(checkpoint, folder, tmp_path):
+    assert read_config(folder) == checkpoint(LM_HEAD).config
+    config, params = read(folder)
+    write(tmp_path / "npy", config, params, format="openai")
+    (tmp_path / "npy" / "config.json").unlink()
+    assert read_config(tmp_path / "npy") == {
+        "model_type": "openai-gpt",
+        "n_layer": 2,
+        "n_embd": 12,
+        "n_head": 12,
+        "n_positions": 8,
+        "vocab_size": 20,
+    }
+
+
+def test_fields_that_take_the_place_of_the_configs(checkpoint, tmp_path, identical):
+    made = checkpoint(CLASSIFICATION)
+    folder = made.save(tmp_path / "a")
+    config, params = read(folder, overrides={"resid_pdrop": 0.5})
+    assert config == made.config | {"resid_pdrop": 0.5}
+    assert identical(params, made.params)
+    with pytest.raises(ValueError, match=r"mis-shaped  score.weight \(3, 12\), expected \(5, 12\)"):
+        read(folder, overrides={"num_labels": 5})

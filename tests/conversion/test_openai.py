@@ -1,0 +1,243 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conversion import ARCHITECTURES, layout, read, write
+
+BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path) -> Path:
+    made = checkpoint(LM_HEAD)
+    write(tmp_path / "npy", made.config, made.params, format="openai")
+    return tmp_path / "npy"
+
+
+def original_loader(folder: Path) -> list[np.ndarray]:
+    """As OpenAI's training code reads its files."""
+    shapes = json.loads((folder / "params_shapes.json").read_text())
+    offsets = np.cumsum([np.prod(shape) for shape in shapes])
+    pieces = [np.load(folder / f"params_{n}.npy") for n in range(10)]
+    arrays = np.split(np.concatenate(pieces, 0), offsets)[:-1]
+    return [array.reshape(shape) for array, shape in zip(arrays, shapes, strict=True)]
+
+
+def test_the_original_loader_reads_what_is_written(checkpoint, folder, identical):
+    made = checkpoint(LM_HEAD)
+    arrays = original_loader(folder)
+    rows = layout(made.config, LM_HEAD)
+    assert len(arrays) == len(rows) == 2 + 2 * 12
+    for row, array in zip(rows, arrays, strict=True):
+        assert array.shape == row.openai_shape
+        assert identical(array.reshape(row.shape), made.tensors[row.torch])
+
+
+@pytest.mark.parametrize("architecture", [BASE, LM_HEAD])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_round_trip(checkpoint, tmp_path, contents, identical, architecture, dtype):
+    made = checkpoint(architecture, dtype)
+    write(tmp_path / "a", made.config, made.params, format="openai")
+    config, params = read(tmp_path / "a")
+    assert config == made.config | {"dtype": "float32"}
+    wide = checkpoint(architecture, dtype).params
+
+    def widen(node):
+        for key, child in node.items():
+            node[key] = widen(child) if isinstance(child, dict) else child.astype(np.float32)
+        return node
+
+    assert identical(params, widen(wide))
+    write(tmp_path / "b", config, params, format="openai")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+@pytest.mark.parametrize("count", [1, 3, 10, 11, 300])
+def test_any_number_of_pieces(folder, identical, count):
+    wanted = read(folder)[1]
+    flat = np.concatenate([np.load(folder / f"params_{n}.npy") for n in range(10)])
+    for path in folder.glob("params_*.npy"):
+        path.unlink()
+    for n, piece in enumerate(np.array_split(flat, count)):
+        np.save(folder / f"params_{n}.npy", piece)
+    assert identical(read(folder)[1], wanted)
+
+
+def test_without_a_config_the_shapes_speak(checkpoint, folder, identical):
+    made = checkpoint(LM_HEAD)
+    (folder / "config.json").unlink()
+    config, params = read(folder)
+    numbers = {
+        name: made.config[name] for name in ("n_layer", "n_embd", "n_positions", "vocab_size")
+    }
+    assert config == numbers | {
+        "n_head": 12,
+        "model_type": "openai-gpt",
+        "architectures": [LM_HEAD],
+    }
+    assert identical(params, made.params)
+    config, params = read(folder, architecture=CLASSIFICATION, new_head=True)
+    assert config["architectures"] == [CLASSIFICATION]
+    assert identical(params, made.params)
+    _, params = read(folder, architecture=BASE)
+    assert identical(params, made.params["transformer"])
+
+
+def test_a_config_beside_the_pieces_adds_its_fields(folder):
+    (folder / "config.json").write_text('{"num_attention_heads": 4, "hidden_size": 12, "mine": 1}')
+    config, _ = read(folder)
+    assert config == {
+        "num_attention_heads": 4,
+        "hidden_size": 12,
+        "mine": 1,
+        "n_layer": 2,
+        "n_positions": 8,
+        "vocab_size": 20,
+        "architectures": [LM_HEAD],
+    }
+    (folder / "config.json").write_text('{"n_head": 4, "n_layer": 3}')
+    with pytest.raises(ValueError, match=r"config.json says n_layer 3, the weights show 2"):
+        read(folder)
+
+
+def test_the_number_of_heads_must_be_had(checkpoint, tmp_path):
+    made = checkpoint(LM_HEAD, n_embd=10, n_head=5)
+    write(tmp_path, made.config, made.params, format="openai")
+    assert read(tmp_path)[0]["n_head"] == 5
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(
+        ValueError, match=r"12 does not divide the width 10; put a config.json with"
+    ):
+        read(tmp_path)
+
+
+def test_a_gap_in_the_pieces(folder):
+    (folder / "params_3.npy").unlink()
+    (folder / "params_7.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks params_3.npy, params_7.npy"):
+        read(folder)
+    for path in folder.glob("params_?.npy"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks params_0.npy"):
+        read(folder)
+
+
+def test_a_piece_too_few(folder):
+    total = sum(np.load(folder / f"params_{n}.npy").size for n in range(10))
+    held = total - np.load(folder / "params_9.npy").size
+    (folder / "params_9.npy").unlink()
+    with pytest.raises(
+        ValueError, match=rf"hold {held} numbers, params_shapes.json describes {total}"
+    ):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("piece", "message"),
+    [
+        (np.zeros(100, np.float64), "is float64 of shape (100,); it must be a float32 vector"),
+        (np.zeros(100, ">f4"), "is >f4 of shape (100,); it must be a float32 vector"),
+        (np.zeros(100, np.int32), "is int32 of shape (100,); it must be a float32 vector"),
+        (np.zeros((10, 10), np.float32), "is float32 of shape (10, 10); it must be"),
+        (np.array([{}]), "is no whole .npy file of numbers"),
+    ],
+)
+def test_wrong_pieces(folder, piece, message):
+    np.save(folder / "params_4.npy", piece, allow_pickle=True)
+    with pytest.raises(ValueError, match=r"params_4\.npy") as error:
+        read(folder)
+    assert str(error.value).startswith(str(folder / "params_4.npy"))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 90, 200])
+def test_a_truncated_piece(folder, keep):
+    path = folder / "params_4.npy"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(ValueError, match=r"params_4.npy is no whole .npy file of numbers"):
+        read(folder)
+
+
+def test_every_wrong_shape_is_found(folder):
+    path = folder / "params_shapes.json"
+    right = json.loads(path.read_text())
+    assert right[:3] == [[8, 12], [20, 12], [1, 12, 36]]
+    for i, shape in enumerate(right):
+        shapes = [*right[:i], [*shape, 1], *right[i + 1 :]]
+        path.write_text(json.dumps(shapes))
+        with pytest.raises(ValueError, match=r"params_shapes\.json") as error:
+            read(folder)
+        text = str(error.value)
+        assert text.startswith(str(path))
+        assert ("entries 0 and 1 are" if i < 2 else f"entry {i} is {(*shape, 1)}; GPT-1's ") in text
+    path.write_text(json.dumps([right[1], right[0], *right[2:]]))
+    with pytest.raises(ValueError, match=r"config.json says n_positions 8, the weights show 20; "):
+        read(folder)
+    path.write_text(json.dumps(right[:-1]))
+    with pytest.raises(ValueError, match="has 25 entries; GPT-1's are 2 "):
+        read(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{}", "must hold a list of shapes, not dict"),
+        ("[", "is not JSON"),
+        ("[]", "has 0 entries"),
+        ("[3]", "entry 0 is 3; it must be a list of positive integers"),
+        ("[[3, true]]", "entry 0 is [3, True]; it must be a list of positive integers"),
+        ("[[3, 4], [3, -4]]", "entry 1 is [3, -4]; it must be a list of positive integers"),
+    ],
+)
+def test_shapes_that_are_none(folder, text, message):
+    (folder / "params_shapes.json").write_text(text)
+    with pytest.raises(ValueError, match=r"params_shapes\.json") as error:
+        read(folder)
+    assert str(error.value).startswith(str(folder / "params_shapes.json"))
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "names"),
+    [
+        (CLASSIFICATION, "score.weight"),
+        (
+            DOUBLE_HEADS,
+            "lm_head.weight, multiple_choice_head.summary.weight, multiple_choice_head.summary.b",
+        ),
+        (LM_HEAD, "lm_head.weight"),
+    ],
+)
+def test_heads_cannot_be_held(checkpoint, tmp_path, architecture, names):
+    made = checkpoint(architecture, tie_word_embeddings=False)
+    with pytest.raises(ValueError, match=f"cannot hold {names}"):
+        write(tmp_path / "a", made.config, made.params, format="openai")
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_folder_holds_one_checkpoint(checkpoint, folder, identical):
+    made = checkpoint(BASE)
+    write(folder, made.config, made.params)
+    assert not list(folder.glob("params_*"))
+    np.save(folder / "params_10.npy", np.zeros(3))
+    write(folder, made.config, made.params, format="openai")
+    assert not list(folder.glob("*.safetensors"))
+    assert identical(read(folder)[1], made.params)
+
+
+def test_a_failure_leaves_the_folder_as_it_was(checkpoint, folder, contents, monkeypatch):
+    before = contents(folder)
+    made = checkpoint(LM_HEAD)
+    made.params["transformer"]["tokens_embed"]["embedding"][:] = 1
+    real = np.save
+
+    def failing(file, array, **kwargs):
+        real(file, array[:1], **kwargs)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "save", failing)
+    with pytest.raises(OSError, match=r"cannot write to .*npy: No space left on device"):
+        write(folder, made.config, made.params, format="openai")
+    assert contents(folder) == before

@@ -1,0 +1,317 @@
+"""The configuration: what it accepts, and what it keeps of a file."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpt1_jax as gpt1
+
+Config = gpt1.OpenAIGPTConfig
+
+
+def made(fields: dict[str, Any]) -> gpt1.OpenAIGPTConfig:
+    return Config(**fields)
+
+
+# A config.json as the published checkpoint's: old fields, and none of the newer ones.
+PUBLISHED = {
+    "afn": "gelu",
+    "architectures": ["OpenAIGPTLMHeadModel"],
+    "attn_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "model_type": "openai-gpt",
+    "n_ctx": 512,
+    "n_embd": 768,
+    "n_head": 12,
+    "n_layer": 12,
+    "n_positions": 512,
+    "n_special": 0,
+    "predict_special_tokens": True,
+    "resid_pdrop": 0.1,
+    "summary_activation": None,
+    "summary_first_dropout": 0.1,
+    "summary_proj_to_labels": True,
+    "summary_type": "cls_index",
+    "summary_use_proj": True,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "vocab_size": 40478,
+}
+KEPT = ("architectures", "n_ctx", "n_special", "predict_special_tokens", "task_specific_params")
+
+
+def test_the_defaults_are_those_of_gpt_1() -> None:
+    config = Config()
+    assert (config.vocab_size, config.n_positions) == (40478, 512)
+    assert (config.n_embd, config.n_layer, config.n_head, config.n_inner) == (768, 12, 12, 3072)
+    assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.1, 0.1, 0.1)
+    assert (config.layer_norm_epsilon, config.initializer_range) == (1e-5, 0.02)
+    assert (config.pad_token_id, config.bos_token_id, config.eos_token_id) == (None, None, None)
+    assert config.afn == "gelu"
+    assert config.tie_word_embeddings
+    assert config == Config.from_dict(PUBLISHED)
+
+
+POSITIVE = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels")
+RATES = (
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "summary_first_dropout",
+    "summary_last_dropout",
+)
+NUMBERS = ("layer_norm_epsilon", "initializer_range")
+FLAGS = (
+    "summary_use_proj",
+    "summary_proj_to_labels",
+    "tie_word_embeddings",
+    "output_attentions",
+    "output_hidden_states",
+)
+WRONG: list[tuple[str, Any, str]] = [
+    *((n, v, "a positive integer") for n in POSITIVE for v in (0, -1, 2.0, True, "12", None)),
+    *((n, v, "a dropout rate in [0, 1)") for n in RATES for v in (-0.1, 1, 1.5, True, "0.1", None)),
+    *((n, float("nan"), "a dropout rate in [0, 1)") for n in RATES),
+    *((n, v, "a finite number, at least 0") for n in NUMBERS for v in (-1e-9, True, "1", None)),
+    *((n, float(v), "a finite number, at least 0") for n in NUMBERS for v in ("inf", "nan")),
+    *((n, v, "true or false") for n in FLAGS for v in (0, 1, "true", None)),
+    ("n_head", 7, "a divisor of n_embd = 768"),
+    ("afn", "gelu_fast", "one of 'gelu', 'gelu_new', 'relu', 'silu', 'swish'"),
+    ("afn", None, "one of 'gelu'"),
+    ("afn", ["gelu"], "one of 'gelu'"),
+    ("summary_type", "attn", "one of 'cls_index', 'last', 'first', 'mean'"),
+    ("summary_activation", "relu", "one of 'tanh', None"),
+    ("problem_type", "multi_label", "one of 'regression', 'single_label_classification'"),
+    *((n, v, "a token id or null") for n in ("pad_token_id", "bos_token_id") for v in (1.0, "0")),
+    ("pad_token_id", True, "a token id or null"),
+    ("pad_token_id", (1, 2), "a token id or null"),
+    ("eos_token_id", [1, "2"], "a token id or null"),
+    ("eos_token_id", 1.5, "a token id or null"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "right"), WRONG)
+def test_a_wrong_value_is_named_with_what_is_right(name: str, value: Any, right: str) -> None:
+    shown = tuple(value) if name == "eos_token_id" and isinstance(value, list) else value
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        made({name: value})
+    assert str(caught.value).startswith(f"{name} is {shown!r}, but must be {right}")
+
+
+@pytest.mark.parametrize("name", [*POSITIVE, *RATES, *NUMBERS, *FLAGS])
+def test_a_wrong_value_in_a_file_is_named_too(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "openai-gpt", name: "many"}))
+    with pytest.raises(ValueError, match=f"{name} is 'many'"):
+        Config.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"resid_pdrop": 0, "summary_last_dropout": 0.999},
+        {"layer_norm_epsilon": 0, "initializer_range": 1},
+        {"pad_token_id": -1, "bos_token_id": 10**6, "eos_token_id": (0, 5)},
+        {"n_embd": 1, "n_head": 1, "n_layer": 1, "vocab_size": 1, "n_positions": 1},
+        *({"afn": name} for name in ("gelu", "gelu_new", "relu", "silu", "swish")),
+    ],
+)
+def test_unusual_values_are_kept_as_they_are(fields: dict[str, Any]) -> None:
+    config = made(fields)
+    assert {name: getattr(config, name) for name in fields} == fields
+
+
+def test_an_unknown_argument_is_a_type_error() -> None:
+    with pytest.raises(TypeError, match="n_layers"):
+        made({"n_layers": 2})
+
+
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("max_position_embeddings", "n_positions"),
+        ("hidden_size", "n_embd"),
+        ("num_attention_heads", "n_head"),
+        ("num_hidden_layers", "n_layer"),
+    ],
+)
+def test_general_names_are_read_and_never_written(alias: str, name: str) -> None:
+    config = Config.from_dict({alias: 24})
+    assert config == made({name: 24})
+    assert getattr(config, alias) == 24
+    fields = config.to_dict()
+    assert fields[name] == 24
+    assert alias not in fields
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().n_layer = 3  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_equal_configurations_hash_alike_whatever_else_their_files_held() -> None:
+    one, other = Config.from_dict({**PUBLISHED, "n_layer": 3}), Config(n_layer=3)
+    assert one.extra != other.extra
+    assert one == other
+    assert hash(one) == hash(other)
+    assert len({one, other, made({"n_layer": 3, "eos_token_id": [1]})}) == 2
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
+def test_configurations_differ_by_every_field(field: dataclasses.Field) -> None:
+    others = {
+        "afn": "relu",
+        "summary_type": "mean",
+        "summary_activation": "tanh",
+        "problem_type": "regression",
+        "n_head": 6,
+    }
+    value: Any = field.default
+    if field.name == "extra":
+        changed: Any = {"n_ctx": 4}
+    elif field.name in others:
+        changed = others[field.name]
+    elif isinstance(value, bool):
+        changed = not value
+    elif value is None:
+        changed = 3
+    else:
+        changed = value * 2 if value else 0.5
+    same = dataclasses.replace(Config(), **{field.name: changed}) == Config()
+    assert same == (field.name == "extra")
+
+
+def test_unknown_fields_survive_a_round_trip(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
+    config = Config.from_pretrained(tmp_path)
+    config.save_pretrained(tmp_path / "new" / "folder")
+    saved = json.loads((tmp_path / "new" / "folder" / "config.json").read_text())
+    assert {name: saved[name] for name in PUBLISHED} == PUBLISHED
+    again = Config.from_pretrained(tmp_path / "new" / "folder")
+    assert again == config
+    assert {name: again.extra[name] for name in KEPT} == {name: PUBLISHED[name] for name in KEPT}
+
+
+def test_every_field_survives_a_round_trip(tmp_path: Path) -> None:
+    config = Config(
+        vocab_size=11,
+        n_positions=5,
+        n_embd=6,
+        n_layer=1,
+        n_head=3,
+        afn="swish",
+        resid_pdrop=0.2,
+        embd_pdrop=0.3,
+        attn_pdrop=0.4,
+        layer_norm_epsilon=1e-3,
+        initializer_range=0.5,
+        summary_type="mean",
+        summary_use_proj=False,
+        summary_activation="tanh",
+        summary_proj_to_labels=False,
+        summary_first_dropout=0.5,
+        summary_last_dropout=0.6,
+        num_labels=4,
+        problem_type="regression",
+        pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=(3, 4),
+        tie_word_embeddings=False,
+        output_attentions=True,
+        output_hidden_states=True,
+        extra={"n_special": 40},
+    )
+    unchanged = [f.name for f in dataclasses.fields(Config) if getattr(config, f.name) == f.default]
+    assert not unchanged, "a default would hide a field that is not written"
+    config.save_pretrained(tmp_path)
+    again = Config.from_pretrained(tmp_path)
+    assert again == config
+    assert again.extra["n_special"] == 40
+    assert again.to_dict() == config.to_dict()
+
+
+def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    Config().save_pretrained(tmp_path)
+    Config(n_layer=3).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert Config.from_pretrained(tmp_path).n_layer == 3
+
+
+def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    Config(n_layer=3).save_pretrained(tmp_path)
+    with pytest.raises(TypeError):
+        Config(extra={"unwritable": {1, 2}}).save_pretrained(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+    assert Config.from_pretrained(tmp_path).n_layer == 3
+
+
+def test_the_dictionary_is_the_callers_own() -> None:
+    config = Config.from_dict({**PUBLISHED, "id2label": {"0": "no", "1": "yes"}})
+    config.to_dict()["n_layer"] = 99
+    assert config.to_dict()["n_layer"] == 12
+    assert config.to_dict()["id2label"] == {"0": "no", "1": "yes"}
+
+
+def test_the_number_of_labels_is_that_of_their_names() -> None:
+    names = {"0": "no", "1": "maybe", "2": "yes"}
+    config = Config.from_dict({"id2label": names, "label2id": {"no": 0, "maybe": 1, "yes": 2}})
+    assert config.num_labels == 3
+    fields = config.to_dict()
+    assert fields["id2label"] == names
+    assert fields["label2id"] == {"no": 0, "maybe": 1, "yes": 2}
+    assert "num_labels" not in fields
+    assert Config.from_dict(fields) == config
+
+
+def test_names_are_made_up_where_their_number_changed() -> None:
+    config = Config.from_dict({"id2label": {"0": "no", "1": "yes"}, "num_labels": 3})
+    fields = config.to_dict()
+    assert config.num_labels == 3
+    assert fields["id2label"] == {"0": "LABEL_0", "1": "LABEL_1", "2": "LABEL_2"}
+    assert fields["label2id"] == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+    assert Config.from_dict(fields).num_labels == 3
+
+
+def test_several_ends_of_text_are_a_list_in_a_file() -> None:
+    config = Config.from_dict({"eos_token_id": [3, 4]})
+    assert config.eos_token_id == (3, 4)
+    assert config == Config(eos_token_id=(3, 4))
+    assert config.to_dict()["eos_token_id"] == [3, 4]
+    assert Config(eos_token_id=3).to_dict()["eos_token_id"] == 3
+
+
+def test_another_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model_type is 'gpt2'.*'openai-gpt'"):
+        Config.from_dict({"model_type": "gpt2"})
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(ValueError, match=r"config\.json.*'gpt2'.*'openai-gpt'"):
+        Config.from_pretrained(tmp_path)
+
+
+def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path.name} has no config\.json"):
+        Config.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("path", ["./absent", "absent/absent/absent"])
+def test_a_folder_that_is_not_there_is_named(path: str, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="absent"):
+        Config.from_pretrained(tmp_path / path)
+
+
+@pytest.mark.parametrize(("text", "fault"), [("{'n_layer': 1}", "not JSON"), ("[]", "JSON object")])
+def test_a_file_that_is_no_configuration_is_named(text: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=rf"config\.json.*{fault}"):
+        Config.from_pretrained(tmp_path)
+
+
+def test_two_names_of_one_number_must_agree(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"n_layer": 2, "num_hidden_layers": 3}')
+    with pytest.raises(ValueError, match="n_layer is 2, num_hidden_layers is 3"):
+        Config.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="n_layer is 2, num_hidden_layers is 3"):
+        Config.from_dict({"n_layer": 2, "num_hidden_layers": 3})

@@ -1,0 +1,468 @@
+"""What a user gets wrong, and what the message says: by the models' calls and by ``apply``."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from small_models import SIZES, small_config, small_model
+
+import gpt1_jax as gpt1
+
+V, P, E = SIZES["vocab_size"], SIZES["n_positions"], SIZES["n_embd"]
+IDS = [[1, 2, 3], [4, 5, 6]]
+EMBEDS = np.zeros((2, 3, E), np.float32)
+CHOICES = [[[1, 2, 3], [4, 5, 6]], [[7, 8, 9], [10, 11, 12]]]  # (2, 2, 3)
+
+BASE, LM = gpt1.OpenAIGPTModel, gpt1.OpenAIGPTLMHeadModel
+DOUBLE, CLASSIFIER = gpt1.OpenAIGPTDoubleHeadsModel, gpt1.OpenAIGPTForSequenceClassification
+
+
+def cached(rows: int = 2, length: int = 8, filled: int = 0, **sizes: int) -> gpt1.Cache:
+    cache = gpt1.Cache.empty(small_config(**sizes), rows, length)
+    return gpt1.Cache(cache.keys, cache.values, cache.mask, jnp.int32(filled))
+
+
+def out_of_range(name: str, place: list[int], value: int, size: int, what: str) -> str:
+    return f"{name}{place} is {value}, but must be in [0, {size}), {what} being {size}"
+
+
+BOTH_ARE_WRONG = "give either input_ids or inputs_embeds, not "
+VOCABULARY, POSITIONS, TOKENS = "vocab_size", "n_positions", "the number of tokens"
+# The arguments as a function: a cache is made where the test runs, not where it is collected.
+WRONG: dict[str, tuple[type, Callable[[], dict[str, Any]], str]] = {
+    "id too large": (
+        LM,
+        lambda: {"input_ids": [[1, 2], [3, V]]},
+        out_of_range("input_ids", [1, 1], V, V, VOCABULARY),
+    ),
+    "id negative": (
+        LM,
+        lambda: {"input_ids": [[1, -1]]},
+        out_of_range("input_ids", [0, 1], -1, V, VOCABULARY),
+    ),
+    "id -100": (
+        BASE,
+        lambda: {"input_ids": jnp.asarray([-100])},
+        out_of_range("input_ids", [0], -100, V, VOCABULARY),
+    ),
+    "id too large in a jax array": (
+        BASE,
+        lambda: {"input_ids": jnp.asarray([[1, 99]])},
+        out_of_range("input_ids", [0, 1], 99, V, VOCABULARY),
+    ),
+    "id beyond int32": (
+        BASE,
+        lambda: {"input_ids": np.asarray([[1, 2**32 + 1]])},
+        out_of_range("input_ids", [0, 1], 2**32 + 1, V, VOCABULARY),
+    ),
+    "too many tokens": (
+        BASE,
+        lambda: {"input_ids": [[1] * (P + 1)]},
+        f"{P + 1} tokens, but the model has n_positions = {P}",
+    ),
+    "too many embeddings": (
+        BASE,
+        lambda: {"inputs_embeds": np.zeros((1, P + 1, E), np.float32)},
+        f"{P + 1} tokens, but the model has n_positions = {P}",
+    ),
+    "neither ids nor embeddings": (LM, dict, BOTH_ARE_WRONG + "neither"),
+    "both ids and embeddings": (
+        LM,
+        lambda: {"input_ids": IDS, "inputs_embeds": EMBEDS},
+        BOTH_ARE_WRONG + "both",
+    ),
+    "ragged ids": (
+        LM,
+        lambda: {"input_ids": [[1, 2], [3]]},
+        "input_ids has rows of unequal length; pad them and give a mask",
+    ),
+    "float ids": (
+        LM,
+        lambda: {"input_ids": np.ones((2, 3), np.float32)},
+        "input_ids has dtype float32, but must be integer",
+    ),
+    "bool ids": (
+        LM,
+        lambda: {"input_ids": np.ones((2, 3), bool)},
+        "input_ids has dtype bool, but must be integer",
+    ),
+    "text": (LM, lambda: {"input_ids": "the president is"}, "input_ids has dtype"),
+    "a number": (
+        LM,
+        lambda: {"input_ids": 3},
+        "the tokens have shape (), but there must be at least one token",
+    ),
+    "no tokens": (
+        LM,
+        lambda: {"input_ids": np.zeros((2, 0), np.int32)},
+        "the tokens have shape (2, 0), but there must be at least one token",
+    ),
+    "no rows": (
+        LM,
+        lambda: {"input_ids": np.zeros((0, 3), np.int32)},
+        "the tokens have shape (0, 3), but there must be at least one token",
+    ),
+    "an empty list": (
+        LM,
+        lambda: {"input_ids": []},
+        "the tokens have shape (0,), but there must be at least one token",
+    ),
+    "narrow embeddings": (
+        LM,
+        lambda: {"inputs_embeds": np.zeros((2, 3, E - 1), np.float32)},
+        f"inputs_embeds is {E - 1} wide, but must be n_embd = {E} wide",
+    ),
+    "mask of another length": (
+        LM,
+        lambda: {"input_ids": IDS, "attention_mask": [[1, 1], [1, 1]]},
+        "attention_mask has shape (2, 2), but must have (2, 3)",
+    ),
+    "mask of one row": (
+        BASE,
+        lambda: {"input_ids": IDS, "attention_mask": [1, 1, 1]},
+        "attention_mask has shape (3,), but must have (2, 3)",
+    ),
+    "mask of four dimensions": (
+        BASE,
+        lambda: {"input_ids": IDS, "attention_mask": np.ones((2, 1, 1, 3))},
+        "attention_mask has shape (2, 1, 1, 3), but must have (2, 3)",
+    ),
+    "position too large": (
+        LM,
+        lambda: {"input_ids": IDS, "position_ids": [0, 1, P]},
+        out_of_range("position_ids", [2], P, P, POSITIONS),
+    ),
+    "position negative": (
+        BASE,
+        lambda: {"input_ids": IDS, "position_ids": [[0, 1, 2], [-1, 0, 1]]},
+        out_of_range("position_ids", [1, 0], -1, P, POSITIONS),
+    ),
+    "too few positions": (
+        BASE,
+        lambda: {"input_ids": IDS, "position_ids": [0, 1]},
+        "position_ids has shape (2,), but must have (2, 3)",
+    ),
+    "positions twice": (
+        LM,
+        lambda: {"input_ids": IDS, "position_ids": [0, 1, 2], "positions_from_mask": True},
+        "give either position_ids or positions_from_mask=True, not both",
+    ),
+    "token type too large": (
+        LM,
+        lambda: {"input_ids": IDS, "token_type_ids": [[0, 0, V], [0, 0, 0]]},
+        out_of_range("token_type_ids", [0, 2], V, V, VOCABULARY),
+    ),
+    "token types of another shape": (
+        BASE,
+        lambda: {"input_ids": IDS, "token_type_ids": [[0, 0]]},
+        "token_type_ids has shape (1, 2), but must have (2, 3)",
+    ),
+    "label too large": (
+        LM,
+        lambda: {"input_ids": IDS, "labels": [[1, 2, 3], [4, V, 6]]},
+        out_of_range("labels", [1, 1], V, V, VOCABULARY) + ", or -100",
+    ),
+    "label -1": (
+        DOUBLE,
+        lambda: {"input_ids": IDS, "labels": [[1, 2, 3], [4, 5, -1]]},
+        out_of_range("labels", [1, 2], -1, V, VOCABULARY) + ", or -100",
+    ),
+    "labels of another shape": (
+        LM,
+        lambda: {"input_ids": IDS, "labels": [1, 2, 3]},
+        "labels has shape (3,), but must have (2, 3)",
+    ),
+    "labels of some logits": (
+        LM,
+        lambda: {"input_ids": IDS, "labels": IDS, "logits_to_keep": 2},
+        "labels need all logits, so logits_to_keep must be 0",
+    ),
+    "labels of some places": (
+        LM,
+        lambda: {"input_ids": IDS, "labels": IDS, "logits_to_keep": [0, 1]},
+        "labels need all logits, so logits_to_keep must be 0",
+    ),
+    "negative logits_to_keep": (
+        LM,
+        lambda: {"input_ids": IDS, "logits_to_keep": -1},
+        "logits_to_keep is -1, but must be 0 (all) or more",
+    ),
+    "logits_to_keep out of range": (
+        LM,
+        lambda: {"input_ids": IDS, "logits_to_keep": [0, 3]},
+        out_of_range("logits_to_keep", [1], 3, 3, TOKENS),
+    ),
+    "logits_to_keep of other rows": (
+        LM,
+        lambda: {"input_ids": IDS, "logits_to_keep": [[0], [1], [2]]},
+        "logits_to_keep has shape (3, 1), but must have",
+    ),
+    "mc_token_ids out of range": (
+        DOUBLE,
+        lambda: {"input_ids": CHOICES, "mc_token_ids": [[0, 3], [0, 0]]},
+        out_of_range("mc_token_ids", [0, 1], 3, 3, TOKENS),
+    ),
+    "mc_token_ids -1": (
+        DOUBLE,
+        lambda: {"input_ids": CHOICES, "mc_token_ids": [[-1, 2], [0, 0]]},
+        out_of_range("mc_token_ids", [0, 0], -1, 3, TOKENS),
+    ),
+    "mc_token_ids of another shape": (
+        DOUBLE,
+        lambda: {"input_ids": CHOICES, "mc_token_ids": [0, 1]},
+        "mc_token_ids has shape (2,), but must have (2, 2)",
+    ),
+    "mc_labels out of range": (
+        DOUBLE,
+        lambda: {"input_ids": CHOICES, "mc_labels": [0, 2]},
+        out_of_range("mc_labels", [1], 2, 2, "the number of choices") + ", or -100",
+    ),
+    "mc_labels of another shape": (
+        DOUBLE,
+        lambda: {"input_ids": CHOICES, "mc_labels": [0, 1, 0]},
+        "mc_labels has shape (3,), but must have (2,)",
+    ),
+    "cache of another batch": (
+        LM,
+        lambda: {"input_ids": IDS, "cache": cached(rows=3)},
+        "the cache holds 2 layers of (3, 2, 8, 4), but these tokens need 2 of (2, 2, 8, 4)",
+    ),
+    "cache of another depth": (
+        BASE,
+        lambda: {"input_ids": IDS, "cache": cached(n_layer=3)},
+        "the cache holds 3 layers of (2, 2, 8, 4), but these tokens need 2 of (2, 2, 8, 4)",
+    ),
+    "cache of other heads": (
+        LM,
+        lambda: {"input_ids": IDS, "cache": cached(n_head=4)},
+        "the cache holds 2 layers of (2, 4, 8, 2), but these tokens need 2 of (2, 2, 8, 4)",
+    ),
+    "cache too short": (
+        LM,
+        lambda: {"input_ids": IDS, "cache": cached(length=5, filled=3)},
+        "3 cached and 3 new tokens, but the cache has room for 5",
+    ),
+    "cache longer than the model": (
+        BASE,
+        lambda: {"input_ids": IDS, "cache": cached(length=20, filled=P - 2)},
+        f"{P - 2} cached and 3 new tokens, but the model has n_positions = {P}",
+    ),
+    "dropout without a key": (
+        LM,
+        lambda: {"input_ids": IDS, "deterministic": False},
+        "deterministic=False needs a dropout_key: jax.random.key(seed)",
+    ),
+    "rows without a pad token": (
+        CLASSIFIER,
+        lambda: {"input_ids": IDS},
+        "2 rows need config.pad_token_id, to find where each of them ends",
+    ),
+    "one dimension to classify": (
+        CLASSIFIER,
+        lambda: {"input_ids": [1, 2]},
+        "the tokens have shape (2,), but must be (batch, T)",
+    ),
+    "three dimensions to classify": (
+        CLASSIFIER,
+        lambda: {"input_ids": CHOICES},
+        "the tokens have shape (2, 2, 3), but must be (batch, T)",
+    ),
+    "class too large": (
+        CLASSIFIER,
+        lambda: {"input_ids": [[1, 2]], "labels": [2]},
+        out_of_range("labels", [0], 2, 2, "num_labels") + ", or -100",
+    ),
+    "class for no row": (
+        CLASSIFIER,
+        lambda: {"input_ids": [[1, 2]], "labels": [0, 1]},
+        "labels has shape (2,), but for 1 rows and num_labels = 2 must have",
+    ),
+    "too few classes": (
+        CLASSIFIER,
+        lambda: {"input_ids": [[1, 2]], "labels": [[0.0, 1.0, 1.0]]},
+        "labels has shape (1, 3), but for 1 rows and num_labels = 2 must have (1, 2)",
+    ),
+}
+WRONG_FOR_MASKS = {
+    "ragged mask": ([[1, 1, 1], [1]], "attention_mask has rows of unequal length"),
+    "text as a mask": ("attend", "attention_mask has shape ()"),
+}
+
+
+@pytest.fixture(scope="module")
+def models() -> dict[type, Any]:
+    return {cls: small_model(cls) for cls in (BASE, LM, DOUBLE, CLASSIFIER)}
+
+
+@pytest.fixture(scope="module")
+def applies(models: dict[type, Any]) -> dict[type, Callable[..., Any]]:
+    def with_params(model: Any) -> Callable[..., Any]:
+        apply, params = gpt1.functional(model)
+        return lambda **arguments: apply(params, **arguments)
+
+    return {cls: with_params(model) for cls, model in models.items()}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_the_models_say_what_is_wrong(case: str, models: dict[type, Any]) -> None:
+    cls, arguments, message = WRONG[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        models[cls](**arguments())
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_apply_says_the_same(case: str, applies: dict[type, Any]) -> None:
+    cls, arguments, message = WRONG[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        applies[cls](**arguments())
+
+
+@pytest.mark.parametrize("case", WRONG_FOR_MASKS)
+def test_a_mask_that_is_none_is_named(case: str, models: dict, applies: dict) -> None:
+    mask, message = WRONG_FOR_MASKS[case]
+    for call in (models[LM], applies[LM]):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            call(input_ids=IDS, attention_mask=mask)
+
+
+def test_an_unknown_argument_is_a_type_error(models: dict, applies: dict) -> None:
+    for call in (models[LM], applies[LM]):
+        with pytest.raises(TypeError, match="past_key_values"):
+            call(input_ids=IDS, past_key_values=None)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "labels", "fits"),
+    [
+        ("single_label_classification", [0], True),
+        ("single_label_classification", [[1]], True),
+        ("single_label_classification", [-100], True),
+        ("single_label_classification", [2], False),
+        ("single_label_classification", [0.0], False),
+        ("multi_label_classification", [[0, 1]], True),
+        ("multi_label_classification", [1], False),
+        ("regression", [[0.5, 7.0]], True),
+        ("regression", [0.5], False),
+        (None, [1], True),
+        (None, [[1.0, 0.0]], True),
+        (None, [0.5], False),
+        (None, [[0, 1]], False),
+    ],
+)
+def test_the_labels_that_a_problem_takes(problem_type: str, labels: Any, fits: bool) -> None:
+    model = small_model(CLASSIFIER, problem_type=problem_type, pad_token_id=0)
+    if fits:
+        assert model(IDS, labels=labels * 2).loss is not None
+        return
+    with pytest.raises(ValueError, match=r"^labels"):
+        model(IDS, labels=labels * 2)
+
+
+RIGHT: dict[str, dict[str, Any]] = {
+    "unsigned ids": {"input_ids": np.asarray(IDS, np.uint8)},
+    "int64 ids": {"input_ids": np.asarray(IDS, np.int64)},
+    "first and last id": {"input_ids": [[0, V - 1, 0], [1, 1, 1]]},
+    "bool mask": {"input_ids": IDS, "attention_mask": np.ones((2, 3), bool)},
+    "float mask": {"input_ids": IDS, "attention_mask": np.ones((2, 3), np.float64)},
+    "last position": {"input_ids": IDS, "position_ids": [0, 0, P - 1]},
+    "positions for all rows": {"input_ids": IDS, "position_ids": [[2, 1, 0]]},
+    "token types for all rows": {"input_ids": IDS, "token_type_ids": [[0, V - 1, 0]]},
+    "ignored labels": {"input_ids": IDS, "labels": [[-100, 2, -100], [V - 1, 0, -100]]},
+    "more logits than tokens": {"input_ids": IDS, "logits_to_keep": 9},
+    "logits of a numpy number": {"input_ids": IDS, "logits_to_keep": np.int64(2)},
+}
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_what_is_right_is_not_refused(case: str, models: dict) -> None:
+    assert np.isfinite(models[LM](**RIGHT[case]).logits).all()
+
+
+def test_the_last_positions_can_be_reached() -> None:
+    model = small_model(LM)
+    full = cached(length=P, filled=P - 3)
+    out = model(IDS, cache=full)
+    assert out.cache is not None
+    assert out.cache.index == P
+
+
+@pytest.mark.parametrize("positions", ["given", "from the mask"])
+@pytest.mark.parametrize("cls", [BASE, LM])
+def test_a_padded_text_may_be_longer_than_the_positions(positions: str, cls: type) -> None:
+    """Where positions do not count the padding, only they have to be in range."""
+    longer = cached(length=P + 8, filled=P)
+    arguments = {"positions_from_mask": True}
+    if positions == "given":
+        arguments = {"position_ids": np.asarray([0, 1, 2])}
+    assert small_model(cls)(IDS, cache=longer, **arguments).cache.index == P + 3
+
+
+@pytest.mark.parametrize("cls", [BASE, LM])
+def test_positions_counted_from_the_mask_are_checked_too(cls: type) -> None:
+    cache = cached(length=P + 8, filled=P)
+    full = gpt1.Cache(cache.keys, cache.values, cache.mask.at[:, :P].set(1), cache.index)
+    with pytest.raises(ValueError, match=f"n_positions = {P}"):
+        small_model(cls)(IDS, cache=full, positions_from_mask=True)
+
+
+TRACED_AND_WRONG = {
+    "too many tokens": ({"input_ids": np.ones((1, P + 1), np.int32)}, "9 tokens"),
+    "float ids": ({"input_ids": np.ones((2, 3), np.float32)}, "input_ids has dtype float32"),
+    "mask shape": (
+        {"input_ids": np.asarray(IDS), "attention_mask": np.ones((2, 2))},
+        "attention_mask has shape (2, 2)",
+    ),
+    "label shape": (
+        {"input_ids": np.asarray(IDS), "labels": np.ones((2, 2), np.int32)},
+        "labels has shape (2, 2)",
+    ),
+    "float positions": (
+        {"input_ids": np.asarray(IDS), "position_ids": np.ones(3, np.float32)},
+        "position_ids has dtype float32",
+    ),
+    "embedding width": ({"inputs_embeds": np.ones((2, 3, E + 1), np.float32)}, "9 wide"),
+}
+
+
+@pytest.mark.parametrize("case", TRACED_AND_WRONG)
+def test_shapes_and_dtypes_are_checked_inside_jit(case: str, applies: dict) -> None:
+    arguments, message = TRACED_AND_WRONG[case]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(lambda arguments: applies[LM](**arguments), arguments)
+
+
+def test_values_are_not_checked_inside_jit(applies: dict, models: dict) -> None:
+    """Which only the host could: the call is compiled for every value."""
+    wrong = {
+        "input_ids": np.full((2, 3), V + 1),
+        "attention_mask": np.ones((2, 3)),
+        "position_ids": np.full((2, 3), P),
+        "token_type_ids": np.full((2, 3), -1),
+        "labels": np.full((2, 3), V),
+    }
+    out = jax.eval_shape(lambda arguments: applies[LM](**arguments), wrong)
+    assert out.logits.shape == (2, 3, V)
+    assert out.loss.shape == ()
+    graphdef, state = nnx.split(models[LM])
+
+    def call(state: Any, arguments: Any) -> Any:
+        return nnx.merge(graphdef, state)(**arguments)
+
+    assert jax.eval_shape(call, state, wrong).logits.shape == (2, 3, V)
+
+
+def test_a_traced_cache_is_checked_by_its_shape(applies: dict) -> None:
+    def call(ids: Any, cache: Any) -> Any:
+        return applies[LM](input_ids=ids, cache=cache)
+
+    ids = np.asarray(IDS)
+    assert jax.eval_shape(call, ids, cached(length=3, filled=3)).cache.length == 3
+    with pytest.raises(ValueError, match="room for 2"):
+        jax.eval_shape(call, ids, cached(length=2))
+    with pytest.raises(ValueError, match="the cache holds"):
+        jax.eval_shape(call, ids, cached(rows=1))

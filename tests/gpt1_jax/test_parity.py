@@ -1,0 +1,317 @@
+"""The ladder of parity with torch on tiny random models: each module, the whole, losses, gradients.
+
+Every rung stands twice: in float64, where a difference is one of the algorithm (measured: 4e-15 at
+most), and in float32, where it is rounding (measured: 1.2e-6 at most). Everything runs eagerly and
+in few shapes, so that operations are compiled once and not once an example.
+"""
+
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict
+from hypothesis import given, settings
+
+torch = pytest.importorskip("torch")
+
+import conversion  # noqa: E402
+from gpt1_jax.attention import Mask  # noqa: E402
+from gpt1_jax.functional import merge  # noqa: E402
+from torch_reference import (  # noqa: E402
+    computing_in,
+    first_differing_module,
+    flax_model,
+    largest_difference,
+    to_torch,
+    torch_model,
+)
+
+TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
+ARCHITECTURES = conversion.ARCHITECTURES
+VOCABULARY, POSITIONS = 13, 7
+# Without shrinking: an example takes a second, and the assertion names what differs.
+LADDER = settings(phases=(hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate))
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> dict[str, Any]:
+    n_head, width = draw(st.sampled_from([(2, 3), (3, 4)]))
+    return {
+        "vocab_size": VOCABULARY,
+        "n_positions": POSITIONS,
+        "n_layer": draw(st.integers(1, 2)),
+        "n_head": n_head,
+        "n_embd": n_head * width,
+        "afn": draw(st.sampled_from(["gelu", "relu", "silu", "swish"])),
+        "layer_norm_epsilon": draw(st.sampled_from([1e-12, 1e-5, 1e-2])),
+        "tie_word_embeddings": draw(st.booleans()),
+        "summary_type": draw(st.sampled_from(["cls_index", "last", "first", "mean"])),
+        "summary_use_proj": draw(st.booleans()),
+        "summary_activation": draw(st.sampled_from([None, "tanh"])),
+        "pad_token_id": draw(st.sampled_from([0, 5])),
+        "num_labels": draw(st.sampled_from([1, 3])),
+    }
+
+
+@st.composite
+def inputs(draw: st.DrawFn, rows: int = 3) -> dict[str, Any]:
+    """Ids, and at will a mask with padding on either side, token types and positions."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    B, T = rows, draw(st.sampled_from([1, POSITIONS]))
+    made: dict[str, Any] = {"input_ids": rng.integers(VOCABULARY, size=(B, T), dtype=np.int32)}
+    side = draw(st.sampled_from(["none", "left", "right", "anywhere"]))
+    if side != "none":  # rows of nothing but padding included
+        pads = rng.integers(T + 1, size=(B, 1))
+        place = np.arange(T)[None]
+        mask = {"left": place >= pads, "right": place < T - pads}.get(side, rng.random((B, T)) > 0.4)
+        made["attention_mask"] = mask.astype(np.int32)
+    if draw(st.booleans()):
+        made["token_type_ids"] = rng.integers(VOCABULARY, size=(B, T), dtype=np.int32)
+    if draw(st.booleans()):
+        shape = draw(st.sampled_from([(B, T), (1, T)]))
+        made["position_ids"] = rng.integers(POSITIONS, size=shape, dtype=np.int32)
+    return made
+
+
+def both(reference: Any, model: Any, arguments: dict[str, Any]) -> tuple[Any, Any]:
+    with torch.no_grad():
+        theirs = reference(**{name: to_torch(value) for name, value in arguments.items()})
+    return model(**arguments), theirs
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@given(data=st.data())
+@settings(LADDER, max_examples=12)
+def test_modules_states_attentions_and_logits(
+    architecture: str, dtype: str, data: st.DataObject
+) -> None:
+    with computing_in(dtype):
+        reference = torch_model(architecture, data.draw(st.integers(0, 99)), **data.draw(configs()))
+        model = flax_model(reference, dtype)
+        arguments = data.draw(inputs())
+        mask = arguments.get("attention_mask")
+        if mask is not None:
+            mask = jnp.asarray(mask, dtype)
+        T = arguments["input_ids"].shape[-1]
+
+        differing = first_differing_module(
+            model, reference, Mask.build(mask, T, None), TOLERANCE[dtype], arguments
+        )
+        assert differing is None, differing
+
+        more = {"output_hidden_states": True, "output_attentions": True}
+        ours, theirs = both(reference, model, {**arguments, **more})
+        names = ["hidden_states", "attentions"]
+        for name in names:
+            for i, (a, b) in enumerate(zip(ours[name], theirs[name], strict=True)):
+                assert largest_difference(a, b) <= TOLERANCE[dtype], f"{name}[{i}]"
+        for name in ("last_hidden_state", "logits", "mc_logits"):
+            if name in theirs:
+                assert largest_difference(ours[name], theirs[name]) <= TOLERANCE[dtype], name
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@given(data=st.data())
+@settings(LADDER, max_examples=15)
+def test_lm_loss_gradients_and_an_adamw_step(dtype: str, data: st.DataObject) -> None:
+    with computing_in(dtype):
+        config = data.draw(configs())
+        reference = torch_model("OpenAIGPTLMHeadModel", data.draw(st.integers(0, 99)), **config)
+        arguments = data.draw(inputs())
+        ids = arguments["input_ids"]
+        ignored = np.random.default_rng(0).random(ids.shape) < data.draw(st.sampled_from([0, 0.3]))
+        labels = np.where(ignored, -100, ids)
+        labels[:, -1] = ids[:, -1]
+        hypothesis.assume(ids.shape[1] > 1)  # there is a next token to predict
+        arguments["labels"] = labels
+        if data.draw(st.booleans()):
+            arguments["num_items_in_batch"] = 7
+        compare_training(reference, arguments, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@given(data=st.data())
+@settings(LADDER, max_examples=10)
+def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) -> None:
+    with computing_in(dtype):
+        problem = data.draw(
+            st.sampled_from(
+                [None, "regression", "single_label_classification", "multi_label_classification"]
+            )
+        )
+        config = {**data.draw(configs()), "num_labels": data.draw(st.sampled_from([1, 3]))}
+        config["problem_type"] = problem
+        n = config["num_labels"]
+        reference = torch_model("OpenAIGPTForSequenceClassification", **config)
+        arguments = data.draw(inputs(rows=3))
+        rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+        if problem == "single_label_classification" or (problem is None and n > 1):
+            arguments["labels"] = rng.integers(n, size=3)
+        elif problem == "multi_label_classification":
+            arguments["labels"] = rng.integers(2, size=(3, n)).astype(dtype)
+        else:
+            arguments["labels"] = rng.normal(size=(3, n) if n > 1 else 3).astype(dtype)
+        compare_training(reference, arguments, dtype)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@given(data=st.data())
+@settings(LADDER, max_examples=10)
+def test_double_heads_with_choices(dtype: str, data: st.DataObject) -> None:
+    """Inputs (batch, choices, T): the case that Hugging Face has for "cls_index" alone."""
+    with computing_in(dtype):
+        config = {**data.draw(configs()), "summary_type": "cls_index", "summary_use_proj": True}
+        reference = torch_model("OpenAIGPTDoubleHeadsModel", **config)
+        flat = data.draw(inputs(rows=6))
+        T = flat["input_ids"].shape[-1]
+        rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+        choices = {
+            "input_ids": flat["input_ids"].reshape(2, 3, T),
+            "labels": flat["input_ids"].reshape(2, 3, T),
+            "mc_labels": rng.integers(3, size=2),
+        }
+        if data.draw(st.booleans()):
+            choices["mc_token_ids"] = rng.integers(T, size=(2, 3))
+        if "attention_mask" in flat:  # Hugging Face takes the rows' masks flattened only
+            choices["attention_mask"] = flat["attention_mask"]
+        if T > 1:
+            compare_training(reference, choices, dtype)
+        model = flax_model(reference, dtype)
+        del choices["labels"], choices["mc_labels"]
+        ours, theirs = both(reference, model, choices)
+        for name in ("logits", "mc_logits"):
+            assert largest_difference(ours[name], theirs[name]) <= TOLERANCE[dtype], name
+        if "attention_mask" in choices:
+            choices["attention_mask"] = choices["attention_mask"].reshape(2, 3, T)
+        shaped = model(**choices, output_hidden_states=True)
+        np.testing.assert_array_equal(shaped.mc_logits, ours.mc_logits)
+        assert shaped.hidden_states[0].shape == (2, 3, T, config["n_embd"])
+
+
+@pytest.mark.parametrize("summary_type", ["last", "first", "mean"])
+def test_summaries_of_choices_read_each_choice(summary_type: str) -> None:
+    """Where Hugging Face picks along the choices, each choice here is what it is alone there."""
+    reference = torch_model(
+        "OpenAIGPTDoubleHeadsModel",
+        vocab_size=VOCABULARY,
+        n_positions=POSITIONS,
+        n_layer=2,
+        n_embd=8,
+        n_head=2,
+        summary_type=summary_type,
+    )
+    model = flax_model(reference)
+    ids = np.random.default_rng(0).integers(VOCABULARY, size=(2, 3, 5))
+    ours, theirs = both(reference, model, {"input_ids": ids.reshape(6, 5)})
+    assert largest_difference(ours.mc_logits, theirs.mc_logits) <= TOLERANCE["float32"]
+    np.testing.assert_allclose(
+        model(ids).mc_logits.reshape(6), ours.mc_logits, rtol=0, atol=1e-6
+    )  # measured: 0
+
+
+def test_inputs_embeds() -> None:
+    for architecture in ARCHITECTURES:
+        reference = torch_model(
+            architecture, vocab_size=11, n_positions=6, n_layer=2, n_embd=8, n_head=2, pad_token_id=0
+        )
+        embeds = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
+        ours, theirs = both(reference, flax_model(reference), {"inputs_embeds": embeds})
+        assert largest_difference(ours[0], theirs[0]) <= TOLERANCE["float32"], architecture
+
+
+@pytest.mark.parametrize("keep", [0, 1, 3, np.array([0, 2]), np.array([[0, 1], [4, 2]])])
+def test_logits_to_keep(keep: Any) -> None:
+    reference = torch_model(
+        "OpenAIGPTLMHeadModel", vocab_size=11, n_positions=6, n_layer=1, n_embd=8, n_head=2
+    )
+    ids = np.random.default_rng(0).integers(11, size=(2, 5))
+    ours, theirs = both(
+        reference, flax_model(reference), {"input_ids": ids, "logits_to_keep": keep}
+    )
+    assert largest_difference(ours.logits, theirs.logits) <= TOLERANCE["float32"]
+
+
+def test_positions_from_mask_are_those_of_hugging_face_generate() -> None:
+    reference = torch_model(
+        "OpenAIGPTLMHeadModel", vocab_size=11, n_positions=6, n_layer=2, n_embd=8, n_head=2
+    )
+    model = flax_model(reference)
+    ids = np.random.default_rng(0).integers(11, size=(2, 5))
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    positions = (mask.cumsum(-1) - 1).clip(0)
+    _, theirs = both(
+        reference,
+        model,
+        {"input_ids": ids, "attention_mask": mask, "position_ids": positions},
+    )
+    ours = model(ids, attention_mask=mask, positions_from_mask=True)
+    assert largest_difference(ours.logits, theirs.logits) <= TOLERANCE["float32"]
+    default = model(ids, attention_mask=mask)  # Hugging Face's forward ignores the mask
+    assert largest_difference(default.logits, theirs.logits) > 0.01
+
+
+def compare_training(reference: Any, arguments: dict[str, Any], dtype: str) -> None:
+    """Compare the losses, every gradient, and the parameters after a step of AdamW."""
+    model = flax_model(reference, dtype)
+    graphdef, params = nnx.graphdef(model), model.params
+
+    def total(params: Any) -> Any:
+        out = merge(graphdef, params)(**arguments)
+        losses = [getattr(out, name, None) for name in ("loss", "mc_loss")]
+        return sum(loss for loss in losses if loss is not None), out
+
+    (loss, out), gradients = jax.value_and_grad(total, has_aux=True)(params)
+    theirs = reference(**{name: to_torch(value) for name, value in arguments.items()})
+    losses = [theirs[name] for name in ("loss", "mc_loss") if name in theirs]
+    if dtype == "float64" and type(reference).__name__ == "OpenAIGPTLMHeadModel":
+        losses = [float64_loss(theirs.logits, arguments)]
+    reference.zero_grad()
+    sum(losses).backward()
+    assert largest_difference(loss, sum(losses)) <= TOLERANCE[dtype], "loss"
+    assert out.loss.dtype == dtype
+
+    rows = conversion.layout(model.config.to_dict(), type(reference).__name__)
+    named, leaves = dict(reference.named_parameters()), flatten_dict(gradients)
+    tied = {"transformer.tokens_embed.weight": "lm_head.weight"}
+
+    def parameter(row: Any) -> Any:
+        return named[row.torch if row.torch in named else tied[row.torch]]
+
+    assert len(leaves) == len(rows)
+    for row in rows:
+        gradient = parameter(row).grad
+        expected = np.zeros(row.torch_shape) if gradient is None else gradient.numpy()
+        ours = np.asarray(leaves[row.path])
+        ours = ours.T if row.transposed else ours
+        assert largest_difference(ours, expected) <= TOLERANCE[dtype], f"gradient of {row.torch}"
+
+    # torch leaves a parameter without a gradient alone; optax would decay it.
+    rates = {"weight_decay": 0.01, "eps": 1e-6}
+    optimizer = optax.adamw(1e-3, b1=0.9, b2=0.999, **rates)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.999), **rates).step()
+    after = flatten_dict(optax.apply_updates(params, updates))
+    for row in rows:
+        if parameter(row).grad is None:
+            continue
+        ours = np.asarray(after[row.path])
+        expected = parameter(row).detach().numpy()
+        difference = largest_difference(ours.T if row.transposed else ours, expected)
+        assert difference <= TOLERANCE[dtype], f"{row.torch} after a step"
+
+
+def float64_loss(logits: Any, arguments: dict[str, Any]) -> Any:
+    """Hugging Face's LM loss without its cast to float32."""
+    targets = torch.from_numpy(arguments["labels"][:, 1:].astype(np.int64)).flatten()
+    items = arguments.get("num_items_in_batch")
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), targets, reduction="sum" if items else "mean"
+    )
+    return loss / items if items else loss
