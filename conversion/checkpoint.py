@@ -150,13 +150,13 @@ def read_config(path_or_hub_id: str | os.PathLike[str], **hub: Any) -> dict[str,
 
     Args:
         path_or_hub_id: a folder, or the id of a model on the Hugging Face hub.
-        **hub: see ``resolve``.
+        **hub: see ``resolve``; no weights are downloaded.
 
     Raises:
         FileNotFoundError: there is no such folder, model or file.
         ValueError: the file is not the config of a GPT-1.
     """
-    folder = resolve(path_or_hub_id, **hub)
+    folder = resolve(path_or_hub_id, weights=False, **hub)
     if huggingface.weights_file(folder) is None and (folder / openai.SHAPES).is_file():
         return openai.open_folder(folder)[0]
     return config_file.read_config(folder)

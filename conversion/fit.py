@@ -148,10 +148,7 @@ def fit(
             first += f" ({_LM_HEAD} is needed because tie_word_embeddings is false)"
         raise ValueError("\n".join([first, *faults]))
     if headless and not new_head:
-        raise HeadMissing(
-            f"{source} holds no {' and no '.join(head)}, which {architecture} needs; "
-            f"new_head=True leaves the head out, to be initialised"
-        )
+        raise HeadMissing(f"{source} holds no {' and no '.join(head)}, which {architecture} needs")
 
     fitted = {name: groups[name][0] for name in named}
     if tied(config) and _TOKENS in fitted and _LM_HEAD in groups:

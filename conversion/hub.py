@@ -8,19 +8,23 @@ COMPANIONS = (
     "generation_config.json",
     "vocab.json",
     "merges.txt",
+    "encoder_bpe_40000.json",  # OpenAI's names for the two
+    "vocab_40000.bpe",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
 )
-_ALWAYS = ["config.json", *COMPANIONS, "model*.safetensors", "model.safetensors.index.json"]
+_LIGHT = ["config.json", *COMPANIONS]
+_SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
 # Most repositories hold the same weights as a pickle too.
-_WITHOUT_SAFETENSORS = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
+_PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def resolve(
     path_or_hub_id: str | os.PathLike[str],
     *,
+    weights: bool = True,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
@@ -33,6 +37,7 @@ def resolve(
         path_or_hub_id: a folder, or the id of a model on the hub ("owner/name"). An existing folder
             comes first. What can only be a path (it starts with ``.``, ``/`` or ``~``, has more
             than one slash, or is a file) is never looked up on the hub.
+        weights: download these too; if false, only config.json and ``COMPANIONS``.
         revision: a branch, tag or commit of the hub's repository.
         cache_dir: where downloads are kept; by default the hub's own cache.
         local_files_only: use what has been downloaded before.
@@ -82,9 +87,9 @@ def resolve(
         )
 
     try:
-        folder = download(_ALWAYS)
-        if not any(folder.glob("model*.safetensors")):
-            folder = download([*_ALWAYS, *_WITHOUT_SAFETENSORS])
+        folder = download([*_LIGHT, *_SAFETENSORS] if weights else _LIGHT)
+        if weights and not any(folder.glob("model*.safetensors")):
+            folder = download([*_LIGHT, *_SAFETENSORS, *_PICKLES])
     except Exception as error:  # whatever the hub's client, the network or the disk raise
         raise FileNotFoundError(
             f"{given!r} is no folder here, and cannot be had from the Hugging Face hub: "

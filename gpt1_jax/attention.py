@@ -37,7 +37,11 @@ class Cache:
 
     @classmethod
     def empty(
-        cls, config: OpenAIGPTConfig, batch: int, length: int, dtype: jax.typing.DTypeLike = "float32"
+        cls,
+        config: OpenAIGPTConfig,
+        batch: int,
+        length: int,
+        dtype: jax.typing.DTypeLike = "float32",
     ) -> Self:
         """Return a cache with room for ``length`` tokens in each of ``batch`` rows."""
         shape = (batch, config.n_head, length, config.n_embd // config.n_head)

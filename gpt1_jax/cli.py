@@ -96,7 +96,8 @@ def convert(
 
     folder = conversion.resolve(source, revision=revision, local_files_only=local_files_only)
     config, params = conversion.read(
-        folder, leaf=lambda array: array if dtype is None else array.astype(conversion.DTYPES[dtype])
+        folder,
+        leaf=lambda array: array if dtype is None else array.astype(conversion.DTYPES[dtype]),
     )
     conversion.write(
         target,

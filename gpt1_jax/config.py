@@ -39,7 +39,8 @@ class OpenAIGPTConfig:
         attn_pdrop: dropout rate on the attention weights.
         layer_norm_epsilon: added to the variance in every layer norm.
         initializer_range: standard deviation of the initial weights.
-        summary_type: the state the multiple-choice head reads: "cls_index", "last", "first", "mean".
+        summary_type: the state that the multiple-choice head reads: one of "cls_index", "last",
+            "first" and "mean".
         summary_use_proj: whether that head has a linear projection.
         summary_activation: "tanh", or None for no activation after the projection.
         summary_proj_to_labels: whether the projection is ``num_labels`` wide (else ``n_embd``).
@@ -174,7 +175,7 @@ class OpenAIGPTConfig:
         return cls(**values, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the contents of a ``config.json`` that ``transformers`` reads, ``extra`` included."""
+        """Return the contents of a ``config.json`` for ``transformers``, ``extra`` included."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields = {**fields.pop("extra"), **fields, "model_type": "openai-gpt"}
         if isinstance(self.eos_token_id, tuple):

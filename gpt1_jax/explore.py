@@ -19,11 +19,20 @@ SHOWN = {
     nnx.Dropout: ("rate",),
 }
 
+# torch's order of the children. A model that was split and merged, as by loading, has lost it.
+ORDER = (
+    *("transformer", "tokens_embed", "positions_embed", "drop", "h"),
+    *("attn", "c_attn", "c_fc", "c_proj", "act", "attn_dropout", "resid_dropout", "dropout"),
+    *("ln_1", "mlp", "ln_2"),
+    *("lm_head", "score", "multiple_choice_head"),
+    *("summary", "activation", "first_dropout", "last_dropout"),
+)
+
 
 def tree(model: nnx.Module) -> str:
     """Return the modules of a model as torch prints them, with Flax's layers.
 
-    Children stand in the order they were made in; equal neighbours in a list are written once, as
+    Children stand in torch's order; equal neighbours in a list are written once, as
     ``(0-11): 12 x Block(``.
     """
     return "\n".join(_lines(model))
@@ -46,9 +55,14 @@ def _lines(module: Any) -> list[str]:
 def _children(module: nnx.Module) -> Iterator[tuple[str, list[str]]]:
     """Yield the label and the lines of each child."""
     if not isinstance(module, nnx.List):
-        for label, child in vars(module).items():
-            if isinstance(child, nnx.Module) or callable(child):
-                yield label, _lines(child)
+        children = {
+            label: child
+            for label, child in vars(module).items()
+            if isinstance(child, nnx.Module) or callable(child)
+        }
+        known = [label for label in ORDER if label in children]
+        for label in (*known, *(label for label in children if label not in ORDER)):
+            yield label, _lines(children[label])
         return
     blocks = [_lines(child) for child in module]
     start = 0
@@ -65,7 +79,9 @@ def _children(module: nnx.Module) -> Iterator[tuple[str, list[str]]]:
 def token_table(tokenizer: "Tokenizer", ids: Sequence[int]) -> str:
     """Return one line for each id, aligned: its place, the token and the id."""
     tokens = tokenizer.convert_ids_to_tokens(list(ids))
-    rows = [(str(i), token, str(id_)) for i, (token, id_) in enumerate(zip(tokens, ids, strict=True))]
+    rows = [
+        (str(i), token, str(id_)) for i, (token, id_) in enumerate(zip(tokens, ids, strict=True))
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     return "\n".join(
         f"{place:>{widths[0]}}  {token!r:<{widths[1] + 2}}  ->  {id_:>{widths[2]}}"

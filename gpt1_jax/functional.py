@@ -7,12 +7,12 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from gpt1_jax.attention import Cache
 from gpt1_jax.inputs import check_arguments
 from gpt1_jax.model import OpenAIGPTForSequenceClassification
-from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params
+from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, flatten
 
 
 class Apply(Protocol):
@@ -23,7 +23,9 @@ class Apply(Protocol):
     its buffers become the returned cache's, and the one given must not be read again.
     """
 
-    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any: ...
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's output with these parameters."""
+        ...
 
 
 def functional(model: OpenAIGPTPreTrainedModel) -> tuple[Apply, Params]:
@@ -47,15 +49,13 @@ def merge(graphdef: nnx.GraphDef[Any], params: Params) -> Any:
     # Flax indexes the blocks by integers.
     flat = {
         tuple(int(key) if key.isdigit() else key for key in path): leaf
-        for path, leaf in flatten_dict(params).items()
+        for path, leaf in flatten(params).items()
     }
     return nnx.merge(graphdef, nnx.State(unflatten_dict(flat)))
 
 
 @functools.lru_cache(maxsize=32)
-def _apply(
-    graphdef: nnx.GraphDef[Any], cls: type[OpenAIGPTPreTrainedModel], config: Any
-) -> Apply:
+def _apply(graphdef: nnx.GraphDef[Any], cls: type[OpenAIGPTPreTrainedModel], config: Any) -> Apply:
     signature = inspect.signature(cls.__call__)
     classify = issubclass(cls, OpenAIGPTForSequenceClassification)
 

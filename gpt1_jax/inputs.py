@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from gpt1_jax.attention import Cache
 from gpt1_jax.config import OpenAIGPTConfig
@@ -42,10 +43,8 @@ def check_arguments(
 ) -> tuple[int, ...]:
     """Check the arguments of any of the four models.
 
-    Args:
-        config: sizes that ids and shapes have to fit.
-        classify: whether ``labels`` are those of a classification, not of the next tokens.
-        **: the models' own arguments.
+    All but ``config`` (sizes that ids and shapes have to fit) and ``classify`` (whether ``labels``
+    are those of a classification, not of the next tokens) are the models' own arguments.
 
     Returns:
         The shape (..., T) of the tokens.
@@ -69,7 +68,7 @@ def check_arguments(
     if not shape or 0 in shape:
         raise ValueError(f"the tokens have shape {shape}, but there must be at least one token")
     *rows, T = shape
-    if cache is None and T > config.n_positions:
+    if cache is None and config.n_positions < T:
         raise ValueError(f"{T} tokens, but the model has n_positions = {config.n_positions}")
     if attention_mask is not None:
         _check_shape("attention_mask", attention_mask, shape, broadcast=False)
@@ -124,10 +123,11 @@ def check_ids(
     ignored: int | None = None,
 ) -> tuple[int, ...]:
     """Check that ``ids`` are integers in [0, size), or ``ignored``; return their shape."""
-    if isinstance(ids, jax.core.Tracer):
-        if not jnp.issubdtype(ids.dtype, jnp.integer):
-            raise ValueError(f"{name} has dtype {ids.dtype}, but must be integer")
-        return ids.shape
+    if isinstance(ids, Tracer):
+        traced: Any = ids.aval
+        if not jnp.issubdtype(traced.dtype, jnp.integer):
+            raise ValueError(f"{name} has dtype {traced.dtype}, but must be integer")
+        return traced.shape
     try:
         values = np.asarray(ids)
     except ValueError:
@@ -162,6 +162,7 @@ def _check_classes(config: OpenAIGPTConfig, labels: ArrayLike, rows: int) -> Non
             f"must have {' or '.join(map(str, allowed))}"
         )
 
+
 def _check_shape(
     name: str, array: ArrayLike, shape: tuple[int, ...], broadcast: bool = True
 ) -> None:
@@ -185,10 +186,8 @@ def _check_cache(
             f"the cache holds {len(cache.keys)} layers of {cache.keys[0].shape}, "
             f"but these tokens need {config.n_layer} of {expected}"
         )
-    if isinstance(cache.index, jax.core.Tracer):
-        filled = 0  # unknown here; the caller's loop has to count
-    else:
-        filled = int(cache.index)
+    # Inside a compiled loop the index is not known; the loop has to count.
+    filled = 0 if isinstance(cache.index, Tracer) else int(cache.index)
     if filled + tokens > cache.length:
         raise ValueError(
             f"{filled} cached and {tokens} new tokens, but the cache has room for {cache.length}"

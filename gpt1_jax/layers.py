@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.typing import PrecisionLike
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.dtypes import at_least_float32
@@ -38,11 +39,11 @@ class Layers:
     config: OpenAIGPTConfig
     dtype: jnp.dtype
     param_dtype: jnp.dtype
-    precision: jax.lax.PrecisionLike
+    precision: PrecisionLike
     rngs: nnx.Rngs
 
     def linear(self, features: int, outputs: int) -> nnx.Linear:
-        """Return x @ kernel + bias, Hugging Face's ``Conv1D``: N(0, initializer_range) and zeros."""
+        """Return x @ kernel + bias, Hugging Face's ``Conv1D``; N(0, initializer_range), zeros."""
         return nnx.Linear(
             features,
             outputs,
@@ -110,7 +111,7 @@ class TiedLinear(nnx.Module):
         in_features: int,
         out_features: int,
         dtype: jnp.dtype,
-        precision: jax.lax.PrecisionLike = None,
+        precision: PrecisionLike = None,
     ):
         self.in_features = in_features
         self.out_features = out_features

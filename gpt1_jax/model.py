@@ -152,7 +152,7 @@ class OpenAIGPTSequenceSummary(nnx.Module):
         cls_index: jax.Array,
         dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """(..., T, E) and places (...), which "cls_index" reads -> (..., 1), or (..., E) unprojected."""
+        """(..., T, E), and places (...) for "cls_index" -> (..., 1), or (..., E) unprojected."""
         first_key, last_key = split_key(dropout_key, 2)
         if self.summary_type == "mean":
             x = states.mean(axis=-2)
@@ -260,9 +260,10 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         if position_ids is None:
             position_ids = positions(attention_mask if positions_from_mask else None, T, cache)
 
-        if inputs_embeds is None:
-            inputs_embeds = self.embed(self.tokens_embed, input_ids, T)
-        x = jnp.asarray(inputs_embeds, self.dtype).reshape(B, T, E)
+        if input_ids is not None:
+            x = self.embed(self.tokens_embed, input_ids, T)
+        else:
+            x = jnp.asarray(inputs_embeds, self.dtype).reshape(B, T, E)
         x = x + self.embed(self.positions_embed, position_ids, T)
         if token_type_ids is not None:
             x = x + self.embed(self.tokens_embed, token_type_ids, T)

@@ -9,7 +9,7 @@ from gpt1_jax.attention import Cache
 
 
 class ModelOutput:
-    """Base of the outputs: fields by name (``out.logits``, ``out["logits"]``) or place (``out[0]``).
+    """Base of the outputs: fields by name (``out.logits``, ``["logits"]``) or place (``out[0]``).
 
     Places count the fields that are not None, as Hugging Face's do.
     """

@@ -5,18 +5,24 @@ import functools
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Required, Self, TypedDict, Unpack
+from typing import Any, Required, Self, TypedDict, Unpack, cast
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.typing import PrecisionLike
 
 import conversion
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.layers import Layers
 
 Params = dict[str, Any]
+
+
+def flatten(params: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """Return the leaves of a nested dict of parameters by their paths."""
+    return cast(dict[tuple[str, ...], Any], flatten_dict(params))
 
 
 class Numerics(TypedDict, total=False):
@@ -34,7 +40,7 @@ class Numerics(TypedDict, total=False):
     rngs: Required[nnx.Rngs]
     dtype: jax.typing.DTypeLike | None
     param_dtype: jax.typing.DTypeLike
-    precision: jax.lax.PrecisionLike
+    precision: PrecisionLike
 
 
 class OpenAIGPTPreTrainedModel(nnx.Module):
@@ -82,7 +88,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             ValueError: parameters that are missing, unexpected or of another shape, all by name;
                 nothing is replaced then.
         """
-        own, new = self._variables(), flatten_dict(params)
+        own, new = self._variables(), flatten(params)
         problems = [f"- {'.'.join(path)} is missing" for path in own if path not in new]
         problems += [f"+ {'.'.join(path)} is unexpected" for path in new if path not in own]
         problems += [
@@ -107,7 +113,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
 
     def get_input_embeddings(self) -> nnx.Embed:
         """Return the token embedding."""
-        return getattr(self, "transformer", self).tokens_embed
+        body: Any = getattr(self, "transformer", self)
+        return body.tokens_embed
 
     @classmethod
     def from_pretrained(
@@ -116,7 +123,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         *,
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike | None = None,
-        precision: jax.lax.PrecisionLike = None,
+        precision: PrecisionLike = None,
         rngs: nnx.Rngs | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -167,7 +174,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             hint = "to start from a new head, pass rngs=nnx.Rngs(seed)"
             raise ValueError(f"{error}; {hint}") from None
         config = OpenAIGPTConfig.from_dict(config_dict)
-        leaves = flatten_dict(params)
+        leaves = flatten(params)
         make = functools.partial(
             cls,
             config,
@@ -236,7 +243,6 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             head.out_features = new_num_tokens
             if not config.tie_word_embeddings:
                 head.kernel.set_value(resized(head.kernel.get_value(), axis=1))
-
 
 
 def _initial(

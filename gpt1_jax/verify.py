@@ -25,7 +25,7 @@ from gpt1_jax.model import (
     OpenAIGPTLMHeadModel,
     OpenAIGPTModel,
 )
-from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
+from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, flatten
 from gpt1_jax.tokenizer import Tokenizer
 
 MODELS: dict[str, type[OpenAIGPTPreTrainedModel]] = {
@@ -63,13 +63,17 @@ GPT1 = Published(
     row=(3001, (-0.12091, 0.05169, 0.030707, -0.009344, 0.1531, 0.07153, 0.0034096, -0.079538)),
     greedy=(
         3,
-        (481, 4735, 544, 246, 963, 870, 762, 239, 244, 40477)
-        + (244, 249, 719, 881, 487, 544, 240, 244, 603, 481),
+        (
+            *(481, 4735, 544, 246, 963, 870, 762, 239, 244, 40477),
+            *(244, 249, 719, 881, 487, 544, 240, 244, 603, 481),
+        ),
     ),
     next_token=("Wondering what the next word will", 580, 9.1056),
     states=(
-        (249, 1925, 485, 6231, 246, 4121, 669, 1662, 939, 715, 1009)
-        + (995, 239, 861, 1081, 822, 37700, 606, 1925, 504, 20267, 239),
+        (
+            *(249, 1925, 485, 6231, 246, 4121, 669, 1662, 939, 715, 1009),
+            *(995, 239, 861, 1081, 822, 37700, 606, 1925, 504, 20267, 239),
+        ),
         (
             (0, (0.15006, -0.24787, -0.10215, -0.39148, 0.49780), 16.6580),
             (11, (1.93257, -0.37740, 0.07665, 0.14770, 0.59034), 21.2159),
@@ -121,11 +125,9 @@ def verify(
 
 
 def _finite(params: Mapping[str, Any]) -> Check:
-    from flax.traverse_util import flatten_dict
-
     wrong = [
         ".".join(path)
-        for path, array in flatten_dict(params).items()
+        for path, array in flatten(params).items()
         if not np.isfinite(array.astype(np.float32)).all()
     ]
     return Check("values", not wrong, f"not finite: {', '.join(wrong)}" if wrong else "all finite")
@@ -180,18 +182,25 @@ def _against_published(folder: Path, params: Any, published: Published) -> Itera
     prompt, expected = published.greedy
     got = generate(model, [list(expected[:prompt])], max_new_tokens=len(expected) - prompt)[0]
     yield Check(
-        "published greedy text", list(got) == list(expected), f"{len(expected)} ids as published"
-        if list(got) == list(expected) else f"got {list(map(int, got))}",
+        "published greedy text",
+        list(got) == list(expected),
+        f"{len(expected)} ids as published"
+        if list(got) == list(expected)
+        else f"got {list(map(int, got))}",
     )
 
     ids, places = published.states
     states = apply(weights, [list(ids)], output_hidden_states=True).hidden_states[-1][0]
     worst = max(
-        max(np.abs(np.asarray(states[place, : len(start)]) - start).max(),
-            abs(float(jnp.linalg.norm(states[place])) - norm))
+        max(
+            np.abs(np.asarray(states[place, : len(start)]) - start).max(),
+            abs(float(jnp.linalg.norm(states[place])) - norm),
+        )
         for place, start, norm in places
     )
-    yield Check("published states", bool(worst <= 1e-4), f"largest difference {worst:.1e}, at most 1e-04")
+    yield Check(
+        "published states", bool(worst <= 1e-4), f"largest difference {worst:.1e}, at most 1e-04"
+    )
 
     text, token, logit = published.next_token
     try:

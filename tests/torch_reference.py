@@ -1,4 +1,4 @@
-"""The reference: Hugging Face's models in torch with random weights, and the same models in Flax."""
+"""The reference: Hugging Face's models in torch with random weights, and their twins in Flax."""
 
 import contextlib
 from collections.abc import Iterator

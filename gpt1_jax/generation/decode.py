@@ -8,7 +8,7 @@ rounded up to powers of two, and settings are traced: few compilations serve all
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ from gpt1_jax.inputs import ArrayLike, check_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 
+# An array (batch, ...), or, for prompts of unequal lengths, a list of rows.
+Sequences = Any
 SHORTEST = 16  # below this, padding costs less than another compilation
 
 
@@ -37,18 +39,40 @@ class GenerateOutput:
             where that is a list. As Hugging Face's normalised ``compute_transition_scores``.
     """
 
-    sequences: np.ndarray | list[np.ndarray]
-    scores: np.ndarray | list[np.ndarray]
+    sequences: Sequences
+    scores: Sequences
+
+
+@overload
+def generate(
+    model: OpenAIGPTLMHeadModel,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
+    *,
+    return_dict: Literal[False] = False,
+    **settings: Any,
+) -> Sequences: ...
+
+
+@overload
+def generate(
+    model: OpenAIGPTLMHeadModel,
+    input_ids: ArrayLike,
+    attention_mask: ArrayLike | None = None,
+    *,
+    return_dict: Literal[True],
+    **settings: Any,
+) -> GenerateOutput: ...
 
 
 def generate(
     model: OpenAIGPTLMHeadModel,
-    input_ids: ArrayLike | Sequence[Sequence[int]],
+    input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
     *,
     return_dict: bool = False,
     **settings: Any,
-) -> np.ndarray | list[np.ndarray] | GenerateOutput:
+) -> Sequences | GenerateOutput:
     """Continue each prompt.
 
     Args:
@@ -237,9 +261,9 @@ def _decoder(graphdef: nnx.GraphDef[Any]) -> Callable[..., State]:
         start = State(
             step=jnp.int32(0),
             tokens=jnp.zeros((B, capacity), jnp.int32),
-            scores=jnp.zeros((B, capacity), out.logits.dtype),
+            scores=jnp.zeros((B, capacity), jnp.float32),
             done=jnp.zeros(B, bool),
-            cache=out.cache,
+            cache=cast(Cache, out.cache),
         )
         return jax.lax.while_loop(unfinished, step, append(start, out))
 
@@ -250,14 +274,14 @@ def _prompts(
     vocab_size: int, input_ids: Any, attention_mask: ArrayLike | None
 ) -> tuple[list[np.ndarray], int | None]:
     """Return the prompts without padding, and their common width, or None for a ragged list."""
+    if len(input_ids) == 0:
+        raise ValueError("input_ids holds no prompt")
     ragged = isinstance(input_ids, Sequence) and len({np.size(row) for row in input_ids}) > 1
     if ragged and attention_mask is not None:
         raise ValueError("prompts of unequal lengths need no attention_mask")
-    rows = list(input_ids) if ragged else np.atleast_2d(np.asarray(input_ids))
+    rows: Any = list(input_ids) if ragged else np.atleast_2d(np.asarray(input_ids))
     if not ragged and rows.ndim != 2:
         raise ValueError(f"input_ids has shape {rows.shape}, but must be (batch, T)")
-    if len(rows) == 0:
-        raise ValueError("input_ids holds no prompt")
     prompts = []
     for i, row in enumerate(rows):
         row = np.asarray(row)

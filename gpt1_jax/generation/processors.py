@@ -2,14 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 
-def temper(logits: jax.Array, temperature: jax.Array) -> jax.Array:
+def temper(logits: jax.Array, temperature: ArrayLike) -> jax.Array:
     """Return (B, V) logits divided by a () temperature."""
     return logits / temperature
 
 
-def keep_top(logits: jax.Array, top_k: jax.Array, top_p: jax.Array) -> jax.Array:
+def keep_top(logits: jax.Array, top_k: ArrayLike, top_p: ArrayLike) -> jax.Array:
     """Return the logits with all but the likeliest tokens at -inf.
 
     Args:

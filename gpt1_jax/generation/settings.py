@@ -1,6 +1,9 @@
 """What a user may ask of generation, checked as a whole before any work."""
 
 import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
 
 from gpt1_jax.config import OpenAIGPTConfig
 
@@ -27,7 +30,7 @@ class GenerationSettings:
     top_k: int | None = None
     top_p: float = 1.0
     seed: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
+    eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
@@ -39,7 +42,12 @@ class GenerationSettings:
             self.seed is None or 0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2**32), or None"
         )
         if not self.do_sample:
-            for name, off in (("temperature", 1.0), ("top_k", None), ("top_p", 1.0), ("seed", None)):
+            for name, off in (
+                ("temperature", 1.0),
+                ("top_k", None),
+                ("top_p", 1.0),
+                ("seed", None),
+            ):
                 value = getattr(self, name)
                 _require(value == off, name, value, "left alone unless do_sample is True")
 
@@ -48,7 +56,7 @@ class GenerationSettings:
         """The tokens that end a text."""
         if self.eos_token_id is None:
             return ()
-        return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else self.eos_token_id
+        return tuple(np.atleast_1d(self.eos_token_id).tolist())
 
     def check_for(self, config: OpenAIGPTConfig, longest_prompt: int) -> None:
         """Check the settings against a model and its longest prompt.

@@ -315,7 +315,7 @@ def test_a_missing_head_is_a_matter_of_its_own(checkpoint, tmp_path, identical, 
     folder = made.save(tmp_path / "a")
     with pytest.raises(HeadMissing) as error:
         read(folder, architecture=asked)
-    assert f"holds {needed} which {asked} needs" in str(error.value)
+    assert str(error.value).endswith(f"holds {needed} which {asked} needs")
     _, params = read(folder, architecture=asked, new_head=True)
     assert identical(params, made.params)
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils._http import default_client_factory, hf_request_event_hook
 
-from conversion import ARCHITECTURES, read, resolve
+from conversion import ARCHITECTURES, read, read_config, resolve
 
 httpx2 = pytest.importorskip("httpx2", reason="huggingface_hub's HTTP client")
 
@@ -124,6 +124,25 @@ def test_pickles_are_fetched_only_where_there_are_no_safetensors(hub, cache):
     folder = resolve("owner/gpt1", cache_dir=cache)
     assert sorted(hub.fetched) == ["config.json", "pytorch_model.bin", "vocab.json"]
     assert (folder / "pytorch_model.bin").read_bytes() == b"pickle"
+
+
+def test_weights_are_left_there(hub, cache):
+    hub.files |= {"encoder_bpe_40000.json": b"{}", "vocab_40000.bpe": b""}
+    assert read_config("owner/gpt1", cache_dir=cache)["architectures"] == [LM_HEAD]
+    light = ["config.json", "encoder_bpe_40000.json", "vocab.json", "vocab_40000.bpe"]
+    assert sorted(hub.fetched) == light
+    del hub.files["model.safetensors"]
+    resolve("owner/gpt1", cache_dir=cache, weights=False, force_download=True)
+    assert sorted(hub.fetched) == sorted(2 * light)
+
+
+def test_weights_are_fetched_after_the_rest(hub, cache, identical, checkpoint):
+    folder = resolve("owner/gpt1", cache_dir=cache, weights=False)
+    assert not list(folder.glob("*model*"))
+    hub.fetched.clear()
+    _, params = read("owner/gpt1", cache_dir=cache)
+    assert identical(params, {"transformer": checkpoint(BASE).params})
+    assert hub.fetched == ["model.safetensors"]
 
 
 def test_shards_are_fetched(hub, cache):

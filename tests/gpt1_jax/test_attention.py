@@ -23,7 +23,7 @@ import gpt1_jax as gpt1
 from gpt1_jax.attention import AFTER, Mask, attend, attention_weights
 
 B, N, T, H = 3, 2, 5, 4
-# float32 against float64. Measured: 3e-7.
+# float32 against float64. Measured: 4e-7.
 TOLERANCE = 2e-6
 
 compiled_weights = jax.jit(attention_weights)
@@ -171,7 +171,7 @@ def test_reading_in_chunks_equals_one_pass(
     compared = after_a_token(mask)
     expected = numpy_logits(PARAMS, IDS, mask, positions)
     if compared.any():
-        # Measured: 3e-7.
+        # Measured: 4e-7.
         assert difference(logits[compared], expected[compared]) < TOLERANCE
     assert np.isfinite(logits).all()
     assert (cache.index, cache.length) == (T, SLOTS)
@@ -229,8 +229,8 @@ def test_what_lies_beyond_the_index_does_not_matter(garbage: float) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    # Keys and values are rounded to 8 or 11 bits. Measured: 4e-3, 4e-4.
-    [("bfloat16", 2e-2), ("float16", 2e-3)],
+    # Keys and values are rounded to 8 or 11 bits. Measured: 1.3e-3, 1e-4.
+    [("bfloat16", 6e-3), ("float16", 5e-4)],
 )
 def test_the_cache_keeps_its_dtype(dtype: str, tolerance: float) -> None:
     logits, cache = in_chunks(APPLY, PARAMS, [3, 4], ONES, empty(dtype))

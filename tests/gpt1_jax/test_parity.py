@@ -15,14 +15,10 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from flax.traverse_util import flatten_dict
 from hypothesis import given, settings
 
 torch = pytest.importorskip("torch")
 
-import conversion  # noqa: E402
-from gpt1_jax.attention import Mask  # noqa: E402
-from gpt1_jax.functional import merge  # noqa: E402
 from torch_reference import (  # noqa: E402
     computing_in,
     first_differing_module,
@@ -32,11 +28,18 @@ from torch_reference import (  # noqa: E402
     torch_model,
 )
 
+import conversion  # noqa: E402
+from gpt1_jax.attention import Mask  # noqa: E402
+from gpt1_jax.functional import merge  # noqa: E402
+from gpt1_jax.pretrained import flatten  # noqa: E402
+
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
 ARCHITECTURES = conversion.ARCHITECTURES
 VOCABULARY, POSITIONS = 13, 7
 # Without shrinking: an example takes a second, and the assertion names what differs.
-LADDER = settings(phases=(hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate))
+LADDER = settings(
+    phases=(hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate)
+)
 
 
 @st.composite
@@ -69,7 +72,9 @@ def inputs(draw: st.DrawFn, rows: int = 3) -> dict[str, Any]:
     if side != "none":  # rows of nothing but padding included
         pads = rng.integers(T + 1, size=(B, 1))
         place = np.arange(T)[None]
-        mask = {"left": place >= pads, "right": place < T - pads}.get(side, rng.random((B, T)) > 0.4)
+        mask = {"left": place >= pads, "right": place < T - pads}.get(
+            side, rng.random((B, T)) > 0.4
+        )
         made["attention_mask"] = mask.astype(np.int32)
     if draw(st.booleans()):
         made["token_type_ids"] = rng.integers(VOCABULARY, size=(B, T), dtype=np.int32)
@@ -88,7 +93,7 @@ def both(reference: Any, model: Any, arguments: dict[str, Any]) -> tuple[Any, An
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @given(data=st.data())
-@settings(LADDER, max_examples=12)
+@settings(LADDER, max_examples=8)
 def test_modules_states_attentions_and_logits(
     architecture: str, dtype: str, data: st.DataObject
 ) -> None:
@@ -119,7 +124,7 @@ def test_modules_states_attentions_and_logits(
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @given(data=st.data())
-@settings(LADDER, max_examples=15)
+@settings(LADDER, max_examples=8)
 def test_lm_loss_gradients_and_an_adamw_step(dtype: str, data: st.DataObject) -> None:
     with computing_in(dtype):
         config = data.draw(configs())
@@ -138,7 +143,7 @@ def test_lm_loss_gradients_and_an_adamw_step(dtype: str, data: st.DataObject) ->
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @given(data=st.data())
-@settings(LADDER, max_examples=10)
+@settings(LADDER, max_examples=8)
 def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) -> None:
     with computing_in(dtype):
         problem = data.draw(
@@ -146,9 +151,8 @@ def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) ->
                 [None, "regression", "single_label_classification", "multi_label_classification"]
             )
         )
-        config = {**data.draw(configs()), "num_labels": data.draw(st.sampled_from([1, 3]))}
-        config["problem_type"] = problem
-        n = config["num_labels"]
+        n = 3 if problem == "single_label_classification" else data.draw(st.sampled_from([1, 3]))
+        config = {**data.draw(configs()), "num_labels": n, "problem_type": problem}
         reference = torch_model("OpenAIGPTForSequenceClassification", **config)
         arguments = data.draw(inputs(rows=3))
         rng = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -163,7 +167,7 @@ def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) ->
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @given(data=st.data())
-@settings(LADDER, max_examples=10)
+@settings(LADDER, max_examples=8)
 def test_double_heads_with_choices(dtype: str, data: st.DataObject) -> None:
     """Inputs (batch, choices, T): the case that Hugging Face has for "cls_index" alone."""
     with computing_in(dtype):
@@ -219,7 +223,13 @@ def test_summaries_of_choices_read_each_choice(summary_type: str) -> None:
 def test_inputs_embeds() -> None:
     for architecture in ARCHITECTURES:
         reference = torch_model(
-            architecture, vocab_size=11, n_positions=6, n_layer=2, n_embd=8, n_head=2, pad_token_id=0
+            architecture,
+            vocab_size=11,
+            n_positions=6,
+            n_layer=2,
+            n_embd=8,
+            n_head=2,
+            pad_token_id=0,
         )
         embeds = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
         ours, theirs = both(reference, flax_model(reference), {"inputs_embeds": embeds})
@@ -273,12 +283,13 @@ def compare_training(reference: Any, arguments: dict[str, Any], dtype: str) -> N
     if dtype == "float64" and type(reference).__name__ == "OpenAIGPTLMHeadModel":
         losses = [float64_loss(theirs.logits, arguments)]
     reference.zero_grad()
-    sum(losses).backward()
-    assert largest_difference(loss, sum(losses)) <= TOLERANCE[dtype], "loss"
+    expected_loss = torch.stack(losses).sum()
+    expected_loss.backward()
+    assert largest_difference(loss, expected_loss) <= TOLERANCE[dtype], "loss"
     assert out.loss.dtype == dtype
 
     rows = conversion.layout(model.config.to_dict(), type(reference).__name__)
-    named, leaves = dict(reference.named_parameters()), flatten_dict(gradients)
+    named, leaves = dict(reference.named_parameters()), flatten(gradients)
     tied = {"transformer.tokens_embed.weight": "lm_head.weight"}
 
     def parameter(row: Any) -> Any:
@@ -292,12 +303,20 @@ def compare_training(reference: Any, arguments: dict[str, Any], dtype: str) -> N
         ours = ours.T if row.transposed else ours
         assert largest_difference(ours, expected) <= TOLERANCE[dtype], f"gradient of {row.torch}"
 
-    # torch leaves a parameter without a gradient alone; optax would decay it.
-    rates = {"weight_decay": 0.01, "eps": 1e-6}
+    # A key's bias adds the same to all scores of a query, so its exact gradient is zero, and Adam
+    # divides rounding by rounding: the step therefore starts from torch's gradients.
+    leaves = {
+        row.path: jnp.asarray(row.from_torch(gradient.numpy()))
+        for row in rows
+        if (gradient := parameter(row).grad) is not None
+    }
+    before = {path: leaf for path, leaf in flatten(params).items() if path in leaves}
+    rates: dict[str, Any] = {"weight_decay": 0.01, "eps": 1e-8}
     optimizer = optax.adamw(1e-3, b1=0.9, b2=0.999, **rates)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic is not strict
+        updates, _ = optimizer.update(leaves, optimizer.init(before), before)
     torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.999), **rates).step()
-    after = flatten_dict(optax.apply_updates(params, updates))
+    after: Any = optax.apply_updates(before, updates)
     for row in rows:
         if parameter(row).grad is None:
             continue

@@ -1,0 +1,204 @@
+"""The loop, against a plain one: full forwards in Python, one token after the other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import hypothesis.strategies as st
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+
+import gpt1_jax as gpt1
+from gpt1_jax.generation import decode
+
+CONFIG = gpt1.OpenAIGPTConfig(
+    vocab_size=29, n_positions=64, n_layer=2, n_embd=12, n_head=2, initializer_range=0.5
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> gpt1.OpenAIGPTLMHeadModel:
+    return gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def next_logits(model: gpt1.OpenAIGPTLMHeadModel) -> Callable[[list[int]], np.ndarray]:
+    """The logits that follow a text, by a full forward; one compilation serves every length."""
+    apply, params = gpt1.functional(model)
+
+    def logits(ids: list[int]) -> np.ndarray:
+        padded = np.zeros((1, CONFIG.n_positions), np.int32)
+        padded[0, : len(ids)] = ids
+        return np.asarray(apply(params, padded).logits[0, len(ids) - 1])
+
+    return logits
+
+
+def plain_greedy(next_logits: Any, prompt: list[int], new: int) -> list[int]:
+    ids = list(prompt)
+    for _ in range(new):
+        ids.append(int(next_logits(ids).argmax()))
+    return ids
+
+
+prompts = st.lists(st.lists(st.integers(0, 28), min_size=1, max_size=20), min_size=3, max_size=3)
+
+
+@given(rows=prompts, new=st.integers(1, 16))
+@settings(max_examples=25)
+def test_greedy_rows_of_a_ragged_batch(
+    model: gpt1.OpenAIGPTLMHeadModel, next_logits: Any, rows: list[list[int]], new: int
+) -> None:
+    got = gpt1.generate(model, rows, max_new_tokens=new)
+    for row, prompt in zip(got, rows, strict=True):
+        assert list(row) == plain_greedy(next_logits, prompt, new)
+
+
+def test_shapes_and_kinds_of_prompts(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    ids = np.array([[1, 2, 3], [4, 5, 6]])
+    out = gpt1.generate(model, ids, max_new_tokens=5)
+    assert isinstance(out, np.ndarray)
+    assert out.shape == (2, 8)
+    assert out.dtype == np.int32
+    np.testing.assert_array_equal(out[:, :3], ids)
+    np.testing.assert_array_equal(gpt1.generate(model, ids.tolist(), max_new_tokens=5), out)
+    np.testing.assert_array_equal(gpt1.generate(model, [1, 2, 3], max_new_tokens=5), out[:1])
+    ragged = gpt1.generate(model, [[1, 2, 3], [4]], max_new_tokens=5)
+    assert isinstance(ragged, list)
+    assert [len(row) for row in ragged] == [8, 6]
+    assert all(row.dtype == np.int32 for row in ragged)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side(model: gpt1.OpenAIGPTLMHeadModel, side: str) -> None:
+    alone = gpt1.generate(model, [[7, 8]], max_new_tokens=6)[0, 2:]
+    pad = [0, 0]
+    rows = [[*pad, 7, 8] if side == "left" else [7, 8, *pad], [1, 2, 3, 4]]
+    mask = [[0, 0, 1, 1] if side == "left" else [1, 1, 0, 0], [1, 1, 1, 1]]
+    out = gpt1.generate(model, rows, mask, max_new_tokens=6)
+    np.testing.assert_array_equal(out[0, :4], rows[0])  # as given, padding and all
+    np.testing.assert_array_equal(out[0, 4:], alone)
+
+
+def test_scores_are_log_probabilities_of_the_chosen(
+    model: gpt1.OpenAIGPTLMHeadModel, next_logits: Any
+) -> None:
+    out = gpt1.generate(model, [[3, 1, 4]], max_new_tokens=6, return_dict=True)
+    ids = list(out.sequences[0])
+    for i in range(6):
+        expected = jax.nn.log_softmax(next_logits(ids[: 3 + i]))[ids[3 + i]]
+        assert abs(out.scores[0, i] - expected) <= 1e-5  # measured: 1.0e-6
+
+
+def test_sampling_takes_its_own_seed_and_no_neighbour(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    rows = [[1, 2], [3], [4, 5, 6]]
+    sample = {"max_new_tokens": 8, "do_sample": True, "top_k": 20, "top_p": 0.95}
+    batch = gpt1.generate(model, rows, seed=7, **sample)
+    again = gpt1.generate(model, rows, seed=7, **sample)
+    other = gpt1.generate(model, rows, seed=8, **sample)
+    for i, prompt in enumerate(rows):
+        np.testing.assert_array_equal(batch[i], again[i])
+        np.testing.assert_array_equal(
+            batch[i], gpt1.generate(model, [prompt], seed=7 + i, **sample)[0]
+        )
+    assert any(list(a) != list(b) for a, b in zip(batch, other, strict=True))
+
+
+def test_sampled_tokens_follow_the_distribution(
+    model: gpt1.OpenAIGPTLMHeadModel, next_logits: Any
+) -> None:
+    """2,000 first tokens, chi-square against the softmax at this temperature (29 tokens)."""
+    temperature = 1.7
+    out = gpt1.generate(
+        model, [[3, 1]] * 2000, max_new_tokens=1, do_sample=True, temperature=temperature
+    )
+    expected = np.exp(jax.nn.log_softmax(next_logits([3, 1]) / temperature)) * 2000
+    counts = np.bincount(out[:, 2], minlength=29)
+    rare = expected < 5
+    observed = np.append(counts[~rare], counts[rare].sum())
+    wanted = np.append(expected[~rare], expected[rare].sum())
+    statistic = ((observed - wanted) ** 2 / np.maximum(wanted, 1e-9)).sum()
+    # The 99.9 % point for at most 29 degrees of freedom is 58.3.
+    assert statistic < 58.3
+
+
+def test_top_k_of_one_is_greedy(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    greedy = gpt1.generate(model, [[5, 6]], max_new_tokens=9)
+    sampled = gpt1.generate(model, [[5, 6]], max_new_tokens=9, do_sample=True, top_k=1)
+    np.testing.assert_array_equal(greedy, sampled)
+
+
+def test_end_tokens(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    greedy = list(gpt1.generate(model, [[5, 6]], max_new_tokens=12)[0])
+    end = greedy[5]
+    first = greedy.index(end, 2)
+    alone = gpt1.generate(model, [[5, 6]], max_new_tokens=12, eos_token_id=end)
+    assert list(alone[0]) == greedy[: first + 1]  # the loop stops when all rows have ended
+
+    other = list(gpt1.generate(model, [[9, 9]], max_new_tokens=12)[0])
+    both = gpt1.generate(
+        model, [[5, 6], [9, 9]], max_new_tokens=12, eos_token_id=(end, 28), pad_token_id=27
+    )
+    ends = [i for i, id_ in enumerate(other) if i >= 2 and id_ in (end, 28)]
+    stop = ends[0] if ends else len(other) - 1
+    assert list(both[0][: first + 1]) == greedy[: first + 1]
+    assert set(both[0][first + 1 :]) <= {27}
+    assert list(both[1][: stop + 1]) == other[: stop + 1]
+
+    ragged = gpt1.generate(model, [[5, 6], [9]], max_new_tokens=12, eos_token_id=end)
+    assert list(ragged[0]) == greedy[: first + 1]  # a list has no padding
+
+
+def test_settings_and_lengths_share_compilations(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    run: Any = decode._decoder(nnx.graphdef(model))
+    run.clear_cache()
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        prompt = rng.integers(29, size=rng.integers(1, 33)).tolist()
+        gpt1.generate(
+            model,
+            [prompt],
+            max_new_tokens=int(rng.integers(1, 31)),
+            do_sample=True,
+            temperature=float(rng.uniform(0.5, 2)),
+            top_k=int(rng.integers(1, 40)),
+            top_p=float(rng.uniform(0.1, 1)),
+            seed=int(rng.integers(100)),
+        )
+    # Prompts of up to 16 or 32 tokens, and up to 16 or 32 new ones.
+    assert run._cache_size() == 4
+    twin = gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(1))
+    gpt1.generate(twin, [[1]], max_new_tokens=3, do_sample=True)
+    assert run._cache_size() == 4
+
+
+@pytest.mark.parametrize(
+    ("rows", "mask", "options", "message"),
+    [
+        ([], None, {}, "no prompt"),
+        ([[]], None, {}, "prompt 0 is empty"),
+        ([[1, 2], []], None, {}, "prompt 1 is empty"),
+        ([[1, 29]], None, {}, r"prompt 0 of input_ids\[1\] is 29, but must be in \[0, 29\)"),
+        ([[1], [2, -1]], None, {}, r"prompt 1 of input_ids\[1\] is -1"),
+        ([[1, 2]], [[0, 0]], {}, "prompt 0 is empty"),
+        ([[1, 2]], [[1]], {}, r"attention_mask has shape \(1, 1\), but must have \(1, 2\)"),
+        ([[1], [1, 2]], [[1, 1], [1, 1]], {}, "need no attention_mask"),
+        ([[[1]]], None, {}, r"input_ids has shape \(1, 1, 1\)"),
+        ([[1.5]], None, {}, "dtype float64, but must be integer"),
+        ([[1] * 50], None, {"max_new_tokens": 15}, "50 tokens and max_new_tokens = 15 .* 64"),
+        ([[1]], None, {"temperature": 2.0}, "temperature is 2.0"),
+        ([[1]], None, {"eos_token_id": 29}, "eos_token_id is 29"),
+    ],
+)
+def test_wrong_input(
+    model: gpt1.OpenAIGPTLMHeadModel, rows: Any, mask: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        gpt1.generate(model, rows, mask, **options)
+
+
+def test_a_setting_that_does_not_exist(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    with pytest.raises(TypeError, match="max_length"):
+        gpt1.generate(model, [[1]], max_length=3)
