@@ -174,7 +174,7 @@ class Tokenizer:
         Raises:
             OSError: the folder cannot be made or written.
         """
-        settings = {
+        settings: dict[str, Any] = {
             "tokenizer_class": "OpenAIGPTTokenizer",
             "padding_side": self.padding_side,
             "truncation_side": self.truncation_side,
@@ -193,12 +193,13 @@ class Tokenizer:
             TypeError: not a string.
             ValueError: the text holds a lone surrogate, which is no character.
         """
-        return self._encodings([text])[0].ids
+        return self._encode([text])[0]
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of ``text`` as the vocabulary spells them; raises what ``encode`` raises."""
         # Not by way of the ids: an added token is spelled here as the text spells it.
-        return self._encodings([text])[0].tokens
+        self._check_texts([text])
+        return self._backend.encode(text, add_special_tokens=False).tokens
 
     def decode(self, ids: Any, *, skip_special_tokens: bool = False) -> str:
         """The text of ``ids``: words and punctuation, separated by spaces.
@@ -262,7 +263,7 @@ class Tokenizer:
         if return_tensors not in (None, "np"):  # JAX takes numpy's
             raise ValueError(f"return_tensors is {return_tensors!r}, but must be None or 'np'")
         one = isinstance(text, str)
-        rows = [encoding.ids for encoding in self._encodings([text] if one else text)]
+        rows = self._encode([text] if one else text)
         if not rows:
             raise ValueError("there are no texts to make a batch of")
         if truncation or (truncation is None and max_length is not None and padding is False):
@@ -338,26 +339,26 @@ class Tokenizer:
         Raises:
             ValueError: a name or token that is none; nothing is added then.
         """
-        named, extra = {}, []
+        tokens, named, extra = [], {}, self._extra
         for name, value in special_tokens.items():
             if name in ("extra_special_tokens", "additional_special_tokens"):
                 if not isinstance(value, list | tuple):
                     raise ValueError(f"{name} is {value!r}, but must be a list of tokens")
-                extra += value
+                tokens += value
+                extra = [_content(token) for token in value] or extra
             elif name in SPECIAL_TOKENS:
-                named[name] = value
+                tokens.append(value)
+                named[name] = _content(value)
             else:
                 right = ", ".join((*SPECIAL_TOKENS, "extra_special_tokens"))
                 raise ValueError(f"{name!r} names no special token; the names are {right}")
-        contents = {name: _content(token) for name, token in named.items()}
-        extra_contents = [_content(token) for token in extra]
         if "unk_token" in named:
-            self._check_unk_token(contents["unk_token"])
+            self._check_unk_token(named["unk_token"])
 
         grown = -len(self)
-        self._backend.add_special_tokens([*named.values(), *extra])
-        self._special |= contents
-        self._extra = extra_contents or self._extra
+        self._backend.add_special_tokens(tokens)
+        self._special |= named
+        self._extra = extra
         return grown + len(self)
 
     def add_tokens(
@@ -429,7 +430,12 @@ class Tokenizer:
                 f"unk_token cannot become {token!r}: the merges know it as {self.unk_token!r}"
             )
 
-    def _encodings(self, texts: Sequence[str]) -> list[tokenizers.Encoding]:
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        self._check_texts(texts)
+        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def _check_texts(self, texts: Sequence[str]) -> None:
         for number, text in enumerate(texts):
             where = f"text {number}" if len(texts) > 1 else "the text"
             if not isinstance(text, str):
@@ -438,7 +444,6 @@ class Tokenizer:
                 text.encode()
             except UnicodeEncodeError:
                 raise ValueError(f"{where} holds a lone surrogate, which is no character") from None
-        return self._backend.encode_batch_fast(list(texts))
 
     def _length(self, wanted_by: str, max_length: int | None) -> int:
         length = self.model_max_length if max_length is None else max_length

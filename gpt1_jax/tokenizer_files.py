@@ -50,7 +50,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     }
     extra = [_added_token(token, folder, special=True) for token in settings["extra"]]
     special = [*named.values(), *extra]
-    unk_token = named["unk_token"].content if "unk_token" in named else settings["unk_token"]
+    unk_token = named["unk_token"].content if "unk_token" in named else None
     if unk_token is None or model.token_to_id(unk_token) is None:
         raise ValueError(f"{file}: the vocabulary has no unknown token {unk_token!r}")
 
@@ -76,13 +76,13 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         if side not in ("left", "right"):
             raise ValueError(f"{folder}: {name} is {side!r}, but must be 'left' or 'right'")
     length = settings.get("model_max_length")
-    # transformers saves 1e30 where it is not known.
-    known = isinstance(length, int | float) and 1 <= length < 1e20
+    if not isinstance(length, int | float) or not 1 <= length < 1e20:
+        length = None  # not known; transformers saves 1e30 then
     return {
         "backend": backend,
         "special_tokens": {name: token.content for name, token in named.items()},
         "extra_special_tokens": list(dict.fromkeys(token.content for token in extra)),
-        "model_max_length": int(length) if known else None,
+        "model_max_length": None if length is None else int(length),
         **sides,
     }
 
@@ -190,10 +190,10 @@ def _check_ids(backend: tokenizers.Tokenizer, file: Path) -> None:
 def _read_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json and, unless that lists the added tokens, special_tokens_map.json.
 
-    Under "extra" are the special tokens without a name that we know, of either file.
+    Under "extra" are the special tokens without a name, of both files.
     """
     settings = {"unk_token": "<unk>"} | _read_object(folder / "tokenizer_config.json")
-    extra = [*_extra(settings, folder)]
+    extra = list(_extra(settings, folder))
     if "added_tokens_decoder" not in settings:
         legacy = _read_object(folder / "special_tokens_map.json")
         extra += _extra(legacy, folder)
@@ -215,7 +215,7 @@ def _listed_tokens(
     if "added_tokens_decoder" not in settings:
         added = _read_object(folder / "added_tokens.json").items()
         fields = ((index, {"content": text, "special": text in special}) for text, index in added)
-        return _by_id(fields, folder) | saved
+        return {**_by_id(fields, folder), **saved}
     decoder = settings["added_tokens_decoder"]
     if not isinstance(decoder, dict):
         raise ValueError(f"{folder}: added_tokens_decoder must be an object")

@@ -127,7 +127,7 @@ def test_pickles_are_fetched_only_where_there_are_no_safetensors(hub, cache):
 
 
 def test_weights_are_left_there(hub, cache):
-    hub.files |= {"encoder_bpe_40000.json": b"{}", "vocab_40000.bpe": b""}
+    hub.files |= {"encoder_bpe_40000.json": b"vocabulary", "vocab_40000.bpe": b"merges"}
     assert read_config("owner/gpt1", cache_dir=cache)["architectures"] == [LM_HEAD]
     light = ["config.json", "encoder_bpe_40000.json", "vocab.json", "vocab_40000.bpe"]
     assert sorted(hub.fetched) == light

@@ -586,9 +586,9 @@ def test_every_site_has_its_rate_and_a_mask_of_its_own(monkeypatch: pytest.Monke
     model, _, _ = dropping()
     key = jax.random.key(0)
     out = model(MANY, deterministic=False, dropout_key=key, output_attentions=True)
-    # A compiled call drops the same.
-    assert difference(out.logits, dropped(0).logits) < TOLERANCE
-    assert difference(out.mc_logits, dropped(0).mc_logits) < TOLERANCE
+    # A compiled call drops the same. Measured, at this width: 3e-6.
+    assert difference(out.logits, dropped(0).logits) < 1e-5
+    assert difference(out.mc_logits, dropped(0).mc_logits) < 1e-5
     # The weights put out are those after dropout.
     for weights, site in zip(out.attentions, sites[1 : 1 + 3 * L : 3], strict=True):
         np.testing.assert_array_equal(weights[:, 0], site[2])

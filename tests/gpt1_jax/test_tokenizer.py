@@ -439,6 +439,7 @@ def changed(**tokens: object) -> str:
         ("tokenizer_config.json", '{"padding_side": "top"}', "padding_side is 'top'"),
         ("tokenizer_config.json", '{"pad_token": {"lstrip": 1}}', "is not a token"),
         ("tokenizer_config.json", '{"unk_token": "<?>"}', "has no unknown token '<\\?>'"),
+        ("tokenizer_config.json", '{"unk_token": null}', "has no unknown token None"),
         (
             "tokenizer_config.json",
             '{"added_tokens_decoder": {"200": {"content": "<a>"}}}',
