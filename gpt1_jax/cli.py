@@ -173,7 +173,7 @@ def tokens(
         numbers = tokenizer.encode(" ".join(text))
     if not numbers:
         raise ValueError(f"{' '.join(text)!r} has no tokens")
-    print(token_table(tokenizer, numbers))
+    print(token_table(tokenizer, numbers, ids_first=ids))
     if ids:
         print(tokenizer.decode(numbers))
 

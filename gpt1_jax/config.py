@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+import conversion
+from conversion.layout import ALIASES as SPELLINGS
+
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "swish")
 SUMMARY_TYPES = ("cls_index", "last", "first", "mean")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # Hugging Face's general names for four of the fields, read from old or hand-written configurations.
-ALIASES = {
-    "max_position_embeddings": "n_positions",
-    "hidden_size": "n_embd",
-    "num_attention_heads": "n_head",
-    "num_hidden_layers": "n_layer",
-}
+ALIASES = {alias: field for field, alias in SPELLINGS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,8 +165,13 @@ class OpenAIGPTConfig:
         known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
         values, extra = {}, {}
         for name, value in fields.items():
-            name = ALIASES.get(name, name)
-            (values if name in known else extra)[name] = value
+            field = ALIASES.get(name, name)
+            if field != name and fields.get(field, value) != value:
+                raise ValueError(
+                    f"{field} is {fields[field]!r}, {name} is {value!r}: "
+                    f"two names of one number, which must agree"
+                )
+            (values if field in known else extra)[field] = value
         # Hugging Face writes the labels' names where their number is not 2, and not the number.
         if "num_labels" not in values and isinstance(extra.get("id2label"), Mapping):
             values["num_labels"] = len(extra["id2label"])
@@ -199,8 +202,6 @@ class OpenAIGPTConfig:
             FileNotFoundError: there is no such folder, file or repository.
             ValueError: the file does not describe a GPT-1.
         """
-        import conversion
-
         return cls.from_dict(conversion.read_config(path, **hub))
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:

@@ -76,14 +76,19 @@ def _children(module: nnx.Module) -> Iterator[tuple[str, list[str]]]:
             start = end
 
 
-def token_table(tokenizer: "Tokenizer", ids: Sequence[int]) -> str:
-    """Return one line for each id, aligned: its place, the token and the id."""
-    tokens = tokenizer.convert_ids_to_tokens(list(ids))
+def token_table(tokenizer: "Tokenizer", ids: Sequence[int], *, ids_first: bool = False) -> str:
+    """Return one line for each id, aligned: its place, and the token -> the id, or the id -> it."""
+    tokens = map(repr, tokenizer.convert_ids_to_tokens(list(ids)))
     rows = [
-        (str(i), token, str(id_)) for i, (token, id_) in enumerate(zip(tokens, ids, strict=True))
+        (str(place), token, str(id_))
+        for place, (token, id_) in enumerate(zip(tokens, ids, strict=True))
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    return "\n".join(
-        f"{place:>{widths[0]}}  {token!r:<{widths[1] + 2}}  ->  {id_:>{widths[2]}}"
-        for place, token, id_ in rows
+    place_width, token_width, id_width = (
+        max((len(row[column]) for row in rows), default=0) for column in range(3)
     )
+    lines = []
+    for place, token, id_ in rows:
+        token, id_ = f"{token:<{token_width}}", f"{id_:>{id_width}}"
+        left, right = (id_, token.rstrip()) if ids_first else (token, id_)
+        lines.append(f"{place:>{place_width}}  {left}  ->  {right}")
+    return "\n".join(lines)

@@ -46,7 +46,10 @@ def published(model: gpt1.OpenAIGPTLMHeadModel) -> Published:
         next_token=("ab a", int(logits.argmax()), round(float(logits.max()), 4)),
         states=(
             (1, 2, 3, 4),
-            [(i, states[i, :5].round(5).tolist(), float(np.linalg.norm(states[i]))) for i in (0, 3)],
+            [
+                (i, states[i, :5].round(5).tolist(), float(np.linalg.norm(states[i])))
+                for i in (0, 3)
+            ],
         ),
     )
 
