@@ -74,8 +74,10 @@ def _apply(graphdef: nnx.GraphDef[Any], cls: type[OpenAIGPTPreTrainedModel], con
         cache = arguments.pop("cache", None)
         arrays, flags = {}, []
         for name, value in arguments.items():
-            if isinstance(value, bool) or (name == "logits_to_keep" and isinstance(value, int)):
+            if isinstance(value, bool):
                 flags.append((name, value))
+            elif name == "logits_to_keep" and np.ndim(value) == 0:
+                flags.append((name, int(value)))
             elif value is not None:
                 arrays[name] = value if isinstance(value, jax.Array) else np.asarray(value)
         return run(params, arrays, cache, tuple(flags))

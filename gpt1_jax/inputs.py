@@ -36,7 +36,7 @@ def check_arguments(
     dropout_key: jax.Array | None = None,
     labels: ArrayLike | None = None,
     classify: bool = False,
-    logits_to_keep: int | ArrayLike = 0,
+    logits_to_keep: Any = 0,
     num_items_in_batch: jax.Array | float | None = None,
     mc_token_ids: ArrayLike | None = None,
     mc_labels: ArrayLike | None = None,
@@ -81,8 +81,9 @@ def check_arguments(
         check_ids("position_ids", position_ids, config.n_positions, "n_positions")
         _check_shape("position_ids", position_ids, shape)
     if cache is not None:
-        counts_all = position_ids is None and not positions_from_mask
-        _check_cache(config, cache, math.prod(rows), T, counts_all)
+        _check_cache(config, cache, math.prod(rows), T)
+        if position_ids is None:
+            _check_positions(config, cache, T, attention_mask, positions_from_mask)
     if not deterministic and dropout_key is None:
         raise ValueError("deterministic=False needs a dropout_key: jax.random.key(seed)")
 
@@ -98,11 +99,15 @@ def check_arguments(
     elif labels is not None:
         check_ids("labels", labels, config.vocab_size, "vocab_size", ignored=IGNORED)
         _check_shape("labels", labels, shape, broadcast=False)
-        if not isinstance(logits_to_keep, int) or logits_to_keep:
+        if np.ndim(logits_to_keep) or int(logits_to_keep):
             raise ValueError("labels need all logits, so logits_to_keep must be 0")
-    if not isinstance(logits_to_keep, int):
-        check_ids("logits_to_keep", logits_to_keep, T, "the number of tokens")
-    elif logits_to_keep < 0:
+    if np.ndim(logits_to_keep):
+        kept = check_ids("logits_to_keep", logits_to_keep, T, "the number of tokens")
+        if len(kept) > 1 and kept[:-1] != tuple(rows):
+            raise ValueError(
+                f"logits_to_keep has shape {kept}, but must have (K,) or ({', '.join(map(str, rows))}, K)"
+            )
+    elif int(logits_to_keep) < 0:
         raise ValueError(f"logits_to_keep is {logits_to_keep}, but must be 0 (all) or more")
     if mc_token_ids is not None:
         check_ids("mc_token_ids", mc_token_ids, T, "the number of tokens")
@@ -167,7 +172,10 @@ def _check_shape(
     name: str, array: ArrayLike, shape: tuple[int, ...], broadcast: bool = True
 ) -> None:
     """Check ``array`` against (..., T), its rows flattened, or, to broadcast, one row for all."""
-    found = np.shape(array)  # type: ignore[arg-type]
+    try:
+        found = np.shape(array)  # type: ignore[arg-type]
+    except ValueError:
+        raise ValueError(f"{name} has rows of unequal length, but must have {shape}") from None
     allowed = [shape]
     if shape:
         allowed.append((math.prod(shape[:-1]), shape[-1]))
@@ -177,9 +185,8 @@ def _check_shape(
         raise ValueError(f"{name} has shape {found}, but must have {shape}")
 
 
-def _check_cache(
-    config: OpenAIGPTConfig, cache: Cache, rows: int, tokens: int, counts_all: bool
-) -> None:
+def _check_cache(config: OpenAIGPTConfig, cache: Cache, rows: int, tokens: int) -> None:
+    """Check that the cache belongs to this model and batch, and has room."""
     expected = (rows, config.n_head, cache.length, config.n_embd // config.n_head)
     if len(cache.keys) != config.n_layer or cache.keys[0].shape != expected:
         raise ValueError(
@@ -192,8 +199,29 @@ def _check_cache(
         raise ValueError(
             f"{filled} cached and {tokens} new tokens, but the cache has room for {cache.length}"
         )
-    if counts_all and filled + tokens > config.n_positions:
+
+
+def _check_positions(
+    config: OpenAIGPTConfig,
+    cache: Cache,
+    tokens: int,
+    attention_mask: ArrayLike | None,
+    positions_from_mask: bool,
+) -> None:
+    """Check that positions which go on from a cache stay below ``n_positions``."""
+    if any(isinstance(value, Tracer) for value in (cache.index, cache.mask, attention_mask)):
+        return
+    cached, new = int(cache.index), tokens
+    if positions_from_mask:
+        counts = (np.asarray(cache.mask)[:, :cached] != 0).sum(axis=-1)
+        if attention_mask is not None:
+            added = (np.asarray(attention_mask).reshape(len(counts), tokens) != 0).sum(axis=-1)
+        else:
+            added = np.full_like(counts, tokens)
+        longest = int((counts + added).argmax())
+        cached, new = int(counts[longest]), int(added[longest])
+    if cached + new > config.n_positions:
         raise ValueError(
-            f"{filled} cached and {tokens} new tokens, "
+            f"{cached} cached and {new} new tokens, "
             f"but the model has n_positions = {config.n_positions}"
         )

@@ -13,10 +13,11 @@ N heads, H = E / N, V ``vocab_size``.
 
 import dataclasses
 import math
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from gpt1_jax.attention import Cache, LayerCache, Mask, attend, attention_weights
@@ -334,10 +335,11 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
         check_arguments(
             self.config,
             input_ids=input_ids,
+            attention_mask=attention_mask,
             labels=labels,
             logits_to_keep=logits_to_keep,
-            inputs_embeds=inputs.get("inputs_embeds"),
             cache=cache,
+            **inputs,
         )
         out = self.transformer(
             input_ids,
@@ -397,10 +399,11 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         *rows, T = check_arguments(
             self.config,
             input_ids=input_ids,
-            inputs_embeds=inputs.get("inputs_embeds"),
+            attention_mask=attention_mask,
             labels=labels,
             mc_token_ids=mc_token_ids,
             mc_labels=mc_labels,
+            **inputs,
         )
         body_key, head_key = split_key(None if deterministic else dropout_key, 2)
         out = self.transformer(
@@ -462,9 +465,10 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
         B, T = check_arguments(
             self.config,
             input_ids=input_ids,
-            inputs_embeds=inputs.get("inputs_embeds"),
+            attention_mask=attention_mask,
             labels=labels,
             classify=True,
+            **inputs,
         )
         out = self.transformer(
             input_ids,
@@ -505,10 +509,10 @@ def positions(attention_mask: jax.Array | None, tokens: int, cache: Cache | None
     return jnp.maximum(new - 1, 0)
 
 
-def keep(states: jax.Array, logits_to_keep: int | ArrayLike) -> jax.Array:
+def keep(states: jax.Array, logits_to_keep: Any) -> jax.Array:
     """Return the states (B, T, E) at the positions that ``logits_to_keep`` names: (B, K, E)."""
-    if isinstance(logits_to_keep, int):
-        return states[..., -logits_to_keep:, :]
+    if np.ndim(logits_to_keep) == 0:
+        return states[..., -int(logits_to_keep) :, :]  # 0 keeps all
     index = jnp.asarray(logits_to_keep, jnp.int32)
     if index.ndim == 1:
         return states[..., index, :]
