@@ -104,9 +104,8 @@ def check_arguments(
     if np.ndim(logits_to_keep):
         kept = check_ids("logits_to_keep", logits_to_keep, T, "the number of tokens")
         if len(kept) > 1 and kept[:-1] != tuple(rows):
-            raise ValueError(
-                f"logits_to_keep has shape {kept}, but must have (K,) or ({', '.join(map(str, rows))}, K)"
-            )
+            right = f"(K,) or ({', '.join(map(str, rows))}, K)"
+            raise ValueError(f"logits_to_keep has shape {kept}, but must have {right}")
     elif int(logits_to_keep) < 0:
         raise ValueError(f"logits_to_keep is {logits_to_keep}, but must be 0 (all) or more")
     if mc_token_ids is not None:
