@@ -8,7 +8,8 @@ with Flax's leaves: ``kernel``, ``bias``, ``scale``, ``embedding``. Knows no JAX
 numpy's.
 """
 
-from conversion.checkpoint import copy_companions, read, read_config, write
+from conversion.checkpoint import read, read_config, write
+from conversion.config_file import named_architecture
 from conversion.fit import DTYPES, HeadMissing
 from conversion.hub import resolve
 from conversion.layout import ARCHITECTURES, Parameter, layout
@@ -19,9 +20,9 @@ __all__ = [
     "DTYPES",
     "HeadMissing",
     "Parameter",
-    "copy_companions",
     "from_torch",
     "layout",
+    "named_architecture",
     "read",
     "read_config",
     "resolve",

@@ -1,14 +1,12 @@
 """Reading and writing whole checkpoints, in whatever format they are."""
 
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
 from conversion import config_file, huggingface, openai
-from conversion.atomic import replacing
 from conversion.config_file import CONFIG, named_architecture, required_architecture
 from conversion.fit import fit, fit_tree
 from conversion.hub import COMPANIONS, resolve
@@ -107,6 +105,7 @@ def write(
     format: Literal["huggingface", "openai"] = "huggingface",
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
+    companions: str | os.PathLike[str] | None = None,
 ) -> None:
     """Write a checkpoint that transformers, or OpenAI's own code, loads.
 
@@ -122,6 +121,8 @@ def write(
         format: "huggingface", or "openai", which holds no heads and is always float32.
         max_shard_size: Hugging Face's weights above this size are split into several files.
         safe_serialization: model.safetensors; if false, pytorch_model.bin, which needs torch.
+        companions: a folder whose other files of a checkpoint, such as the tokenizer's, are copied
+            along.
 
     Raises:
         ValueError: the parameters do not fit the config, or the format cannot hold them.
@@ -130,17 +131,24 @@ def write(
     """
     architecture = required_architecture(config)
     leaves = fit_tree(params, config, architecture)
+    copies = [] if companions is None else _companions(Path(companions), Path(folder))
     if format == "huggingface":
         huggingface.write_folder(
             Path(folder),
             config,
             architecture,
             leaves,
+            copies,
             max_shard_size=max_shard_size,
             safe_serialization=safe_serialization,
         )
     elif format == "openai":
-        openai.write_folder(Path(folder), config, architecture, leaves)
+        if max_shard_size != "5GB" or not safe_serialization:
+            raise ValueError(
+                "OpenAI's format is ten npy files: max_shard_size and safe_serialization are "
+                "Hugging Face's alone"
+            )
+        openai.write_folder(Path(folder), config, architecture, leaves, copies)
     else:
         raise ValueError(f"format is {format!r}; it must be 'huggingface' or 'openai'")
 
@@ -162,32 +170,11 @@ def read_config(path_or_hub_id: str | os.PathLike[str], **hub: Any) -> dict[str,
     return config_file.read_config(folder)
 
 
-def copy_companions(
-    source: str | os.PathLike[str], target: str | os.PathLike[str]
-) -> tuple[str, ...]:
-    """Copy what belongs to a checkpoint beside weights and config, such as the tokenizer's files.
-
-    Args:
-        source: the folder to copy from. Files that it does not have are passed over.
-        target: the folder to copy to, made if need be. All files are copied, or none.
-
-    Returns:
-        The names of the files copied.
-
-    Raises:
-        FileNotFoundError: ``source`` is no folder.
-        OSError: ``target`` cannot be written.
-    """
-    source, target = Path(source), Path(target)
-    if not source.is_dir():
-        raise FileNotFoundError(f"there is no folder {source}")
+def _companions(source: Path, target: Path) -> list[Path]:
+    """The files of ``source`` to copy to ``target``: what is neither weights nor config."""
     if target.is_dir() and source.samefile(target):
-        return ()
-    names = tuple(name for name in COMPANIONS if (source / name).is_file())
-    with replacing(target) as new:
-        for name in names:
-            shutil.copyfile(source / name, new(name))
-    return names
+        return []
+    return [source / name for name in COMPANIONS if (source / name).is_file()]
 
 
 def _shown_architecture(names: Iterable[str]) -> str:

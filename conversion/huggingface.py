@@ -1,6 +1,8 @@
 """Hugging Face's layout: a folder with config.json and safetensors, or torch's pickles of old."""
 
 import json
+import operator
+import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,6 +60,7 @@ def write_folder(
     config: Mapping[str, Any],
     architecture: str,
     leaves: Sequence[tuple[Parameter, Stored]],
+    copies: Sequence[Path] = (),
     *,
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
@@ -69,6 +72,7 @@ def write_folder(
         config: the fields of the config.json.
         architecture: one of ``ARCHITECTURES``.
         leaves: the table's rows with their leaves.
+        copies: files to copy into the folder.
         max_shard_size: weights above this size are split into several files with an index; bytes,
             or a number with KB, MB, GB or TB.
         safe_serialization: model.safetensors; if false, pytorch_model.bin, which needs torch.
@@ -92,6 +96,8 @@ def write_folder(
             save({key: saved[key][0].to_torch(saved[key][1].load()) for key in keys}, new(file))
         if index is not None:
             new(name + _INDEX).write_text(index, encoding="utf-8")
+        for path in copies:
+            shutil.copyfile(path, new(path.name))
         # Last, so that a folder never has a new config beside old weights.
         new(CONFIG).write_text(text, encoding="utf-8")
 
@@ -193,6 +199,8 @@ def _split(
 
     stem, _, suffix = name.rpartition(".")
     try:
+        if not isinstance(max_shard_size, str) and operator.index(max_shard_size) < 1:
+            raise ValueError
         plan = split_state_dict_into_shards_factory(
             dict(sizes),
             get_storage_size=lambda size: size,

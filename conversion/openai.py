@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def write_folder(
     config: Mapping[str, Any],
     architecture: str,
     leaves: Sequence[tuple[Parameter, Stored]],
+    copies: Sequence[Path] = (),
 ) -> None:
     """Write ten pieces, the shapes, and a config.json, which holds what the files do not.
 
@@ -61,6 +63,7 @@ def write_folder(
         config: the fields of the config.json.
         architecture: one of ``ARCHITECTURES``.
         leaves: the table's rows with their leaves; narrower floats are widened, exactly.
+        copies: files to copy into the folder.
 
     Raises:
         ValueError: there are parameters of heads, which the format cannot hold.
@@ -85,6 +88,8 @@ def write_folder(
             with new(f"params_{i}.npy").open("wb") as file:
                 np.save(file, piece, allow_pickle=False)
         new(SHAPES).write_text(json.dumps(shapes), encoding="utf-8")
+        for path in copies:
+            shutil.copyfile(path, new(path.name))
         # Last, so that a folder never has a new config beside old weights.
         new(CONFIG).write_text(text, encoding="utf-8")
 

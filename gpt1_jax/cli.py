@@ -1,13 +1,17 @@
 """The ``gpt1`` command."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+import conversion
+from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.generation import generate as generate_ids
-from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
+from gpt1_jax.pretrained import cast_params
 from gpt1_jax.tokenizer import Tokenizer
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -54,6 +58,9 @@ def generate(
     for prompt, tokens in zip(prompts, encoded, strict=True):
         if not tokens:
             raise ValueError(f"the prompt {prompt!r} is empty: it has no tokens")
+    held = conversion.named_architecture(conversion.read_config(model, **hub))
+    if held == OpenAIGPTForSequenceClassification.__name__:
+        raise ValueError(f"{model} is a classification, {held}; it was not trained to write text")
     language_model = OpenAIGPTLMHeadModel.from_pretrained(model, dtype=dtype, **hub)
     sequences = generate_ids(
         language_model,
@@ -75,7 +82,7 @@ def convert(
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     format: Literal["huggingface", "openai"] = "huggingface",
     dtype: DType | None = None,
-    max_shard_size: str = "5GB",
+    max_shard_size: str | None = None,
     pickle: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -87,27 +94,27 @@ def convert(
         target: the folder to write.
         format: Hugging Face's safetensors, or OpenAI's npy files.
         dtype: of the weights; the source's by default. OpenAI's format is always float32.
-        max_shard_size: above it Hugging Face's weights are split over several files.
+        max_shard_size: above it Hugging Face's weights are split over several files (5GB).
         pickle: write Hugging Face's pytorch_model.bin in place of safetensors; needs torch.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
-    import conversion
-
+    if format == "openai" and (dtype or max_shard_size or pickle):
+        raise ValueError("--dtype, --max-shard-size and --pickle do not go with --format openai")
     folder = conversion.resolve(source, revision=revision, local_files_only=local_files_only)
-    config, params = conversion.read(
-        folder,
-        leaf=lambda array: array if dtype is None else array.astype(conversion.DTYPES[dtype]),
-    )
+    config, params = conversion.read(folder)
+    OpenAIGPTConfig.from_dict(config)  # what no model can be made of is not worth writing
+    if dtype is not None:
+        params = cast_params(params, dtype)
     conversion.write(
         target,
         config,
         params,
         format=format,
-        max_shard_size=max_shard_size,
+        max_shard_size=max_shard_size or "5GB",
         safe_serialization=not pickle,
+        companions=folder,
     )
-    conversion.copy_companions(folder, target)
     print(f"{target}: {config['architectures'][0]} in {format} format")
 
 
@@ -126,14 +133,10 @@ def tree(
     """
     from flax import nnx
 
-    import conversion
-    from gpt1_jax.config import OpenAIGPTConfig
     from gpt1_jax.explore import tree as show
-    from gpt1_jax.verify import MODELS
 
     fields = conversion.read_config(model, revision=revision, local_files_only=local_files_only)
-    name = (fields.get("architectures") or ["OpenAIGPTLMHeadModel"])[0]
-    cls = MODELS.get(name, OpenAIGPTLMHeadModel)
+    cls = MODELS[conversion.named_architecture(fields) or OpenAIGPTLMHeadModel.__name__]
     config = OpenAIGPTConfig.from_dict(fields)
     abstract = nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
     print(show(abstract))
@@ -207,6 +210,8 @@ def main() -> None:
     """Run the command; wrong input is one message on standard error and exit status 2."""
     try:
         app.cli(prog="gpt1", description="GPT-1 in Flax.")
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, ImportError) as error:
         print(f"gpt1: {error}", file=sys.stderr)
         sys.exit(2)

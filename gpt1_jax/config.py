@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import conversion
+from conversion.atomic import replacing
 from conversion.layout import ALIASES as SPELLINGS
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "swish")
@@ -173,6 +174,8 @@ class OpenAIGPTConfig:
                 )
             (values if field in known else extra)[field] = value
         # Hugging Face writes the labels' names where their number is not 2, and not the number.
+        if values.get("num_labels") is None:
+            values.pop("num_labels", None)
         if "num_labels" not in values and isinstance(extra.get("id2label"), Mapping):
             values["num_labels"] = len(extra["id2label"])
         return cls(**values, extra=extra)
@@ -202,15 +205,18 @@ class OpenAIGPTConfig:
             FileNotFoundError: there is no such folder, file or repository.
             ValueError: the file does not describe a GPT-1.
         """
-        return cls.from_dict(conversion.read_config(path, **hub))
+        fields = conversion.read_config(path, **hub)
+        try:
+            return cls.from_dict(fields)
+        except ValueError as error:
+            raise ValueError(f"{path}, config.json: {error}") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` into ``folder`` (created if need be), whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / ".config.json.tmp"
-        temporary.write_text(json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n")
-        temporary.replace(folder / "config.json")
+        with replacing(Path(folder)) as new:
+            new("config.json").write_text(
+                json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+            )
 
 
 def _is_int(value: Any) -> bool:

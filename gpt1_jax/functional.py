@@ -10,9 +10,13 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from gpt1_jax.attention import Cache
+from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.inputs import check_arguments
 from gpt1_jax.model import OpenAIGPTForSequenceClassification
-from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, flatten
+from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, check_params, flatten
+
+# What chooses the function that is compiled, in place of being an input of it.
+FLAGS = ("output_attentions", "output_hidden_states", "positions_from_mask", "deterministic")
 
 
 class Apply(Protocol):
@@ -41,7 +45,8 @@ def functional(model: OpenAIGPTPreTrainedModel) -> tuple[Apply, Params]:
     Returns:
         ``apply`` and ``params``, a plain nested dict: see ``OpenAIGPTPreTrainedModel.params``.
     """
-    return _apply(nnx.graphdef(model), type(model), model.config), model.params
+    shapes = tuple(model.shapes.items())
+    return _apply(nnx.graphdef(model), type(model), model.config, shapes), model.params
 
 
 def merge(graphdef: nnx.GraphDef[Any], params: Params) -> Any:
@@ -55,12 +60,19 @@ def merge(graphdef: nnx.GraphDef[Any], params: Params) -> Any:
 
 
 @functools.lru_cache(maxsize=32)
-def _apply(graphdef: nnx.GraphDef[Any], cls: type[OpenAIGPTPreTrainedModel], config: Any) -> Apply:
+def _apply(
+    graphdef: nnx.GraphDef[Any],
+    cls: type[OpenAIGPTPreTrainedModel],
+    config: OpenAIGPTConfig,
+    shapes: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...],
+) -> Apply:
     signature = inspect.signature(cls.__call__)
     classify = issubclass(cls, OpenAIGPTForSequenceClassification)
 
     @functools.partial(jax.jit, static_argnames="flags", donate_argnames="cache")
     def run(params: Params, arrays: dict[str, Any], cache: Cache | None, flags: tuple[Any, ...]):
+        # Parameters of other shapes are traced anew, so this costs nothing where they fit.
+        check_params(cls.__name__, dict(shapes), flatten(params))
         arguments = {**arrays, **dict(flags)}
         if cache is not None:
             arguments["cache"] = cache
@@ -74,11 +86,13 @@ def _apply(graphdef: nnx.GraphDef[Any], cls: type[OpenAIGPTPreTrainedModel], con
         cache = arguments.pop("cache", None)
         arrays, flags = {}, []
         for name, value in arguments.items():
-            if isinstance(value, bool):
-                flags.append((name, value))
+            if value is None:
+                continue
+            if name in FLAGS:
+                flags.append((name, bool(value)))
             elif name == "logits_to_keep" and np.ndim(value) == 0:
                 flags.append((name, int(value)))
-            elif value is not None:
+            else:
                 arrays[name] = value if isinstance(value, jax.Array) else np.asarray(value)
         return run(params, arrays, cache, tuple(flags))
 

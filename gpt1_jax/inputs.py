@@ -52,7 +52,7 @@ def check_arguments(
     Raises:
         ValueError: naming the argument, what it is, and what would be right.
     """
-    del output_attentions, output_hidden_states, num_items_in_batch  # any value will do
+    del output_attentions, output_hidden_states  # any value will do
     if (input_ids is None) == (inputs_embeds is None):
         got = "neither" if input_ids is None else "both"
         raise ValueError(f"give either input_ids or inputs_embeds, not {got}")
@@ -86,6 +86,11 @@ def check_arguments(
             _check_positions(config, cache, T, attention_mask, positions_from_mask)
     if not deterministic and dropout_key is None:
         raise ValueError("deterministic=False needs a dropout_key: jax.random.key(seed)")
+    if deterministic and dropout_key is not None:
+        raise ValueError("dropout_key draws nothing unless deterministic=False")
+    items = 1 if num_items_in_batch is None else num_items_in_batch
+    if not isinstance(items, Tracer) and (np.ndim(items) or not items > 0):
+        raise ValueError(f"num_items_in_batch is {items}, but must be one number above 0")
 
     if classify:
         if len(shape) != 2:
@@ -99,15 +104,18 @@ def check_arguments(
     elif labels is not None:
         check_ids("labels", labels, config.vocab_size, "vocab_size", ignored=IGNORED)
         _check_shape("labels", labels, shape, broadcast=False)
-        if np.ndim(logits_to_keep) or int(logits_to_keep):
+        if np.ndim(logits_to_keep) or logits_to_keep != 0:
             raise ValueError("labels need all logits, so logits_to_keep must be 0")
     if np.ndim(logits_to_keep):
-        kept = check_ids("logits_to_keep", logits_to_keep, T, "the number of tokens")
+        positions: Any = logits_to_keep
+        kept = check_ids("logits_to_keep", positions, T, "the number of tokens")
         if len(kept) > 1 and kept[:-1] != tuple(rows):
             right = f"(K,) or ({', '.join(map(str, rows))}, K)"
             raise ValueError(f"logits_to_keep has shape {kept}, but must have {right}")
-    elif int(logits_to_keep) < 0:
-        raise ValueError(f"logits_to_keep is {logits_to_keep}, but must be 0 (all) or more")
+    elif not np.issubdtype(np.asarray(logits_to_keep).dtype, np.integer) or logits_to_keep < 0:
+        raise ValueError(
+            f"logits_to_keep is {logits_to_keep}, but must be 0 (all) or more, an integer"
+        )
     if mc_token_ids is not None:
         check_ids("mc_token_ids", mc_token_ids, T, "the number of tokens")
         _check_shape("mc_token_ids", mc_token_ids, tuple(rows), broadcast=False)

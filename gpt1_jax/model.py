@@ -338,6 +338,7 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
             attention_mask=attention_mask,
             labels=labels,
             logits_to_keep=logits_to_keep,
+            num_items_in_batch=num_items_in_batch,
             cache=cache,
             **inputs,
         )
@@ -396,6 +397,7 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         Raises:
             ValueError: as ``OpenAIGPTModel``; places or labels out of range.
         """
+        refuse_cache(self, inputs)
         *rows, T = check_arguments(
             self.config,
             input_ids=input_ids,
@@ -462,6 +464,7 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
             ValueError: as ``OpenAIGPTModel``; several rows where the config has no pad token;
                 labels out of range or of the wrong shape.
         """
+        refuse_cache(self, inputs)
         B, T = check_arguments(
             self.config,
             input_ids=input_ids,
@@ -509,6 +512,12 @@ def positions(attention_mask: jax.Array | None, tokens: int, cache: Cache | None
     return jnp.maximum(new - 1, 0)
 
 
+def refuse_cache(model: OpenAIGPTPreTrainedModel, inputs: Inputs) -> None:
+    """Raise a TypeError for a cache, which a model that reads a text as a whole does not return."""
+    if "cache" in inputs:
+        raise TypeError(f"{type(model).__name__} takes no cache")
+
+
 def keep(states: jax.Array, logits_to_keep: Any) -> jax.Array:
     """Return the states (B, T, E) at the positions that ``logits_to_keep`` names: (B, K, E)."""
     if np.ndim(logits_to_keep) == 0:
@@ -526,3 +535,14 @@ def lm_logits(
     if isinstance(model.lm_head, TiedLinear):
         return model.lm_head(states, model.transformer.tokens_embed.embedding.get_value())
     return model.lm_head(states)
+
+
+MODELS: dict[str, type[OpenAIGPTPreTrainedModel]] = {
+    model.__name__: model
+    for model in (
+        OpenAIGPTModel,
+        OpenAIGPTLMHeadModel,
+        OpenAIGPTDoubleHeadsModel,
+        OpenAIGPTForSequenceClassification,
+    )
+}

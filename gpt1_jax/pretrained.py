@@ -9,12 +9,14 @@ from typing import Any, Required, Self, TypedDict, Unpack, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import PrecisionLike
 
 import conversion
 from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.dtypes import float_dtype
 from gpt1_jax.layers import Layers
 
 Params = dict[str, Any]
@@ -23,6 +25,49 @@ Params = dict[str, Any]
 def flatten(params: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
     """Return the leaves of a nested dict of parameters by their paths."""
     return cast(dict[tuple[str, ...], Any], flatten_dict(params))
+
+
+def check_params(
+    name: str,
+    shapes: Mapping[tuple[str, ...], tuple[int, ...]],
+    leaves: Mapping[tuple[str, ...], Any],
+) -> None:
+    """Check the leaves of a dict of parameters, traced or not, against a model's shapes.
+
+    Raises:
+        ValueError: leaves that are missing, unexpected, of another shape or no floats, all by name.
+    """
+    problems = [f"- {'.'.join(path)} is missing" for path in shapes if path not in leaves]
+    for path, leaf in leaves.items():
+        dotted = ".".join(map(str, path))
+        if path not in shapes:
+            problems.append(f"+ {dotted} is unexpected")
+        elif jnp.shape(leaf) != shapes[path]:
+            problems.append(f"! {dotted} has shape {jnp.shape(leaf)}, but must have {shapes[path]}")
+        elif not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            problems.append(f"! {dotted} is {jnp.result_type(leaf)}, but must be a float")
+    if problems:
+        raise ValueError("\n".join([f"these are not the parameters of this {name}:", *problems]))
+
+
+def cast_params(params: Mapping[str, Any], dtype: str) -> Params:
+    """Return numpy parameters in another of ``conversion.DTYPES``.
+
+    Raises:
+        ValueError: values that are finite and would not be in that dtype; the parameters are named.
+    """
+    with np.errstate(over="ignore"):
+        cast = {p: leaf.astype(conversion.DTYPES[dtype]) for p, leaf in flatten(params).items()}
+    wrong = [
+        ".".join(path)
+        for path, leaf in flatten(params).items()
+        if (
+            np.isfinite(leaf.astype(np.float32)) & ~np.isfinite(cast[path].astype(np.float32))
+        ).any()
+    ]
+    if wrong:
+        raise ValueError(f"{dtype} is too narrow for values of {', '.join(wrong)}")
+    return unflatten_dict(cast)
 
 
 class Numerics(TypedDict, total=False):
@@ -57,18 +102,20 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
         raise NotImplementedError
 
-    def setup(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]) -> Layers:
-        """Set what every model holds, and return the maker of its layers."""
-        param_dtype = jnp.dtype(numerics.get("param_dtype", jnp.float32))
+    def setup(
+        self,
+        config: OpenAIGPTConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: jax.typing.DTypeLike | None = None,
+        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        precision: PrecisionLike = None,
+    ) -> Layers:
+        """Set what every model holds, and return the maker of its layers; see ``Numerics``."""
+        param_dtype = float_dtype("param_dtype", param_dtype)
         self.config = config
-        self.dtype = jnp.dtype(numerics.get("dtype") or param_dtype)
-        return Layers(
-            config=config,
-            dtype=self.dtype,
-            param_dtype=param_dtype,
-            precision=numerics.get("precision"),
-            rngs=numerics["rngs"],
-        )
+        self.dtype = param_dtype if dtype is None else float_dtype("dtype", dtype)
+        return Layers(config, self.dtype, param_dtype, precision, rngs)
 
     @property
     def params(self) -> Params:
@@ -89,18 +136,14 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
                 nothing is replaced then.
         """
         own, new = self._variables(), flatten(params)
-        problems = [f"- {'.'.join(path)} is missing" for path in own if path not in new]
-        problems += [f"+ {'.'.join(path)} is unexpected" for path in new if path not in own]
-        problems += [
-            f"! {'.'.join(path)} has shape {jnp.shape(leaf)}, but must have {own[path].shape}"
-            for path, leaf in new.items()
-            if path in own and jnp.shape(leaf) != own[path].shape
-        ]
-        if problems:
-            these = f"these are not the parameters of this {type(self).__name__}:"
-            raise ValueError("\n".join([these, *problems]))
+        check_params(type(self).__name__, self.shapes, new)
         for path, variable in own.items():
             variable.set_value(jnp.asarray(new[path], variable.dtype))
+
+    @property
+    def shapes(self) -> dict[tuple[str, ...], tuple[int, ...]]:
+        """The shape of every parameter, by its path."""
+        return {path: variable.shape for path, variable in self._variables().items()}
 
     def _variables(self) -> dict[tuple[str, ...], nnx.Param]:
         """The model's own parameters by path; not copies."""
@@ -157,23 +200,30 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         known = {field.name for field in dataclasses.fields(OpenAIGPTConfig)} - {"extra"}
         if unknown := sorted(fields.keys() - known):
             raise TypeError(f"from_pretrained() got {unknown}, which OpenAIGPTConfig does not have")
+        for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
+            if value is not None:
+                float_dtype(name, value)
+        folder = conversion.resolve(
+            path,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            token=token,
+            force_download=force_download,
+        )
+        # Before the weights are read, so that a config that no model can have costs nothing.
+        config = dataclasses.replace(OpenAIGPTConfig.from_pretrained(folder), **fields)
         try:
-            config_dict, params = conversion.read(
-                path,
+            _, params = conversion.read(
+                folder,
                 architecture=cls.__name__,
                 new_head=rngs is not None,
                 overrides=fields,
                 leaf=lambda array: jnp.asarray(array, param_dtype),
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                token=token,
-                force_download=force_download,
             )
         except conversion.HeadMissing as error:
             hint = "to start from a new head, pass rngs=nnx.Rngs(seed)"
             raise ValueError(f"{error}; {hint}") from None
-        config = OpenAIGPTConfig.from_dict(config_dict)
         leaves = flatten(params)
         make = functools.partial(
             cls,
@@ -226,8 +276,9 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         Raises:
             ValueError: ``new_num_tokens`` is not a positive integer.
         """
+        if isinstance(new_num_tokens, np.integer):
+            new_num_tokens = int(new_num_tokens)
         config = dataclasses.replace(self.config, vocab_size=new_num_tokens)
-        getattr(self, "transformer", self).config = self.config = config
 
         def resized(old: jax.Array, axis: int) -> jax.Array:
             kept = jax.lax.slice_in_dim(old, 0, min(old.shape[axis], new_num_tokens), axis=axis)
@@ -236,13 +287,15 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             new = jax.random.normal(rngs.params(), shape, jnp.float32) * config.initializer_range
             return jnp.concatenate([kept, new.astype(old.dtype)], axis=axis)
 
-        table = self.get_input_embeddings()
-        table.embedding.set_value(resized(table.embedding.get_value(), axis=0))
-        table.num_embeddings = new_num_tokens
-        if (head := getattr(self, "lm_head", None)) is not None:
-            head.out_features = new_num_tokens
+        table, head = self.get_input_embeddings(), getattr(self, "lm_head", None)
+        rows = resized(table.embedding.get_value(), axis=0)
+        if head is not None:
             if not config.tie_word_embeddings:
                 head.kernel.set_value(resized(head.kernel.get_value(), axis=1))
+            head.out_features = new_num_tokens
+        table.embedding.set_value(rows)
+        table.num_embeddings = new_num_tokens
+        getattr(self, "transformer", self).config = self.config = config
 
 
 def _initial(

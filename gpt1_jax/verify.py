@@ -19,26 +19,12 @@ import conversion
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.functional import functional
 from gpt1_jax.generation import generate
-from gpt1_jax.model import (
-    OpenAIGPTDoubleHeadsModel,
-    OpenAIGPTForSequenceClassification,
-    OpenAIGPTLMHeadModel,
-    OpenAIGPTModel,
-)
-from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, flatten
+from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel
+from gpt1_jax.pretrained import flatten
 from gpt1_jax.tokenizer import Tokenizer
 
-MODELS: dict[str, type[OpenAIGPTPreTrainedModel]] = {
-    model.__name__: model
-    for model in (
-        OpenAIGPTModel,
-        OpenAIGPTLMHeadModel,
-        OpenAIGPTDoubleHeadsModel,
-        OpenAIGPTForSequenceClassification,
-    )
-}
-
-# The largest difference of float32 outputs between torch and JAX: measured 5.7e-6 at full size.
+# The largest difference of float32 outputs between torch and JAX, relative to the largest output
+# where that is above 1: measured 5.7e-6 on random weights, 4.1e-6 on ones with logits up to 15.
 TOLERANCE = 1e-5
 
 
@@ -157,10 +143,11 @@ def _against_torch(
     with torch.no_grad():
         theirs = reference.eval()(torch.from_numpy(ids.astype(np.int64)))[0].numpy()
     difference = float(np.abs(theirs - ours).max())
+    allowed = TOLERANCE * max(1.0, float(np.abs(theirs).max()))
     return Check(
         name,
-        difference <= TOLERANCE,
-        f"largest difference {difference:.1e}, at most {TOLERANCE:.0e} "
+        difference <= allowed,
+        f"largest difference {difference:.1e}, at most {allowed:.1e} "
         f"(torch {torch.__version__}, transformers {transformers.__version__})",
     )
 

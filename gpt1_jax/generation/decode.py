@@ -7,7 +7,7 @@ rounded up to powers of two, and settings are traced: few compilations serve all
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, Self, cast, overload
 
 import jax
@@ -92,6 +92,8 @@ def generate(
             long for the model to continue by ``max_new_tokens``; before any work is done.
         TypeError: a setting that does not exist.
     """
+    if not isinstance(model, OpenAIGPTLMHeadModel):
+        raise TypeError(f"the model is {type(model).__name__}, but must be OpenAIGPTLMHeadModel")
     config = model.config
     prompts, width = _prompts(config.vocab_size, input_ids, attention_mask)
     defaults = {"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}
@@ -271,34 +273,34 @@ def _decoder(graphdef: nnx.GraphDef[Any]) -> Callable[..., State]:
 
 
 def _prompts(
-    vocab_size: int, input_ids: Any, attention_mask: ArrayLike | None
+    vocab_size: int, input_ids: Any, attention_mask: Any
 ) -> tuple[list[np.ndarray], int | None]:
     """Return the prompts without padding, and their common width, or None for a ragged list."""
-    if len(input_ids) == 0:
+    try:
+        rows = [np.asarray(row) for row in input_ids]
+        masks = None if attention_mask is None else [np.asarray(row) for row in attention_mask]
+    except (TypeError, ValueError):
+        raise ValueError("input_ids and attention_mask must be lists or arrays of rows") from None
+    if rows and all(row.ndim == 0 for row in rows):  # one prompt
+        rows, masks = [np.asarray(rows)], None if masks is None else [np.asarray(masks)]
+    if not rows:
         raise ValueError("input_ids holds no prompt")
-    ragged = isinstance(input_ids, Sequence) and len({np.size(row) for row in input_ids}) > 1
-    if ragged and attention_mask is not None:
-        raise ValueError("prompts of unequal lengths need no attention_mask")
-    rows: Any = list(input_ids) if ragged else np.atleast_2d(np.asarray(input_ids))
-    if not ragged and rows.ndim != 2:
-        raise ValueError(f"input_ids has shape {rows.shape}, but must be (batch, T)")
+    shapes = [row.shape for row in rows]
+    if any(len(shape) != 1 for shape in shapes):
+        raise ValueError(f"the prompts have shapes {shapes}, but each must be (T,)")
+    if masks is not None and [mask.shape for mask in masks] != shapes:
+        raise ValueError(
+            f"attention_mask has rows of {[mask.shape for mask in masks]}, but must have {shapes}"
+        )
     prompts = []
     for i, row in enumerate(rows):
-        row = np.asarray(row)
         if row.size:
-            check_ids(f"prompt {i} of input_ids", row, vocab_size, "vocab_size")
-        prompts.append(row.astype(np.int32))
-    if attention_mask is not None:
-        mask = np.atleast_2d(np.asarray(attention_mask))
-        if mask.shape != np.shape(rows):
-            raise ValueError(
-                f"attention_mask has shape {mask.shape}, but must have {np.shape(rows)}"
-            )
-        prompts = [row[real != 0] for row, real in zip(prompts, mask, strict=True)]
-    for i, row in enumerate(prompts):
-        if not row.size:
+            check_ids(f"prompt {i}", row, vocab_size, "vocab_size")
+        prompt = row if masks is None else row[masks[i] != 0]
+        if not prompt.size:
             raise ValueError(f"prompt {i} is empty, but must have at least one token")
-    return prompts, None if ragged else np.shape(rows)[1]
+        prompts.append(prompt.astype(np.int32))
+    return prompts, shapes[0][0] if len(set(shapes)) == 1 else None
 
 
 def _ends(new: np.ndarray, eos: tuple[int, ...]) -> list[int]:

@@ -34,8 +34,20 @@ class GenerationSettings:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
+        _require(isinstance(self.do_sample, bool), "do_sample", self.do_sample, "True or False")
+        for name in ("max_new_tokens", "top_k", "seed", "pad_token_id"):
+            value = getattr(self, name)
+            _require(_is_integer(value, name != "max_new_tokens"), name, value, "an integer")
+        for name in ("temperature", "top_p"):
+            value = getattr(self, name)
+            _require(np.isreal(value) and np.ndim(value) == 0, name, value, "a number")
+        ends = np.atleast_1d(() if self.eos_token_id is None else self.eos_token_id)
+        integers = ends.size == 0 or np.issubdtype(ends.dtype, np.integer)
+        _require(integers, "eos_token_id", self.eos_token_id, "an id or several")
         _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
-        _require(0 < self.temperature < float("inf"), "temperature", self.temperature, "above 0")
+        # Beyond these, logits divided by it leave float32's range.
+        in_range = 1e-6 <= self.temperature <= 1e6
+        _require(in_range, "temperature", self.temperature, "in [1e-06, 1e+06]")
         _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or None")
         _require(
@@ -79,3 +91,9 @@ class GenerationSettings:
 def _require(condition: bool, name: str, value: object, right: str) -> None:
     if not condition:
         raise ValueError(f"{name} is {value!r}, but must be {right}")
+
+
+def _is_integer(value: object, may_be_none: bool) -> bool:
+    if value is None:
+        return may_be_none
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)

@@ -13,7 +13,6 @@ from safetensors.numpy import load_file, save_file
 from conversion import (
     ARCHITECTURES,
     atomic,
-    copy_companions,
     huggingface,
     read,
     read_config,
@@ -458,19 +457,42 @@ def test_arguments_that_cannot_be_used(checkpoint, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_companions(tmp_path, contents):
+OPENAI_FILES = {"params_shapes.json", *(f"params_{i}.npy" for i in range(10))}
+
+
+def test_companions(checkpoint, tmp_path, contents):
     source, target = tmp_path / "a", tmp_path / "b"
     source.mkdir()
     for name in ("vocab.json", "merges.txt", "config.json", "model.safetensors", "README.md"):
         (source / name).write_text(name)
     (source / "tokenizer.json").symlink_to(source / "vocab.json")
     copied = ("vocab.json", "merges.txt", "tokenizer.json")
-    assert copy_companions(source, target) == copied
-    assert set(contents(target)) == set(copied)
-    assert not (target / "tokenizer.json").is_symlink()
-    assert copy_companions(target, target) == ()
-    with pytest.raises(FileNotFoundError, match="there is no folder"):
-        copy_companions(tmp_path / "c", target)
+    made = checkpoint(LM_HEAD)
+    for format, weights in (("huggingface", {"model.safetensors"}), ("openai", OPENAI_FILES)):
+        write(target, made.config, made.params, companions=source, format=format)  # pyright: ignore
+        assert set(contents(target)) == {*copied, "config.json", *weights}
+        assert not (target / "tokenizer.json").is_symlink()
+        before = contents(target)
+        write(target, made.config, made.params, companions=target, format=format)  # pyright: ignore
+        assert contents(target) == before
+
+
+def test_companions_that_cannot_be_copied_leave_nothing(checkpoint, tmp_path, contents):
+    made, source, target = checkpoint(LM_HEAD), tmp_path / "a", tmp_path / "b"
+    source.mkdir()
+    (source / "vocab.json").write_text("{}")
+    (target / "vocab.json").mkdir(parents=True)
+    with pytest.raises(OSError, match="cannot write to"):
+        write(target, made.config, made.params, companions=source)
+    assert [path.name for path in target.iterdir()] == ["vocab.json"]
+
+
+def test_openai_format_refuses_what_it_would_ignore(checkpoint, tmp_path):
+    made = checkpoint(LM_HEAD)
+    for options in ({"max_shard_size": "1MB"}, {"safe_serialization": False}):
+        with pytest.raises(ValueError, match="are Hugging Face's alone"):
+            write(tmp_path / "a", made.config, made.params, format="openai", **options)  # pyright: ignore
+    assert not (tmp_path / "a").exists()
 
 
 @pytest.mark.parametrize(

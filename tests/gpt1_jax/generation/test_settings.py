@@ -9,7 +9,7 @@ from gpt1_jax import GenerationSettings, OpenAIGPTConfig
     ("settings", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0, but must be at least 1"),
-        ({"do_sample": True, "temperature": 0.0}, "temperature is 0.0, but must be above 0"),
+        ({"do_sample": True, "temperature": 0.0}, r"temperature is 0.0, but must be in \[1e-06"),
         ({"do_sample": True, "temperature": -1.0}, "temperature is -1.0"),
         ({"do_sample": True, "temperature": float("nan")}, "temperature is nan"),
         ({"do_sample": True, "top_p": 0.0}, r"top_p is 0.0, but must be in \(0, 1\]"),
