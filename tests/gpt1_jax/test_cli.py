@@ -126,6 +126,7 @@ def test_verify(run: Run, folder: Path) -> None:
         (["convert", "FOLDER", "FOLDER/config.json"], "config.json"),
         (["convert", "FOLDER", "/proc/nowhere/x"], "/proc/nowhere"),
         (["convert", "FOLDER", "TARGET", "--max-shard-size", "big"], "max_shard_size is 'big'"),
+        (["convert", "FOLDER", "TARGET", "--format", "openai", "--pickle"], "do not go with"),
         (["tree", "EMPTY"], "has no config.json"),
         (["tokens", "a", "--model", "EMPTY"], "tokenizer.json"),
         (["tokens", "--ids", "x", "--model", "FOLDER"], "'x' is not a token id"),

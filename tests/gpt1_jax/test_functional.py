@@ -243,3 +243,29 @@ def test_trained_parameters_go_back_into_the_model() -> None:
     model.load_params(trained)
     # Measured: 2e-7.
     assert difference(model(IDS).logits, apply(trained, IDS).logits) < 1e-6
+
+
+def test_apply_names_parameters_that_are_not_the_models() -> None:
+    config = gpt1.OpenAIGPTConfig(vocab_size=11, n_positions=8, n_layer=1, n_embd=8, n_head=2)
+    apply, params = gpt1.functional(gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)))
+    ids = np.array([[1, 2]])
+    apply(params, ids)
+    block = params["transformer"]["h"]["0"]
+    block["ln_9"] = block.pop("ln_1")
+    block["mlp"]["c_fc"]["bias"] = jax.numpy.zeros(1)  # which would broadcast
+    with pytest.raises(ValueError, match="not the parameters of this") as error:
+        apply(params, ids)
+    message = str(error.value)
+    assert "- transformer.h.0.ln_1.scale is missing" in message
+    assert "+ transformer.h.0.ln_9.scale is unexpected" in message
+    assert "! transformer.h.0.mlp.c_fc.bias has shape (1,), but must have (32,)" in message
+
+
+def test_models_that_read_a_text_as_a_whole_take_no_cache() -> None:
+    config = gpt1.OpenAIGPTConfig(vocab_size=11, n_positions=8, n_layer=1, n_embd=8, n_head=2)
+    for cls in (gpt1.OpenAIGPTDoubleHeadsModel, gpt1.OpenAIGPTForSequenceClassification):
+        apply, params = gpt1.functional(cls(config, rngs=nnx.Rngs(0)))
+        cache = gpt1.Cache.empty(config, 1, 8)
+        with pytest.raises(TypeError, match=f"{cls.__name__} takes no cache"):
+            apply(params, np.array([[1, 2]]), cache=cache)
+        assert not cache.index.is_deleted()

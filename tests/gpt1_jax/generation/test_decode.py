@@ -202,3 +202,24 @@ def test_wrong_input(
 def test_a_setting_that_does_not_exist(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     with pytest.raises(TypeError, match="max_length"):
         gpt1.generate(model, [[1]], max_length=3)
+
+
+def test_positions_that_are_fewer_than_a_bucket() -> None:
+    """The cache is longer than the model's positions: padding takes slots, but no positions."""
+    config = gpt1.OpenAIGPTConfig(vocab_size=7, n_positions=10, n_layer=1, n_embd=8, n_head=2)
+    small = gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0))
+    assert gpt1.generate(small, [[1, 2, 3]], max_new_tokens=7).shape == (1, 10)
+    with pytest.raises(ValueError, match="n_positions = 10"):
+        gpt1.generate(small, [[1, 2, 3]], max_new_tokens=8)
+
+
+def test_a_ragged_list_with_its_masks(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    rows, masks = [[1, 2, 3], [4]], [[1, 1, 1], [1]]
+    for a, b in zip(
+        gpt1.generate(model, rows, masks, max_new_tokens=4),
+        gpt1.generate(model, rows, max_new_tokens=4),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(TypeError, match="model is Rngs, but must be OpenAIGPTLMHeadModel"):
+        gpt1.generate(nnx.Rngs(0), rows)  # pyright: ignore[reportArgumentType]
