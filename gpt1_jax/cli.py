@@ -58,10 +58,11 @@ def generate(
     for prompt, tokens in zip(prompts, encoded, strict=True):
         if not tokens:
             raise ValueError(f"the prompt {prompt!r} is empty: it has no tokens")
-    held = conversion.named_architecture(conversion.read_config(model, **hub))
+    folder = conversion.resolve(model, **hub)
+    held = conversion.named_architecture(conversion.read_config(folder))
     if held == OpenAIGPTForSequenceClassification.__name__:
         raise ValueError(f"{model} is a classification, {held}; it was not trained to write text")
-    language_model = OpenAIGPTLMHeadModel.from_pretrained(model, dtype=dtype, **hub)
+    language_model = OpenAIGPTLMHeadModel.from_pretrained(folder, dtype=dtype)
     sequences = generate_ids(
         language_model,
         encoded,
