@@ -4,7 +4,7 @@ from gpt1_jax.attention import Cache
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.explore import tree
 from gpt1_jax.functional import functional
-from gpt1_jax.generation import GenerateOutput, GenerationSettings, generate
+from gpt1_jax.generation import GenerateOutput, GenerationSettings, generate, stream
 from gpt1_jax.model import (
     OpenAIGPTDoubleHeadsModel,
     OpenAIGPTForSequenceClassification,
@@ -25,5 +25,6 @@ __all__ = [
     "Tokenizer",
     "functional",
     "generate",
+    "stream",
     "tree",
 ]

@@ -45,8 +45,16 @@ def functional(model: OpenAIGPTPreTrainedModel) -> tuple[Apply, Params]:
     Returns:
         ``apply`` and ``params``, a plain nested dict: see ``OpenAIGPTPreTrainedModel.params``.
     """
-    shapes = tuple(model.shapes.items())
-    return _apply(nnx.graphdef(model), type(model), model.config, shapes), model.params
+    graphdef, params = split(model)
+    shapes = tuple((path, leaf.shape) for path, leaf in flatten(params).items())
+    return _apply(graphdef, type(model), model.config, shapes), params
+
+
+def split(model: OpenAIGPTPreTrainedModel) -> tuple[nnx.GraphDef[Any], Params]:
+    """Return a model's structure and its parameters: what ``merge`` takes."""
+    graphdef, state = nnx.split(model)
+    variables = {tuple(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(state)}
+    return graphdef, unflatten_dict(variables)
 
 
 def merge(graphdef: nnx.GraphDef[Any], params: Params) -> Any:

@@ -1,14 +1,16 @@
 """The loop: read the prompts, then choose and read one token after the other, in one compiled call.
 
-Prompts of a batch are padded on the left, so that all rows end at the same slot of the cache;
-positions and attention leave the padding out, and each row is what it would be alone. Lengths are
-rounded up to powers of two, and settings are traced: few compilations serve all calls.
+Prompts of a batch are padded on the left, so that all rows end at the same slot; positions and
+attention leave the padding out, and each row is what it would be alone. The state between calls is
+a value, donated: a call goes on where the one before stopped, so the same compiled function runs a
+text to its end, or a few tokens at a time. Settings are traced and lengths rounded up: few
+compilations serve all calls.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import Any, Literal, Self, cast, overload
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Self, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,294 +18,305 @@ import numpy as np
 from flax import nnx
 
 from gpt1_jax.attention import Cache
-from gpt1_jax.functional import merge
-from gpt1_jax.generation.processors import keep_top, temper
-from gpt1_jax.generation.settings import GenerationSettings
-from gpt1_jax.inputs import ArrayLike, check_ids
+from gpt1_jax.functional import merge, split
+from gpt1_jax.generation.processors import (
+    Array,
+    Context,
+    Processor,
+    constraints,
+    process,
+    pytree,
+    token_mask,
+    warpers,
+)
+from gpt1_jax.generation.prompts import PIECE, align, bucket, pieces
+from gpt1_jax.generation.settings import GenerationSettings, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 
-# An array (batch, ...), or, for prompts of unequal lengths, a list of rows.
-Sequences = Any
-SHORTEST = 16  # below this, padding costs less than another compilation
 
-
-@dataclasses.dataclass(frozen=True)
-class GenerateOutput:
-    """What ``generate`` returns with ``return_dict=True``.
+@pytree
+class Rules:
+    """The settings of a call, traced.
 
     Attributes:
-        sequences: what it returns otherwise.
-        scores: log-probability of each new token under the distribution it was chosen from (after
-            temperature, top-k and top-p), float32; for each row of ``sequences``, without padding
-            where that is a list. As Hugging Face's normalised ``compute_transition_scores``.
+        constraints: what changes the logits in any case.
+        warpers: what changes them before a draw.
+        do_sample: () bool.
+        seeds: (B,) uint32.
+        eos: (V,) bool, the tokens that end a text.
+        pad: () int32, what follows the end.
     """
 
-    sequences: Sequences
-    scores: Sequences
-
-
-@overload
-def generate(
-    model: OpenAIGPTLMHeadModel,
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike | None = None,
-    *,
-    return_dict: Literal[False] = False,
-    **settings: Any,
-) -> Sequences: ...
-
-
-@overload
-def generate(
-    model: OpenAIGPTLMHeadModel,
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike | None = None,
-    *,
-    return_dict: Literal[True],
-    **settings: Any,
-) -> GenerateOutput: ...
-
-
-def generate(
-    model: OpenAIGPTLMHeadModel,
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike | None = None,
-    *,
-    return_dict: bool = False,
-    **settings: Any,
-) -> Sequences | GenerateOutput:
-    """Continue each prompt.
-
-    Args:
-        model: a language model.
-        input_ids: (batch, T) prompts, or a list of prompts of any lengths.
-        attention_mask: (batch, T), 0 where a prompt is padding, on either side.
-        return_dict: return the scores of the new tokens too.
-        **settings: fields of ``GenerationSettings``; ``eos_token_id`` and ``pad_token_id`` are the
-            model configuration's by default.
-
-    Returns:
-        int32 (batch, T + new), the prompts as given and the new tokens; after the end token of a
-        row, its padding. For prompts of unequal lengths a list of such rows, ending at their end.
-
-    Raises:
-        ValueError: an empty prompt, ids out of range, settings that make no sense, or prompts too
-            long for the model to continue by ``max_new_tokens``; before any work is done.
-        TypeError: a setting that does not exist.
-    """
-    if not isinstance(model, OpenAIGPTLMHeadModel):
-        raise TypeError(f"the model is {type(model).__name__}, but must be OpenAIGPTLMHeadModel")
-    config = model.config
-    prompts, width = _prompts(config.vocab_size, input_ids, attention_mask)
-    defaults = {"eos_token_id": config.eos_token_id, "pad_token_id": config.pad_token_id}
-    chosen = GenerationSettings(**{**defaults, **settings})
-    longest = max(map(len, prompts))
-    chosen.check_for(config, longest)
-
-    padded = np.zeros((len(prompts), bucket(longest)), np.int32)
-    mask = np.zeros(padded.shape, np.float32)
-    for row, prompt in enumerate(prompts):
-        padded[row, -len(prompt) :] = prompt
-        mask[row, -len(prompt) :] = 1
-    state = _decoder(nnx.graphdef(model))(
-        model.params,
-        padded,
-        mask,
-        Choice.build(chosen, config.vocab_size, len(prompts)),
-        capacity=bucket(chosen.max_new_tokens),
-        do_sample=chosen.do_sample,
-    )
-    steps = int(state.step)
-    new, scores = np.asarray(state.tokens)[:, :steps], np.asarray(state.scores)[:, :steps]
-    if width is not None:
-        given = np.asarray(input_ids, np.int32).reshape(len(prompts), width)
-        sequences: Any = np.concatenate([given, new], axis=1)
-    else:
-        ends = _ends(new, chosen.eos_token_ids)
-        sequences = [
-            np.concatenate([prompt, row[:end]])
-            for prompt, row, end in zip(prompts, new, ends, strict=True)
-        ]
-        scores = [row[:end] for row, end in zip(scores, ends, strict=True)]
-    return GenerateOutput(sequences, scores) if return_dict else sequences
-
-
-def bucket(length: int) -> int:
-    """Return the length that ``length`` is rounded up to: a power of two."""
-    return max(SHORTEST, 1 << (length - 1).bit_length())
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """The settings of the loop that are traced.
-
-    Attributes:
-        max_new_tokens: () int32.
-        temperature: () float32.
-        top_k: () int32, the vocabulary's size for all tokens.
-        top_p: () float32.
-        eos: (number of end tokens,) int32.
-        pad: () int32, what follows an end token.
-        seeds: (B,) uint32, one a row.
-    """
-
-    max_new_tokens: np.ndarray
-    temperature: np.ndarray
-    top_k: np.ndarray
-    top_p: np.ndarray
-    eos: np.ndarray
-    pad: np.ndarray
-    seeds: np.ndarray
+    constraints: tuple[Processor, ...]
+    warpers: tuple[Processor, ...]
+    do_sample: Array
+    seeds: Array
+    eos: Array
+    pad: Array
 
     @classmethod
-    def build(cls, settings: GenerationSettings, vocab_size: int, rows: int) -> Self:
-        """Build from the settings of a call for so many rows."""
-        eos = settings.eos_token_ids
-        pad = settings.pad_token_id if settings.pad_token_id is not None else (*eos, 0)[0]
+    def build(cls, settings: GenerationSettings, vocab_size: int, seeds: np.ndarray) -> Self:
+        """Build from settings whose end and padding are filled in, and the rows' seeds."""
         return cls(
-            max_new_tokens=np.asarray(settings.max_new_tokens, np.int32),
-            temperature=np.asarray(settings.temperature, np.float32),
-            top_k=np.asarray(min(settings.top_k or vocab_size, vocab_size), np.int32),
-            top_p=np.asarray(settings.top_p, np.float32),
-            eos=np.asarray(eos, np.int32),
-            pad=np.asarray(pad, np.int32),
-            seeds=np.arange(rows, dtype=np.uint32) + np.uint32(settings.seed or 0),
+            constraints=constraints(settings, vocab_size),
+            warpers=warpers(settings, vocab_size),
+            do_sample=np.asarray(settings.do_sample),
+            seeds=seeds,
+            eos=token_mask(as_ids(settings.eos_token_id), vocab_size),
+            pad=np.asarray(settings.pad_token_id, np.int32),
         )
 
-    def choose(
-        self, logits: jax.Array, step: jax.Array, do_sample: bool
-    ) -> tuple[jax.Array, jax.Array]:
-        """(B, V) float32 logits -> (B,) tokens and their log-probabilities."""
-        if do_sample:
-            logits = temper(logits, self.temperature)
-            everything = (self.top_k == logits.shape[-1]) & (self.top_p == 1)
-            logits = jax.lax.cond(
-                everything, lambda x: x, lambda x: keep_top(x, self.top_k, self.top_p), logits
-            )
-            keys = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(self.seeds)
-            token = jax.vmap(jax.random.categorical)(keys, logits)
-        else:
-            token = jnp.argmax(logits, axis=-1)
-        log_probabilities = jax.nn.log_softmax(logits, axis=-1)
-        score = jnp.take_along_axis(log_probabilities, token[:, None], axis=-1)[:, 0]
-        return token.astype(jnp.int32), score
+    def choose(self, logits: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
+        """(B, V) float32 logits -> (B,) tokens and their log-probabilities under these rules."""
+        logits = process(self.constraints, logits, context)
+
+        def draw(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+            logits = process(self.warpers, logits, context)
+            return pick(logits, jax.vmap(jax.random.categorical)(self.keys(context.new), logits))
+
+        def likeliest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return pick(logits, jnp.argmax(logits, axis=-1))
+
+        return jax.lax.cond(self.do_sample, draw, likeliest, logits)
+
+    def keys(self, step: jax.Array) -> jax.Array:
+        """(B,) random keys, one a row, for the draw of step ()."""
+        return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(self.seeds)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+def pick(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(B, V) logits, (B,) tokens -> the tokens in int32, and their log-probabilities."""
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
+    return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+@pytree
 class State:
     """Where the loop stands.
 
     Attributes:
-        step: () int32 number of tokens chosen.
-        tokens: (B, capacity) int32 the tokens chosen.
-        scores: (B, capacity) float32 their log-probabilities.
-        done: (B,) bool, rows that have reached an end token.
-        cache: of the prompts and all tokens chosen but the last.
+        context: the texts.
+        scores: (B, C) float32, at every new token its log-probability under the rules.
+        log_probs: (B, C) float32, the same under the model itself.
+        done: (B,) bool, texts that have ended; they go on with padding.
+        cache: of the tokens read.
+        offset: () int32, the slot of the first token in the cache.
     """
 
-    step: jax.Array
-    tokens: jax.Array
+    context: Context
     scores: jax.Array
+    log_probs: jax.Array
     done: jax.Array
     cache: Cache
+    offset: jax.Array
 
-    def append(self, token: jax.Array, score: jax.Array, choice: Choice, cache: Cache) -> Self:
-        """Return the state after (B,) tokens were chosen; rows that are done get padding."""
-        token = jnp.where(self.done, choice.pad, token)
-        score = jnp.where(self.done, 0, score)
-        place = (jnp.int32(0), self.step)
+    def append(self, token: jax.Array, score: jax.Array, log_prob: jax.Array, rules: Rules) -> Self:
+        """Return the state after (B,) tokens were chosen; texts that have ended get padding."""
+        context, done = self.context, self.done
+        place = (jnp.int32(0), context.length)
+
+        def put(array: jax.Array, column: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice(array, column[:, None], place)
+
+        token = jnp.where(done, rules.pad, token)
         return dataclasses.replace(
             self,
-            step=self.step + 1,
-            tokens=jax.lax.dynamic_update_slice(self.tokens, token[:, None], place),
-            scores=jax.lax.dynamic_update_slice(self.scores, score[:, None], place),
-            done=self.done | (token[:, None] == choice.eos[None, :]).any(axis=-1),
-            cache=cache,
+            context=dataclasses.replace(
+                context,
+                tokens=put(context.tokens, token),
+                length=context.length + 1,
+                new=context.new + 1,
+            ),
+            scores=put(self.scores, jnp.where(done, 0, score)),
+            log_probs=put(self.log_probs, jnp.where(done, 0, log_prob)),
+            done=done | rules.eos[token],
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """What has been decoded so far, on the host.
+
+    Attributes:
+        tokens: (B, T) int32 the new tokens, padding after the end of a text.
+        scores: (B, T) float32, see ``State``.
+        log_probs: (B, T) float32, see ``State``.
+        lengths: (B,) how many of the tokens belong to each text.
+        done: (B,) bool, texts that have ended.
+    """
+
+    tokens: np.ndarray
+    scores: np.ndarray
+    log_probs: np.ndarray
+    lengths: np.ndarray
+    done: np.ndarray
+
+
+def decode(
+    model: OpenAIGPTLMHeadModel,
+    prompts: Sequence[np.ndarray],
+    settings: GenerationSettings,
+    seeds: np.ndarray,
+    *,
+    steps: int | None = None,
+    ended: Callable[[Progress], np.ndarray] | None = None,
+) -> Iterator[Progress]:
+    """Decode greedily or by sampling, and yield after every compiled call.
+
+    Args:
+        model: a language model.
+        prompts: (T,) int32 each, one a row.
+        settings: checked, with end and padding filled in.
+        seeds: (B,) uint32.
+        steps: tokens a call; by default all.
+        ended: says of each row (B,) how many of its tokens are a whole text, or -1: a condition
+            that cannot be compiled, looked at between calls.
+
+    Yields:
+        All that has been decoded; the last time with every text at its end.
+    """
+    config, window = model.config, settings.sliding_window
+    graphdef, params = split(model)
+    run = _decoder(graphdef)
+    rules = Rules.build(settings, config.vocab_size, seeds)
+    state, width = _start(model, prompts, settings)
+    last = width + settings.max_new_tokens
+    length, cut = width, np.full(len(prompts), -1)
+    while True:
+        until = last if steps is None else min(last, length + steps)
+        if window is not None:
+            state = _slide(state, config.n_positions, window)
+            until = min(until, int(state.context.start.min()) + config.n_positions + 1)
+        state = run(params, state, rules, np.asarray(until, np.int32))
+        length = int(state.context.length)
+        progress = _progress(state, width, rules, cut)
+        if ended is not None:
+            found = ended(progress)
+            cut = np.where((cut < 0) & (found >= 0), found, cut)
+            progress = _progress(state, width, rules, cut)
+            state = dataclasses.replace(state, done=jnp.asarray(progress.done))
+        finished = length == last or bool(progress.done.all())
+        yield progress
+        if finished:
+            return
+
+
+def _start(
+    model: OpenAIGPTLMHeadModel, prompts: Sequence[np.ndarray], settings: GenerationSettings
+) -> tuple[State, int]:
+    """Return the state before anything is read, and the slot of the first new token."""
+    config, new = model.config, settings.max_new_tokens
+    tokens, start = align(prompts)
+    most = pieces(config.n_positions) + PIECE
+    if settings.sliding_window is None:
+        room = min(bucket(tokens.shape[1] + new - 1), most)
+        slots = room + 1  # the last token is not read
+    else:
+        # A window is read in whole pieces too: the first of them may begin before the text.
+        tokens, start = np.pad(tokens, ((0, 0), (PIECE, 0))), start + np.int32(PIECE)
+        room, slots = most, bucket(tokens.shape[1] + new)
+    width = tokens.shape[1]
+    tokens = jnp.asarray(np.pad(tokens, ((0, 0), (0, slots - width))))
+    state = State(
+        context=Context(tokens, jnp.asarray(start), jnp.int32(width), jnp.int32(0)),
+        scores=jnp.zeros(tokens.shape, jnp.float32),
+        log_probs=jnp.zeros(tokens.shape, jnp.float32),
+        done=jnp.zeros(len(prompts), bool),
+        cache=Cache.empty(config, len(prompts), room, model.dtype),
+        offset=jnp.int32(0 if settings.sliding_window is None else PIECE),
+    )
+    return state, width
+
+
+def _slide(state: State, n_positions: int, window: int) -> State:
+    """Cut the texts that have used up all positions, and have what is left read again."""
+    context = state.context
+    start, length = np.asarray(context.start), int(context.length)
+    full = length - start > n_positions
+    if not full.any():
+        return state
+    start = np.where(full, length - window, start).astype(np.int32)
+    offset = length - 1 - pieces(length - 1 - int(start.min()))
+    return dataclasses.replace(
+        state,
+        context=dataclasses.replace(context, start=jnp.asarray(start)),
+        cache=dataclasses.replace(
+            state.cache, mask=jnp.zeros_like(state.cache.mask), index=jnp.int32(0)
+        ),
+        offset=jnp.int32(offset),
+    )
+
+
+def read(model: OpenAIGPTLMHeadModel, context: Context, cache: Cache, offset: jax.Array) -> Cache:
+    """Return the cache with all tokens of the texts but the last, read piece by piece.
+
+    Args:
+        model: inside a compiled function.
+        context: of texts whose unread tokens, the last apart, are whole pieces.
+        cache: of the tokens read so far.
+        offset: () int32, the slot of the first token in the cache.
+    """
+
+    def unread(cache: Cache) -> jax.Array:
+        return offset + cache.index < context.length - 1
+
+    def step(cache: Cache) -> Cache:
+        place = offset + cache.index
+        ids = jax.lax.dynamic_slice_in_dim(context.tokens, place, PIECE, axis=1)
+        slots = place + jnp.arange(PIECE, dtype=jnp.int32)
+        is_text = slots[None, :] >= context.start[:, None]
+        out = model.transformer(ids, is_text, positions_from_mask=True, cache=cache)
+        return cast(Cache, out.cache)
+
+    return jax.lax.while_loop(unread, step, cache)
 
 
 @functools.lru_cache(maxsize=32)
 def _decoder(graphdef: nnx.GraphDef[Any]) -> Callable[..., State]:
     """Return the compiled loop of a model."""
 
-    @functools.partial(jax.jit, static_argnames=("capacity", "do_sample"))
-    def decode(
-        params: Params,
-        prompts: jax.Array,
-        mask: jax.Array,
-        choice: Choice,
-        *,
-        capacity: int,
-        do_sample: bool,
-    ) -> State:
+    @functools.partial(jax.jit, donate_argnames="state")
+    def run(params: Params, state: State, rules: Rules, until: jax.Array) -> State:
         model: OpenAIGPTLMHeadModel = merge(graphdef, params)
-        B, T = prompts.shape
-        out = model(
-            prompts,
-            mask,
-            positions_from_mask=True,
-            cache=Cache.empty(model.config, B, T + capacity, model.dtype),
-            logits_to_keep=1,
-        )
-
-        def append(state: State, out: Any) -> State:
-            token, score = choice.choose(out.logits[:, -1], state.step, do_sample)
-            return state.append(token, score, choice, out.cache)
+        cache = read(model, state.context, state.cache, state.offset)
 
         def unfinished(state: State) -> jax.Array:
-            return (state.step < choice.max_new_tokens) & ~state.done.all()
+            return (state.context.length < until) & ~state.done.all()
 
         def step(state: State) -> State:
-            last = jax.lax.dynamic_slice_in_dim(state.tokens, state.step - 1, 1, axis=1)
-            return append(state, model(last, positions_from_mask=True, cache=state.cache))
+            last = state.context.before(jnp.int32(1))[:, None]
+            out = model(last, positions_from_mask=True, cache=state.cache)
+            logits = cast(jax.Array, out.logits)[:, -1]
+            token, score = rules.choose(logits, state.context)
+            _, log_prob = pick(logits, token)
+            state = dataclasses.replace(state, cache=cast(Cache, out.cache))
+            return state.append(token, score, log_prob, rules)
 
-        start = State(
-            step=jnp.int32(0),
-            tokens=jnp.zeros((B, capacity), jnp.int32),
-            scores=jnp.zeros((B, capacity), jnp.float32),
-            done=jnp.zeros(B, bool),
-            cache=cast(Cache, out.cache),
-        )
-        return jax.lax.while_loop(unfinished, step, append(start, out))
+        return jax.lax.while_loop(unfinished, step, dataclasses.replace(state, cache=cache))
 
-    return decode
+    return run
 
 
-def _prompts(
-    vocab_size: int, input_ids: Any, attention_mask: Any
-) -> tuple[list[np.ndarray], int | None]:
-    """Return the prompts without padding, and their common width, or None for a ragged list."""
-    try:
-        rows = [np.asarray(row) for row in input_ids]
-        masks = None if attention_mask is None else [np.asarray(row) for row in attention_mask]
-    except (TypeError, ValueError):
-        raise ValueError("input_ids and attention_mask must be lists or arrays of rows") from None
-    if rows and all(row.ndim == 0 for row in rows):  # one prompt
-        rows, masks = [np.asarray(rows)], None if masks is None else [np.asarray(masks)]
-    if not rows:
-        raise ValueError("input_ids holds no prompt")
-    shapes = [row.shape for row in rows]
-    if any(len(shape) != 1 for shape in shapes):
-        raise ValueError(f"the prompts have shapes {shapes}, but each must be (T,)")
-    if masks is not None and [mask.shape for mask in masks] != shapes:
-        raise ValueError(
-            f"attention_mask has rows of {[mask.shape for mask in masks]}, but must have {shapes}"
-        )
-    prompts = []
-    for i, row in enumerate(rows):
-        if row.size:
-            check_ids(f"prompt {i}", row, vocab_size, "vocab_size")
-        prompt = row if masks is None else row[masks[i] != 0]
-        if not prompt.size:
-            raise ValueError(f"prompt {i} is empty, but must have at least one token")
-        prompts.append(prompt.astype(np.int32))
-    return prompts, shapes[0][0] if len(set(shapes)) == 1 else None
-
-
-def _ends(new: np.ndarray, eos: tuple[int, ...]) -> list[int]:
-    """Return where each row ends: behind its first end token."""
-    is_end = np.isin(new, eos)
-    return [int(row.argmax()) + 1 if row.any() else len(row) for row in is_end]
+def _progress(state: State, width: int, rules: Rules, cut: np.ndarray) -> Progress:
+    """Return what the state holds; texts are cut where ``cut`` (B,) is not -1."""
+    # Slices of JAX's arrays would compile for every length: these are numpy's.
+    end = int(state.context.length)
+    tokens, scores, log_probs = (
+        np.asarray(array)[:, width:end]
+        for array in (state.context.tokens, state.scores, state.log_probs)
+    )
+    is_end = np.asarray(rules.eos)[tokens]
+    T = tokens.shape[1]
+    lengths = np.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, T)
+    lengths = np.where(cut >= 0, np.minimum(lengths, cut), lengths)
+    T = int(lengths.max())  # less where the host found the ends of all texts before the last step
+    tokens, scores, log_probs = tokens[:, :T], scores[:, :T], log_probs[:, :T]
+    after = np.arange(T)[None, :] >= lengths[:, None]
+    return Progress(
+        tokens=np.where(after, rules.pad, tokens),
+        scores=np.where(after, np.float32(0), scores),
+        log_probs=np.where(after, np.float32(0), log_probs),
+        lengths=lengths,
+        done=np.asarray(state.done) | (cut >= 0),
+    )

@@ -1,99 +1,383 @@
-"""What a user may ask of generation, checked as a whole before any work."""
+"""What a user may ask of generation: Hugging Face's names, checked as a whole before any work."""
 
 import dataclasses
-from collections.abc import Sequence
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
 
 import numpy as np
 
+import conversion
+from conversion.atomic import replacing
 from gpt1_jax.config import OpenAIGPTConfig
 
+FILE = "generation_config.json"
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
+BEAMS = ("length_penalty", "early_stopping")
 
-@dataclasses.dataclass(frozen=True)
+# What transformers knows besides and would change the text, with the values that change nothing.
+# Whatever else its files hold (versions, output flags, caches) is no matter of ours.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "min_length": (0,),
+    "max_time": (),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "constraints": (),
+    "force_words_ids": (),
+    "penalty_alpha": (0.0,),
+    "dola_layers": (),
+    "sequence_bias": (),
+    "begin_suppress_tokens": ((), []),
+    "exponential_decay_length_penalty": (),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "top_h": (),
+    "guidance_scale": (1.0,),
+    "renormalize_logits": (False,),
+    "remove_invalid_values": (False,),
+    "token_healing": (False,),
+    "watermarking_config": (),
+    # Without an encoder, transformers takes the prompt for what it has read.
+    "encoder_repetition_penalty": (1.0,),
+    "encoder_no_repeat_ngram_size": (0,),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationSettings:
-    """How to choose the next tokens; Hugging Face's names.
+    """How to choose the next tokens; names and defaults are those of Hugging Face's ``generate``.
+
+    But for top_k: what it takes for unset is 50.
 
     Attributes:
         max_new_tokens: how many tokens to add to each prompt at most.
+        min_new_tokens: no end token is chosen before so many.
         do_sample: draw the next token (True) or take the likeliest (False).
         temperature: divides the logits before they are sampled from.
         top_k: sample from the so many likeliest tokens; None for all.
-        top_p: sample from the likeliest tokens that together have this probability.
+        top_p: sample from the likeliest tokens that together have this probability
+            (arXiv:1904.09751).
+        min_p: sample from the tokens at least so likely relative to the likeliest
+            (arXiv:2407.01082).
+        typical_p: sample from the tokens whose information is nearest to the entropy and that
+            together have this probability (arXiv:2202.00666).
+        repetition_penalty: divides the positive and multiplies the negative logits of tokens that
+            the text, prompt included, holds already (arXiv:1909.05858, section 4.1).
+        no_repeat_ngram_size: no sequence of so many tokens occurs twice, prompt included; 0 to
+            allow it.
+        bad_words_ids: sequences of tokens that are not completed.
+        suppress_tokens: tokens that are never chosen.
+        forced_bos_token_id: the token chosen after a prompt of one token.
+        forced_eos_token_id: the token, or one of the tokens, chosen last if max_new_tokens is
+            reached.
+        eos_token_id: the token, or tokens, that end a text. None takes the model configuration's;
+            an empty sequence is for none.
+        pad_token_id: what follows the end of a text in an array; by default the model
+            configuration's, else the (first) end token.
+        stop_strings: a text ends with the token that completes one of these; needs a tokenizer.
+        num_beams: how many texts to follow at once, keeping the likeliest.
+        length_penalty: a text's score is its log-probability over its number of new tokens to this
+            power.
+        early_stopping: with beams: stop as soon as num_beams texts have ended (True), when a
+            running one is unlikely to become better (False), or cannot ("never").
+        num_return_sequences: how many texts to return for each prompt: draws, or the best beams.
+        sliding_window: what to do where prompt and new tokens are more than the model's positions.
+            None makes it an error. Otherwise a text that has used up all positions is cut to its
+            last so many tokens; these are read again, from position 0, and the text goes on from
+            them: what lies before is forgotten. n_positions forgets one token at a time, and reads
+            the whole window for each.
         seed: of the draws; row i of a batch draws with seed + i, so that a row can be had again
-            alone. 0 by default.
-        eos_token_id: the token, or tokens, that end a text; None for none.
-        pad_token_id: what follows the end of a text in an array; by default the (first) end token.
+            alone. Or a sequence, one a prompt. 0 by default.
     """
 
     max_new_tokens: int = 20
+    min_new_tokens: int = 0
     do_sample: bool = False
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
-    seed: int | None = None
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    suppress_tokens: Sequence[int] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
     eos_token_id: int | Sequence[int] | None = None
     pad_token_id: int | None = None
+    stop_strings: str | Sequence[str] = ()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    num_return_sequences: int = 1
+    sliding_window: int | None = None
+    seed: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.do_sample, bool), "do_sample", self.do_sample, "True or False")
-        for name in ("max_new_tokens", "top_k", "seed", "pad_token_id"):
+        for name in DEFAULTS:
             value = getattr(self, name)
-            _require(_is_integer(value, name != "max_new_tokens"), name, value, "an integer")
-        for name in ("temperature", "top_p"):
+            if isinstance(value, np.generic):
+                self._set(name, value.item())
+        for name in (
+            "max_new_tokens",
+            "min_new_tokens",
+            "no_repeat_ngram_size",
+            "num_beams",
+            "num_return_sequences",
+        ):
+            least = 0 if name in ("min_new_tokens", "no_repeat_ngram_size") else 1
+            self._check(name, _is_integer(_value := getattr(self, name)), "an integer")
+            self._check(name, _value >= least, f"at least {least}")
+        for name in ("top_k", "sliding_window"):
             value = getattr(self, name)
-            _require(np.isreal(value) and np.ndim(value) == 0, name, value, "a number")
-        ends = np.atleast_1d(() if self.eos_token_id is None else self.eos_token_id)
-        integers = ends.size == 0 or np.issubdtype(ends.dtype, np.integer)
-        _require(integers, "eos_token_id", self.eos_token_id, "an id or several")
-        _require(self.max_new_tokens >= 1, "max_new_tokens", self.max_new_tokens, "at least 1")
-        # Beyond these, logits divided by it leave float32's range.
-        in_range = 1e-6 <= self.temperature <= 1e6
-        _require(in_range, "temperature", self.temperature, "in [1e-06, 1e+06]")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
-        _require(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "at least 1, or None")
-        _require(
-            self.seed is None or 0 <= self.seed < 2**32, "seed", self.seed, "in [0, 2**32), or None"
+            self._check(name, value is None or _is_integer(value), "an integer, or None")
+            self._check(name, value is None or value >= 1, "at least 1, or None")
+        for name, (low, high) in {
+            # Beyond these, logits divided or multiplied by it leave float32's range.
+            "temperature": (1e-6, 1e6),
+            "repetition_penalty": (1e-6, 1e6),
+            "length_penalty": (-100.0, 100.0),
+            "min_p": (0.0, 1.0),
+        }.items():
+            value = getattr(self, name)
+            self._check(name, _is_number(value), "a number")
+            self._check(name, low <= value <= high, f"in [{low:g}, {high:g}]")
+        for name in ("top_p", "typical_p"):
+            value = getattr(self, name)
+            self._check(name, _is_number(value), "a number")
+            self._check(name, 0 < value <= 1, "in (0, 1]")
+        self._check("do_sample", isinstance(self.do_sample, bool), "True or False")
+        self._check(
+            "early_stopping",
+            isinstance(self.early_stopping, bool) or self.early_stopping == "never",
+            'True, False or "never"',
         )
+        for name in ("forced_bos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            self._check(name, value is None or _is_integer(value), "an id, or None")
+        for name in ("eos_token_id", "forced_eos_token_id"):
+            value = getattr(self, name)
+            if value is not None and not _is_integer(value):
+                self._set(name, self._ids(name, value, "an id or several"))
+        self._set("suppress_tokens", self._ids("suppress_tokens", self.suppress_tokens, "ids"))
+        words = self._sequence("bad_words_ids", self.bad_words_ids, "sequences of ids")
+        ids = [self._ids("bad_words_ids", word, "sequences of ids") for word in words]
+        self._check("bad_words_ids", all(ids), "sequences of at least one id")
+        self._set("bad_words_ids", tuple(ids))
+        stops = (self.stop_strings,) if isinstance(self.stop_strings, str) else self.stop_strings
+        stops = self._sequence("stop_strings", stops, "strings")
+        whole = all(isinstance(stop, str) and stop for stop in stops)
+        self._check("stop_strings", whole, "strings of at least one character")
+        self._set("stop_strings", stops)
+        if self.seed is not None:
+            right = "an integer in [0, 2**32), or one a prompt"
+            several = not _is_integer(self.seed)
+            seeds: Any = self._ids("seed", self.seed, right) if several else (self.seed,)
+            self._check("seed", bool(seeds) and all(0 <= s < 2**32 for s in seeds), right)
+            if several:
+                self._set("seed", seeds)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Check that no setting is without effect or contradicts another."""
         if not self.do_sample:
-            for name, off in (
-                ("temperature", 1.0),
-                ("top_k", None),
-                ("top_p", 1.0),
-                ("seed", None),
-            ):
-                value = getattr(self, name)
-                _require(value == off, name, value, "left alone unless do_sample is True")
+            self._check_unused(SAMPLING, "do_sample is True")
+        if self.num_beams == 1:
+            self._check_unused(BEAMS, "num_beams is above 1")
+        self._check(
+            "min_new_tokens",
+            self.min_new_tokens <= self.max_new_tokens,
+            f"at most max_new_tokens = {self.max_new_tokens}",
+        )
+        if self.num_beams > 1:
+            self._check(
+                "num_return_sequences",
+                self.num_return_sequences <= self.num_beams,
+                f"at most num_beams = {self.num_beams}",
+            )
+            self._check_unused(("stop_strings", "sliding_window"), "num_beams is 1")
+        elif not self.do_sample:
+            right = "1 unless do_sample is True or num_beams is above 1: greedy texts are all equal"
+            self._check("num_return_sequences", self.num_return_sequences == 1, right)
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = as_ids(getattr(self, name))
+            if forced and set(forced) <= set(self.suppress_tokens):
+                right = "a token that suppress_tokens allows"
+                self._check(name, False, right)
 
-    @property
-    def eos_token_ids(self) -> tuple[int, ...]:
-        """The tokens that end a text."""
-        if self.eos_token_id is None:
-            return ()
-        return tuple(np.atleast_1d(self.eos_token_id).tolist())
+    def _check_unused(self, names: Iterable[str], condition: str) -> None:
+        for name in names:
+            unset = getattr(self, name) == DEFAULTS[name]
+            self._check(name, unset, f"left alone unless {condition}")
 
-    def check_for(self, config: OpenAIGPTConfig, longest_prompt: int) -> None:
-        """Check the settings against a model and its longest prompt.
+    def _check(self, name: str, right: bool, description: str) -> None:
+        if not right:
+            raise ValueError(f"{name} is {getattr(self, name)!r}, but must be {description}")
+
+    def _sequence(self, name: str, value: Any, right: str) -> tuple[Any, ...]:
+        is_sequence = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+        self._check(name, is_sequence, right)
+        return tuple(value)
+
+    def _ids(self, name: str, value: Any, right: str) -> tuple[int, ...]:
+        ids = self._sequence(name, value, right)
+        self._check(name, all(map(_is_integer, ids)), right)
+        return tuple(map(int, ids))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def check_for(self, config: OpenAIGPTConfig, prompts: int, longest: int) -> None:
+        """Check the settings against a model and so many prompts, the longest so long.
 
         Raises:
-            ValueError: the texts would not fit in the model's positions, or an id is out of range.
+            ValueError: the texts would not fit in the model's positions, an id is out of range, or
+                the seeds are not one a prompt.
         """
-        if longest_prompt + self.max_new_tokens > config.n_positions:
+        limit, V = config.n_positions, config.vocab_size
+        if self.sliding_window is not None:
+            right = f"at most {limit}, the positions of the model"
+            self._check("sliding_window", self.sliding_window <= limit, right)
+        elif longest + self.max_new_tokens > limit:
             raise ValueError(
-                f"a prompt of {longest_prompt} tokens and max_new_tokens = {self.max_new_tokens} "
-                f"are more than the model's n_positions = {config.n_positions}"
+                f"a prompt of {longest} tokens and max_new_tokens = {self.max_new_tokens} are more "
+                f"than the model's n_positions = {limit}; sliding_window = {limit // 2} would "
+                "forget the oldest tokens"
             )
-        V = config.vocab_size
-        for id_ in self.eos_token_ids:
-            _require(0 <= id_ < V, "eos_token_id", id_, f"in [0, {V})")
-        if self.pad_token_id is not None:
-            _require(0 <= self.pad_token_id < V, "pad_token_id", self.pad_token_id, f"in [0, {V})")
+        words = [id_ for word in self.bad_words_ids for id_ in word]
+        for name, ids in {
+            "eos_token_id": as_ids(self.eos_token_id),
+            "pad_token_id": as_ids(self.pad_token_id),
+            "forced_bos_token_id": as_ids(self.forced_bos_token_id),
+            "forced_eos_token_id": as_ids(self.forced_eos_token_id),
+            "suppress_tokens": tuple(self.suppress_tokens),
+            "bad_words_ids": tuple(words),
+        }.items():
+            for id_ in ids:
+                if not 0 <= id_ < V:
+                    raise ValueError(f"{name} is {id_}, but must be in [0, {V})")
+        allowed = V - len(set(self.suppress_tokens))
+        self._check("suppress_tokens", allowed > 0, f"fewer than all {V} tokens")
+        if isinstance(self.seed, Sequence):
+            self._check("seed", len(self.seed) == prompts, f"one a prompt, {prompts} in all")
+
+    def seeds(self, prompts: int) -> np.ndarray:
+        """Return the seed of each text, (prompts * num_return_sequences,) uint32."""
+        if isinstance(self.seed, Sequence):
+            first = np.asarray(self.seed, np.uint32)[:, None]
+            return (first + np.arange(self.num_return_sequences, dtype=np.uint32)).reshape(-1)
+        rows = prompts * self.num_return_sequences
+        return np.arange(rows, dtype=np.uint32) + np.uint32(self.seed or 0)
+
+    def for_model(self, config: OpenAIGPTConfig) -> Self:
+        """Return the settings with the model configuration's end and padding where these are None.
+
+        Of several end tokens the first is the padding, where there is no other.
+        """
+        eos = config.eos_token_id if self.eos_token_id is None else self.eos_token_id
+        pad = config.pad_token_id if self.pad_token_id is None else self.pad_token_id
+        pad = (*as_ids(eos), 0)[0] if pad is None else pad
+        return dataclasses.replace(self, eos_token_id=as_ids(eos), pad_token_id=pad)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], **changes: Any) -> Self:
+        """Build from the contents of a ``generation_config.json``, and changes to them.
+
+        Fields that are None are unset. Settings of sampling and of beams that the file holds count
+        only where do_sample and num_beams turn these on.
+
+        Raises:
+            ValueError: a value that is wrong, or a field of transformers' that is not supported and
+                would change the text.
+            TypeError: a change that names no setting.
+        """
+        for name, neutral in UNSUPPORTED.items():
+            value = fields.get(name)
+            if value is not None and value not in neutral:
+                raise ValueError(f"{name} is {value!r}, which is not supported here")
+        kept = {
+            name: value
+            for name, value in fields.items()
+            if name in DEFAULTS and name not in changes and value is not None
+        }
+        if kept.get("top_k") == 0:
+            del kept["top_k"]  # transformers' other way to say that there is no limit
+        if fields.get("do_sample") and fields.get("top_k") is None and "top_k" not in changes:
+            kept["top_k"] = 50  # transformers' default, which its files leave out
+        both = {**DEFAULTS, **kept, **changes}
+        # transformers lets max_new_tokens go before max_length, whose old default is 20.
+        max_length = fields.get("max_length", 20)
+        if max_length not in (20, None) and "max_new_tokens" not in {**kept, **changes}:
+            raise ValueError(
+                f"max_length is {max_length}, which counts the prompt and is not supported here: "
+                "give max_new_tokens"
+            )
+        unused = () if both["do_sample"] else SAMPLING
+        unused += () if both["num_beams"] != 1 else BEAMS
+        return cls(**{name: v for name, v in kept.items() if name not in unused}, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of a ``generation_config.json``: what is not the default."""
+        fields = {name: getattr(self, name) for name in DEFAULTS}
+        changed = {name: _lists(value) for name, value in fields.items() if value != DEFAULTS[name]}
+        if self.do_sample:
+            changed.setdefault("top_k", 0)  # where it is missing, transformers takes 50
+        return changed
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], **changes: Any) -> Self:
+        """Read the ``generation_config.json`` of a checkpoint, the defaults where it has none.
+
+        Args:
+            path: a folder, or a hub id.
+            **changes: settings that take the place of the file's; and ``revision``, ``cache_dir``,
+                ``local_files_only``, ``token`` and ``force_download`` for the hub.
+
+        Raises:
+            FileNotFoundError: there is no such folder or repository.
+            ValueError: what ``from_dict`` raises, naming the file.
+        """
+        names = ("revision", "cache_dir", "local_files_only", "token", "force_download")
+        hub = {name: changes.pop(name) for name in names if name in changes}
+        file = conversion.resolve(path, weights=False, **hub) / FILE
+        if not file.is_file():
+            return cls(**changes)
+        try:
+            fields = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(fields, dict):
+                raise ValueError("not a JSON object")
+            return cls.from_dict(fields, **changes)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{file}: {error}") from None
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``generation_config.json`` into ``folder`` (created if need be), whole or not."""
+        with replacing(Path(folder)) as new:
+            new(FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
 
-def _require(condition: bool, name: str, value: object, right: str) -> None:
-    if not condition:
-        raise ValueError(f"{name} is {value!r}, but must be {right}")
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationSettings)}
 
 
-def _is_integer(value: object, may_be_none: bool) -> bool:
-    if value is None:
-        return may_be_none
+def as_ids(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return one id, several or none as a tuple."""
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, (int, np.integer)) else tuple(ids)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _is_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return numeric and abs(value) < math.inf

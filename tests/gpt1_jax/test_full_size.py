@@ -108,15 +108,15 @@ def prompts(data_folder: Path) -> list[list[int]]:
 def test_greedy_ids(
     reference: Any, model: gpt1.OpenAIGPTLMHeadModel, prompts: list[list[int]]
 ) -> None:
-    batch = gpt1.generate(model, prompts, max_new_tokens=20, return_dict=True)
+    batch = gpt1.generate(model, prompts, max_new_tokens=10, return_dict=True)
     for i, prompt in enumerate(prompts):
         theirs = reference.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt)),
-            max_new_tokens=20,
+            max_new_tokens=10,
             do_sample=False,
         )[0]
-        alone = gpt1.generate(model, [prompt], max_new_tokens=20, return_dict=True)
+        alone = gpt1.generate(model, [prompt], max_new_tokens=10, return_dict=True)
         np.testing.assert_array_equal(alone.sequences[0], theirs, err_msg=PROMPTS[i])
         np.testing.assert_array_equal(batch.sequences[i], theirs, err_msg=PROMPTS[i])
         # measured: 4.3e-6

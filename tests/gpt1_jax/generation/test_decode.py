@@ -1,6 +1,6 @@
 """The loop, against a plain one: full forwards in Python, one token after the other."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import hypothesis.strategies as st
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import given, settings
+from jax import monitoring
 
 import gpt1_jax as gpt1
 from gpt1_jax.generation import decode
@@ -151,27 +152,62 @@ def test_end_tokens(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     assert list(ragged[0]) == greedy[: first + 1]  # a list has no padding
 
 
-def test_settings_and_lengths_share_compilations(model: gpt1.OpenAIGPTLMHeadModel) -> None:
-    run: Any = decode._decoder(nnx.graphdef(model))
-    run.clear_cache()
-    rng = np.random.default_rng(0)
-    for _ in range(12):
-        prompt = rng.integers(29, size=rng.integers(1, 33)).tolist()
-        gpt1.generate(
-            model,
-            [prompt],
-            max_new_tokens=int(rng.integers(1, 31)),
-            do_sample=True,
-            temperature=float(rng.uniform(0.5, 2)),
-            top_k=int(rng.integers(1, 40)),
-            top_p=float(rng.uniform(0.1, 1)),
-            seed=int(rng.integers(100)),
-        )
-    # Prompts of up to 16 or 32 tokens, and up to 16 or 32 new ones.
-    assert run._cache_size() == 4
+def random_settings(rng: np.random.Generator) -> dict[str, Any]:
+    """Settings of all kinds but those of beams."""
+    new = int(rng.integers(1, 31))
+    chosen: dict[str, Any] = {"max_new_tokens": new, "do_sample": bool(rng.integers(2))}
+    if chosen["do_sample"]:
+        chosen |= {"temperature": rng.uniform(0.5, 2), "seed": int(rng.integers(100))}
+        chosen |= {name: rng.uniform(0.1, 1) for name in ("top_p", "min_p", "typical_p")}
+        chosen["top_k"] = int(rng.integers(1, 40))
+    words = [rng.integers(29, size=rng.integers(1, 4)).tolist() for _ in range(3)]
+    optional: dict[str, Any] = {
+        "repetition_penalty": rng.uniform(0.5, 2),
+        "no_repeat_ngram_size": int(rng.integers(1, 5)),
+        "min_new_tokens": int(rng.integers(1, new + 1)),
+        "bad_words_ids": words,
+        "suppress_tokens": rng.integers(20, size=4).tolist(),
+        "forced_bos_token_id": 28,
+        "forced_eos_token_id": 27,
+        "eos_token_id": rng.integers(29, size=rng.integers(1, 4)).tolist(),
+    }
+    return chosen | {name: value for name, value in optional.items() if rng.integers(2)}
+
+
+@pytest.fixture
+def compilations() -> Iterator[list[float]]:
+    """Seconds of every compilation that XLA makes during a test."""
+    seconds: list[float] = []
+
+    def listen(event: str, duration_secs: float, **_: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            seconds.append(duration_secs)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    yield seconds
+    monitoring.unregister_event_duration_listener(listen)
+
+
+def test_settings_and_lengths_share_compilations(
+    model: gpt1.OpenAIGPTLMHeadModel, compilations: list[float]
+) -> None:
+    """100 prompts with settings of all kinds: one compilation for every length of the cache."""
+    decoder: Any = decode._decoder(nnx.graphdef(model))
+    decoder.clear_cache()
     twin = gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(1))
+    # Texts have at most 61 tokens and are read in pieces of 32: the cache has 32 or 64 slots.
+    for new in (1, 33):
+        before = len(compilations)
+        gpt1.generate(model, [[1]], max_new_tokens=new)
+        assert len(compilations) > before, "compilations are not counted"
+    compilations.clear()
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        prompt = rng.integers(29, size=rng.integers(1, 33)).tolist()
+        gpt1.generate(model, [prompt], **random_settings(rng))
     gpt1.generate(twin, [[1]], max_new_tokens=3, do_sample=True)
-    assert run._cache_size() == 4
+    assert decoder._cache_size() == 2
+    assert compilations == []
 
 
 @pytest.mark.parametrize(

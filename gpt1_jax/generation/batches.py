@@ -1,0 +1,123 @@
+"""Many prompts: continued in batches of like lengths, each as if it were alone."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+import numpy as np
+
+from gpt1_jax.generation.beam import beam_search
+from gpt1_jax.generation.generate import GenerateOutput, check_call, finished
+from gpt1_jax.generation.prompts import join
+from gpt1_jax.generation.settings import GenerationSettings
+from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.tokenizer import Tokenizer
+
+# Prompts are sorted by length within so many batches: enough that those of a batch are alike, few
+# enough that the texts of the first prompts come soon.
+SORTED = 16
+
+T = TypeVar("T")
+
+
+def generate_batches(
+    model: OpenAIGPTLMHeadModel,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationSettings,
+    *,
+    batch_size: int = 8,
+    tokenizer: Tokenizer | None = None,
+) -> Iterator[tuple[int, GenerateOutput]]:
+    """Continue many prompts, and yield the texts of each when its batch is done.
+
+    They are what ``generate`` returns for the prompt alone, whatever the batches; prompt i draws
+    with ``seed + i * num_return_sequences``, or with ``seed[i]``.
+
+    Args:
+        model: a language model.
+        prompts: token ids, of any lengths.
+        settings: how to choose tokens.
+        batch_size: how many prompts to continue at once, at most. Each takes memory for
+            ``num_beams`` or ``num_return_sequences`` texts.
+        tokenizer: needed for ``stop_strings``.
+
+    Yields:
+        The number of a prompt, and its texts as lists of rows without padding. The longer of the
+        prompts of 16 batches come first.
+
+    Raises:
+        ValueError: what ``generate`` raises, and a ``batch_size`` below 1; at the call and not at
+            the first text.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    if settings.stop_strings and tokenizer is None:
+        raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
+    rows, _, settings = check_call(model, list(prompts), None, settings, {})
+    seeds = settings.seeds(len(rows))[:: settings.num_return_sequences]
+    size = -(
+        -len(rows) // -(-len(rows) // batch_size)
+    )  # all batches of one size, as near as can be
+
+    def texts() -> Iterator[tuple[int, GenerateOutput]]:
+        for batch in _batches(list(map(len, rows)), size):
+            # One that is not full is filled up: a few rows more cost less than a compilation.
+            filled = batch + batch[-1:] * (size - len(batch))
+            own = settings
+            if settings.do_sample:
+                own = dataclasses.replace(settings, seed=[int(seeds[i]) for i in filled])
+            outputs = _continue(model, [rows[i] for i in filled], own, tokenizer)
+            yield from zip(batch, outputs, strict=False)
+
+    return texts()
+
+
+def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
+    """Yield the numbers of prompts of so many tokens, ``size`` at a time."""
+    for first in range(0, len(lengths), SORTED * size):
+        numbers = range(len(lengths))[first : first + SORTED * size]
+        # The longest first: if memory does not suffice for it, that shows at once.
+        order = sorted(numbers, key=lambda i: -lengths[i])
+        for begin in range(0, len(order), size):
+            yield order[begin : begin + size]
+
+
+def _continue(
+    model: OpenAIGPTLMHeadModel,
+    rows: list[np.ndarray],
+    settings: GenerationSettings,
+    tokenizer: Tokenizer | None,
+) -> Iterator[GenerateOutput]:
+    """Yield the texts of each prompt of a batch."""
+    each, totals = settings.num_return_sequences, None
+    if settings.num_beams > 1:
+        beams = beam_search(model, rows, settings)
+        progress, totals = beams.progress, beams.scores
+    else:
+        repeated = [row for row in rows for _ in range(each)]
+        progress = finished(model, repeated, settings, settings.seeds(len(rows)), tokenizer)
+    sequences = join(rows, None, progress.tokens, progress.lengths)
+    for i in range(len(rows)):
+        own = slice(i * each, (i + 1) * each)
+        lengths = progress.lengths[own]
+        yield GenerateOutput(
+            sequences=sequences[own],
+            scores=_cut(progress.scores[own], lengths),
+            log_probs=_cut(progress.log_probs[own], lengths),
+            sequences_scores=None if totals is None else totals[own],
+        )
+
+
+def _cut(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
+    return [row[:length] for row, length in zip(rows, lengths, strict=True)]
+
+
+def in_order(numbered: Iterable[tuple[int, T]]) -> Iterator[T]:
+    """Yield items that are numbered from 0 in that order, as soon as those before are there."""
+    waiting: dict[int, T] = {}
+    due = 0
+    for number, item in numbered:
+        waiting[number] = item
+        while due in waiting:
+            yield waiting.pop(due)
+            due += 1

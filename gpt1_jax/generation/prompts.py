@@ -1,0 +1,108 @@
+"""Prompts as users give them, and as the compiled functions take them: on the host, in numpy."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gpt1_jax.inputs import check_ids
+
+# Prompts are read so many tokens at a time, each piece in one forward pass.
+PIECE = 32
+SHORTEST = 32  # below this, room that stays unused costs less than another compilation
+
+
+def read_prompts(
+    vocab_size: int, input_ids: Any, attention_mask: Any
+) -> tuple[list[np.ndarray], np.ndarray | None]:
+    """Return the prompts without padding, and, where they have one width, as they were given.
+
+    Args:
+        vocab_size: V.
+        input_ids: (T,) or (batch, T) integers, or a list of prompts of any lengths.
+        attention_mask: of the same shape, 0 where a prompt is padding; None for none.
+
+    Raises:
+        ValueError: an empty batch or prompt, shapes that do not fit, or ids out of range.
+    """
+    try:
+        rows = [np.asarray(row) for row in input_ids]
+        masks = None if attention_mask is None else [np.asarray(row) for row in attention_mask]
+    except (TypeError, ValueError):
+        raise ValueError("input_ids and attention_mask must be lists or arrays of rows") from None
+    if rows and all(row.ndim == 0 for row in rows):  # one prompt
+        rows, masks = [np.asarray(rows)], None if masks is None else [np.asarray(masks)]
+    if not rows:
+        raise ValueError("input_ids holds no prompt")
+    shapes = [row.shape for row in rows]
+    if any(len(shape) != 1 for shape in shapes):
+        raise ValueError(f"the prompts have shapes {shapes}, but each must be (T,)")
+    if masks is not None and [mask.shape for mask in masks] != shapes:
+        raise ValueError(
+            f"attention_mask has rows of {[mask.shape for mask in masks]}, but must have {shapes}"
+        )
+    prompts = []
+    for i, row in enumerate(rows):
+        if row.size:
+            check_ids(f"prompt {i}", row, vocab_size, "vocab_size")
+        prompt = row if masks is None else row[masks[i] != 0]
+        if not prompt.size:
+            raise ValueError(f"prompt {i} is empty, but must have at least one token")
+        prompts.append(prompt.astype(np.int32))
+    if len(set(shapes)) > 1:
+        return prompts, None
+    return prompts, np.stack(rows).astype(np.int32)
+
+
+def align(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Pad prompts on the left to one width that is read in whole pieces.
+
+    Args:
+        prompts: (T,) int32 each.
+
+    Returns:
+        (B, width) int32, width - 1 being a multiple of ``PIECE``: all tokens but the last are read
+        before a token is chosen. And (B,) int32, the slot each prompt starts at.
+    """
+    width = 1 + pieces(max(map(len, prompts)) - 1)
+    tokens = np.zeros((len(prompts), width), np.int32)
+    start = np.asarray([width - len(prompt) for prompt in prompts], np.int32)
+    for row, prompt in enumerate(prompts):
+        tokens[row, start[row] :] = prompt
+    return tokens, start
+
+
+def pieces(length: int) -> int:
+    """Return ``length`` rounded up to whole pieces."""
+    return -(-length // PIECE) * PIECE
+
+
+def bucket(length: int) -> int:
+    """Return ``length`` rounded up to a power of two, so that few lengths are compiled."""
+    return max(SHORTEST, 1 << max(0, length - 1).bit_length())
+
+
+def join(
+    prompts: Sequence[np.ndarray],
+    given: np.ndarray | None,
+    new: np.ndarray,
+    lengths: np.ndarray,
+) -> Any:
+    """Return texts in the form their prompts came in.
+
+    Args:
+        prompts: what ``read_prompts`` returned.
+        given: likewise.
+        new: (B, T) int32 the tokens after the prompts; B a multiple of the number of prompts.
+        lengths: (B,) how many of these belong to each text.
+
+    Returns:
+        (B, width + T) int32 if the prompts had one width, else a list of rows without padding.
+    """
+    each = len(new) // len(prompts)
+    if given is not None:
+        return np.concatenate([np.repeat(given, each, axis=0), new], axis=1)
+    return [
+        np.concatenate([prompts[i // each], row[:length]])
+        for i, (row, length) in enumerate(zip(new, lengths, strict=True))
+    ]
