@@ -4,8 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -74,6 +75,163 @@ def test_generate_samples(run: Run, folder: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+def test_generate_many_prompts(run: Run, folder: Path, tmp_path: Path) -> None:
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
+    tokenizer = gpt1.Tokenizer.from_pretrained(folder)
+    lines = ["abc a", "", '{"prompt": "j", "name": "third"}', "abc abc abc abc a", "b"]
+    lines += ['{"ids": [22, 20]}']
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(lines))
+    prompts = ["c", "abc a", "j", "abc abc abc abc a", "b", "abc j"]
+    draw: dict[str, Any] = {"max_new_tokens": 4, "do_sample": True, "num_return_sequences": 2}
+    flags = ["--max-new-tokens", 4, "--do-sample", "--num-return-sequences", 2, "--seed", 5]
+    arguments = ["generate", "c", "--prompts", file, "--model", folder, *flags]
+    status, out, err = run(*arguments, "--batch-size", 4, "--json")
+    assert (status, err) == (0, "")
+    objects = [json.loads(line) for line in out.splitlines()]
+    assert [found["prompt"] for found in objects] == [p for p in prompts for _ in range(2)]
+    assert [found["index"] for found in objects] == [0, 1] * len(prompts)
+    assert [found.get("name") for found in objects] == [None] * 4 + ["third"] * 2 + [None] * 6
+    for i, prompt in enumerate(prompts):
+        ids = tokenizer.encode(prompt)
+        expected = gpt1.generate(model, [ids], seed=5 + 2 * i, return_dict=True, **draw)
+        for j, found in enumerate(objects[2 * i : 2 * i + 2]):
+            assert found["ids"] == expected.sequences[j].tolist()
+            assert found["new_ids"] == found["ids"][len(ids) :]
+            assert found["text"] == tokenizer.decode(found["ids"])
+            assert "score" not in found
+            np.testing.assert_allclose(found["scores"], expected.scores[j], atol=1e-5)
+            np.testing.assert_allclose(found["log_probs"], expected.log_probs[j], atol=1e-5)
+    for batch_size in (1, 100):
+        _, out, _ = run(*arguments, "--batch-size", batch_size, "--ids")
+        assert [line.split() for line in out.splitlines()] == [
+            list(map(str, found["ids"])) for found in objects
+        ]
+    _, out, _ = run(*arguments)
+    assert out.splitlines() == [found["text"] for found in objects]
+
+
+def test_generate_beams(run: Run, folder: Path) -> None:
+    fields: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 4}
+    flags = ["--num-beams", 3, "--num-return-sequences", 2, "--max-new-tokens", 4]
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
+    _, out, _ = run("generate", "abc", "--model", folder, *flags, "--json")
+    expected = gpt1.generate(model, [[22]], return_dict=True, **fields)
+    objects = [json.loads(line) for line in out.splitlines()]
+    assert [found["ids"] for found in objects] == expected.sequences.tolist()
+    scores: Any = expected.sequences_scores
+    np.testing.assert_allclose([found["score"] for found in objects], scores, atol=1e-5)
+
+
+def test_every_setting_reaches_generate(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SeenError(ValueError):
+        pass
+
+    def seen(model: object, prompts: object, settings: object, **_: object) -> None:
+        found.append(settings)
+        raise SeenError("seen")
+
+    found: list[object] = []
+    monkeypatch.setattr(cli, "generate_batches", seen)
+    common = {
+        "max_new_tokens": 9,
+        "min_new_tokens": 2,
+        "eos_token_id": (4, 5),
+        "forced_eos_token_id": (6, 7),
+        "pad_token_id": 3,
+        "do_sample": True,
+        "temperature": 0.5,
+        "top_k": 7,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "typical_p": 0.8,
+        "seed": 11,
+        "num_return_sequences": 2,
+        "repetition_penalty": 1.5,
+        "no_repeat_ngram_size": 3,
+        "bad_words_ids": ((1, 2), (3,)),
+        "suppress_tokens": (8, 9),
+        "forced_bos_token_id": 10,
+    }
+    beams = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": "never"}
+    alone = {"stop_strings": ("a b", ","), "sliding_window": 16}
+    for fields in ({**common, **beams}, {**common, **alone}):
+        arguments: list[object] = ["generate", "--model", folder]
+        for name, value in fields.items():
+            flag = "--" + name.replace("_", "-")
+            if name == "stop_strings":
+                arguments += [word for stop in value for word in (flag, stop)]
+            elif name == "bad_words_ids":
+                arguments += [flag, "1,2", flag, "3"]
+            elif isinstance(value, tuple):
+                arguments += [flag, ",".join(map(str, value))]
+            else:
+                arguments += [flag] if value is True else [flag, value]
+        status, _, err = run(*arguments, "a")
+        assert (status, err) == (2, "gpt1: seen\n")
+        assert found.pop() == gpt1.GenerationSettings(**fields)
+    missing = set(common | beams | alone) ^ set(gpt1.GenerationSettings.__dataclass_fields__)
+    assert not missing
+    arguments = ["generate", "a", "--model", folder, "--max-new-tokens", 9]
+    run(*arguments, "--eos-token-id", "None", "--no-do-sample", "--early-stopping", "False")
+    assert found.pop() == gpt1.GenerationSettings(max_new_tokens=9, eos_token_id=())
+
+
+def test_generate_streams_on_a_terminal(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["generate", "abc a", "--model", folder, "--max-new-tokens", 9]
+    texts = [run(*arguments, *more)[1] for more in ([], ["--do-sample", "--seed", 3], ["--ids"])]
+    streamed = []
+
+    def spy(*values: Any, **fields: Any) -> Iterator[str]:
+        for piece in gpt1.stream(*values, **fields):
+            streamed.append(piece)
+            yield piece
+
+    monkeypatch.setattr(cli, "stream", spy)
+    assert (run(*arguments)[1], streamed) == (texts[0], [])  # not a terminal
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run(*arguments) == (0, texts[0], "")
+    assert "abc a" + "".join(streamed) + "\n" == texts[0]
+    assert run(*arguments, "--do-sample", "--seed", 3) == (0, texts[1], "")
+    streamed.clear()
+    assert run(*arguments, "--ids")[1] == texts[2]
+    assert run(*arguments, "--json")[0] == 0
+    assert len(run("generate", "b", *arguments[1:])[1].splitlines()) == 2
+    assert len(run(*arguments, "--num-beams", 2)[1].splitlines()) == 1
+    assert streamed == []
+
+
+def test_an_interruption_ends_the_line(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Iterator[str]:
+        yield " one"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "stream", interrupted)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    arguments = ["generate", "abc a", "--model", folder, "--max-new-tokens", 9]
+    assert run(*arguments) == (130, "abc a one\n", "")
+
+
+def test_a_progress_bar_over_several_batches_on_a_terminal(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["generate", "a", "b", "c", "--model", folder, "--max-new-tokens", 2]
+    _, out, err = run(*arguments, "--batch-size", 2)
+    assert err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    _, shown, err = run(*arguments, "--batch-size", 2)
+    assert shown == out
+    assert "3/3" in err
+    _, shown, err = run(*arguments)
+    assert (shown, err) == (out, "")
+
+
 def test_convert_there_and_back(run: Run, folder: Path, tmp_path: Path) -> None:
     there, back, half = tmp_path / "openai", tmp_path / "huggingface", tmp_path / "half"
     assert run("convert", folder, there, "--format", "openai")[0] == 0
@@ -117,6 +275,34 @@ def test_verify(run: Run, folder: Path) -> None:
     [
         (["generate", "--model", "FOLDER"], "give at least one prompt"),
         (["generate", "", "--model", "FOLDER"], "the prompt '' is empty"),
+        (["generate", "--prompts", "./nowhere", "--model", "FOLDER"], "directory: 'nowhere'"),
+        (["generate", "--prompts", "EMPTY", "--model", "FOLDER"], "Is a directory"),
+        (
+            ["generate", "--prompts", "PROMPTS", "--model", "FOLDER"],
+            "prompts.txt, line 2: the id 99",
+        ),
+        (
+            ["generate", "--prompts", "GOOD", "--model", "FOLDER", "--max-new-tokens", "28"],
+            "good.txt, line 2: a prompt of 5 tokens",
+        ),
+        (
+            [
+                "generate",
+                "--prompts",
+                "GOOD",
+                "--model",
+                "FOLDER",
+                "--max-new-tokens",
+                "2",
+                "--json",
+            ],
+            "good.txt, line 2: --json has ['score', 'text'] of its own",
+        ),
+        (["generate", "a", "--model", "FOLDER", "--json", "--ids"], "--ids does not go with it"),
+        (["generate", "a", "--model", "FOLDER", "--batch-size", "0"], "batch_size is 0"),
+        (["generate", "a", "--model", "FOLDER", "--eos-token-id", "1,x"], "--eos-token-id"),
+        (["generate", "a", "--model", "FOLDER", "--stop-strings", ""], "stop_strings is ('',)"),
+        (["generate", "a", "--model", "FOLDER", "--length-penalty", "2"], "num_beams is above 1"),
         (["generate", "a", "--model", "./nowhere"], "no folder './nowhere'"),
         (["generate", "a", "--model", "FOLDER", "--max-new-tokens", "99"], "n_positions = 32"),
         (["generate", "a", "--model", "FOLDER", "--temperature", "0.5"], "unless do_sample"),
@@ -140,7 +326,11 @@ def test_wrong_input_is_one_message_and_status_2(
 ) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
+    prompts, good = tmp_path / "prompts.txt", tmp_path / "good.txt"
+    prompts.write_text('a\n{"ids": [1, 99]}\n')
+    good.write_text('a\n{"ids": [1, 2, 3, 4, 5], "score": 1, "text": ""}\n')
     places = {"FOLDER": folder, "EMPTY": empty, "TARGET": tmp_path / "target"}
+    places |= {"PROMPTS": prompts, "GOOD": good}
     for name, place in places.items():
         arguments = [argument.replace(name, str(place)) for argument in arguments]
     status, out, err = run(*arguments)
