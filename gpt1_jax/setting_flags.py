@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar
 
 import tyro
 
-from conversion.config_file import read_json
-from gpt1_jax.generation.settings import FILE, GenerationSettings
+from gpt1_jax.generation.settings import GenerationSettings, read_generation_config
 
 MAX_NEW_TOKENS = 40  # where neither the flags nor the checkpoint say
 Value = TypeVar("Value")
@@ -131,14 +130,7 @@ def read_settings(folder: Path, *groups: Mapping[str, Any]) -> GenerationSetting
     for name in ("stop_strings", "bad_words_ids"):
         if not given[name]:
             del given[name]
-    file = folder / FILE
-    own = read_json(file) if file.is_file() else {}
-    if not isinstance(own, dict):
-        raise ValueError(f"{file} must hold a JSON object, not {type(own).__name__}")
+    own = read_generation_config(folder)
     if not (own.get("max_new_tokens") or own.get("max_length")):
         given.setdefault("max_new_tokens", MAX_NEW_TOKENS)
-    try:
-        return GenerationSettings.from_dict(own, **given)
-    except ValueError as error:
-        wrong = str(error).partition(" ")[0]
-        raise ValueError(str(error) if wrong in given else f"{file}: {error}") from None
+    return GenerationSettings.from_pretrained(folder, **given)

@@ -1,12 +1,12 @@
 """Many prompts: continued in batches of like lengths, each as if it were alone."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from gpt1_jax.generation.beam import beam_search
 from gpt1_jax.generation.generate import GenerateOutput, check_call, finished
 from gpt1_jax.generation.prompts import join
 from gpt1_jax.generation.settings import GenerationSettings
@@ -55,9 +55,8 @@ def generate_batches(
         raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
     rows, _, settings = check_call(model, list(prompts), None, settings, {})
     seeds = settings.seeds(len(rows))[:: settings.num_return_sequences]
-    size = -(
-        -len(rows) // -(-len(rows) // batch_size)
-    )  # all batches of one size, as near as can be
+    # All batches of one size, as near as can be.
+    size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size))
 
     def texts() -> Iterator[tuple[int, GenerateOutput]]:
         for batch in _batches(list(map(len, rows)), size):
@@ -89,13 +88,8 @@ def _continue(
     tokenizer: Tokenizer | None,
 ) -> Iterator[GenerateOutput]:
     """Yield the texts of each prompt of a batch."""
-    each, totals = settings.num_return_sequences, None
-    if settings.num_beams > 1:
-        beams = beam_search(model, rows, settings)
-        progress, totals = beams.progress, beams.scores
-    else:
-        repeated = [row for row in rows for _ in range(each)]
-        progress = finished(model, repeated, settings, settings.seeds(len(rows)), tokenizer)
+    progress, totals = finished(model, rows, settings, tokenizer)
+    each = settings.num_return_sequences
     sequences = join(rows, None, progress.tokens, progress.lengths)
     for i in range(len(rows)):
         own = slice(i * each, (i + 1) * each)

@@ -98,13 +98,7 @@ def generate(
         TypeError: a setting that does not exist.
     """
     prompts, given, settings = check_call(model, input_ids, attention_mask, settings, changes)
-    if settings.num_beams > 1:
-        beams = beam_search(model, prompts, settings)
-        progress, sequences_scores = beams.progress, beams.scores
-    else:
-        rows = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
-        progress = finished(model, rows, settings, settings.seeds(len(prompts)), tokenizer)
-        sequences_scores = None
+    progress, sequences_scores = finished(model, prompts, settings, tokenizer)
     sequences = join(prompts, given, progress.tokens, progress.lengths)
     if not return_dict:
         return sequences
@@ -139,16 +133,20 @@ def check_call(
 
 def finished(
     model: OpenAIGPTLMHeadModel,
-    rows: list[np.ndarray],
+    prompts: list[np.ndarray],
     settings: GenerationSettings,
-    seeds: np.ndarray,
     tokenizer: Tokenizer | None,
-) -> Progress:
-    """Decode to the end."""
+) -> tuple[Progress, np.ndarray | None]:
+    """Continue checked prompts to the end; return their texts, and with beams the texts' scores."""
+    if settings.num_beams > 1:
+        beams = beam_search(model, prompts, settings)
+        return beams.progress, beams.scores
+    rows = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
     ended, steps = None, None
     if settings.stop_strings:
         if tokenizer is None:
             raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
         ended, steps = StopStrings(tokenizer, rows, settings.stop_strings), STEPS
+    seeds = settings.seeds(len(prompts))
     *_, last = decode(model, rows, settings, seeds, steps=steps, ended=ended)
-    return last
+    return last, None

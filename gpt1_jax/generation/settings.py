@@ -12,6 +12,7 @@ import numpy as np
 
 import conversion
 from conversion.atomic import replacing
+from conversion.config_file import read_json
 from gpt1_jax.config import OpenAIGPTConfig
 
 FILE = "generation_config.json"
@@ -321,12 +322,13 @@ class GenerationSettings:
         return cls(**{name: v for name, v in kept.items() if name not in unused}, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the contents of a ``generation_config.json``: what is not the default."""
+        """Return the contents of a ``generation_config.json``: the length, and what is changed."""
         fields = {name: getattr(self, name) for name in DEFAULTS}
         changed = {name: _lists(value) for name, value in fields.items() if value != DEFAULTS[name]}
         if self.do_sample:
             changed.setdefault("top_k", 0)  # where it is missing, transformers takes 50
-        return changed
+        # Without it, a reader may have a default of its own, as the command line has.
+        return {"max_new_tokens": self.max_new_tokens, **changed}
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], **changes: Any) -> Self:
@@ -343,21 +345,29 @@ class GenerationSettings:
         """
         names = ("revision", "cache_dir", "local_files_only", "token", "force_download")
         hub = {name: changes.pop(name) for name in names if name in changes}
-        file = conversion.resolve(path, weights=False, **hub) / FILE
-        if not file.is_file():
-            return cls(**changes)
+        folder = conversion.resolve(path, weights=False, **hub)
+        fields = read_generation_config(folder)
         try:
-            fields = json.loads(file.read_text(encoding="utf-8"))
-            if not isinstance(fields, dict):
-                raise ValueError("not a JSON object")
             return cls.from_dict(fields, **changes)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{file}: {error}") from None
+        except ValueError as error:
+            # Messages begin with the setting's name: one of the caller's own is not the file's.
+            if not fields or str(error).partition(" ")[0] in changes:
+                raise
+            raise ValueError(f"{folder / FILE}: {error}") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``generation_config.json`` into ``folder`` (created if need be), whole or not."""
         with replacing(Path(folder)) as new:
             new(FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """Return what the folder's ``generation_config.json`` holds, nothing where there is none."""
+    file = folder / FILE
+    fields = read_json(file) if file.is_file() else {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file} must hold a JSON object, not {type(fields).__name__}")
+    return fields
 
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationSettings)}

@@ -190,7 +190,10 @@ def test_transformers_loads_what_is_written(
     )
     assert not any(info.values()), info
     assert loaded.dtype == built.dtype
-    assert all(map(identical, logits(loaded, torch), logits(built, torch)))
+    assert identical(from_torch(loaded)[1], params)
+    for ours, expected in zip(logits(loaded, torch), logits(built, torch), strict=True):
+        # Not bit for bit: some CPUs' products depend on where in memory the weights begin.
+        np.testing.assert_allclose(ours, expected, rtol=1e-6)  # measured: 1e-7, one bit
     read_config, read_params = read(tmp_path)
     assert identical(read_params, params)
     assert read_config["architectures"] == [architecture]

@@ -310,18 +310,20 @@ def test_a_dict_and_back(asked: GenerationSettings) -> None:
     assert again == asked
     assert hash(again) == hash(asked)
     assert set(fields) <= set(DEFAULTS)
+    del fields["max_new_tokens"]  # always there
     assert all(fields[name] != DEFAULTS[name] for name in fields)
     assert ("top_k" in fields) == asked.do_sample
 
 
-def test_the_defaults_make_an_empty_dict() -> None:
-    assert GenerationSettings().to_dict() == {}
+def test_the_defaults_make_a_dict_of_the_length() -> None:
+    assert GenerationSettings().to_dict() == {"max_new_tokens": 20}
     assert GenerationSettings.from_dict({}) == GenerationSettings()
 
 
 def test_no_top_k_is_said_where_tokens_are_drawn() -> None:
     """Transformers would take the 50 likeliest if its file did not say otherwise."""
-    assert GenerationSettings(do_sample=True).to_dict() == {"do_sample": True, "top_k": 0}
+    sampled = {"max_new_tokens": 20, "do_sample": True, "top_k": 0}
+    assert GenerationSettings(do_sample=True).to_dict() == sampled
     assert GenerationSettings.from_dict({"do_sample": True, "top_k": 0}).top_k is None
     # Which takes effect where the file turns sampling on, and nobody says otherwise.
     for held in ({"do_sample": True}, {"do_sample": True, "top_k": None}):
@@ -430,17 +432,11 @@ def test_a_folder_without_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "Expecting value"),
-        ("{", "Expecting property name"),
-        ('{"top_k": 1,}', ""),
-        ("[1, 2]", "not a JSON object"),
-        ("null", "not a JSON object"),
         ('{"temperature": NaN, "do_sample": true}', "temperature is nan, but must be a number"),
         ('{"min_length": 3}', "min_length is 3, which is not supported here"),
         ('{"max_length": 3}', "max_length is 3, which counts the prompt"),
         ('{"max_new_tokens": "3"}', "max_new_tokens is '3', but must be an integer"),
         ('{"eos_token_id": {}}', "eos_token_id is {}, but must be an id or several"),
-        ("[" * 100_000, ""),
     ],
 )
 def test_a_broken_file_is_named_once(tmp_path: Path, content: str, message: str) -> None:
@@ -451,6 +447,30 @@ def test_a_broken_file_is_named_once(tmp_path: Path, content: str, message: str)
     assert message in str(error.value)
     assert str(error.value).count(FILE) == 1
     assert error.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON: Expecting value"),
+        ("{", "is not JSON: Expecting property name"),
+        ('{"top_k": 1,}', "is not JSON: "),
+        ("[" * 100_000, "is not JSON: "),
+        ("[1, 2]", "must hold a JSON object, not list"),
+        ("null", "must hold a JSON object, not NoneType"),
+    ],
+)
+def test_a_file_that_holds_no_settings(tmp_path: Path, content: str, message: str) -> None:
+    file = write(tmp_path, content) / FILE
+    with pytest.raises(ValueError, match=FILE) as error:
+        GenerationSettings.from_pretrained(tmp_path)
+    assert str(error.value).startswith(f"{file} {message}")
+
+
+def test_a_wrong_argument_is_not_the_files(tmp_path: Path) -> None:
+    write(tmp_path, '{"max_new_tokens": 3}')
+    with pytest.raises(ValueError, match=r"^max_new_tokens is 0, but must be"):
+        GenerationSettings.from_pretrained(tmp_path, max_new_tokens=0)
 
 
 def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
