@@ -45,6 +45,8 @@ class LengthFlags(TypedDict, total=False):
         pad_token_id: what fills up a batch after the end of a text; never printed.
         sliding_window: where a text uses up the model's positions, forget all but its last so many
             tokens, and go on; otherwise a text that might is an error.
+        prompt_lookup_num_tokens: read so many tokens at once, guessed from what the text holds
+            already: the same text, faster if it repeats itself.
     """
 
     max_new_tokens: Flag[int]
@@ -54,6 +56,7 @@ class LengthFlags(TypedDict, total=False):
     forced_eos_token_id: Flag[Ids]
     pad_token_id: Flag[int | None]
     sliding_window: Flag[int | None]
+    prompt_lookup_num_tokens: Flag[int | None]
 
 
 class SamplingFlags(TypedDict, total=False):

@@ -26,6 +26,7 @@ FORCED: dict[str, st.SearchStrategy[Any]] = {
 ALONE: dict[str, st.SearchStrategy[Any]] = {
     "stop_strings": st.text(min_size=1) | st.lists(st.text(min_size=1), max_size=3),
     "sliding_window": st.none() | st.integers(1, 511),
+    "prompt_lookup_num_tokens": st.none() | st.integers(1, 40),
 }
 SAMPLED: dict[str, st.SearchStrategy[Any]] = {
     "temperature": st.floats(1e-6, 1e6),
@@ -55,6 +56,8 @@ def valid_settings(draw: Any) -> GenerationSettings:
         **(BEAM if beams else ALONE),
     }
     fields = draw(st.fixed_dictionaries({}, optional=optional))
+    if fields.get("sliding_window"):
+        fields.pop("prompt_lookup_num_tokens", None)
     if beams:
         fields.setdefault("num_beams", 4)
     if not fields.get("suppress_tokens"):

@@ -19,6 +19,7 @@ from flax import nnx
 
 from gpt1_jax.attention import Cache
 from gpt1_jax.functional import merge, split
+from gpt1_jax.generation.lookup import guess
 from gpt1_jax.generation.processors import (
     Array,
     Context,
@@ -178,7 +179,7 @@ def decode(
     """
     config, window = model.config, settings.sliding_window
     graphdef, params = split(model)
-    run = _decoder(graphdef)
+    run = _decoder(graphdef, settings.prompt_lookup_num_tokens or 0)
     rules = Rules.build(settings, config.vocab_size, seeds)
     state, width = _start(model, prompts, settings)
     last = width + settings.max_new_tokens
@@ -210,7 +211,8 @@ def _start(
     tokens, start = align(prompts)
     most = pieces(config.n_positions) + PIECE
     if settings.sliding_window is None:
-        room = min(bucket(tokens.shape[1] + new - 1), most)
+        guessed = settings.prompt_lookup_num_tokens or 0
+        room = min(bucket(tokens.shape[1] + new - 1 + guessed), most)
         slots = room + 1  # the last token is not read
     else:
         # A window is read in whole pieces too: the first of them may begin before the text.
@@ -273,8 +275,8 @@ def read(model: OpenAIGPTLMHeadModel, context: Context, cache: Cache, offset: ja
 
 
 @functools.lru_cache(maxsize=32)
-def _decoder(graphdef: nnx.GraphDef[Any]) -> Callable[..., State]:
-    """Return the compiled loop of a model."""
+def _decoder(graphdef: nnx.GraphDef[Any], guessed: int) -> Callable[..., State]:
+    """Return the compiled loop of a model; it reads so many guessed tokens at once, or none."""
 
     @functools.partial(jax.jit, donate_argnames="state")
     def run(params: Params, state: State, rules: Rules, until: jax.Array) -> State:
@@ -284,16 +286,54 @@ def _decoder(graphdef: nnx.GraphDef[Any]) -> Callable[..., State]:
         def unfinished(state: State) -> jax.Array:
             return (state.context.length < until) & ~state.done.all()
 
-        def step(state: State) -> State:
-            last = state.context.before(jnp.int32(1))[:, None]
-            out = model(last, positions_from_mask=True, cache=state.cache)
-            logits = cast(jax.Array, out.logits)[:, -1]
+        def forward(state: State, ids: jax.Array) -> tuple[State, jax.Array]:
+            """(B, T) ids -> the state with these read, and the (B, T, V) logits after each."""
+            out = model(ids, positions_from_mask=True, cache=state.cache)
+            state = dataclasses.replace(state, cache=cast(Cache, out.cache))
+            return state, cast(jax.Array, out.logits)
+
+        def choose(state: State, logits: jax.Array) -> State:
             token, score = rules.choose(logits, state.context)
             _, log_prob = pick(logits, token)
-            state = dataclasses.replace(state, cache=cast(Cache, out.cache))
             return state.append(token, score, log_prob, rules)
 
-        return jax.lax.while_loop(unfinished, step, dataclasses.replace(state, cache=cache))
+        def step(state: State) -> State:
+            last = state.context.before(jnp.int32(1))[:, None]
+            state, logits = forward(state, last)
+            return choose(state, logits[:, -1])
+
+        def leap(state: State, guesses: jax.Array) -> State:
+            """Choose tokens for as long as the (B, D) guesses, read at once, are right."""
+            last = state.context.before(jnp.int32(1))[:, None]
+            state, logits = forward(state, jnp.concatenate([last, guesses], axis=1))
+
+            def right(carry: tuple[jax.Array, State]) -> jax.Array:
+                right, state = carry
+                chosen = state.context.before(jnp.int32(1))
+                as_guessed = (chosen == guesses[:, right - 1]) | state.done
+                return unfinished(state) & (right <= guessed) & as_guessed.all()
+
+            def go_on(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
+                right, state = carry
+                return right + 1, choose(state, logits[:, right])
+
+            _, state = jax.lax.while_loop(right, go_on, go_on((jnp.int32(0), state)))
+            # What was read of wrong guesses will be overwritten.
+            index = state.context.length - 1 - state.offset
+            return dataclasses.replace(state, cache=dataclasses.replace(state.cache, index=index))
+
+        def step_or_leap(state: State) -> State:
+            context = state.context
+            guesses, found = guess(context, guessed)
+            end = context.length + guessed
+            fits = (end - state.offset <= state.cache.length) & (
+                end - context.start.min() <= model.config.n_positions
+            )
+            likely = fits & (found | state.done).all()
+            return jax.lax.cond(likely, leap, lambda state, _: step(state), state, guesses)
+
+        advance = step_or_leap if guessed else step
+        return jax.lax.while_loop(unfinished, advance, dataclasses.replace(state, cache=cache))
 
     return run
 

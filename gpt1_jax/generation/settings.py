@@ -90,6 +90,9 @@ class GenerationSettings:
             last so many tokens; these are read again, from position 0, and the text goes on from
             them: what lies before is forgotten. n_positions forgets one token at a time, and reads
             the whole window for each.
+        prompt_lookup_num_tokens: read up to so many tokens at once, guessed from what the text
+            holds already, where its last token occurs earlier. It changes no text, and is faster
+            for one that repeats itself or its prompt; slower for one that does not.
         seed: of the draws; row i of a batch draws with seed + i, so that a row can be had again
             alone. Or a sequence, one a prompt. 0 by default.
     """
@@ -116,6 +119,7 @@ class GenerationSettings:
     early_stopping: bool | Literal["never"] = False
     num_return_sequences: int = 1
     sliding_window: int | None = None
+    prompt_lookup_num_tokens: int | None = None
     seed: int | Sequence[int] | None = None
 
     def __post_init__(self) -> None:
@@ -133,7 +137,7 @@ class GenerationSettings:
             least = 0 if name in ("min_new_tokens", "no_repeat_ngram_size") else 1
             self._check(name, _is_integer(_value := getattr(self, name)), "an integer")
             self._check(name, _value >= least, f"at least {least}")
-        for name in ("top_k", "sliding_window"):
+        for name in ("top_k", "sliding_window", "prompt_lookup_num_tokens"):
             value = getattr(self, name)
             self._check(name, value is None or _is_integer(value), "an integer, or None")
             self._check(name, value is None or value >= 1, "at least 1, or None")
@@ -200,10 +204,13 @@ class GenerationSettings:
                 self.num_return_sequences <= self.num_beams,
                 f"at most num_beams = {self.num_beams}",
             )
-            self._check_unused(("stop_strings", "sliding_window"), "num_beams is 1")
+            alone = ("stop_strings", "sliding_window", "prompt_lookup_num_tokens")
+            self._check_unused(alone, "num_beams is 1")
         elif not self.do_sample:
             right = "1 unless do_sample is True or num_beams is above 1: greedy texts are all equal"
             self._check("num_return_sequences", self.num_return_sequences == 1, right)
+        if self.sliding_window is not None:
+            self._check_unused(("prompt_lookup_num_tokens",), "sliding_window is None")
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = as_ids(getattr(self, name))
             if forced and set(forced) <= set(self.suppress_tokens):
