@@ -15,7 +15,7 @@ import tyro
 import conversion
 from benchmarks.peers import PEERS, random_checkpoint
 from benchmarks.timing import interleave, ratio
-from gpt1_jax.layers import dot_general
+from gpt1_jax.products import dot_general
 
 OURS = "gpt1-jax"
 CONTRACT = (((1,), (0,)), ((), ()))

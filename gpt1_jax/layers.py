@@ -1,8 +1,6 @@
 """Flax's layers with GPT-1's settings: numerics, initialisation and names in one place."""
 
 import dataclasses
-import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -11,35 +9,7 @@ from flax.typing import PrecisionLike
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.dtypes import at_least_float32
-
-PARTS = 6  # measured best of 1, 6, 12, 24 and 48 at full size
-
-
-def dot_general(lhs, rhs, dimension_numbers, precision=None, out_sharding=None):
-    """``lax.dot_general`` that sums in float32 whatever the dtype of its operands."""
-    product = functools.partial(
-        jax.lax.dot_general,
-        precision=precision,
-        preferred_element_type=at_least_float32(lhs.dtype),
-        out_sharding=out_sharding,
-    )
-
-    def whole(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        return product(lhs, rhs, dimension_numbers)
-
-    def in_parts(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-        """(..., K) @ (K, N) as a sum of products over parts of K."""
-        K, N = rhs.shape
-        parts = math.gcd(K, PARTS)
-        x, kernel = lhs.reshape(parts, 1, -1), rhs.reshape(parts, -1, N)
-        sums = product(x, kernel, (((2,), (1,)), ((0,), (0,))))
-        return sums.sum(axis=0).reshape(*lhs.shape[:-1], N)
-
-    if lhs.size == lhs.shape[-1] and out_sharding is None:
-        # A decoding step reads every weight for one row. XLA's CPU product of one row reaches two
-        # thirds of the memory bandwidth; in parts it reaches nine tenths, and rounds less.
-        return jax.lax.platform_dependent(lhs, rhs, cpu=in_parts, default=whole).astype(lhs.dtype)
-    return whole(lhs, rhs).astype(lhs.dtype)
+from gpt1_jax.products import dot_general, table_product
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,13 +109,7 @@ class TiedLinear(nnx.Module):
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """Return (..., E) @ (V, E)^T, float32 at least: (..., V)."""
-        return jnp.einsum(
-            "...E,VE->...V",
-            x.astype(self.dtype),
-            embedding.astype(self.dtype),
-            precision=self.precision,
-            preferred_element_type=at_least_float32(self.dtype),
-        )
+        return table_product(x.astype(self.dtype), embedding.astype(self.dtype), self.precision)
 
 
 def split_key(key: jax.Array | None, parts: int) -> list[jax.Array | None]:

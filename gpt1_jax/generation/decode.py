@@ -30,7 +30,7 @@ from gpt1_jax.generation.processors import (
     token_mask,
     warpers,
 )
-from gpt1_jax.generation.prompts import PIECE, align, bucket, pieces
+from gpt1_jax.generation.prompts import AT_ONCE, PIECE, align, bucket, pieces
 from gpt1_jax.generation.settings import GenerationSettings, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
@@ -260,18 +260,24 @@ def read(model: OpenAIGPTLMHeadModel, context: Context, cache: Cache, offset: ja
         offset: () int32, the slot of the first token in the cache.
     """
 
-    def unread(cache: Cache) -> jax.Array:
-        return offset + cache.index < context.length - 1
+    def read_pieces(cache: Cache, piece: int) -> Cache:
+        def unread(cache: Cache) -> jax.Array:
+            return offset + cache.index + piece < context.length
 
-    def step(cache: Cache) -> Cache:
-        place = offset + cache.index
-        ids = jax.lax.dynamic_slice_in_dim(context.tokens, place, PIECE, axis=1)
-        slots = place + jnp.arange(PIECE, dtype=jnp.int32)
-        is_text = slots[None, :] >= context.start[:, None]
-        out = model.transformer(ids, is_text, positions_from_mask=True, cache=cache)
-        return cast(Cache, out.cache)
+        def step(cache: Cache) -> Cache:
+            place = offset + cache.index
+            ids = jax.lax.dynamic_slice_in_dim(context.tokens, place, piece, axis=1)
+            slots = place + jnp.arange(piece, dtype=jnp.int32)
+            is_text = slots[None, :] >= context.start[:, None]
+            out = model.transformer(ids, is_text, positions_from_mask=True, cache=unpack(cache))
+            return pack(cast(Cache, out.cache))
 
-    return jax.lax.while_loop(unread, step, cache)
+        return unpack(jax.lax.while_loop(unread, step, pack(cache)))
+
+    long = AT_ONCE // len(context.tokens) // PIECE * PIECE
+    if PIECE < long < cache.length:
+        cache = read_pieces(cache, long)
+    return read_pieces(cache, PIECE)
 
 
 @functools.lru_cache(maxsize=32)
@@ -288,8 +294,8 @@ def _decoder(graphdef: nnx.GraphDef[Any], guessed: int) -> Callable[..., State]:
 
         def forward(state: State, ids: jax.Array) -> tuple[State, jax.Array]:
             """(B, T) ids -> the state with these read, and the (B, T, V) logits after each."""
-            out = model(ids, positions_from_mask=True, cache=state.cache)
-            state = dataclasses.replace(state, cache=cast(Cache, out.cache))
+            out = model(ids, positions_from_mask=True, cache=unpack(state.cache))
+            state = dataclasses.replace(state, cache=pack(cast(Cache, out.cache)))
             return state, cast(jax.Array, out.logits)
 
         def choose(state: State, logits: jax.Array) -> State:
@@ -302,8 +308,19 @@ def _decoder(graphdef: nnx.GraphDef[Any], guessed: int) -> Callable[..., State]:
             state, logits = forward(state, last)
             return choose(state, logits[:, -1])
 
-        def leap(state: State, guesses: jax.Array) -> State:
+        def can_leap(state: State) -> jax.Array:
+            """() bool, whether there is a guess for every row, and room to read it."""
+            context = state.context
+            _, found = guess(context, guessed)
+            end = context.length + guessed
+            fits = (end - state.offset <= state.cache.length) & (
+                end - context.start.min() <= model.config.n_positions
+            )
+            return fits & (found | state.done).all()
+
+        def leap(state: State) -> State:
             """Choose tokens for as long as the (B, D) guesses, read at once, are right."""
+            guesses, _ = guess(state.context, guessed)
             last = state.context.before(jnp.int32(1))[:, None]
             state, logits = forward(state, jnp.concatenate([last, guesses], axis=1))
 
@@ -322,20 +339,37 @@ def _decoder(graphdef: nnx.GraphDef[Any], guessed: int) -> Callable[..., State]:
             index = state.context.length - 1 - state.offset
             return dataclasses.replace(state, cache=dataclasses.replace(state.cache, index=index))
 
-        def step_or_leap(state: State) -> State:
-            context = state.context
-            guesses, found = guess(context, guessed)
-            end = context.length + guessed
-            fits = (end - state.offset <= state.cache.length) & (
-                end - context.start.min() <= model.config.n_positions
-            )
-            likely = fits & (found | state.done).all()
-            return jax.lax.cond(likely, leap, lambda state, _: step(state), state, guesses)
+        def steps_and_leaps(state: State) -> State:
+            # Loops within the loop, where branches would copy the cache.
+            state = jax.lax.while_loop(lambda s: unfinished(s) & ~can_leap(s), step, state)
+            return jax.lax.while_loop(lambda s: unfinished(s) & can_leap(s), leap, state)
 
-        advance = step_or_leap if guessed else step
-        return jax.lax.while_loop(unfinished, advance, dataclasses.replace(state, cache=cache))
+        advance = steps_and_leaps if guessed else step
+        state = dataclasses.replace(state, cache=pack(cache))
+        state = jax.lax.while_loop(unfinished, advance, state)
+        return dataclasses.replace(state, cache=unpack(state.cache))
 
     return run
+
+
+def pack(cache: Cache) -> Cache:
+    """Return the cache as a loop carries it: one row without the dimension of rows.
+
+    With a dimension of 1, XLA's CPU compiler makes two arrays of each, one to keep and one to
+    compute with, and copies both at every step.
+    """
+    return _each_array(cache, lambda array: array[0] if len(array) == 1 else array)
+
+
+def unpack(cache: Cache) -> Cache:
+    """Return what was packed."""
+    return _each_array(cache, lambda array: array[None] if array.ndim == 3 else array)
+
+
+def _each_array(cache: Cache, change: Callable[[jax.Array], jax.Array]) -> Cache:
+    return dataclasses.replace(
+        cache, keys=tuple(map(change, cache.keys)), values=tuple(map(change, cache.values))
+    )
 
 
 def _progress(state: State, width: int, rules: Rules, cut: np.ndarray) -> Progress:

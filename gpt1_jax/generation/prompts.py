@@ -9,6 +9,9 @@ from gpt1_jax.inputs import check_ids
 
 # Prompts are read so many tokens at a time, each piece in one forward pass.
 PIECE = 32
+# Several such pieces are read at once while they are no more tokens, all rows together. One forward
+# of 128 tokens takes 1.1 ms a token on two cores, one of 32 takes 2.0 ms, one of 512 again 1.1 ms.
+AT_ONCE = 128
 SHORTEST = 32  # below this, room that stays unused costs less than another compilation
 
 

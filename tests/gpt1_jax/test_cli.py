@@ -135,7 +135,7 @@ def test_every_setting_reaches_generate(
 
     found: list[object] = []
     monkeypatch.setattr(cli, "generate_batches", seen)
-    common = {
+    common: dict[str, Any] = {
         "max_new_tokens": 9,
         "min_new_tokens": 2,
         "eos_token_id": (4, 5),
@@ -155,9 +155,10 @@ def test_every_setting_reaches_generate(
         "suppress_tokens": (8, 9),
         "forced_bos_token_id": 10,
     }
-    beams = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": "never"}
-    alone = {"stop_strings": ("a b", ","), "sliding_window": 16}
-    for fields in ({**common, **beams}, {**common, **alone}):
+    beams: dict[str, Any] = {"num_beams": 4, "length_penalty": 2.0, "early_stopping": "never"}
+    alone: dict[str, Any] = {"stop_strings": ("a b", ","), "sliding_window": 16}
+    guessed: dict[str, Any] = {"prompt_lookup_num_tokens": 4}
+    for fields in (common | beams, common | alone, common | guessed):
         arguments: list[object] = ["generate", "--model", folder]
         for name, value in fields.items():
             flag = "--" + name.replace("_", "-")
@@ -172,7 +173,9 @@ def test_every_setting_reaches_generate(
         status, _, err = run(*arguments, "a")
         assert (status, err) == (2, "gpt1: seen\n")
         assert found.pop() == gpt1.GenerationSettings(**fields)
-    missing = set(common | beams | alone) ^ set(gpt1.GenerationSettings.__dataclass_fields__)
+    missing = set(common | beams | alone | guessed) ^ set(
+        gpt1.GenerationSettings.__dataclass_fields__
+    )
     assert not missing
     arguments = ["generate", "a", "--model", folder, "--max-new-tokens", 9]
     run(*arguments, "--eos-token-id", "None", "--no-do-sample", "--early-stopping", "False")

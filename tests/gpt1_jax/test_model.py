@@ -312,8 +312,9 @@ def test_a_tied_head_has_no_parameter_and_one_gradient() -> None:
     assert untied_params["lm_head"]["kernel"].shape == (E, V)
     untied_params = {**params, "lm_head": {"kernel": table.T}}
     ids = ids_for(LM)
-    np.testing.assert_array_equal(
-        untied_apply(untied_params, ids).logits, apply(params, ids).logits
+    # On a CPU the two heads sum in different orders: see ``products``.
+    assert (
+        difference(apply(params, ids).logits, untied_apply(untied_params, ids).logits) < TOLERANCE
     )
     one = jax.grad(lambda p: apply(p, ids, labels=ids).loss)(params)
     two = jax.grad(lambda p: untied_apply(p, ids, labels=ids).loss)(untied_params)
@@ -513,6 +514,8 @@ def test_every_product_has_the_precision_and_sums_in_float32(
     ids = ids_for(cls) if cls is not CLASSIFIER else ids_for(cls)[:1]
     products = equations(jax.make_jaxpr(apply)(params, ids).jaxpr, "dot_general")
     heads = {BASE: 0, LM: 1, DOUBLE: 2, CLASSIFIER: 1}[cls]
+    if cls in (LM, DOUBLE) and tied and dtype == "float32":
+        heads += 1  # the product with a table has two forms for few rows
     # c_attn, scores, mixing, c_proj, c_fc and c_proj in each block.
     assert len(products) == 6 * L + heads
     highest = jax.lax.Precision.HIGHEST

@@ -1,6 +1,7 @@
 """The settings of generation on the command line: all are there, and who has the last word."""
 
 import dataclasses
+import inspect
 import json
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -30,7 +31,7 @@ def test_every_setting_has_a_flag_with_a_help_text() -> None:
     assert sorted(names) == sorted(field.name for field in dataclasses.fields(GenerationSettings))
     for group in GROUPS:
         for name in get_type_hints(group):
-            assert f"        {name}: " in (group.__doc__ or "")
+            assert f"    {name}: " in (inspect.getdoc(group) or "")
 
 
 def test_without_flags_and_file(tmp_path: Path) -> None:

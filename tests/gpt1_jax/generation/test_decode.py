@@ -1,5 +1,7 @@
 """The loop, against a plain one: full forwards in Python, one token after the other."""
 
+import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from jax import monitoring
 
 import gpt1_jax as gpt1
+from gpt1_jax.functional import split
 from gpt1_jax.generation import decode
 
 CONFIG = gpt1.OpenAIGPTConfig(
@@ -70,6 +73,38 @@ def test_shapes_and_kinds_of_prompts(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     assert isinstance(ragged, list)
     assert [len(row) for row in ragged] == [8, 6]
     assert all(row.dtype == np.int32 for row in ragged)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("longest", [33, 64, 65, 129, 130, 161, 200, 257])
+def test_long_prompts_are_read_whole(longest: int, rows: int) -> None:
+    """Whatever the pieces: 128 tokens at once, 64 and 32."""
+    config = dataclasses.replace(CONFIG, n_positions=300)
+    model = gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(longest)
+    prompts = [rng.integers(29, size=longest // (i + 1)).tolist() for i in range(rows)]
+    out = gpt1.generate(model, prompts, max_new_tokens=2, return_dict=True)
+    apply, params = gpt1.functional(model)
+    for ids, got in zip(out.sequences, out.log_probs, strict=True):
+        expected = jax.nn.log_softmax(apply(params, ids[None]).logits[0, -3:-1])
+        assert ids[-2:].tolist() == expected.argmax(axis=-1).tolist()
+        np.testing.assert_allclose(got, expected.max(axis=-1), rtol=0, atol=1e-5)  # measured: 2e-6
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_a_step_copies_no_cache(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> None:
+    """The compiled loop holds no more than the copy of each array that the loop begins with."""
+    asked = gpt1.GenerationSettings().for_model(CONFIG)
+    graphdef, params = split(model)
+    rules = decode.Rules.build(asked, CONFIG.vocab_size, asked.seeds(rows))
+    prompts = [np.ones(3, np.int32)] * rows
+    state, _ = decode._start(model, prompts, asked)
+    run: Any = decode._decoder(graphdef, 0)
+    text = run.lower(params, state, rules, np.asarray(40, np.int32)).compile().as_text()
+    cached = rf"f32\[({rows},)?2,{state.cache.length},6\]"
+    assert re.search(cached, text)
+    copies = re.findall(rf"= {cached}\S* copy\(", text)
+    assert len(copies) <= 2 * CONFIG.n_layer
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -192,7 +227,7 @@ def test_settings_and_lengths_share_compilations(
     model: gpt1.OpenAIGPTLMHeadModel, compilations: list[float]
 ) -> None:
     """100 prompts with settings of all kinds: one compilation for every length of the cache."""
-    decoder: Any = decode._decoder(nnx.graphdef(model))
+    decoder: Any = decode._decoder(nnx.graphdef(model), 0)
     decoder.clear_cache()
     twin = gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(1))
     # Texts have at most 61 tokens and are read in pieces of 32: the cache has 32 or 64 slots.
