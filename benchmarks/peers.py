@@ -9,6 +9,7 @@ import numpy as np
 
 import gpt1_jax as gpt1
 
+OURS = "gpt1-jax"
 Generate = Callable[[np.ndarray, int], np.ndarray]
 
 
@@ -112,7 +113,7 @@ def ctranslate2(folder: Path) -> Generate:
 
 
 PEERS: dict[str, Callable[[Path], Generate]] = {
-    "gpt1-jax": gpt1_jax,
+    OURS: gpt1_jax,
     "transformers": transformers,
     "ctranslate2": ctranslate2,
 }
