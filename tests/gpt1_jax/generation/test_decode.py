@@ -93,7 +93,10 @@ def test_long_prompts_are_read_whole(longest: int, rows: int) -> None:
 
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_step_copies_no_cache(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> None:
-    """The compiled loop holds no more than the copy of each array that the loop begins with."""
+    """No compiled loop copies an array of the cache to keep one and compute with the other.
+
+    One copy of each may be there for form's sake: where it comes to lie in its own place.
+    """
     asked = gpt1.GenerationSettings().for_model(CONFIG)
     graphdef, params = split(model)
     rules = decode.Rules.build(asked, CONFIG.vocab_size, asked.seeds(rows))
@@ -103,8 +106,9 @@ def test_a_step_copies_no_cache(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> 
     text = run.lower(params, state, rules, np.asarray(40, np.int32)).compile().as_text()
     cached = rf"f32\[({rows},)?2,{state.cache.length},6\]"
     assert re.search(cached, text)
-    copies = re.findall(rf"= {cached}\S* copy\(", text)
-    assert len(copies) <= 2 * CONFIG.n_layer
+    loops = re.split(r"^}$", text, flags=re.MULTILINE)
+    copies = [len(re.findall(rf"= {cached}\S* copy\(", loop)) for loop in loops]
+    assert max(copies) <= 2 * CONFIG.n_layer
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
