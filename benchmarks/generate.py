@@ -57,6 +57,8 @@ def generate(
             taking_part.append(name)
     with tempfile.TemporaryDirectory() as temporary:
         if model is None:
+            if importlib.util.find_spec("torch") is None:
+                raise ValueError("random weights need torch: give --model, or install .[bench]")
             model = Path(temporary)
             random_checkpoint(model)
         results = [_race(model, taking_part, case, rounds) for case in cases]

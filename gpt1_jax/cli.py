@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import jax
 import numpy as np
 import tyro
 
@@ -71,7 +72,8 @@ def generate(
         beams: Beam search.
         constraints: What a text may hold.
         prompts: a file of further prompts, one a line; - for standard input.
-        batch_size: prompts to continue at once; each text or beam takes up to 38 MB at full size.
+        batch_size: prompts to continue at once; each text takes up to 40 MB at full size, each beam
+            twice that.
         json: print a JSON object a text, one a line.
         ids: print token ids instead of text.
         dtype: of the computation; the checkpoint's by default.
@@ -290,8 +292,9 @@ def _json_objects(
 ) -> Iterator[dict[str, Any]]:
     """Yield what --json prints for the texts of one prompt."""
 
-    def numbers(row: np.ndarray) -> list[float]:
-        return [float(str(x)) for x in row]  # the few digits that make a float32, not a float64's
+    def numbers(row: np.ndarray) -> list[float | None]:
+        # The few digits that make a float32, not a float64's; JSON has no NaN.
+        return [None if np.isnan(x) else float(str(x)) for x in row]
 
     for i, ids in enumerate(output.sequences):
         fields: dict[str, Any] = {**prompt.other}
@@ -316,6 +319,13 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell names what SIGINT has ended
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            "gpt1: out of memory: fewer texts at once take less, or shorter ones", file=sys.stderr
+        )
+        sys.exit(2)
     except (ValueError, OSError, ImportError) as error:
         print(f"gpt1: {error}", file=sys.stderr)
         sys.exit(2)

@@ -78,9 +78,13 @@ def read_prompt_file(path: str) -> list[Prompt]:
     return prompts
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"holds {name}, which is no JSON")
+
+
 def _prompt_of_json(line: str, place: str) -> Prompt:
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         where = f"{error.msg}, character {error.pos + 1}"
         raise ValueError(f"starts with {{ but is not JSON ({where})") from None

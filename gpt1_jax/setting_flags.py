@@ -40,13 +40,14 @@ class LengthFlags(TypedDict, total=False):
         max_new_tokens: how many tokens to add at most; 40 by default.
         min_new_tokens: add no end token before so many.
         eos_token_id: tokens that end a text; None for none. By default those of the model.
-        stop_strings: a text ends with the token that completes this string.
+        stop_strings: a text ends with the token that completes this string in the printed text,
+            which is lower-case and has spaces around punctuation.
         forced_eos_token_id: tokens of which one is the last if max-new-tokens is reached.
         pad_token_id: what fills up a batch after the end of a text; never printed.
         sliding_window: where a text uses up the model's positions, forget all but its last so many
             tokens, and go on; otherwise a text that might is an error.
         prompt_lookup_num_tokens: read so many tokens at once, guessed from what the text holds
-            already: the same text, faster if it repeats itself.
+            already: in float32 the same text, faster if it repeats itself.
     """
 
     max_new_tokens: Flag[int]
@@ -107,7 +108,7 @@ class ConstraintFlags(TypedDict, total=False):
     Attributes:
         repetition_penalty: above 1 for fewer tokens that the text holds already.
         no_repeat_ngram_size: no sequence of so many tokens twice.
-        bad_words_ids: a sequence of tokens that is never completed.
+        bad_words_ids: a sequence of tokens that is never completed; None for none.
         suppress_tokens: tokens that are never chosen.
         forced_bos_token_id: the token that follows a prompt of one token.
     """
@@ -133,7 +134,9 @@ def read_settings(folder: Path, *groups: Mapping[str, Any]) -> GenerationSetting
     for name in ("stop_strings", "bad_words_ids"):
         if not given[name]:
             del given[name]
+    if given.get("bad_words_ids") == ((),):
+        given["bad_words_ids"] = ()  # None, in place of what the checkpoint says
     own = read_generation_config(folder)
-    if not (own.get("max_new_tokens") or own.get("max_length")):
+    if own.get("max_new_tokens") is None and own.get("max_length") is None:
         given.setdefault("max_new_tokens", MAX_NEW_TOKENS)
     return GenerationSettings.from_pretrained(folder, **given)

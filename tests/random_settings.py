@@ -42,7 +42,7 @@ SAMPLED: dict[str, st.SearchStrategy[Any]] = {
 BEAM: dict[str, st.SearchStrategy[Any]] = {
     "num_beams": st.integers(4, 9),
     "num_return_sequences": st.integers(1, 4),
-    "length_penalty": st.floats(-100, 100),
+    "length_penalty": st.floats(-1, 9),
     "early_stopping": st.booleans() | st.just("never"),
 }
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from gpt1_jax.generation.generate import GenerateOutput, check_call, finished
+from gpt1_jax.generation.generate import STEPS, GenerateOutput, check_call, finished
 from gpt1_jax.generation.prompts import join
 from gpt1_jax.generation.settings import GenerationSettings
 from gpt1_jax.model import OpenAIGPTLMHeadModel
@@ -30,8 +30,9 @@ def generate_batches(
 ) -> Iterator[tuple[int, GenerateOutput]]:
     """Continue many prompts, and yield the texts of each when its batch is done.
 
-    They are what ``generate`` returns for the prompt alone, whatever the batches; prompt i draws
-    with ``seed + i * num_return_sequences``, or with ``seed[i]``.
+    They are what ``generate`` returns for the prompt alone, whatever the batches (in half
+    precision, but for rounding: see there); prompt i draws with
+    ``seed + i * num_return_sequences``, or with ``seed[i]``.
 
     Args:
         model: a language model.
@@ -49,8 +50,8 @@ def generate_batches(
         ValueError: what ``generate`` raises, and a ``batch_size`` below 1; at the call and not at
             the first text.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    if type(batch_size) is not int or batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size!r}, but must be an integer, at least 1")
     if settings.stop_strings and tokenizer is None:
         raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
     rows, _, settings = check_call(model, list(prompts), None, settings, {})
@@ -88,7 +89,7 @@ def _continue(
     tokenizer: Tokenizer | None,
 ) -> Iterator[GenerateOutput]:
     """Yield the texts of each prompt of a batch."""
-    progress, totals = finished(model, rows, settings, tokenizer)
+    progress, totals = finished(model, rows, settings, tokenizer, steps=STEPS)
     each = settings.num_return_sequences
     sequences = join(rows, None, progress.tokens, progress.lengths)
     for i in range(len(rows)):

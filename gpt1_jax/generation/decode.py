@@ -1,10 +1,10 @@
 """The loop: read the prompts, then choose and read one token after the other, in one compiled call.
 
 Prompts of a batch are padded on the left, so that all rows end at the same slot; positions and
-attention leave the padding out, and each row is what it would be alone. The state between calls is
-a value, donated: a call goes on where the one before stopped, so the same compiled function runs a
-text to its end, or a few tokens at a time. Settings are traced and lengths rounded up: few
-compilations serve all calls.
+attention leave the padding out, and each row is what it would be alone, but for rounding. The state
+between calls is a value, donated: a call goes on where the one before stopped, so the same compiled
+function runs a text to its end, or a few tokens at a time. Settings are traced and lengths rounded
+up: few compilations serve all calls.
 """
 
 import dataclasses

@@ -31,7 +31,8 @@ class GenerateOutput:
             beams, the terms of the beam's score, which are not normalised again.
         log_probs: the same under the model itself, whatever the settings.
         sequences_scores: (rows,) float32 with beams: the sum of a row's scores over its number of
-            new tokens to the power length_penalty; None without.
+            new tokens to the power length_penalty; None without. -1e9, as Hugging Face's, of an
+            empty row in place of a text where fewer are possible than were asked for.
     """
 
     sequences: Sequences
@@ -77,6 +78,10 @@ def generate(
     **changes: Any,
 ) -> Sequences | GenerateOutput:
     """Continue each prompt.
+
+    Every text is what it would be without the others. In float32, that is: a batch's products are
+    rounded in another order, by 1e-6 or so, which no choice is likely to depend on. In bfloat16
+    or float16 they differ by 1e-2, and now and then another token is chosen.
 
     Args:
         model: a language model.
@@ -136,13 +141,22 @@ def finished(
     prompts: list[np.ndarray],
     settings: GenerationSettings,
     tokenizer: Tokenizer | None,
+    steps: int | None = None,
 ) -> tuple[Progress, np.ndarray | None]:
-    """Continue checked prompts to the end; return their texts, and with beams the texts' scores."""
+    """Continue checked prompts to the end; return their texts, and with beams the texts' scores.
+
+    Args:
+        model: a language model.
+        prompts: what ``check_call`` returned.
+        settings: likewise.
+        tokenizer: for stop strings.
+        steps: tokens a compiled call, where an interruption is to be heard in between.
+    """
     if settings.num_beams > 1:
         beams = beam_search(model, prompts, settings)
         return beams.progress, beams.scores
     rows = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
-    ended, steps = None, None
+    ended = None
     if settings.stop_strings:
         if tokenizer is None:
             raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")

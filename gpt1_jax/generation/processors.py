@@ -1,7 +1,7 @@
 """From the logits of a model to the logits that the next token is chosen from.
 
 Each rule of Hugging Face's ``generate`` is a dataclass whose fields are traced arrays, so that
-changing a setting compiles nothing; a rule that is off costs a branch. They run in Hugging Face's
+changing a value compiles nothing; a rule that is off costs a branch. They run in Hugging Face's
 order: ``constraints`` always, ``warpers`` when sampling.
 
 Dimensions: B rows, C slots for tokens, V vocabulary.
@@ -100,7 +100,7 @@ def constraints(settings: GenerationSettings, vocab_size: int) -> tuple[Processo
     end = token_mask(eos, vocab_size)
     return (
         RepetitionPenalty(np.asarray(settings.repetition_penalty, np.float32)),
-        NoRepeatNGram(np.asarray(min(settings.no_repeat_ngram_size, 2**31 - 1), np.int32)),
+        NoRepeatNGram(np.asarray(settings.no_repeat_ngram_size, np.int32)),
         BadWords.build(bad_words, vocab_size),
         MinNewTokens(np.asarray(settings.min_new_tokens if eos else 0, np.int32), end),
         ForcedFirst(np.asarray(bool(forced_bos)), token_mask(forced_bos, vocab_size)),

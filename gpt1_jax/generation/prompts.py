@@ -1,6 +1,6 @@
 """Prompts as users give them, and as the compiled functions take them: on the host, in numpy."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,9 @@ def read_prompts(
     Raises:
         ValueError: an empty batch or prompt, shapes that do not fit, or ids out of range.
     """
+    if isinstance(input_ids, Mapping):
+        names = ", ".join(map(repr, input_ids))
+        raise ValueError(f"input_ids is a mapping of {names}: give its items, as **batch does")
     try:
         rows = [np.asarray(row) for row in input_ids]
         masks = None if attention_mask is None else [np.asarray(row) for row in attention_mask]
@@ -44,6 +47,9 @@ def read_prompts(
         raise ValueError(
             f"attention_mask has rows of {[mask.shape for mask in masks]}, but must have {shapes}"
         )
+    for i, mask in enumerate(masks or ()):
+        if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
+            raise ValueError(f"attention_mask[{i}] must hold 1 for a token and 0 for padding")
     prompts = []
     for i, row in enumerate(rows):
         if row.size:

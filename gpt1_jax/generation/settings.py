@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
+import jax
 import numpy as np
 
 import conversion
@@ -16,6 +17,7 @@ from conversion.config_file import read_json
 from gpt1_jax.config import OpenAIGPTConfig
 
 FILE = "generation_config.json"
+MOST = 2**20  # tokens or texts, beyond which memory could not hold them
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 BEAMS = ("length_penalty", "early_stopping")
 
@@ -70,7 +72,8 @@ class GenerationSettings:
         no_repeat_ngram_size: no sequence of so many tokens occurs twice, prompt included; 0 to
             allow it.
         bad_words_ids: sequences of tokens that are not completed.
-        suppress_tokens: tokens that are never chosen.
+        suppress_tokens: tokens that are never chosen. (Where the rules come to leave none, the
+            text goes on with id 0 and a score of NaN.)
         forced_bos_token_id: the token chosen after a prompt of one token.
         forced_eos_token_id: the token, or one of the tokens, chosen last if max_new_tokens is
             reached.
@@ -78,10 +81,11 @@ class GenerationSettings:
             an empty sequence is for none.
         pad_token_id: what follows the end of a text in an array; by default the model
             configuration's, else the (first) end token.
-        stop_strings: a text ends with the token that completes one of these; needs a tokenizer.
+        stop_strings: a text ends with the token that completes one of these in the decoded text,
+            which is lower-case and has spaces around punctuation; needs a tokenizer.
         num_beams: how many texts to follow at once, keeping the likeliest.
         length_penalty: a text's score is its log-probability over its number of new tokens to this
-            power.
+            power; within bounds that depend on max_new_tokens, where scores are numbers apart.
         early_stopping: with beams: stop as soon as num_beams texts have ended (True), when a
             running one is unlikely to become better (False), or cannot ("never").
         num_return_sequences: how many texts to return for each prompt: draws, or the best beams.
@@ -91,8 +95,9 @@ class GenerationSettings:
             them: what lies before is forgotten. n_positions forgets one token at a time, and reads
             the whole window for each.
         prompt_lookup_num_tokens: read up to so many tokens at once, guessed from what the text
-            holds already, where its last token occurs earlier. It changes no text, and is faster
-            for one that repeats itself or its prompt; slower for one that does not.
+            holds already, where its last token occurs earlier. In float32 it changes no text (see
+            ``generate``). It is faster for a text that repeats itself or its prompt, as fast for
+            one without any repetition, and slower where the guesses are wrong.
         seed: of the draws; row i of a batch draws with seed + i, so that a row can be had again
             alone. Or a sequence, one a prompt. 0 by default.
     """
@@ -124,8 +129,8 @@ class GenerationSettings:
 
     def __post_init__(self) -> None:
         for name in DEFAULTS:
-            value = getattr(self, name)
-            if isinstance(value, np.generic):
+            value: Any = getattr(self, name)
+            if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.ndim == 0:
                 self._set(name, value.item())
         for name in (
             "max_new_tokens",
@@ -137,6 +142,7 @@ class GenerationSettings:
             least = 0 if name in ("min_new_tokens", "no_repeat_ngram_size") else 1
             self._check(name, _is_integer(_value := getattr(self, name)), "an integer")
             self._check(name, _value >= least, f"at least {least}")
+            self._check(name, _value <= MOST, f"at most {MOST}")
         for name in ("top_k", "sliding_window", "prompt_lookup_num_tokens"):
             value = getattr(self, name)
             self._check(name, value is None or _is_integer(value), "an integer, or None")
@@ -206,6 +212,7 @@ class GenerationSettings:
             )
             alone = ("stop_strings", "sliding_window", "prompt_lookup_num_tokens")
             self._check_unused(alone, "num_beams is 1")
+            self._check_length_penalty()
         elif not self.do_sample:
             right = "1 unless do_sample is True or num_beams is above 1: greedy texts are all equal"
             self._check("num_return_sequences", self.num_return_sequences == 1, right)
@@ -216,6 +223,20 @@ class GenerationSettings:
             if forced and set(forced) <= set(self.suppress_tokens):
                 right = "a token that suppress_tokens allows"
                 self._check(name, False, right)
+
+    def _check_length_penalty(self) -> None:
+        """Check that scores can be told apart.
+
+        They must stay above -1e9, the score of a text that is out of the running, even at 50 nats
+        a token (a guess among all tokens costs 10.6), and not all become 0.
+        """
+        n = self.max_new_tokens
+        if n > 1:
+            low = 1 - math.log(1e9 / 50) / math.log(n)
+            high = math.log(1e30) / math.log(n)
+            low, high = math.ceil(low * 100) / 100, math.floor(high * 100) / 100
+            right = f"in [{low:g}, {high:g}] for texts of max_new_tokens = {n}"
+            self._check("length_penalty", low <= self.length_penalty <= high, right)
 
     def _check_unused(self, names: Iterable[str], condition: str) -> None:
         for name in names:
@@ -268,10 +289,33 @@ class GenerationSettings:
             for id_ in ids:
                 if not 0 <= id_ < V:
                     raise ValueError(f"{name} is {id_}, but must be in [0, {V})")
-        allowed = V - len(set(self.suppress_tokens))
-        self._check("suppress_tokens", allowed > 0, f"fewer than all {V} tokens")
+        most = config.n_positions - 1
+        lookup = self.prompt_lookup_num_tokens
+        right = f"at most {most}, the positions of the model but one"
+        self._check("prompt_lookup_num_tokens", lookup is None or lookup <= most, right)
+        # The candidates of a search are numbered in 32 bits.
+        self._check("num_beams", self.num_beams * V < 2**31, f"below {2**31 // V + 1}")
+        self._check_allowed(V)
         if isinstance(self.seed, Sequence):
             self._check("seed", len(self.seed) == prompts, f"one a prompt, {prompts} in all")
+
+    def _check_allowed(self, V: int) -> None:
+        """Check that a token is left to choose, as far as that can be known beforehand."""
+        eos = set(as_ids(self.eos_token_id))
+        suppressed = set(self.suppress_tokens)
+        bad = {word[0] for word in self.bad_words_ids if len(word) == 1} - eos
+        early = eos if self.min_new_tokens else set()
+        for name, forbidden in {
+            "suppress_tokens": suppressed,
+            "bad_words_ids": suppressed | bad,
+            "min_new_tokens": suppressed | bad | early,
+        }.items():
+            if len(forbidden) == V:
+                raise ValueError(
+                    f"{name} is {_short(getattr(self, name))}, but must leave one of the {V} "
+                    "tokens, together with the settings suppress_tokens, bad_words_ids and "
+                    "eos_token_id"
+                )
 
     def seeds(self, prompts: int) -> np.ndarray:
         """Return the seed of each text, (prompts * num_return_sequences,) uint32."""
@@ -312,7 +356,7 @@ class GenerationSettings:
             for name, value in fields.items()
             if name in DEFAULTS and name not in changes and value is not None
         }
-        if kept.get("top_k") == 0:
+        if kept.get("top_k") == 0 and kept["top_k"] is not False:
             del kept["top_k"]  # transformers' other way to say that there is no limit
         if fields.get("do_sample") and fields.get("top_k") is None and "top_k" not in changes:
             kept["top_k"] = 50  # transformers' default, which its files leave out
@@ -385,6 +429,11 @@ def as_ids(ids: int | Sequence[int] | None) -> tuple[int, ...]:
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, (int, np.integer)) else tuple(ids)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
 
 
 def _lists(value: Any) -> Any:

@@ -45,8 +45,8 @@ def stream(
     for name in ("num_beams", "num_return_sequences"):
         if getattr(settings, name) != 1:
             raise ValueError(f"{name} is {getattr(settings, name)}, but must be 1 to be streamed")
-    if steps < 1:
-        raise ValueError(f"steps is {steps}, but must be at least 1")
+    if type(steps) is not int or steps < 1:
+        raise ValueError(f"steps is {steps!r}, but must be an integer, at least 1")
     ended = None
     if settings.stop_strings:
         ended = StopStrings(tokenizer, prompts, settings.stop_strings)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -360,3 +361,36 @@ def test_an_unknown_hub_id_without_network(folder: Path) -> None:
 def test_ids_of_the_command_are_integers(run: Run, folder: Path) -> None:
     _, out, _ = run("generate", "a", "--model", folder, "--max-new-tokens", 1, "--ids")
     assert np.array(out.split(), np.int64).shape == (2,)
+
+
+def test_a_score_that_is_no_number_is_null(run: Run, folder: Path) -> None:
+    """A text that has used up the vocabulary: JSON knows no NaN."""
+    status, out, _ = run(
+        *("generate", "--model", folder, "--json", "a"),
+        *("--no-repeat-ngram-size", 1, "--max-new-tokens", 31),
+    )
+
+    def refuse(name: str) -> None:
+        raise AssertionError(name)
+
+    text = json.loads(out, parse_constant=refuse)
+    assert status == 0
+    assert len(set(text["ids"])) == len(VOCABULARY)
+    assert text["scores"][-1] is None
+    assert None not in text["log_probs"]
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
+)
+def test_out_of_memory(
+    run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "generate_batches", fail)
+    status, out, err = run("generate", "--model", folder, "a", "--max-new-tokens", 4)
+    assert (status, out) == (2, "")
+    assert err.startswith("gpt1: out of memory: fewer texts")
+    assert err.count("\n") == 1

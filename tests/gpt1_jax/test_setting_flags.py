@@ -85,3 +85,15 @@ def test_what_is_wrong_is_laid_to_the_flag_or_to_the_file(
         read_settings(tmp_path, NONE_GIVEN, flags)
     expected = message.replace("FILE", str(tmp_path / "generation_config.json"))
     assert str(caught.value).startswith(expected)
+
+
+def test_a_wrong_length_in_the_file_is_no_missing_one(tmp_path: Path) -> None:
+    config(tmp_path, {"max_new_tokens": 0})
+    with pytest.raises(ValueError, match="max_new_tokens is 0, but must be at least 1"):
+        read_settings(tmp_path, NONE_GIVEN)
+
+
+def test_bad_words_of_the_file_can_be_switched_off(tmp_path: Path) -> None:
+    config(tmp_path, {"max_new_tokens": 5, "bad_words_ids": [[3]]})
+    none: dict[str, Any] = {**NONE_GIVEN, "bad_words_ids": ((),)}
+    assert read_settings(tmp_path, none) == GenerationSettings(max_new_tokens=5)

@@ -127,7 +127,8 @@ def test_batches_are_of_one_size_and_alike_in_length(
 @pytest.mark.parametrize(
     ("prompts", "fields", "batch_size", "message"),
     [
-        ([[1]], {}, 0, "batch_size is 0, but must be at least 1"),
+        ([[1]], {}, 0, "batch_size is 0, but must be an integer, at least 1"),
+        ([[1]], {}, "8", "batch_size is '8', but must be an integer, at least 1"),
         ([], {}, 8, "no prompt"),
         ([[1], []], {}, 8, "prompt 1 is empty"),
         ([[1], [SIZE]], {}, 8, "prompt 1"),

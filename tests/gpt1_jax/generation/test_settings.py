@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
@@ -38,6 +39,7 @@ NAN, INF = float("nan"), float("inf")
         ({"min_new_tokens": -1}, "min_new_tokens is -1, but must be at least 0"),
         ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1, but must be at least 0"),
         ({"num_beams": 0}, "num_beams is 0, but must be at least 1"),
+        ({"max_new_tokens": 2**20 + 1}, "max_new_tokens is 1048577, but must be at most 1048576"),
         ({**SAMPLE, "num_return_sequences": 0}, "num_return_sequences is 0, but must be at least"),
         *(
             ({**SAMPLE, "top_k": value}, f"top_k is {value!r}, but must be an integer, or None")
@@ -185,7 +187,7 @@ def test_wrong_settings_name_the_field_its_value_and_what_is_right(
         {"seed": 0},
         {"seed": 2**32 - 1},
         {"seed": (0, 2**32 - 1)},
-        {"num_beams": 2, "num_return_sequences": 2, "length_penalty": -100, "early_stopping": True},
+        {"num_beams": 2, "num_return_sequences": 2, "length_penalty": -4.6, "early_stopping": True},
         {"num_return_sequences": 9, "sliding_window": 1, "stop_strings": "x"},
         {"min_new_tokens": 20, "max_new_tokens": 20, "repetition_penalty": 1e-6},
         {"eos_token_id": (), "forced_eos_token_id": (3, 4), "suppress_tokens": (3,)},
@@ -193,6 +195,66 @@ def test_wrong_settings_name_the_field_its_value_and_what_is_right(
 )
 def test_the_extremes_that_are_allowed(fields: dict[str, Any]) -> None:
     GenerationSettings(do_sample=True, **fields)
+
+
+@pytest.mark.parametrize("penalty", [-1.68, 11.07])
+def test_length_penalties_leave_scores_apart(penalty: float) -> None:
+    """At the bounds, the score of the worst text is above -1e9 and that of a likely one no zero."""
+    fields: dict[str, Any] = {**BEAMS, "max_new_tokens": 512}
+    GenerationSettings(**fields, length_penalty=penalty)
+    scores = np.asarray([-50 * 512, -0.01], np.float32) / np.float32(512) ** np.float32(penalty)
+    assert -1e9 < scores[0] < scores[1] < -np.finfo(np.float32).tiny
+    beyond = penalty * 1.02
+    with pytest.raises(ValueError, match=r"in \[-1.69, 11.07\] for texts of max_new_tokens = 512"):
+        GenerationSettings(**fields, length_penalty=beyond)
+    GenerationSettings(**{**fields, "max_new_tokens": 1}, length_penalty=beyond)
+
+
+@pytest.mark.parametrize("array", [np.array(3), jnp.int32(3), np.int64(3)])
+def test_a_number_may_be_an_array_without_dimensions(array: Any) -> None:
+    plain = GenerationSettings(eos_token_id=3, max_new_tokens=3, do_sample=True, seed=3, top_k=3)
+    assert plain == GenerationSettings(
+        eos_token_id=array, max_new_tokens=array, do_sample=True, seed=array, top_k=array
+    )
+
+
+EVERY = tuple(range(20))
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"suppress_tokens": EVERY}, "suppress_tokens"),
+        ({"bad_words_ids": [[i] for i in EVERY]}, "bad_words_ids"),
+        ({"suppress_tokens": EVERY[:19], "bad_words_ids": [[19], [1, 2]]}, "bad_words_ids"),
+        (
+            {"suppress_tokens": EVERY[1:], "min_new_tokens": 1, "eos_token_id": 0},
+            "min_new_tokens",
+        ),
+    ],
+)
+def test_a_token_must_be_left(fields: dict[str, Any], name: str) -> None:
+    config = OpenAIGPTConfig(vocab_size=20)
+    with pytest.raises(ValueError, match=f"{name} is .*, but must leave one of the 20 tokens"):
+        GenerationSettings(**fields).check_for(config, 1, 1)
+    # Neither the beginning of a word is forbidden, nor an end token as a word.
+    right: dict[str, Any] = {
+        "suppress_tokens": EVERY[1:],
+        "bad_words_ids": [[0, 1], [0]],
+        "eos_token_id": 0,
+    }
+    GenerationSettings(**right).check_for(config, 1, 1)
+
+
+def test_what_is_beyond_the_model() -> None:
+    config = OpenAIGPTConfig()
+    GenerationSettings(prompt_lookup_num_tokens=511).check_for(config, 1, 1)
+    with pytest.raises(
+        ValueError, match="prompt_lookup_num_tokens is 512, but must be at most 511"
+    ):
+        GenerationSettings(prompt_lookup_num_tokens=512).check_for(config, 1, 1)
+    with pytest.raises(ValueError, match="num_beams is 53054, but must be below 53054"):
+        GenerationSettings(num_beams=53054).check_for(config, 1, 1)
 
 
 def test_what_is_given_as_lists_or_numpy_becomes_plain_and_hashable() -> None:
@@ -267,7 +329,7 @@ def test_settings_that_fit_a_model() -> None:
         ({"forced_eos_token_id": (0, 11)}, "forced_eos_token_id is 11, but must be in [0, 11)"),
         ({"suppress_tokens": (0, 40478)}, "suppress_tokens is 40478, but must be in [0, 11)"),
         ({"bad_words_ids": ((1,), (2, -3))}, "bad_words_ids is -3, but must be in [0, 11)"),
-        ({"suppress_tokens": (*range(11), 3)}, "but must be fewer than all 11 tokens"),
+        ({"suppress_tokens": (*range(11), 3)}, "but must leave one of the 11 tokens"),
         ({**SAMPLE, "seed": (1, 2)}, "seed is (1, 2), but must be one a prompt, 3 in all"),
         ({**SAMPLE, "seed": (1, 2, 3, 4)}, "but must be one a prompt, 3 in all"),
     ],
