@@ -88,7 +88,8 @@ def test_long_prompts_are_read_whole(longest: int, rows: int) -> None:
     for ids, got in zip(out.sequences, out.log_probs, strict=True):
         expected = jax.nn.log_softmax(apply(params, ids[None]).logits[0, -3:-1])
         assert ids[-2:].tolist() == expected.argmax(axis=-1).tolist()
-        np.testing.assert_allclose(got, expected.max(axis=-1), rtol=0, atol=1e-5)  # measured: 2e-6
+        # measured: 1.4e-6
+        np.testing.assert_allclose(got, expected.max(axis=-1), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 2])
