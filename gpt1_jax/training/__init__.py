@@ -1,0 +1,1 @@
+"""Pre-training and fine-tuning: data, objectives, optimizers, adapters, and runs that resume."""

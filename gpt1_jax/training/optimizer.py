@@ -1,0 +1,290 @@
+"""The optimizer: OpenAI's Adam and schedules, and today's AdamW, as optax transformations.
+
+The two differ in more than their schedules. OpenAI's Adam leaves its moments uncorrected and puts
+the correction into the learning rate: epsilon so weighs more in the first steps, and the decay is
+corrected along with the rest.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt1_jax.pretrained import Params
+
+Optimizer = Literal["adamw", "openai"]
+Schedule = Literal["linear", "cosine", "constant"]
+
+# Up to here float32, which steps are counted in, holds every integer.
+MOST_STEPS = 2**24
+
+# Whether weight decay falls on a parameter, by the name of its leaf.
+DECAYED = {
+    "kernel": True,
+    "embedding": True,
+    "lora_A": True,
+    "lora_B": True,
+    "bias": False,
+    "scale": False,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """How to turn gradients into updates.
+
+    Attributes:
+        optimizer: "openai", the Adam that GPT-1 was trained with; or "adamw" (arXiv:1711.05101),
+            torch's and optax's.
+        learning_rate: its peak.
+        schedule: what the learning rate does after the warm-up: fall to 0 on a line or on half a
+            cosine, or stay.
+        warmup: how long the learning rate rises: below 1 a share of all steps, from 1 on their
+            number.
+        weight_decay: the share of a parameter that is taken off it in every step, times the
+            learning rate; see ``decayed`` for which.
+        max_grad_norm: gradients whose norm, over all parameters together, is above are scaled down
+            to it; None for no limit.
+        b1: decay of the mean of the gradients.
+        b2: decay of the mean of their squares.
+        eps: added to the root of the latter.
+
+    Raises:
+        ValueError: a value out of its range; the message names both.
+    """
+
+    optimizer: Optimizer
+    learning_rate: float
+    schedule: Schedule
+    warmup: float
+    weight_decay: float = 0.01
+    max_grad_norm: float | None = 1.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        for name, choices in {"optimizer": Optimizer, "schedule": Schedule}.items():
+            names = get_args(choices)
+            right = " or ".join(f'"{choice}"' for choice in names)
+            self._check(name, getattr(self, name) in names, right)
+        for name in ("learning_rate", "eps"):
+            value = getattr(self, name)
+            self._check(name, _is_number(value) and value > 0, "a number above 0")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            self._check(name, _is_number(value) and 0 < value < 1, "a number in (0, 1)")
+        right = "a number, at least 0"
+        self._check("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, right)
+        limit = self.max_grad_norm
+        right = "a number above 0, or None"
+        self._check("max_grad_norm", limit is None or (_is_number(limit) and limit > 0), right)
+        right = "a share of the steps in [0, 1), or an integer number of steps"
+        self._check("warmup", _is_number(self.warmup) and self.warmup >= 0, right)
+        self._check("warmup", self.warmup < 1 or float(self.warmup).is_integer(), right)
+
+    def _check(self, name: str, right: bool, description: str) -> None:
+        if not right:
+            raise ValueError(f"{name} is {getattr(self, name)!r}, but must be {description}")
+
+
+def learning_rate(settings: OptimizerSettings, total_steps: int) -> Callable[[Any], jax.Array]:
+    """Return the learning rate as a function of the number of steps taken before.
+
+    For "adamw" the schedules are those of transformers (``get_linear_schedule_with_warmup`` and its
+    siblings): the first step has the rate 0, the peak comes after the warm-up, and what follows it
+    is spread over the steps left. For "openai" they are the original's, whose decay is spread over
+    all steps: with x the share of steps taken before and rise = x / warmup,
+
+    - linear: ``rise * (1 - x)`` while x <= warmup, then ``1 - x``;
+    - cosine: ``rise`` while x <= warmup, then ``(1 + cos(pi * x)) / 2``;
+    - constant: ``rise`` while x <= warmup, then 1.
+
+    Args:
+        settings: of which "openai" keeps a warm-up of a fractional number of steps, and "adamw"
+            rounds it up as transformers does.
+        total_steps: after which training ends.
+
+    Returns:
+        () integer, traced or not -> () float32: what the optimizer multiplies its updates with,
+        but for the correction in OpenAI's Adam.
+
+    Raises:
+        ValueError: no steps, more than can be counted, or fewer than those of the warm-up.
+    """
+    if not isinstance(total_steps, int) or not 1 <= total_steps <= MOST_STEPS:
+        raise ValueError(
+            f"total_steps is {total_steps!r}, but must be an integer in [1, {MOST_STEPS}]"
+        )
+    warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * total_steps
+    if warmup > total_steps:
+        raise ValueError(
+            f"warmup is {settings.warmup:g} steps, but must be at most total_steps = {total_steps}"
+        )
+    if settings.optimizer == "openai":
+        factor = _openai_schedule(settings.schedule, warmup, total_steps)
+    else:
+        factor = _schedule(settings.schedule, math.ceil(warmup), total_steps)
+
+    def rate(count: Any) -> jax.Array:
+        step = jnp.asarray(count, jnp.float32)
+        return settings.learning_rate * jnp.asarray(factor(step), jnp.float32)
+
+    return rate
+
+
+def _decay(kind: Schedule, steps: int) -> optax.Schedule:
+    """Return what falls from 1 at step 0, to 0 at the last."""
+    if kind == "linear":
+        return optax.linear_schedule(1.0, 0.0, steps)
+    if kind == "cosine":
+        return optax.cosine_decay_schedule(1.0, steps)
+    return optax.constant_schedule(1.0)
+
+
+def _schedule(kind: Schedule, warmup: int, total: int) -> optax.Schedule:
+    decay = _decay(kind, max(1, total - warmup))
+    if not warmup:
+        return decay
+    return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), decay], [warmup])
+
+
+def _openai_schedule(kind: Schedule, warmup: float, total: int) -> optax.Schedule:
+    decay = _decay(kind, total)
+    if not warmup:
+        return decay
+
+    def factor(step: Any) -> jax.Array:
+        # In steps, not in shares of them: so no rounding moves the last step of the warm-up.
+        rise = step / warmup
+        if kind == "linear":
+            return jnp.minimum(rise, 1.0) * decay(step)
+        return jnp.where(step <= warmup, rise, decay(step))
+
+    return factor
+
+
+def make_optimizer(settings: OptimizerSettings, total_steps: int) -> optax.GradientTransformation:
+    """Return the optimizer: clip by global norm, Adam, decay, learning rate.
+
+    Its parameters are a nested dict with the names of a model's (see ``decayed``), all of them or
+    those that are trained. Moments have their dtypes. Clipping is TensorFlow's
+    ``clip_by_global_norm``, the original's: gradients above the limit are scaled to norm
+    ``max_grad_norm``. (torch's ``clip_grad_norm_`` scales them to a norm lower by 1e-6 relative
+    to their own.)
+
+    Raises:
+        ValueError: see ``learning_rate``.
+    """
+    make = openai_adam if settings.optimizer == "openai" else optax.adamw
+    adam = make(
+        learning_rate(settings, total_steps),
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        mask=decayed,
+    )
+    if settings.max_grad_norm is None:
+        return adam
+    return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), adam)
+
+
+def decayed(params: Params) -> Params:
+    """Return, for every parameter, whether weight decay falls on it.
+
+    It falls on matrices, that is kernels, embeddings and the factors of LoRA, but not on biases and
+    gains.
+
+    Args:
+        params: a nested dict, of any parameters of any model.
+
+    Returns:
+        The same nested dict, of bools.
+
+    Raises:
+        ValueError: a leaf whose name is none of these.
+    """
+
+    def by_name(path: tuple[Any, ...], _: Any) -> bool:
+        *_, name = keys = [entry.key for entry in path]
+        if name not in DECAYED:
+            raise ValueError(
+                f"{'.'.join(keys)} is no kind of parameter that weight decay is defined for: "
+                f"those are {', '.join(DECAYED)}"
+            )
+        return DECAYED[name]
+
+    return jax.tree.map_with_path(by_name, params)
+
+
+class OpenAIAdamState(NamedTuple):
+    """Means of the gradients and of their squares, each shaped as the parameters."""
+
+    mu: optax.Updates
+    nu: optax.Updates
+
+
+def scale_by_openai_adam(
+    b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8
+) -> optax.GradientTransformation:
+    """Return the transformation of gradients g to ``m / (sqrt(v) + eps)``, without a correction.
+
+    m and v are the running means of g and g^2, which start from 0. ``optax.scale_by_adam`` corrects
+    both for that before epsilon is added; here ``openai_adam`` does so afterwards.
+    """
+
+    def init(params: optax.Params) -> OpenAIAdamState:
+        return OpenAIAdamState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, OpenAIAdamState]:
+        del params
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment(updates, state.nu, b2, 2)
+        scaled = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), mu, nu)
+        return scaled, OpenAIAdamState(mu, nu)
+
+    return optax.GradientTransformation(init, update)
+
+
+def openai_adam(
+    learning_rate: optax.Schedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    mask: Params | Callable[[Params], Params] | None = None,
+) -> optax.GradientTransformation:
+    """Return the Adam that GPT-1 was trained with (``opt.py`` of finetune-transformer-lm).
+
+    In step t = 1, 2, ... a parameter p goes to ``p - lrt * (m / (sqrt(v) + eps) + decay * p)``,
+    where ``lrt = learning_rate(t - 1) * sqrt(1 - b2^t) / (1 - b1^t)``.
+
+    Args:
+        learning_rate: of the number of steps taken before.
+        b1: decay of m.
+        b2: decay of v.
+        eps: added after the root.
+        weight_decay: on the parameters in ``mask``.
+        mask: as ``optax.adamw`` takes it; None is for all.
+    """
+
+    def corrected(count: Any) -> jax.Array:
+        step = jnp.asarray(count + 1, jnp.float32)
+        # 1 - b^t by expm1: where b is near 1, the difference itself would lose most digits.
+        first, second = (-jnp.expm1(step * math.log(b)) for b in (b1, b2))
+        return jnp.sqrt(second) / first * learning_rate(count)
+
+    return optax.chain(
+        scale_by_openai_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.scale_by_learning_rate(corrected),
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
