@@ -1,0 +1,92 @@
+"""The metrics against their definitions in numpy, and where they are not defined."""
+
+import math
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt1_jax.training.metrics import DEFAULTS, METRICS, evaluate
+
+# float64 against float64, in another order. Measured: 5e-16.
+TOLERANCE = 1e-12
+
+
+def f1_of(k: int, predictions: np.ndarray, labels: np.ndarray) -> float:
+    right = ((predictions == k) & (labels == k)).sum()
+    all_ = (predictions == k).sum() + (labels == k).sum()
+    return 2 * right / all_ if all_ else 0.0
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> float:
+    x, y = x - x.mean(), y - y.mean()
+    return float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+
+
+def ranks(x: np.ndarray) -> np.ndarray:
+    """1-based; the mean of them where values are equal."""
+    return np.array([(x < value).sum() + ((x == value).sum() + 1) / 2 for value in x])
+
+
+@pytest.mark.parametrize("C", [2, 3])
+@given(seed=st.integers(0, 2**32 - 1), N=st.integers(2, 30))
+def test_classes(C: int, seed: int, N: int) -> None:
+    rng = np.random.default_rng(seed)
+    predictions, labels = rng.integers(C, size=(2, N)).astype(np.int32)
+    labels[:C], predictions[:2] = np.arange(C)[:N], [0, 1]
+    got = evaluate(DEFAULTS["classes"], predictions, labels)
+    present = sorted({*predictions.tolist(), *labels.tolist()})
+    scores = [f1_of(k, predictions, labels) for k in present]
+    assert got["accuracy"] == pytest.approx((predictions == labels).mean(), abs=TOLERANCE)
+    assert got["f1"] == pytest.approx(scores[1] if present == [0, 1] else np.mean(scores))
+    # Gorodkin's R_K (doi:10.1016/j.compbiolchem.2004.09.006): correlated one-hot vectors.
+    x, y = np.eye(C)[predictions], np.eye(C)[labels]
+    x, y = x - x.mean(0), y - y.mean(0)
+    expected = (x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum())
+    assert got["matthews"] == pytest.approx(expected, abs=TOLERANCE)
+
+
+@given(seed=st.integers(0, 2**32 - 1), N=st.integers(3, 30))
+def test_numbers(seed: int, N: int) -> None:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(4, size=N).astype(np.float32)  # with ties
+    labels[:2] = [0, 1]
+    predictions = rng.standard_normal(N)
+    got = evaluate(DEFAULTS["numbers"], predictions, labels)
+    assert got["pearson"] == pytest.approx(correlation(predictions, labels), abs=1e-6)
+    expected = correlation(ranks(predictions), ranks(labels))
+    assert got["spearman"] == pytest.approx(expected, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("predictions", [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0 + 1e-15]])
+def test_constant_predictions_have_no_correlation(predictions: list[float]) -> None:
+    got = evaluate(["pearson", "spearman"], predictions, [1.0, 2.0, 3.0])
+    if predictions[0] == predictions[2]:
+        assert math.isnan(got["pearson"])
+        assert math.isnan(got["spearman"])
+    assert all(map(math.isnan, evaluate(DEFAULTS["numbers"], [1.0], [2.0]).values()))
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_constant_predictions_of_a_class(label: int) -> None:
+    got = evaluate(DEFAULTS["classes"], [label] * 4, [label] * 4)
+    assert got == {"accuracy": 1, "f1": label, "matthews": 0}
+    assert evaluate(DEFAULTS["classes"], [label] * 4, [0, 1, 0, 1])["matthews"] == 0
+
+
+def test_what_cannot_be_compared() -> None:
+    with pytest.raises(ValueError, match="'bleu' is no metric; the metrics are accuracy, f1"):
+        evaluate(["accuracy", "bleu"], [1], [1])
+    for predictions, labels in [([1], [1, 0]), ([], []), ([[1]], [[1]])]:
+        with pytest.raises(ValueError, match=r"must be \(N,\)"):
+            evaluate(["accuracy"], predictions, labels)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(ImportError, match=r'pip install "gpt1-jax\[train\]"'):
+        evaluate([name], [0, 1], [1, 0])
