@@ -10,6 +10,7 @@ from typing import Any, Self
 import conversion
 from conversion.atomic import replacing
 from conversion.layout import ALIASES as SPELLINGS
+from gpt1_jax.demo import resolve
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "swish")
 SUMMARY_TYPES = ("cls_index", "last", "first", "mean")
@@ -205,7 +206,7 @@ class OpenAIGPTConfig:
             FileNotFoundError: there is no such folder, file or repository.
             ValueError: the file does not describe a GPT-1.
         """
-        fields = conversion.read_config(path, **hub)
+        fields = conversion.read_config(resolve(path, weights=False, **hub))
         try:
             return cls.from_dict(fields)
         except ValueError as error:

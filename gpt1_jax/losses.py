@@ -4,11 +4,15 @@ Labels that are IGNORED count neither in the sum nor in the mean. Where every la
 mean is NaN, as torch's: a silent zero would hide a batch without labels.
 """
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
 
 from gpt1_jax.dtypes import at_least_float32
+from gpt1_jax.products import table_product
 
 IGNORED = -100
 
@@ -50,6 +54,110 @@ def causal_lm_loss(
         () float32, in nats per token.
     """
     return cross_entropy(logits[..., :-1, :], labels[..., 1:], num_items_in_batch)
+
+
+def chunked_cross_entropy(
+    states: jax.Array,
+    table: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    *,
+    chunk: int = 512,
+    precision: jax.lax.PrecisionLike = None,
+) -> jax.Array:
+    """Return the weighted sum of the cross-entropies of ``states @ table.T``.
+
+    The logits of a training batch, and as large a gradient, are most of its memory. Here they exist
+    for one chunk of the tokens at a time, and once: a chunk's gradient is taken while its logits
+    are there. Otherwise the loss is what ``cross_entropy`` makes of the whole logits.
+
+    Args:
+        states: (N, E), in the dtype of the computation.
+        table: (V, E), in the same dtype.
+        labels: (N,) integer in [0, V).
+        weights: (N,) float; 0 for a label that does not count, 1 / count for a mean.
+        chunk: the most tokens whose logits exist at once; changes no more than the rounding.
+        precision: of the matrix products.
+
+    Returns:
+        () float32 (float64 for float64 states), in nats.
+    """
+    N = len(labels)
+    num_chunks = -(-N // chunk)
+    size = -(-N // num_chunks)  # as even as can be: the last chunk is filled up, with weight 0
+
+    def chunks(x: jax.Array) -> jax.Array:
+        """(N, ...) -> (num_chunks, size, ...)."""
+        filled = jnp.pad(x, [(0, num_chunks * size - N)] + [(0, 0)] * (x.ndim - 1))
+        return filled.reshape(num_chunks, size, *x.shape[1:])
+
+    weights = weights.astype(at_least_float32(states.dtype))
+    return _sum_of_chunks(chunks(states), table, chunks(labels), chunks(weights), precision)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _sum_of_chunks(
+    states: jax.Array,
+    table: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    precision: jax.lax.PrecisionLike,
+) -> jax.Array:
+    """(C, N, E), (V, E), (C, N), (C, N) -> ()."""
+
+    def add(total: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        x, labels, weights = chunk
+        losses, _ = _losses(table_product(x, table, precision), labels)
+        return total + weights @ losses, None
+
+    total, _ = jax.lax.scan(add, jnp.zeros((), weights.dtype), (states, labels, weights))
+    return total
+
+
+def _sum_and_gradients(
+    states: jax.Array,
+    table: jax.Array,
+    labels: jax.Array,
+    weights: jax.Array,
+    precision: jax.lax.PrecisionLike,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    """The sum, and its gradients, which are all that the backward pass needs."""
+    product = functools.partial(
+        jax.lax.dot_general, precision=precision, preferred_element_type=weights.dtype
+    )
+
+    def add(carry: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+        total, d_table = carry
+        x, labels, weights = chunk
+        losses, probabilities = _losses(table_product(x, table, precision), labels)
+        expected = jax.nn.one_hot(labels, len(table), dtype=weights.dtype)
+        d_logits = (weights[:, None] * (probabilities - expected)).astype(x.dtype)
+        d_x = product(d_logits, table, (((1,), (0,)), ((), ()))).astype(x.dtype)
+        d_table += product(d_logits, x, (((0,), (0,)), ((), ())))
+        return (total + weights @ losses, d_table), (d_x, losses)
+
+    start = jnp.zeros((), weights.dtype), jnp.zeros(table.shape, weights.dtype)
+    (total, d_table), (d_states, losses) = jax.lax.scan(add, start, (states, labels, weights))
+    return total, (d_states, d_table.astype(table.dtype), losses)
+
+
+def _scaled(
+    precision: jax.lax.PrecisionLike, gradients: tuple[jax.Array, ...], g: jax.Array
+) -> tuple[jax.Array | None, ...]:
+    d_states, d_table, d_weights = (g.astype(d.dtype) * d for d in gradients)
+    return d_states, d_table, None, d_weights
+
+
+_sum_of_chunks.defvjp(_sum_and_gradients, _scaled)
+
+
+def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """(N, V), (N,) -> the cross-entropies (N,) and the probabilities (N, V)."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    exponentials = jnp.exp(shifted)
+    sums = exponentials.sum(axis=-1, keepdims=True)
+    at_labels = jnp.take_along_axis(shifted, labels[:, None], axis=-1)
+    return (jnp.log(sums) - at_labels)[:, 0], exponentials / sums
 
 
 def classification_loss(

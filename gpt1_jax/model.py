@@ -33,6 +33,7 @@ from gpt1_jax.outputs import (
     SequenceClassifierOutput,
 )
 from gpt1_jax.pretrained import Numerics, OpenAIGPTPreTrainedModel
+from gpt1_jax.rematerialization import rematerialize
 
 
 def gelu_new(x: jax.Array) -> jax.Array:
@@ -273,7 +274,10 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         x = dropout(self.drop, x, drop_key)
         hidden_states, attentions, layers = [x], [], []
         for i, (block, key) in enumerate(zip(self.h, block_keys, strict=True)):
-            x, weights, layer = block(x, mask, None if cache is None else cache.layer(i), key)
+            if cache is None:
+                x, weights, layer = rematerialize(block, self.remat)(x, mask, None, key)
+            else:
+                x, weights, layer = block(x, mask, cache.layer(i), key)
             hidden_states.append(x)
             attentions.append(weights)
             layers.append(layer)

@@ -16,8 +16,10 @@ from flax.typing import PrecisionLike
 
 import conversion
 from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import resolve
 from gpt1_jax.dtypes import float_dtype
 from gpt1_jax.layers import Layers
+from gpt1_jax.rematerialization import KEPT, Remat
 
 Params = dict[str, Any]
 
@@ -80,12 +82,17 @@ class Numerics(TypedDict, total=False):
         param_dtype: of the parameters; float32 by default.
         precision: of the matrix products, as ``jax.lax.Precision``; by default JAX's for the
             device, which on GPU and TPU is coarser than float32.
+        remat: what the backward pass of a training computes again instead of keeping it: "none";
+            "cheap", all but the products of linear layers (so scores, softmax, dropout, GELU and
+            norms); or "all", whole blocks, of which then only the inputs are kept. On a CPU it
+            needs ``rematerialization.compiler_options``.
     """
 
     rngs: Required[nnx.Rngs]
     dtype: jax.typing.DTypeLike | None
     param_dtype: jax.typing.DTypeLike
     precision: PrecisionLike
+    remat: Remat
 
 
 class OpenAIGPTPreTrainedModel(nnx.Module):
@@ -94,10 +101,12 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     Attributes:
         config: the model's configuration.
         dtype: of the computation.
+        remat: what the backward pass computes again; see ``Numerics``.
     """
 
     config: OpenAIGPTConfig
     dtype: jnp.dtype
+    remat: Remat
 
     def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
         raise NotImplementedError
@@ -110,10 +119,14 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         precision: PrecisionLike = None,
+        remat: Remat = "none",
     ) -> Layers:
         """Set what every model holds, and return the maker of its layers; see ``Numerics``."""
+        if remat not in ("none", *KEPT):
+            raise ValueError(f"remat is {remat!r}, but must be one of none, {', '.join(KEPT)}")
         param_dtype = float_dtype("param_dtype", param_dtype)
         self.config = config
+        self.remat = remat
         self.dtype = param_dtype if dtype is None else float_dtype("dtype", dtype)
         return Layers(config, self.dtype, param_dtype, precision, rngs)
 
@@ -167,6 +180,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike | None = None,
         precision: PrecisionLike = None,
+        remat: Remat = "none",
         rngs: nnx.Rngs | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -178,10 +192,11 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         """Load a checkpoint: a Hugging Face folder or hub id, or a folder of OpenAI's npy files.
 
         Args:
-            path: the folder or hub id.
+            path: the folder or hub id, or "demo" for the small model that comes along.
             dtype: of the computation; the parameters' by default.
             param_dtype: of the parameters; the file's by default.
             precision: of the matrix products.
+            remat: what a training's backward pass computes again; see ``Numerics``.
             rngs: keys of a head that the checkpoint lacks. Without them such a checkpoint is an
                 error.
             revision: branch, tag or commit on the hub.
@@ -203,7 +218,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
             if value is not None:
                 float_dtype(name, value)
-        folder = conversion.resolve(
+        folder = resolve(
             path,
             revision=revision,
             cache_dir=cache_dir,
@@ -231,6 +246,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             dtype=dtype,
             param_dtype=param_dtype or jnp.result_type(*{leaf.dtype for leaf in leaves.values()}),
             precision=precision,
+            remat=remat,
         )
         model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
         if rngs is not None and (missing := model._variables().keys() - leaves.keys()):

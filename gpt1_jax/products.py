@@ -17,8 +17,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from gpt1_jax.dtypes import at_least_float32
+from gpt1_jax.rematerialization import LINEAR
 
 K_PARTS = 6  # measured best of 1, 6, 12, 24 and 48 at full size
 FEW = 32  # rows, up to which a table on the left is faster: 1.5 times, at 48 no more
@@ -41,7 +43,7 @@ def dot_general(lhs, rhs, dimension_numbers, precision=None, out_sharding=None):
 
     if lhs.size == lhs.shape[-1] and out_sharding is None:
         return jax.lax.platform_dependent(lhs, rhs, cpu=in_parts, default=whole).astype(lhs.dtype)
-    return whole(lhs, rhs).astype(lhs.dtype)
+    return checkpoint_name(whole(lhs, rhs).astype(lhs.dtype), LINEAR)
 
 
 def table_product(
@@ -61,6 +63,10 @@ def table_product(
         states = jnp.broadcast_to(x.reshape(1, -1, E), (parts, x.size // E, E))
         table = table.reshape(parts, -1, E)
         logits = product(table, states, (((2,), (2,)), ((0,), (0,))))
+        # This changes no number, but stands between the product and what follows: XLA's compiler
+        # makes one operation of it and of a maximum or a sum over V, and gets that wrong.
+        kind = jnp.finfo(logits.dtype)
+        logits = jax.lax.reduce_precision(logits, kind.nexp, kind.nmant)
         return logits.reshape(V, -1).T.reshape(*x.shape[:-1], V)
 
     # In half precision both forms are alike.

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import jax
 import numpy as np
 
-import conversion
+from gpt1_jax.demo import resolve
 from gpt1_jax.tokenizer_files import SPECIAL_TOKENS, read_tokenizer, write_tokenizer
 
 if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not pay
@@ -161,7 +161,7 @@ class Tokenizer:
             FileNotFoundError: the folder, the hub's model or a file of it is missing.
             ValueError: a file is broken, or is another model's tokenizer.
         """
-        fields = read_tokenizer(conversion.resolve(path_or_hub_id, weights=False, **hub))
+        fields = read_tokenizer(resolve(path_or_hub_id, weights=False, **hub))
         if padding_side is not None:
             fields["padding_side"] = padding_side
         return cls(**fields)
@@ -185,6 +185,10 @@ class Tokenizer:
         if self.model_max_length is not None:
             settings["model_max_length"] = self.model_max_length
         write_tokenizer(Path(folder), self._backend, settings)
+
+    def to_json(self) -> str:
+        """The whole pipeline, vocabulary and added tokens included, as tokenizer.json holds it."""
+        return self._backend.to_str()
 
     def encode(self, text: str) -> list[int]:
         """The ids of ``text``.

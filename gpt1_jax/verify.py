@@ -17,6 +17,7 @@ import numpy as np
 
 import conversion
 from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import resolve
 from gpt1_jax.functional import functional
 from gpt1_jax.generation import generate
 from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel
@@ -96,7 +97,7 @@ def verify(
         ValueError: the files do not hold a GPT-1.
         FileNotFoundError: there is no such folder, file or repository.
     """
-    folder = conversion.resolve(path, **hub)
+    folder = resolve(path, **hub)
     config, params = conversion.read(folder)
     architecture = config["architectures"][0]
     model = MODELS[architecture].from_pretrained(folder, dtype=jnp.float32, precision="highest")

@@ -11,10 +11,10 @@ from typing import Any, Literal, Self
 import jax
 import numpy as np
 
-import conversion
 from conversion.atomic import replacing
 from conversion.config_file import read_json
 from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import resolve
 
 FILE = "generation_config.json"
 MOST = 2**20  # tokens or texts, beyond which memory could not hold them
@@ -396,7 +396,7 @@ class GenerationSettings:
         """
         names = ("revision", "cache_dir", "local_files_only", "token", "force_download")
         hub = {name: changes.pop(name) for name in names if name in changes}
-        folder = conversion.resolve(path, weights=False, **hub)
+        folder = resolve(path, weights=False, **hub)
         fields = read_generation_config(folder)
         try:
             return cls.from_dict(fields, **changes)

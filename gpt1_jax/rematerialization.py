@@ -1,0 +1,38 @@
+"""Rematerialisation: to compute again, in a training's backward pass, what was not kept for it."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+
+Remat = Literal["none", "cheap", "all"]
+LINEAR = "linear"  # the name of the product of every linear layer
+KEPT = {
+    "cheap": jax.checkpoint_policies.save_only_these_names(LINEAR),
+    "all": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def rematerialize(block: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+    """Return ``block`` such that the backward pass computes again what ``remat`` says."""
+    if remat == "none":
+        return block
+
+    # A function of its own for every call: JAX keeps what it traced by the function, and a module's
+    # parameters may have changed since.
+    def call(*args: Any) -> Any:
+        return block(*args)
+
+    return jax.checkpoint(call, policy=KEPT[remat])
+
+
+def compiler_options() -> dict[str, str]:
+    """Return the ``compiler_options`` with which ``jax.jit`` keeps rematerialisation.
+
+    What is computed again stands behind a barrier, lest the compiler see that it is there already.
+    XLA's CPU compiler drops the barriers before it looks for what is twice there, and the memory
+    saved is lost again, unless it is told not to.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_disable_hlo_passes": "cse_barrier_expander"}
