@@ -13,6 +13,7 @@ import tyro
 
 import conversion
 from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import DEMO, resolve
 from gpt1_jax.generation import GenerateOutput, GenerationSettings, stream
 from gpt1_jax.generation.batches import generate_batches, in_order
 from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
@@ -26,10 +27,13 @@ from gpt1_jax.setting_flags import (
     read_settings,
 )
 from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.training.commands import COMMANDS, with_config
 
 DType = Literal["float32", "bfloat16", "float16"]
 Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
 app = tyro.extras.SubcommandApp()
+for training_command in COMMANDS.values():
+    app.command(training_command)
 
 
 @app.command
@@ -39,11 +43,11 @@ def generate(
         tyro.conf.Positional,
         tyro.conf.arg(metavar="PROMPT...", help_behavior_hint=""),
     ],
-    model: Model,
     length: tyro.conf.OmitArgPrefixes[LengthFlags],
     sampling: tyro.conf.OmitArgPrefixes[SamplingFlags],
     beams: tyro.conf.OmitArgPrefixes[BeamFlags],
     constraints: tyro.conf.OmitArgPrefixes[ConstraintFlags],
+    model: Model = DEMO,
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     batch_size: int = 8,
     json: bool = False,
@@ -66,7 +70,7 @@ def generate(
 
     Args:
         texts: the beginnings of the texts.
-        model: a checkpoint with a tokenizer.
+        model: a checkpoint with a tokenizer; by default the small one that comes along.
         length: When a text ends.
         sampling: Draws.
         beams: Beam search.
@@ -93,7 +97,7 @@ def generate(
         _check_other_keys(given)
     hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     # All that can be wrong comes before the weights, which may have to be downloaded.
-    folder = conversion.resolve(model, weights=False, **hub)
+    folder = resolve(model, weights=False, **hub)
     held = conversion.named_architecture(conversion.read_config(folder))
     if held == OpenAIGPTForSequenceClassification.__name__:
         raise ValueError(f"{model} is a classification, {held}; it was not trained to write text")
@@ -158,7 +162,7 @@ def convert(
     """
     if format == "openai" and (dtype or max_shard_size or pickle):
         raise ValueError("--dtype, --max-shard-size and --pickle do not go with --format openai")
-    folder = conversion.resolve(source, revision=revision, local_files_only=local_files_only)
+    folder = resolve(source, revision=revision, local_files_only=local_files_only)
     config, params = conversion.read(folder)
     OpenAIGPTConfig.from_dict(config)  # what no model can be made of is not worth writing
     if dtype is not None:
@@ -192,7 +196,8 @@ def tree(
 
     from gpt1_jax.explore import tree as show
 
-    fields = conversion.read_config(model, revision=revision, local_files_only=local_files_only)
+    folder = resolve(model, weights=False, revision=revision, local_files_only=local_files_only)
+    fields = conversion.read_config(folder)
     cls = MODELS[conversion.named_architecture(fields) or OpenAIGPTLMHeadModel.__name__]
     config = OpenAIGPTConfig.from_dict(fields)
     abstract = nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
@@ -314,7 +319,7 @@ def _json_objects(
 def main() -> None:
     """Run the command; wrong input is one message on standard error and exit status 2."""
     try:
-        app.cli(prog="gpt1", description="GPT-1 in Flax.")
+        app.cli(prog="gpt1", description="GPT-1 in Flax.", args=with_config(sys.argv[1:]))
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -329,3 +334,7 @@ def main() -> None:
     except (ValueError, OSError, ImportError) as error:
         print(f"gpt1: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

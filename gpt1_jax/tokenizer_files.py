@@ -54,7 +54,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     if unk_token is None or model.token_to_id(unk_token) is None:
         raise ValueError(f"{file}: the vocabulary has no unknown token {unk_token!r}")
 
-    backend = _pipeline(model, unk_token)
+    backend = pipeline(model, unk_token)
     _check_ids(backend, file)
     listed = _listed_tokens(folder, settings, saved, {token.content for token in special})
     # In the order of their ids; the special tokens that are not listed come last.
@@ -167,7 +167,7 @@ def _gpt1_model(saved: tokenizers.Tokenizer, file: Path) -> models.BPE:
     return model
 
 
-def _pipeline(model: models.BPE, unk_token: str) -> tokenizers.Tokenizer:
+def pipeline(model: models.BPE, unk_token: str) -> tokenizers.Tokenizer:
     """The pipeline of transformers 5 around a vocabulary and its merges."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 

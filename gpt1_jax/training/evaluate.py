@@ -1,0 +1,87 @@
+"""Evaluation: what a trained checkpoint is worth on texts or labelled sets."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import conversion
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import resolve
+from gpt1_jax.functional import split
+from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
+from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.training.corpus import load_tokens
+from gpt1_jax.training.finetune import TASK, read_task, task_measures
+from gpt1_jax.training.labelled import read_rows
+from gpt1_jax.training.perplexity import text_measures
+from gpt1_jax.training.run_settings import check_files, check_modules, check_vocabulary
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    files: Sequence[str | os.PathLike[str]],
+    *,
+    stride: int | None = None,
+    batch_size: int = 8,
+    dtype: str | None = None,
+    **hub: Any,
+) -> Iterator[tuple[str, dict[str, float]]]:
+    """Measure a checkpoint on each of several files.
+
+    Args:
+        model: a folder or hub id. One that ``finetune`` wrote is measured on labelled sets, as
+            its task is; any other one is a language model, and measured on texts.
+        files: UTF-8 texts, or labelled sets with the columns that the model was trained on.
+        stride: of a text, tokens that each window predicts after more context; by default half the
+            model's positions. All of them is fastest, and gives the tokens less context.
+        batch_size: windows or examples that are computed at once.
+        dtype: of the computation; the checkpoint's by default.
+        **hub: ``revision``, ``local_files_only`` and the like.
+
+    Yields:
+        Each file's name with its measures: ``perplexity.text_measures`` or
+        ``finetune.task_measures``.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file, or the stride, is wrong.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    check_files(files)
+    folder = resolve(model, **hub)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    config = OpenAIGPTConfig.from_pretrained(folder)
+    check_vocabulary(model, tokenizer, config.vocab_size)
+    # All files are read before the first is measured, so that what is wrong with one shows at once.
+    if (folder / TASK).is_file():
+        check_modules("sklearn", "scipy")
+        if stride is not None:
+            raise ValueError(f"{model} is a model for labelled sets, which have no stride")
+        task, columns = read_task(folder, tokenizer, config.n_positions)
+        sets = [read_rows(file, columns) for file in files]
+        task_model: Any = MODELS[task.architecture].from_pretrained(folder, dtype=dtype)
+        _, params = split(task_model)
+        measures = [task_measures(task_model, task, rows, batch_size=batch_size) for rows in sets]
+        for file, measure in zip(files, measures, strict=True):
+            yield str(file), measure(params)
+        return
+    architecture = conversion.named_architecture(conversion.read_config(folder))
+    if architecture == OpenAIGPTForSequenceClassification.__name__:
+        raise ValueError(f"{model} is a classification without {TASK}, which says of what")
+    if stride is None:
+        stride = max(1, config.n_positions // 2)
+    if not 1 <= stride <= config.n_positions:
+        raise ValueError(f"stride is {stride}, but must be in [1, {config.n_positions}]")
+    with TemporaryDirectory() as cache:
+        texts = [load_tokens([file], tokenizer, Path(cache)) for file in files]
+        language_model = OpenAIGPTLMHeadModel.from_pretrained(folder, dtype=dtype)
+        _, params = split(language_model)
+        measures = [
+            text_measures(language_model, text, stride=stride, batch_size=batch_size)
+            for text in texts
+        ]
+        for file, measure in zip(files, measures, strict=True):
+            yield str(file), measure(params)

@@ -1,0 +1,374 @@
+"""Fine-tuning: from a language model and a labelled set to a model for the task."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from flax.traverse_util import unflatten_dict
+
+from conversion.atomic import replacing
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import resolve
+from gpt1_jax.functional import merge, split
+from gpt1_jax.model import MODELS
+from gpt1_jax.pretrained import Params, flatten
+from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.training import lora, metrics, run_folder
+from gpt1_jax.training.embedding_dropout import with_dropped_tables
+from gpt1_jax.training.freezing import join, split_frozen
+from gpt1_jax.training.labelled import Row, read_rows
+from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
+from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from gpt1_jax.training.run_settings import RunSettings, check_modules, check_vocabulary
+from gpt1_jax.training.task_objective import TaskModel, task_loss, task_outputs
+from gpt1_jax.training.tasks import (
+    Example,
+    Task,
+    TaskName,
+    collate,
+    find_classes,
+    prepare_tokenizer,
+    task_columns,
+)
+
+OPTIMIZER = OptimizerSettings(
+    optimizer="openai", learning_rate=6.25e-5, schedule="linear", warmup=0.002
+)
+TASK = "task.json"
+ADAPTER = "adapter"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinetuneSettings(RunSettings):
+    """What to train, for how long, and how to compute it; the defaults are the paper's.
+
+    Attributes:
+        epochs: how often to read the training set.
+        batch_size: examples a step.
+        lm_weight: of the auxiliary language-modelling loss.
+        max_tokens: the most tokens of a text; by default what the model has room for.
+        numbers: whether the labels of a similarity are numbers, not classes.
+        freeze_embeddings: do not train the embeddings.
+        freeze_layers: do not train so many layers, from the lowest on.
+        lora_rank: train adapters of this rank, and the head, in place of all weights; they are
+            saved apart too, in the folder "adapter".
+        lora_alpha: scale of the adapters, times the rank.
+        lora_targets: names of the linear layers that get adapters.
+    """
+
+    epochs: float = 3.0
+    batch_size: int = 32
+    lm_weight: float = 0.5
+    max_tokens: int | None = None
+    numbers: bool = False
+    freeze_embeddings: bool = False
+    freeze_layers: int = 0
+    lora_rank: int | None = None
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("c_attn",)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("lm_weight", 0 <= self.lm_weight < float("inf"), "a number, at least 0")
+        if self.lora is not None and (self.freeze_embeddings or self.freeze_layers):
+            raise ValueError("lora_rank freezes all but the adapters: freeze nothing besides")
+        for name in ("lora_alpha", "lora_targets"):
+            if self.lora is None and getattr(self, name) != getattr(FinetuneSettings, name):
+                raise ValueError(f"{name} is of adapters, which need a lora_rank")
+
+    @property
+    def lora(self) -> lora.LoraSettings | None:
+        """The adapters to train, if any."""
+        if self.lora_rank is None:
+            return None
+        return lora.LoraSettings(
+            rank=self.lora_rank, alpha=self.lora_alpha, target_modules=self.lora_targets
+        )
+
+
+def finetune(
+    task: TaskName,
+    train: str | os.PathLike[str],
+    valid: str | os.PathLike[str] | None,
+    out: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    columns: Mapping[str, str] | None = None,
+    choices: Sequence[str] = (),
+    settings: FinetuneSettings = FinetuneSettings(),
+    optimizer: OptimizerSettings = OPTIMIZER,
+    loop: LoopSettings = LoopSettings(),
+) -> Progress:
+    """Train a model for a task; run again, a killed run goes on, bit by bit the same.
+
+    Args:
+        task: one of ``TASKS``; their inputs are the paper's.
+        train: a labelled set, see ``labelled.read_rows``.
+        valid: another, which says what is best; None for no validation.
+        out: the folder of the result: a checkpoint in Hugging Face's layout with its tokenizer and
+            ``task.json``, which ``evaluate`` reads; ``log.jsonl``, ``loss.png``, ``checkpoints/``.
+        model: a pre-trained checkpoint with its tokenizer: a folder, or a hub id.
+        columns: the columns' names by their roles, where they differ.
+        choices: the columns of the choices of a multiple choice, in order.
+        settings: what to train, for how long.
+        optimizer: how gradients become updates.
+        loop: when to log, validate and save.
+
+    Returns:
+        How the validations went.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        ValueError: a setting or a row is wrong, or ``out`` holds another run.
+        KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
+    """
+    out = Path(out)
+    check_modules("grain", "matplotlib", "sklearn", "scipy")
+    loop.check_for(settings.batch_size, validates=valid is not None)
+    if settings.numbers and task != "similarity":
+        raise ValueError(f"numbers says what the labels of a similarity are, but this is {task}")
+    named = task_columns(task, columns, choices)
+    rows = read_rows(train, named)
+    valid_rows = None if valid is None else read_rows(valid, named)
+    folder = resolve(model)
+    config = OpenAIGPTConfig.from_pretrained(folder)
+    tokenizer = Tokenizer.from_pretrained(folder)
+    check_vocabulary(folder, tokenizer, config.vocab_size)
+    by_class = task in ("classification", "entailment") or (
+        task == "similarity" and not settings.numbers
+    )
+    transformed = Task(
+        name=task,
+        tokenizer=tokenizer,
+        special=prepare_tokenizer(tokenizer),
+        n_positions=config.n_positions,
+        classes=find_classes(rows) if by_class else None,
+        choices=len(choices),
+        max_tokens=settings.max_tokens,
+    )
+    examples = [transformed.encode(row) for row in rows]
+    run = {
+        "task": task,
+        "train": str(train),
+        "train_content": run_folder.content(train),
+        "valid": None if valid is None else str(valid),
+        "valid_content": None if valid is None else run_folder.content(valid),
+        "model": str(model),
+        "columns": named,
+        **{
+            name: value
+            for part in (settings, optimizer, loop)
+            for name, value in dataclasses.asdict(part).items()
+        },
+    }
+    run_folder.check(out, run)
+
+    task_model = _model(folder, transformed, config, settings)
+    on_tables = settings.embedding_dropout == "tables" and settings.dropout > 0
+    if on_tables:
+        task_model.transformer.drop = nnx.Dropout(0.0)
+    graphdef, params = split(task_model)
+    trained, frozen, combine = _trained(params, settings)
+
+    def objective(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return task_loss(
+            merge(graphdef, params),
+            batch,
+            key if settings.dropout else None,
+            lm_weight=settings.lm_weight,
+            classifier_dropout=settings.dropout,
+        )
+
+    def save(trained: Params) -> None:
+        task_model.load_params(combine(trained, frozen))
+        if settings.lora is not None:
+            lora.save_adapters(
+                out / ADAPTER,
+                settings.lora,
+                trained["adapters"],
+                architecture=transformed.architecture,
+                base=str(model),
+                # The embeddings of the special tokens are new, and the base lacks them.
+                saved_modules={
+                    **trained["head"],
+                    "transformer": {"tokens_embed": frozen["transformer"]["tokens_embed"]},
+                },
+            )
+        task_model.save_pretrained(out)
+
+    per_epoch = max(1, len(examples) // settings.batch_size)
+    steps = max(1, round(settings.epochs * len(examples) / settings.batch_size))
+    evaluate = None
+    if valid_rows is not None:
+        evaluate = task_measures(task_model, transformed, valid_rows)
+    chosen = metrics.DEFAULTS[transformed.predicts][0]
+    training = Training(
+        params=trained,
+        frozen=frozen,
+        combine=combine,
+        objective=with_dropped_tables(objective, settings.dropout) if on_tables else objective,
+        optimizer=make_optimizer(optimizer, steps),
+        learning_rate=learning_rate(optimizer, steps),
+        batches=batches(examples, transformed, settings.batch_size, settings.seed),
+        tokens=lambda batch: int((batch["classify_at"] + 1).sum()),
+        steps=steps,
+        seed=settings.seed,
+        save=save,
+        evaluate=evaluate,
+        chosen=chosen,
+        better="high",
+    )
+    tokenizer.save_pretrained(out)
+    _write_task(out, transformed, named)
+    run_folder.begin(out, run)
+    return fit(training, dataclasses.replace(loop, eval_every=loop.eval_every or per_epoch), out)
+
+
+def batches(examples: Sequence[Example], task: Task, batch_size: int, seed: int) -> Any:
+    """Return grain's iterator over shuffled batches, without end: each epoch in another order."""
+    import grain
+
+    return (
+        grain.MapDataset.source(examples)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .batch(batch_size, batch_fn=lambda group: collate(group, n_positions=task.n_positions))
+        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        .__iter__()
+    )
+
+
+def task_measures(
+    model: TaskModel, task: Task, rows: Sequence[Row], *, batch_size: int = 32
+) -> Callable[[Params], dict[str, float]]:
+    """Return the function from a model's parameters to its measures on labelled rows.
+
+    Args:
+        model: whose structure it is; its own parameters are not used.
+        task: that it was trained for.
+        rows: to predict.
+        batch_size: examples that are computed at once.
+
+    Returns:
+        Parameters -> the metrics of the task (``metrics.DEFAULTS``), and ``loss``, the mean of the
+        task's own loss.
+
+    Raises:
+        ValueError: a row is wrong; names the file and the line.
+    """
+    graphdef, _ = split(model)
+    # Those of like length together, so that there is little padding.
+    examples = sorted((task.encode(row) for row in rows), key=lambda e: max(map(len, e.sequences)))
+
+    @jax.jit
+    def outputs(params: Params, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+        built = merge(graphdef, params)
+        return task_outputs(built, batch), task_loss(built, batch, lm_weight=0.0)[0]
+
+    def measure(params: Params) -> dict[str, float]:
+        predictions, labels, loss = [], [], 0.0
+        for start in range(0, len(examples), batch_size):
+            group = examples[start : start + batch_size]
+            batch = collate(group, n_positions=task.n_positions, rows=batch_size)
+            logits, summed = outputs(params, batch)
+            logits = np.asarray(logits)[: len(group)]
+            predictions.append(logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1))
+            labels.append(batch["label"][: len(group)])
+            loss += float(summed)
+        names = metrics.DEFAULTS[task.predicts]
+        measures = metrics.evaluate(names, np.concatenate(predictions), np.concatenate(labels))
+        return {"loss": loss / len(examples), **measures}
+
+    return measure
+
+
+def read_task(folder: Path, tokenizer: Tokenizer, n_positions: int) -> tuple[Task, dict[str, str]]:
+    """Return the task that a checkpoint was trained for, and the columns it was trained on.
+
+    Raises:
+        FileNotFoundError: the folder has no task.json.
+        ValueError: the file is broken.
+    """
+    path = folder / TASK
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        columns = dict(fields.pop("columns"))
+        classes = fields.pop("classes")
+        task = Task(
+            tokenizer=tokenizer,
+            special=prepare_tokenizer(tokenizer),
+            n_positions=n_positions,
+            classes=None if classes is None else tuple(classes),
+            **fields,
+        )
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} describes no task: {error}") from None
+    return task, columns
+
+
+def _write_task(out: Path, task: Task, columns: Mapping[str, str]) -> None:
+    fields = {
+        "name": task.name,
+        "classes": task.classes,
+        "choices": task.choices,
+        "max_tokens": task.max_tokens,
+        "columns": dict(columns),
+    }
+    with replacing(out) as new:
+        new(TASK).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def _model(
+    folder: Path, task: Task, config: OpenAIGPTConfig, settings: FinetuneSettings
+) -> TaskModel:
+    """Return the model of the task with the checkpoint's weights, and new ones for what is new."""
+    rates = ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout")
+    config = task.configure(dataclasses.replace(config, **dict.fromkeys(rates, settings.dropout)))
+    # What the class names are is no part of the weights.
+    fields = {
+        name: getattr(config, name)
+        for name in (*rates, "num_labels", "pad_token_id", "problem_type")
+    }
+    rngs = nnx.Rngs(settings.seed)
+    model: Any = MODELS[task.architecture].from_pretrained(
+        folder,
+        rngs=rngs,
+        dtype=settings.dtype,
+        param_dtype="float32",
+        remat=settings.remat,
+        **fields,
+    )
+    model.config = model.transformer.config = config
+    model.resize_token_embeddings(len(task.tokenizer), rngs=rngs)
+    return model
+
+
+def _trained(
+    params: Params, settings: FinetuneSettings
+) -> tuple[Params, Params, Callable[[Params, Params], Params]]:
+    """Return what is trained, what is not, and how both make the model's parameters."""
+    adapters = settings.lora
+    if adapters is None:
+        trained, frozen = split_frozen(
+            params, embeddings=settings.freeze_embeddings, layers=settings.freeze_layers
+        )
+        return trained, frozen, join
+    body = {path: leaf for path, leaf in flatten(params).items() if path[0] == "transformer"}
+    head = {path: leaf for path, leaf in flatten(params).items() if path[0] != "transformer"}
+    key = jax.random.key(settings.seed)
+    trained = {
+        "adapters": lora.init_adapters(adapters, unflatten_dict(body), key),
+        "head": unflatten_dict(head),
+    }
+
+    def combine(trained: Params, frozen: Params) -> Params:
+        return lora.adapt(frozen, trained["adapters"], adapters) | trained["head"]
+
+    return trained, unflatten_dict(body), combine

@@ -1,0 +1,44 @@
+"""The language-modelling loss of packed blocks: pure, for use inside a compiled step."""
+
+import jax
+import jax.numpy as jnp
+
+from gpt1_jax.layers import TiedLinear
+from gpt1_jax.losses import chunked_cross_entropy
+from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.training.step import Batch
+
+
+def lm_loss(
+    model: OpenAIGPTLMHeadModel, batch: Batch, dropout_key: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of a batch as a sum, so that micro-batches add up, and what divides it.
+
+    Args:
+        model: as ``functional.merge`` returns it.
+        batch: ``tokens`` (B, T + 1) integer, of which the last T are predicted, each from those
+            before it; and, where some do not count, ``weights`` (B, T).
+        dropout_key: that every dropout mask is drawn from; None for no dropout.
+
+    Returns:
+        () float32, the sum of the cross-entropies in nats; () float32, how many tokens count.
+    """
+    inputs, labels = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
+    weights = batch.get("weights")
+    if weights is None:
+        weights = jnp.ones(labels.shape, jnp.float32)
+    states = model.transformer(
+        inputs, deterministic=dropout_key is None, dropout_key=dropout_key
+    ).last_hidden_state
+    if isinstance(model.lm_head, TiedLinear):
+        table = model.transformer.tokens_embed.embedding.get_value()
+    else:
+        table = model.lm_head.kernel.get_value().T
+    loss = chunked_cross_entropy(
+        states.reshape(-1, states.shape[-1]),
+        table.astype(model.dtype),
+        labels.reshape(-1),
+        weights.reshape(-1),
+        precision=model.transformer.h[0].attn.precision,
+    )
+    return loss, weights.sum()

@@ -1,0 +1,87 @@
+"""The log of a run: a JSON object a line, and a picture of the loss."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conversion.atomic import replacing
+
+
+class Log:
+    """A file of JSON objects with the key "step", one a line.
+
+    Args:
+        path: of the file.
+        step: what later steps have logged is taken out: they will be taken again.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: there is a file that is no log.
+    """
+
+    def __init__(self, path: Path, step: int):
+        self.path = path
+        kept = [record for record in read_log(path) if record["step"] <= step]
+        with replacing(path.parent) as new:
+            text = "".join(json.dumps(record) + "\n" for record in kept)
+            new(path.name).write_text(text, encoding="utf-8")
+
+    def write(self, **record: Any) -> None:
+        """Append one object.
+
+        Raises:
+            OSError: it cannot be written; names the file.
+        """
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+        except OSError as error:  # that of a full disk names no file
+            message = f"cannot write to {self.path}: {error.strerror}"
+            raise OSError(error.errno, message) from error
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a log; a last line that was cut short is left out.
+
+    Raises:
+        ValueError: another line is no such object; names file and line.
+    """
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f'{path}, line {number} is no JSON object with a "step"')
+        records.append(record)
+    return records
+
+
+def draw_losses(log: Path, picture: Path) -> None:
+    """Draw the losses of a log: of the training steps, and of the validations.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        OSError: the picture cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    records = read_log(log)
+    figure = Figure(figsize=(7, 4), layout="constrained")  # not pyplot's, which would be kept
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, label, style in (("loss", "training", "-"), ("valid_loss", "validation", "o-")):
+        found = [record for record in records if name in record]
+        if found:
+            steps, losses = zip(*((record["step"], record[name]) for record in found), strict=True)
+            axes.plot(steps, losses, style, label=label, linewidth=1, markersize=3)
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats)")
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend()
+    with replacing(picture.parent) as new:
+        figure.savefig(new(picture.name), format="png", dpi=120)

@@ -1,0 +1,273 @@
+"""The loop: steps, log, validation, checkpoints; a run that was killed goes on where it was."""
+
+import dataclasses
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import optax
+
+from gpt1_jax.pretrained import Params
+from gpt1_jax.training.checkpoints import Checkpoints
+from gpt1_jax.training.freezing import join
+from gpt1_jax.training.log import Log, draw_losses
+from gpt1_jax.training.step import Batch, Combine, Objective, TrainState, make_step, micro_batches
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoopSettings:
+    """When to do what, counted in steps.
+
+    Attributes:
+        accumulate: micro-batches that a batch is computed in, one after another; takes less memory.
+        log_every: steps between two lines of log.jsonl.
+        eval_every: steps between two validations; by default an epoch's.
+        checkpoint_every: steps between two checkpoints, from which a killed run goes on.
+        patience: stop after so many validations in a row without a better one.
+    """
+
+    accumulate: int = 1
+    log_every: int = 10
+    eval_every: int | None = None
+    checkpoint_every: int = 500
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value is not None and value < 1:
+                raise ValueError(f"{field.name} is {value}, but must be at least 1")
+
+    def check_for(self, batch_size: int, *, validates: bool) -> None:
+        """Check that the settings fit a training.
+
+        Raises:
+            ValueError: they ask for what it cannot do, or for what needs a validation.
+        """
+        if batch_size % self.accumulate:
+            raise ValueError(
+                f"batch_size is {batch_size}, but must be a multiple of accumulate = "
+                f"{self.accumulate}"
+            )
+        for name in ("eval_every", "patience"):
+            value = getattr(self, name)
+            if value is not None and not validates:
+                raise ValueError(f"{name} is {value}, but needs a set to validate on")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """What is trained, on what, and what becomes of it.
+
+    Attributes:
+        params: those that are trained, before the first step.
+        frozen: those that are not.
+        combine: makes the model's parameters of both.
+        objective: the loss.
+        optimizer: makes updates of its gradients.
+        learning_rate: of the number of steps taken before, for the log.
+        batches: an iterator of grain's, which knows its position; each batch is a dict of arrays.
+        tokens: how many tokens of a batch are trained on.
+        steps: how many to take.
+        seed: of dropout.
+        save: writes the result of trained parameters into the output folder.
+        evaluate: measures of the model's parameters, ``loss`` among them; None without validation.
+        chosen: the measure that says which parameters are best.
+        better: whether it should be high or low.
+    """
+
+    params: Params
+    frozen: Params
+    combine: Combine = join
+    objective: Objective
+    optimizer: optax.GradientTransformation
+    learning_rate: Callable[[Any], Any]
+    batches: Any
+    tokens: Callable[[Batch], int]
+    steps: int
+    seed: int
+    save: Callable[[Params], None]
+    evaluate: Callable[[Params], dict[str, float]] | None = None
+    chosen: str = "loss"
+    better: Literal["high", "low"] = "low"
+
+
+@dataclasses.dataclass
+class Progress:
+    """How the validations went.
+
+    Attributes:
+        best: all measures of the best one.
+        best_step: when that was.
+        stale: how many there were since.
+        stopped: whether training ended for lack of a better one.
+    """
+
+    best: dict[str, float] | None = None
+    best_step: int = 0
+    stale: int = 0
+    stopped: bool = False
+
+
+def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
+    """Train, from the latest checkpoint in ``out`` if there is one.
+
+    ``out`` gets ``log.jsonl``, ``loss.png``, ``checkpoints/`` and what ``training.save`` writes:
+    the best parameters so far, or without validation the last ones. SIGINT and SIGTERM end the run
+    after the current step, with a checkpoint; a second one at once.
+
+    Args:
+        training: what to train.
+        settings: when to do what.
+        out: the output folder; made if need be.
+
+    Returns:
+        How the validations went.
+
+    Raises:
+        ValueError: the checkpoint is of another training; the loss is no longer a number.
+        OSError: something cannot be written; earlier checkpoints stay.
+        KeyboardInterrupt: after SIGINT or SIGTERM.
+    """
+    from tqdm import tqdm
+
+    state = TrainState.create(training.params, training.optimizer, training.seed)
+    progress = Progress()
+    step = make_step(training.objective, training.optimizer, training.combine)
+    eval_every = settings.eval_every or training.steps
+
+    def worth(measures: dict[str, float]) -> float:
+        score = measures[training.chosen]
+        if np.isnan(score):
+            return -np.inf  # never better, but as the first it is better than nothing
+        return score if training.better == "high" else -score
+
+    def validate(at: int) -> None:
+        assert training.evaluate is not None
+        measures = training.evaluate(training.combine(state.params, training.frozen))
+        log.write(step=at, **{f"valid_{name}": value for name, value in measures.items()})
+        if progress.best is None or worth(measures) > worth(progress.best):
+            progress.best, progress.best_step, progress.stale = measures, at, 0
+            training.save(state.params)
+        else:
+            progress.stale += 1
+            progress.stopped = progress.stale == settings.patience
+        shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
+        mark = " (best)" if progress.best_step == at else ""
+        tqdm.write(f"step {at}: {shown}{mark}", file=sys.stderr)
+        draw_losses(log.path, out / "loss.png")
+
+    with Checkpoints(out / "checkpoints") as checkpoints, _interruption() as interrupted:
+        found = checkpoints.latest(state)
+        if found is not None:
+            state, rest = found
+            training.batches.set_state(rest["position"])
+            progress = Progress(**rest["progress"])
+        done = int(state.step)
+        log = Log(out / "log.jsonl", done)
+
+        def checkpoint() -> None:
+            position = training.batches.get_state()
+            checkpoints.save(
+                state, {"position": position, "progress": dataclasses.asdict(progress)}
+            )
+
+        window = _Window()
+        bar = tqdm(total=training.steps, initial=done, unit="step", disable=None)
+        with bar:
+            while done < training.steps and not progress.stopped:
+                batch = next(training.batches)
+                # Before the step that is the number `done`, counted from 0.
+                rate = float(training.learning_rate(done))
+                state, measures = step(
+                    state, training.frozen, micro_batches(batch, settings.accumulate)
+                )
+                done += 1
+                window.add(measures, training.tokens(batch))
+                last = done == training.steps
+                validates = training.evaluate is not None and (done % eval_every == 0 or last)
+                ends = bool(interrupted)  # asked once, lest the run end without a checkpoint
+                saves = done % settings.checkpoint_every == 0 or last or ends
+                if done % settings.log_every == 0 or validates or saves:
+                    record = window.close(done)
+                    log.write(step=done, learning_rate=rate, **record)
+                    bar.set_postfix(
+                        loss=f"{record['loss']:.4f}",
+                        lr=f"{rate:.2e}",
+                        tokens_per_second=f"{record['tokens_per_second']:.0f}",
+                        refresh=False,
+                    )
+                if validates:
+                    validate(done)
+                    window.restart()
+                if saves or progress.stopped:
+                    checkpoint()
+                    window.restart()
+                bar.update()
+                if ends:
+                    raise KeyboardInterrupt
+        if training.evaluate is None:
+            training.save(state.params)
+        draw_losses(log.path, out / "loss.png")
+    return progress
+
+
+class _Window:
+    """Measures of the steps between two lines of the log."""
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        self.measures: list[dict[str, Any]] = []
+        self.tokens = 0
+        self.start = time.perf_counter()
+
+    def add(self, measures: dict[str, Any], tokens: int) -> None:
+        # Fetched when the line is written: the device need not wait for the host.
+        self.measures.append(measures)
+        self.tokens += tokens
+
+    def close(self, step: int) -> dict[str, float]:
+        """Return the means since the last line, and start anew."""
+        means = {
+            name: float(np.mean([np.asarray(measures[name]) for measures in self.measures]))
+            for name in ("loss", "grad_norm")
+        }
+        for name, value in means.items():
+            if not np.isfinite(value):
+                raise ValueError(
+                    f"the {name} is {value} at step {step}: a lower learning_rate, or a lower "
+                    "max_grad_norm, may help"
+                )
+        seconds = time.perf_counter() - self.start
+        means["tokens_per_second"] = round(self.tokens / seconds, 1)
+        self.restart()
+        return means
+
+
+@contextmanager
+def _interruption() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM in a list instead of dying of the first one."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # signals reach the main thread alone
+        return
+
+    def receive(number: int, frame: Any) -> None:
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,251 @@
+"""Pre-training: from plain text to a language model."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.functional import merge, split
+from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.pretrained import Params
+from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.training import run_folder
+from gpt1_jax.training.corpus import Blocks, load_tokens, read_pieces
+from gpt1_jax.training.embedding_dropout import with_dropped_tables
+from gpt1_jax.training.lm_objective import lm_loss
+from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
+from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from gpt1_jax.training.perplexity import text_measures
+from gpt1_jax.training.run_settings import (
+    RunSettings,
+    check_files,
+    check_modules,
+    check_vocabulary,
+)
+from gpt1_jax.training.vocabulary import train_tokenizer
+
+OPTIMIZER = OptimizerSettings(
+    optimizer="openai", learning_rate=2.5e-4, schedule="cosine", warmup=2000
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NewModel:
+    """The sizes of a model that is trained from scratch; the defaults are GPT-1's.
+
+    Attributes:
+        merges: byte-pair merges to learn from the texts, unless a tokenizer is given.
+        n_layer: blocks.
+        n_embd: width.
+        n_head: attention heads.
+        n_positions: positions, the longest text.
+
+    Raises:
+        ValueError: no model has such sizes.
+    """
+
+    merges: int = 40_000
+    n_layer: int = 12
+    n_embd: int = 768
+    n_head: int = 12
+    n_positions: int = 512
+
+    def __post_init__(self) -> None:
+        if self.merges < 1:
+            raise ValueError(f"merges is {self.merges}, but must be at least 1")
+        self.config(vocab_size=1)
+
+    def config(self, vocab_size: int) -> OpenAIGPTConfig:
+        """Return the configuration of the model with a vocabulary of that size."""
+        return OpenAIGPTConfig(
+            vocab_size=vocab_size,
+            n_layer=self.n_layer,
+            n_embd=self.n_embd,
+            n_head=self.n_head,
+            n_positions=self.n_positions,
+        )
+
+    def check_for(self, model: object | None, tokenizer: object | None) -> None:
+        """Check that nothing is set that a given model or tokenizer has of its own.
+
+        Raises:
+            ValueError: something is.
+        """
+        changed = [
+            field.name
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        if model is not None and tokenizer is not None:
+            raise ValueError(f"{model} has its own tokenizer: give either model or tokenizer")
+        if model is not None and changed:
+            raise ValueError(f"{changed[0]} is for a new model, but {model} is there to go on from")
+        if tokenizer is not None and "merges" in changed:
+            raise ValueError(f"merges are for a new tokenizer, but {tokenizer} is given")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PretrainSettings(RunSettings):
+    """How long to train on how much at once, and how to compute it; the defaults are the paper's.
+
+    Attributes:
+        epochs: how often to read the texts.
+        steps: how many steps to take, in place of epochs.
+        batch_size: sequences a step.
+    """
+
+    epochs: float = 100.0
+    steps: int | None = None
+    batch_size: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check("steps", self.steps is None or self.steps >= 1, "at least 1")
+
+
+def pretrain(
+    texts: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    valid: Sequence[str | os.PathLike[str]] = (),
+    model: str | os.PathLike[str] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    new: NewModel = NewModel(),
+    settings: PretrainSettings = PretrainSettings(),
+    optimizer: OptimizerSettings = OPTIMIZER,
+    loop: LoopSettings = LoopSettings(),
+) -> Progress:
+    """Train a language model on text files; run again, a killed run goes on, bit by bit the same.
+
+    The recipe is the paper's by default: 64 sequences of 512 tokens a step, 100 epochs, OpenAI's
+    Adam with a peak of 2.5e-4 after 2000 steps and a cosine to 0.
+
+    Args:
+        texts: UTF-8 files, read one after another.
+        out: the folder of the result: a checkpoint in Hugging Face's layout with its tokenizer, the
+            best by validation or else the last; ``log.jsonl``, ``loss.png``, ``checkpoints/``, and
+            the texts as tokens.
+        valid: files to validate on.
+        model: a checkpoint to go on from, with its tokenizer; a new model by default.
+        tokenizer: a folder or hub id of one, for a new model; one is learned by default.
+        new: sizes of a new model.
+        settings: how long, on how much.
+        optimizer: how gradients become updates.
+        loop: when to log, validate and save.
+
+    Returns:
+        How the validations went.
+
+    Raises:
+        OSError: a file cannot be read or written.
+        ValueError: a setting or a text is wrong, or ``out`` holds another run.
+        KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
+    """
+    out = Path(out)
+    if not texts:
+        raise ValueError("give at least one text file")
+    check_modules("grain", "matplotlib")
+    check_files([*texts, *valid])
+    new.check_for(model, tokenizer)
+    loop.check_for(settings.batch_size, validates=bool(valid))
+    run = {
+        "texts": [str(path) for path in texts],
+        "valid": [str(path) for path in valid],
+        "contents": [run_folder.content(path) for path in (*texts, *valid)],
+        "model": None if model is None else str(model),
+        "tokenizer": None if tokenizer is None else str(tokenizer),
+        **{
+            name: value
+            for part in (new, settings, optimizer, loop)
+            for name, value in dataclasses.asdict(part).items()
+        },
+    }
+    given = out if run_folder.check(out, run) else model or tokenizer
+    if given is None:
+        text_tokenizer = _learned_tokenizer(texts, new.merges)
+    else:
+        text_tokenizer = Tokenizer.from_pretrained(given)
+    language_model = _model(model, text_tokenizer, new, settings)
+    config = language_model.config
+    text = load_tokens(texts, text_tokenizer, out / "tokens")
+    blocks = Blocks(text.ids, config.n_positions, text.files)
+    epoch = max(1, len(blocks) // settings.batch_size)
+    steps = settings.steps or max(1, round(settings.epochs * len(blocks) / settings.batch_size))
+    evaluate = None
+    if valid:
+        evaluate = text_measures(language_model, load_tokens(valid, text_tokenizer, out / "tokens"))
+
+    on_tables = settings.embedding_dropout == "tables" and settings.dropout > 0
+    if on_tables:
+        language_model.transformer.drop = nnx.Dropout(0.0)
+    graphdef, params = split(language_model)
+
+    def objective(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return lm_loss(merge(graphdef, params), batch, key if settings.dropout else None)
+
+    def save(params: Params) -> None:
+        language_model.load_params(params)
+        language_model.save_pretrained(out)
+
+    training = Training(
+        params=params,
+        frozen={},
+        objective=with_dropped_tables(objective, settings.dropout) if on_tables else objective,
+        optimizer=make_optimizer(optimizer, steps),
+        learning_rate=learning_rate(optimizer, steps),
+        batches=batches(blocks, settings.batch_size, settings.seed),
+        tokens=lambda batch: settings.batch_size * config.n_positions,
+        steps=steps,
+        seed=settings.seed,
+        save=save,
+        evaluate=evaluate,
+    )
+    text_tokenizer.save_pretrained(out)  # which a run that goes on reads
+    run_folder.begin(out, run)
+    return fit(training, dataclasses.replace(loop, eval_every=loop.eval_every or epoch), out)
+
+
+def batches(blocks: Blocks, batch_size: int, seed: int) -> Any:
+    """Return grain's iterator over shuffled batches, without end: each epoch in another order."""
+    import grain
+
+    return (
+        grain.MapDataset.source(blocks)
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .batch(batch_size)
+        .map(lambda tokens: {"tokens": tokens})
+        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        .__iter__()
+    )
+
+
+def _learned_tokenizer(texts: Sequence[str | os.PathLike[str]], merges: int) -> Tokenizer:
+    pieces = (line for path in texts for piece in read_pieces(path) for line in piece.split("\n"))
+    return train_tokenizer(pieces, merges)
+
+
+def _model(
+    path: str | os.PathLike[str] | None,
+    tokenizer: Tokenizer,
+    new: NewModel,
+    settings: PretrainSettings,
+) -> OpenAIGPTLMHeadModel:
+    """Return the model to go on from, or a new one."""
+    rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings.dropout)
+    if path is None:
+        config = dataclasses.replace(new.config(len(tokenizer)), **rates)
+        return OpenAIGPTLMHeadModel(
+            config, rngs=nnx.Rngs(settings.seed), dtype=settings.dtype, remat=settings.remat
+        )
+    model = OpenAIGPTLMHeadModel.from_pretrained(
+        path, dtype=settings.dtype, param_dtype="float32", remat=settings.remat, **rates
+    )
+    check_vocabulary(path, tokenizer, model.config.vocab_size)
+    return model

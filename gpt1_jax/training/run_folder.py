@@ -1,0 +1,90 @@
+"""The output folder of a run: which settings it was begun with, so that it resumes no other."""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from conversion.atomic import replacing
+
+SETTINGS = "run.json"
+LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")  # as ``replacing`` names what it works on
+
+
+def content(path: str | os.PathLike[str]) -> str:
+    """Return what tells a file's content from any other."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def check(out: Path, settings: dict[str, Any]) -> bool:
+    """Check that a folder is free for a run, or holds what this very run has written.
+
+    Args:
+        out: the folder, which need not be there.
+        settings: all that the result depends on, as JSON holds it.
+
+    Returns:
+        Whether the run was begun before.
+
+    Raises:
+        ValueError: the folder holds a run with other settings, or a checkpoint that is no run's;
+            the message lists what differs.
+    """
+    settings = json.loads(json.dumps(settings))  # tuples are lists to JSON
+    path = out / SETTINGS
+    if not path.is_file():
+        if (out / "config.json").exists() or (out / "checkpoints").exists():
+            raise ValueError(
+                f"{out} holds a checkpoint that no run has begun here ({SETTINGS} is missing): "
+                "give an empty folder with --out"
+            )
+        return False
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} must hold a JSON object, the settings of a run")
+    differing = sorted(
+        name for name in found.keys() | settings.keys() if found.get(name) != settings.get(name)
+    )
+    if differing:
+        lines = [
+            f"  {name}: {found.get(name)} there, {settings.get(name)} now" for name in differing
+        ]
+        raise ValueError(
+            "\n".join(
+                [f"{out} holds a run with other settings; give another --out, or the same:", *lines]
+            )
+        )
+    return True
+
+
+def begin(out: Path, settings: dict[str, Any]) -> bool:
+    """Write down a run's settings in its folder, unless they are there.
+
+    From here on the folder is the run's: so do it when all that can be wrong has been checked. What
+    the same run left half-written when it was killed is removed.
+
+    Args:
+        out: see ``check``; made if need be.
+        settings: likewise.
+
+    Returns:
+        Whether the run was begun before.
+
+    Raises:
+        ValueError: see ``check``.
+        OSError: it cannot be written.
+    """
+    if check(out, settings):
+        for path in out.rglob(".*"):
+            if LEFT.fullmatch(path.name):
+                path.unlink()
+        return True
+    with replacing(out) as new:
+        new(SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    return False

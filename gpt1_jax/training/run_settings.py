@@ -1,0 +1,98 @@
+"""What pre-training and fine-tuning are set to alike, and the checks that both begin with."""
+
+import dataclasses
+import importlib.util
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, get_args
+
+from gpt1_jax.rematerialization import Remat
+from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.training.embedding_dropout import EmbeddingDropout
+
+# Not float16, whose gradients underflow without a scaled loss.
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How long to train on how much at once, and how to compute it.
+
+    Attributes:
+        epochs: how often to read the training set.
+        batch_size: sequences or examples a step.
+        dropout: rate on embeddings, attention weights, what the blocks add, and the state that a
+            new head reads; of the model, in place of its own.
+        embedding_dropout: whether it falls on the sum of a token's and a position's vector, as
+            Hugging Face's, or on the tables, as OpenAI's.
+        dtype: of the computation; weights and their optimizer are float32.
+        remat: what the backward pass computes again to save memory.
+        seed: of new weights, order and dropout.
+
+    Raises:
+        ValueError: a value out of its range; the message names both.
+    """
+
+    epochs: float
+    batch_size: int
+    dropout: float = 0.1
+    embedding_dropout: EmbeddingDropout = "sum"
+    dtype: DType = "float32"
+    remat: Remat = "cheap"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        self._check("epochs", 0 < self.epochs < float("inf"), "a number above 0")
+        self._check("batch_size", self.batch_size >= 1, "at least 1")
+        self._check("dropout", 0 <= self.dropout < 1, "a rate in [0, 1)")
+        for name, kind in {
+            "embedding_dropout": EmbeddingDropout,
+            "dtype": DType,
+            "remat": Remat,
+        }.items():
+            choices = get_args(kind)
+            self._check(name, getattr(self, name) in choices, " or ".join(choices))
+        self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")  # as grain takes it
+
+    def _check(self, name: str, right: bool, description: str) -> None:
+        if not right:
+            raise ValueError(f"{name} is {getattr(self, name)}, but must be {description}")
+
+
+def check_modules(*names: str) -> None:
+    """Check that modules are installed which the package can do without, but a training cannot.
+
+    Raises:
+        ImportError: some are not; the message says how to get them.
+    """
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(f'{", ".join(missing)} is not installed: pip install "gpt1-jax[train]"')
+
+
+def check_files(paths: Iterable[str | os.PathLike[str]]) -> None:
+    """Check that there are such files, with something in them.
+
+    Raises:
+        FileNotFoundError: one is not there, or is no file.
+        ValueError: one is empty.
+    """
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is not a file" if path.exists() else f"no file {path}")
+        if not path.stat().st_size:
+            raise ValueError(f"{path} is empty")
+
+
+def check_vocabulary(model: str | os.PathLike[str], tokenizer: Tokenizer, vocab_size: int) -> None:
+    """Check that every token of a checkpoint's tokenizer has a row in its embedding.
+
+    Raises:
+        ValueError: some have not.
+    """
+    if len(tokenizer) > vocab_size:
+        raise ValueError(
+            f"{model}: the tokenizer has {len(tokenizer)} tokens, but the model's vocab_size is "
+            f"{vocab_size}: they are not of one checkpoint, or the embedding has to be resized"
+        )

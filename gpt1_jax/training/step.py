@@ -1,0 +1,100 @@
+"""One step of training, compiled: gradients over micro-batches, and an update of the state."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Self, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from gpt1_jax.pretrained import Params
+from gpt1_jax.rematerialization import compiler_options
+from gpt1_jax.training.freezing import join
+
+Batch = Mapping[str, Any]
+# (parameters, batch, key of dropout) -> a sum of losses, and what divides it: so micro-batches of
+# unequal weight add up to the whole batch.
+Objective = Callable[[Params, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+# (trained, frozen) -> the model's parameters.
+Combine = Callable[[Params, Params], Params]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+        step: () int32, steps taken.
+        params: the trained parameters.
+        opt_state: of the optimizer.
+        key: the key data of dropout, the same all along: each step folds its number in.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: optax.OptState
+    key: jax.Array
+
+    @classmethod
+    def create(cls, params: Params, optimizer: optax.GradientTransformation, seed: int) -> Self:
+        """Return the state before the first step, with buffers of its own, which may be donated."""
+        params = jax.tree.map(jnp.array, params)
+        key = jax.random.key_data(jax.random.key(seed))
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+
+
+def micro_batches(batch: Batch, accumulate: int) -> Batch:
+    """Split every array (B, ...) of a batch into (accumulate, B / accumulate, ...)."""
+    return {
+        name: array.reshape(accumulate, len(array) // accumulate, *array.shape[1:])
+        for name, array in batch.items()
+    }
+
+
+def make_step(
+    objective: Objective, optimizer: optax.GradientTransformation, combine: Combine = join
+) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Return the compiled step: (state, frozen, batch) -> the next state, and its measures.
+
+    The state is donated: the one given must not be used again. ``frozen`` are the parameters that
+    are not trained, and the batch's arrays are (micro-batches, rows, ...), see ``micro_batches``.
+    The gradient is that of the mean loss over the whole batch, however it is split; only dropout
+    draws other masks.
+
+    The measures are ``loss``, the mean over the batch, and ``grad_norm``, the gradients' global
+    norm before clipping; both () float32.
+    """
+
+    @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
+    def step(
+        state: TrainState, frozen: Params, batch: Batch
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        def sums(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return objective(combine(params, frozen), micro, key)
+
+        gradients_of = jax.value_and_grad(sums, has_aux=True)
+
+        def add(carry: Any, inputs: Any) -> tuple[Any, None]:
+            (loss, weight), gradients = gradients_of(state.params, *inputs)
+            return jax.tree.map(jnp.add, carry, (loss, weight, gradients)), None
+
+        count = len(next(iter(batch.values())))
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        keys = jax.random.split(key, count)
+        if count == 1:
+            micro = {name: array[0] for name, array in batch.items()}
+            (loss, weight), gradients = gradients_of(state.params, micro, keys[0])
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, state.params)
+            start = (jnp.zeros(()), jnp.zeros(()), zeros)
+            (loss, weight, gradients), _ = jax.lax.scan(add, start, (dict(batch), keys))
+        gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
+        measures = {"loss": loss / weight, "grad_norm": optax.tree.norm(gradients)}
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = cast(Params, optax.apply_updates(state.params, updates))
+        return TrainState(state.step + 1, params, opt_state, state.key), measures
+
+    return step

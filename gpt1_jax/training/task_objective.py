@@ -1,0 +1,128 @@
+"""What a model says of a batch of examples, and its loss: pure, for use inside a compiled step.
+
+Dimensions: B examples, S sequences of each (1, both orders of a similarity, or the choices),
+T tokens, E ``n_embd``, C outputs of the head.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from gpt1_jax.layers import dropout, split_key
+from gpt1_jax.losses import IGNORED, chunked_cross_entropy, cross_entropy
+from gpt1_jax.model import OpenAIGPTDoubleHeadsModel, OpenAIGPTForSequenceClassification
+
+TaskModel = OpenAIGPTDoubleHeadsModel | OpenAIGPTForSequenceClassification
+Batch = Mapping[str, jax.Array | np.ndarray]  # as tasks.collate makes it
+
+
+def task_outputs(
+    model: TaskModel,
+    batch: Batch,
+    dropout_key: jax.Array | None = None,
+    *,
+    classifier_dropout: float = 0.1,
+) -> jax.Array:
+    """Return the logits of the classes or choices, or the predicted number.
+
+    Args:
+        model: as ``functional.merge`` returns it, configured by ``Task.configure``.
+        batch: see ``tasks.collate``; rows of any weight.
+        dropout_key: that every dropout mask is drawn from; None for no dropout.
+        classifier_dropout: the rate on the state before the head, in place of the config's
+            ``summary_first_dropout``. The choices of an example share the mask.
+
+    Returns:
+        (B, C) classes, (B, 1) numbers or (B, S) choices, float32.
+    """
+    body_key, head_key = split_key(dropout_key, 2)
+    states = _states(model, batch, body_key)
+    return _head(model, states, batch["classify_at"], classifier_dropout, head_key)
+
+
+def task_loss(
+    model: TaskModel,
+    batch: Batch,
+    dropout_key: jax.Array | None = None,
+    *,
+    lm_weight: float,
+    classifier_dropout: float = 0.1,
+) -> tuple[jax.Array, jax.Array]:
+    """Return the loss of a batch as a sum, so that micro-batches add up, and what divides it.
+
+    The loss of an example is the cross-entropy of its class or choice, or the squared error of its
+    number, plus ``lm_weight`` times the auxiliary language-modelling loss: the mean over its
+    sequences of the mean cross-entropy of their tokens after the first (the paper's equation 5;
+    the means are those of OpenAI's code).
+
+    Args:
+        model: see ``task_outputs``, as the next two and ``classifier_dropout``.
+        batch: rows of weight 0 count neither in the sum nor in the number.
+        dropout_key: that every dropout mask is drawn from; None for no dropout.
+        lm_weight: 0 leaves the language-modelling loss out.
+        classifier_dropout: the rate before the head.
+
+    Returns:
+        () float32, the sum over the examples; () float32, the number of examples.
+    """
+    body_key, head_key = split_key(dropout_key, 2)
+    states = _states(model, batch, body_key)
+    logits = _head(model, states, batch["classify_at"], classifier_dropout, head_key)
+    label, weight = batch["label"], jnp.asarray(batch["weight"], logits.dtype)
+    if jnp.issubdtype(label.dtype, jnp.floating):
+        loss = weight @ optax.squared_error(logits[:, 0], label.astype(logits.dtype))
+    else:
+        loss = cross_entropy(logits, jnp.where(weight > 0, label, IGNORED), num_items=1)
+    if lm_weight:
+        loss += lm_weight * _lm_loss(model, states, batch)
+    return loss, weight.sum()
+
+
+def _states(model: TaskModel, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:
+    """Return the states (B, S, T, E).
+
+    There is no mask: pads come after the tokens, which do not see what follows them.
+    """
+    return model.transformer(
+        batch["input_ids"], deterministic=dropout_key is None, dropout_key=dropout_key
+    ).last_hidden_state
+
+
+def _head(
+    model: TaskModel,
+    states: jax.Array,
+    classify_at: jax.Array | np.ndarray,
+    classifier_dropout: float,
+    dropout_key: jax.Array | None,
+) -> jax.Array:
+    """(B, S, T, E) and the places (B, S) that are read -> (B, C), or (B, S) for choices."""
+    x = jnp.take_along_axis(states, classify_at[:, :, None, None], axis=2)[:, :, 0]  # (B, S, E)
+    drop = nnx.Dropout(classifier_dropout, broadcast_dims=(1,))
+    if isinstance(model, OpenAIGPTDoubleHeadsModel):
+        head = model.multiple_choice_head
+        return head.activation(head.summary(dropout(drop, x, dropout_key)))[:, :, 0]
+    x = x.sum(axis=1, keepdims=True)
+    return model.score(dropout(drop, x, dropout_key))[:, 0]
+
+
+def _lm_loss(model: TaskModel, states: jax.Array, batch: Batch) -> jax.Array:
+    """Return the language-modelling losses of the examples, summed: (B, S, T, E) -> ()."""
+    B, S, T, E = states.shape
+    last = batch["classify_at"][:, :, None]  # (B, S, 1)
+    weight = batch["weight"][:, None, None]
+    mean = weight / (S * jnp.maximum(last, 1)).astype(weight.dtype)
+    weights = jnp.where(jnp.arange(T)[None, None] < last, mean, 0)
+    # The last column comes round from the first, and weighs nothing.
+    labels = jnp.roll(batch["input_ids"], -1, axis=-1)
+    table = model.transformer.tokens_embed.embedding.get_value()
+    return chunked_cross_entropy(
+        states.reshape(B * S * T, E),
+        table.astype(model.dtype),
+        labels.reshape(-1),
+        weights.reshape(-1),
+        precision=model.transformer.h[0].attn.precision,
+    )

@@ -1,0 +1,77 @@
+"""The demo checkpoint: whole, small, and what every command takes where no model is named."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gpt1_jax as gpt1
+from gpt1_jax import demo
+from gpt1_jax.training.corpus import load_tokens
+from gpt1_jax.training.perplexity import text_measures
+
+SENTENCE = "the old man looked at her and"
+
+
+def test_the_demo_is_a_small_checkpoint_in_hugging_faces_layout() -> None:
+    files = {path.name: path.stat().st_size for path in demo.FOLDER.iterdir() if path.is_file()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= files.keys()
+    assert sum(files.values()) <= 12e6
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained("demo")
+    tokenizer = gpt1.Tokenizer.from_pretrained("demo")
+    assert model.config == gpt1.OpenAIGPTConfig.from_pretrained(demo.FOLDER)
+    assert len(tokenizer) == model.config.vocab_size
+    assert 4 <= model.config.n_layer <= 6
+    assert 128 <= model.config.n_embd <= 320
+
+
+def test_the_demo_writes_english() -> None:
+    """It has learned words and what follows them: far likelier than in another order."""
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained("demo")
+    tokenizer = gpt1.Tokenizer.from_pretrained("demo")
+    ids = np.asarray([tokenizer.encode(f"{SENTENCE} said that he had never seen such a thing.")])
+    shuffled = np.random.default_rng(0).permuted(ids, axis=1)
+    losses = [float(model(x, labels=x).loss) for x in (ids, shuffled)]
+    assert losses[0] < 5 < 7 < losses[1]
+    text = tokenizer.decode(gpt1.generate(model, ids[:, :7], max_new_tokens=20)[0])
+    assert text.startswith(SENTENCE.split()[0])
+    assert "<unk>" not in text
+
+
+def test_a_folder_called_demo_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert demo.resolve("demo") == demo.FOLDER
+    (tmp_path / "demo").mkdir()
+    assert demo.resolve("demo").resolve() == tmp_path / "demo"
+
+
+def test_the_command_needs_no_model_and_no_network(tmp_path: Path) -> None:
+    """In a process of its own that runs elsewhere and may not reach a hub."""
+    command = [sys.executable, "-m", "gpt1_jax.cli", "generate", SENTENCE, "--json"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--max-new-tokens", "8"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    printed = json.loads(done.stdout)
+    assert printed["prompt"] == SENTENCE
+    assert len(printed["new_ids"]) == 8
+
+
+@pytest.mark.slow
+def test_the_figures_of_the_model_card(data_folder: Path, tmp_path: Path) -> None:
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained("demo")
+    tokenizer = gpt1.Tokenizer.from_pretrained("demo")
+    card = (demo.FOLDER / "README.md").read_text()
+    for part in ("valid", "test"):
+        text = load_tokens(sorted((data_folder / "books" / part).iterdir()), tokenizer, tmp_path)
+        found = text_measures(model, text, stride=model.config.n_positions // 2)(model.params)
+        assert f"{found['perplexity']:.1f} | {found['bits_per_character']:.3f}" in card

@@ -1,0 +1,93 @@
+"""The settings that a folder's run was begun with."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt1_jax.training.run_folder import SETTINGS, begin, content
+
+RUN: dict[str, Any] = {"texts": ("a.txt", "b.txt"), "steps": 10, "rate": 0.1, "valid": None}
+
+
+def test_a_run_is_begun_once(tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "out"
+    assert begin(out, RUN) is False
+    written = (out / SETTINGS).read_bytes()
+    assert json.loads(written) == {**RUN, "texts": ["a.txt", "b.txt"]}
+    assert begin(out, RUN) is True
+    assert begin(out, {**RUN, "texts": ["a.txt", "b.txt"]}) is True
+    assert (out / SETTINGS).read_bytes() == written
+    assert [file.name for file in out.iterdir()] == [SETTINGS]
+
+
+def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
+    begin(tmp_path, RUN)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text("{}")
+    assert begin(tmp_path, RUN) is True
+
+
+def test_all_that_differs_is_listed(tmp_path: Path) -> None:
+    begin(tmp_path, RUN)
+    written = (tmp_path / SETTINGS).read_bytes()
+    with pytest.raises(ValueError, match=r"holds a run with other settings") as caught:
+        begin(tmp_path, {"texts": ("a.txt",), "rate": 0.1, "steps": 20, "valid": "v", "seed": 1})
+    assert str(caught.value).splitlines() == [
+        f"{tmp_path} holds a run with other settings; give another --out, or the same:",
+        "  seed: None there, 1 now",
+        "  steps: 10 there, 20 now",
+        "  texts: ['a.txt', 'b.txt'] there, ['a.txt'] now",
+        "  valid: None there, v now",
+    ]
+    assert (tmp_path / SETTINGS).read_bytes() == written
+
+
+def test_a_setting_that_is_gone(tmp_path: Path) -> None:
+    begin(tmp_path, RUN)
+    with pytest.raises(ValueError, match=r"\n  rate: 0\.1 there, None now$"):
+        begin(tmp_path, {name: value for name, value in RUN.items() if name != "rate"})
+
+
+@pytest.mark.parametrize("name", ["config.json", "checkpoints"])
+def test_a_checkpoint_of_no_run(tmp_path: Path, name: str) -> None:
+    if name == "checkpoints":
+        (tmp_path / name).mkdir()
+    else:
+        (tmp_path / name).write_text("{}")
+    message = r"holds a checkpoint that no run has begun here \(run\.json is missing\)"
+    with pytest.raises(ValueError, match=message):
+        begin(tmp_path, RUN)
+    assert [file.name for file in tmp_path.iterdir()] == [name]
+
+
+def test_a_folder_with_other_files(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    assert begin(tmp_path, RUN) is False
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [("{", "is not JSON: "), ("[1]", "must hold a JSON object, the settings of a run$")],
+)
+def test_settings_that_cannot_be_read(tmp_path: Path, broken: str, message: str) -> None:
+    (tmp_path / SETTINGS).write_text(broken)
+    with pytest.raises(ValueError, match=rf"run\.json {message}"):
+        begin(tmp_path, RUN)
+
+
+def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(OSError, match=r"cannot write to .*out: "):
+        begin(tmp_path / "out", RUN)
+
+
+def test_content(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.write_bytes(b"abc")
+    two.write_bytes(b"abd")
+    assert content(one) == hashlib.sha256(b"abc").hexdigest()[:16] != content(two)
+    with pytest.raises(FileNotFoundError, match="three"):
+        content(tmp_path / "three")

@@ -1,0 +1,127 @@
+"""The outputs of a batch of examples are those of Hugging Face's models in torch."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import transformers  # noqa: E402
+from flax import nnx  # noqa: E402
+from small_models import small_config  # noqa: E402
+from small_tokenizer import SIZE, write_small  # noqa: E402
+from torch_reference import flax_model, largest_difference, to_torch, torch_model  # noqa: E402
+
+import gpt1_jax as gpt1  # noqa: E402
+from gpt1_jax.functional import merge, split  # noqa: E402
+from gpt1_jax.training.labelled import Row  # noqa: E402
+from gpt1_jax.training.task_objective import task_loss, task_outputs  # noqa: E402
+from gpt1_jax.training.tasks import Example, Task, collate, prepare_tokenizer  # noqa: E402
+
+# float32, as in the ladder of parity. Measured: 5e-7.
+TOLERANCE = 5e-6
+POSITIONS, CLASSIFY = 20, 12
+SIZES: dict[str, Any] = {
+    "vocab_size": CLASSIFY + 1,
+    "n_positions": POSITIONS,
+    "n_embd": 8,
+    "n_layer": 2,
+    "n_head": 2,
+    "pad_token_id": 0,
+}
+
+
+def batch_of(sequences: int, seed: int) -> dict[str, np.ndarray]:
+    """Ragged: some sequences hold id 0, <unk>, which is the padding too."""
+    rng = np.random.default_rng(seed)
+    examples = [
+        Example(
+            [
+                [*rng.integers(CLASSIFY, size=rng.integers(2, POSITIONS)).tolist(), CLASSIFY]
+                for _ in range(sequences)
+            ],
+            int(rng.integers(3)),
+        )
+        for _ in range(5)
+    ]
+    return collate(examples, n_positions=POSITIONS)
+
+
+def compiled(model: Any, batch: dict[str, np.ndarray], lm_weight: float) -> Any:
+    graphdef, params = split(model)
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        merged = merge(graphdef, params)
+        return task_outputs(merged, batch), task_loss(merged, batch, lm_weight=lm_weight)
+
+    return run(params)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classification(seed: int) -> None:
+    reference = torch_model("OpenAIGPTForSequenceClassification", seed, num_labels=3, **SIZES)
+    model, batch = flax_model(reference), batch_of(1, seed)
+    with torch.no_grad():
+        theirs = reference(to_torch(batch["input_ids"][:, 0]), labels=to_torch(batch["label"]))
+    outputs, (loss, number) = compiled(model, batch, 0.0)
+    assert largest_difference(outputs, theirs.logits) <= TOLERANCE
+    assert largest_difference(loss / number, theirs.loss) <= TOLERANCE
+
+
+@pytest.mark.parametrize("activation", [None, "tanh"])
+def test_multiple_choice_with_the_language_modelling_loss(activation: str | None) -> None:
+    reference = torch_model("OpenAIGPTDoubleHeadsModel", summary_activation=activation, **SIZES)
+    model, batch = flax_model(reference), batch_of(3, 0)
+    with torch.no_grad():
+        theirs = reference(
+            to_torch(batch["input_ids"]),
+            mc_token_ids=to_torch(batch["classify_at"]),
+            mc_labels=to_torch(batch["label"]),
+        )
+        # The mean over the tokens of a sequence, then over sequences.
+        lm = []
+        for ids, logits, last in zip(
+            batch["input_ids"].reshape(-1, POSITIONS),
+            theirs.logits.reshape(-1, POSITIONS, CLASSIFY + 1),
+            batch["classify_at"].reshape(-1),
+            strict=True,
+        ):
+            targets = to_torch(ids[1 : last + 1])
+            lm.append(torch.nn.functional.cross_entropy(logits[:last], targets))
+    outputs, (loss, number) = compiled(model, batch, 0.5)
+    assert largest_difference(outputs, theirs.mc_logits) <= TOLERANCE
+    wanted = theirs.mc_loss + 0.5 * torch.stack(lm).mean()
+    assert largest_difference(loss / number, wanted) <= TOLERANCE
+
+
+def test_a_saved_model_and_its_classes_open_in_transformers(tmp_path: Path) -> None:
+    tokenizer = gpt1.Tokenizer.from_pretrained(write_small(tmp_path / "vocabulary"))
+    task = Task(
+        name="entailment",
+        tokenizer=tokenizer,
+        special=prepare_tokenizer(tokenizer),
+        n_positions=POSITIONS,
+        classes=("contradiction", "entailment", "neutral"),
+    )
+    config = task.configure(small_config(n_positions=POSITIONS, vocab_size=SIZE + 3))
+    model = gpt1.OpenAIGPTForSequenceClassification(config, rngs=nnx.Rngs(0))
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+
+    texts = [("the thing", "is"), ("is _start_ in the press", "a")]
+    rows = [Row("", {"premise": a, "hypothesis": b}, "neutral") for a, b in texts]
+    batch = collate([task.encode(row) for row in rows], n_positions=POSITIONS)
+    reference = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    assert reference.config.id2label == dict(enumerate(task.classes or ()))
+    with torch.no_grad():
+        theirs = reference(to_torch(batch["input_ids"][:, 0]))
+    outputs, _ = compiled(model, batch, 0.0)
+    assert largest_difference(outputs, theirs.logits) <= TOLERANCE
+
+    spelled = transformers.AutoTokenizer.from_pretrained(tmp_path / "saved")
+    first = spelled("_start_ the thing _delimiter_ is _classify_")["input_ids"]
+    assert first == task.encode(rows[0]).sequences[0]

@@ -1,0 +1,121 @@
+"""Texts and labelled sets that are made up, and trainings small enough for tests."""
+
+import csv
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+import gpt1_jax as gpt1
+from gpt1_jax.training import finetune as finetuning
+from gpt1_jax.training import pretrain as pretraining
+from gpt1_jax.training.finetune import FinetuneSettings
+from gpt1_jax.training.loop import LoopSettings, Progress
+from gpt1_jax.training.optimizer import OptimizerSettings
+from gpt1_jax.training.pretrain import NewModel, PretrainSettings
+from gpt1_jax.training.vocabulary import train_tokenizer
+
+WORDS = "the a cat dog king queen sat ran saw went to on in hill mat house red blue big small"
+ROW_WORDS = f"{WORDS} good bad yes no maybe"
+
+# The settings of every run below, unless it says otherwise.
+QUICK: dict[str, Any] = {
+    "merges": 40,
+    "n_layer": 1,
+    "n_embd": 16,
+    "n_head": 2,
+    "n_positions": 16,
+    "batch_size": 8,
+    "dropout": 0.0,
+    "remat": "none",
+    "optimizer": "openai",
+    "learning_rate": 3e-3,
+    "schedule": "constant",
+    "warmup": 0,
+    "log_every": 1,
+}
+
+
+SIZES = ("merges", "n_layer", "n_embd", "n_head", "n_positions")
+
+
+def words(rng: np.random.Generator, number: int) -> list[str]:
+    return rng.choice(WORDS.split(), number).tolist()
+
+
+def write_text(path: Path, lines: int = 60, seed: int = 0) -> Path:
+    """Lines of ten words each, every other one of which is the word before it, told again."""
+    rng = np.random.default_rng(seed)
+    rows = (" ".join(word for word in words(rng, 5) for _ in range(2)) for _ in range(lines))
+    path.write_text("\n".join(rows) + "\n")
+    return path
+
+
+def write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> Path:
+    """A labelled set, of the kind that the suffix says."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        if path.suffix == ".jsonl":
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+        else:
+            delimiter = {".csv": ",", ".tsv": "\t"}[path.suffix]
+            writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def write_checkpoint(folder: Path, **fields: Any) -> Path:
+    """A language model of random weights, with a tokenizer that knows the words above."""
+    tokenizer = train_tokenizer([ROW_WORDS] * 4, 60)
+    sizes: dict[str, Any] = {"n_positions": 32, "n_layer": 1, "n_embd": 16, "n_head": 2}
+    sizes["initializer_range"] = 0.1  # with less, so small a model tells tokens apart but slowly
+    config = gpt1.OpenAIGPTConfig(**{"vocab_size": len(tokenizer), **sizes, **fields})
+    gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def pretrain(texts: Sequence[Path], out: Path, **fields: Any) -> Progress:
+    """Train a tiny language model; the fields are settings of any kind, or other arguments."""
+    quick = dict(QUICK)
+    # A given model has its own sizes, a given tokenizer its own merges.
+    for name in SIZES if "model" in fields else SIZES[:1] if "tokenizer" in fields else ():
+        del quick[name]
+    given = quick | fields
+    return pretraining.pretrain(
+        texts,
+        out,
+        new=NewModel(**_of(NewModel, given)),
+        settings=PretrainSettings(**_of(PretrainSettings, given)),
+        optimizer=OptimizerSettings(**_of(OptimizerSettings, given)),
+        loop=LoopSettings(**_of(LoopSettings, given)),
+        **given,
+    )
+
+
+def finetune(
+    task: Any, train: Path, valid: Path | None, out: Path, model: Path, **fields: Any
+) -> Progress:
+    """Train a tiny model for a task; the fields are settings of any kind, or other arguments."""
+    given = {name: value for name, value in QUICK.items() if name not in SIZES} | fields
+    return finetuning.finetune(
+        task,
+        train,
+        valid,
+        out,
+        model=model,
+        settings=FinetuneSettings(**_of(FinetuneSettings, given)),
+        optimizer=OptimizerSettings(**_of(OptimizerSettings, given)),
+        loop=LoopSettings(**_of(LoopSettings, given)),
+        **given,
+    )
+
+
+def _of(settings: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Take the fields of the settings out of those that are given."""
+    names = {field.name for field in dataclasses.fields(settings)}
+    return {name: given.pop(name) for name in names & given.keys()}
