@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -41,13 +42,16 @@ def read_pieces(path: str | os.PathLike[str]) -> Iterator[str]:
         ValueError: it is not UTF-8; names the file and where.
     """
     rest = ""
-    with Path(path).open(encoding="utf-8-sig", newline="\n") as file:
+    with (
+        Path(path).open("rb") as content,
+        io.TextIOWrapper(content, encoding="utf-8-sig", newline="\n") as file,
+    ):
         while True:
             try:
                 new = file.read(PIECE)
             except UnicodeDecodeError as error:
                 # What could not be decoded is the end of what was read so far.
-                byte = file.buffer.tell() - len(error.object) + error.start
+                byte = content.tell() - len(error.object) + error.start
                 raise ValueError(
                     f"{path} is not UTF-8 from its byte {byte} on ({error.reason})"
                 ) from None

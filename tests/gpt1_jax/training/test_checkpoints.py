@@ -63,7 +63,7 @@ def test_what_was_saved_comes_back(tmp_path: Path, name: str, dtype: str) -> Non
     assert found is not None
     assert leaves_equal(found[0], state)
     assert found[1] == REST
-    draws = [jax.random.normal(jax.random.wrap_key_data(s.key), 5) for s in (found[0], state)]
+    draws = [jax.random.normal(jax.random.wrap_key_data(s.key), (5,)) for s in (found[0], state)]
     assert leaves_equal(*draws)
 
 

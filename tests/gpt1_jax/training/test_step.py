@@ -14,7 +14,7 @@ from small_models import SIZES, difference, leaves_equal, random_ids, small_mode
 
 import gpt1_jax as gpt1
 from gpt1_jax.functional import merge, split
-from gpt1_jax.losses import cross_entropy
+from gpt1_jax.losses import IGNORED, cross_entropy
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import TrainState, make_step, micro_batches
@@ -84,7 +84,7 @@ def test_the_gradient_is_that_of_the_plain_mean() -> None:
 
     def mean_loss(params: Any) -> jax.Array:
         logits = merge(graphdef, params)(TOKENS[:, :-1]).logits
-        return cross_entropy(logits, np.where(WEIGHTS > 0, TOKENS[:, 1:], -100))
+        return cross_entropy(logits, jnp.where(WEIGHTS > 0, TOKENS[:, 1:], IGNORED))
 
     loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)
     step = make_step(objective_of(model), optax.sgd(1.0))

@@ -1,0 +1,143 @@
+"""What a checkpoint is said to be worth is what its outputs say, counted by hand."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from small_training import finetune, write_checkpoint, write_rows, write_text
+
+import gpt1_jax as gpt1
+from gpt1_jax.training import finetune as finetuning
+from gpt1_jax.training.corpus import load_tokens
+from gpt1_jax.training.evaluate import evaluate
+from gpt1_jax.training.perplexity import text_measures
+
+ROWS: list[dict[str, Any]] = [
+    {"body": "the king saw a cat", "class": "b"},
+    {"body": "a big dog", "class": "a"},
+    {"body": "the queen ran to the red house on the hill", "class": "b"},
+    {"body": "no", "class": "c"},
+    {"body": "a cat sat", "class": "a"},
+]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_compilations() -> Iterator[None]:
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("base") / "model")
+
+
+@pytest.fixture(scope="module")
+def classifier(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What fine-tuning would begin with, as it would be saved."""
+    folder = tmp_path_factory.mktemp("classifier")
+    train = write_rows(folder / "train.csv", ROWS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetuning, "fit", lambda training, *_: training.save(training.params))
+        finetune(
+            "classification",
+            train,
+            None,
+            folder / "run",
+            language_model,
+            columns={"text": "body", "label": "class"},
+        )
+    return folder / "run"
+
+
+def test_a_text_is_measured_in_windows_with_context(language_model: Path, tmp_path: Path) -> None:
+    texts = [write_text(tmp_path / f"{i}.txt", lines=8, seed=i) for i in range(2)]
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(language_model)
+    tokenizer = gpt1.Tokenizer.from_pretrained(language_model)
+    given: list[tuple[dict[str, Any], int]] = [({}, 16), ({"stride": 32, "batch_size": 3}, 32)]
+    for fields, stride in given:
+        found = list(evaluate(language_model, texts, **fields))
+        assert [name for name, _ in found] == list(map(str, texts))
+        for text, (_, measures) in zip(texts, found, strict=True):
+            tokens = load_tokens([text], tokenizer, tmp_path / "cache")
+            expected = text_measures(model, tokens, stride=stride)(model.params)
+            assert measures == pytest.approx(expected, rel=1e-6)  # batches of another size
+            assert measures["perplexity"] == pytest.approx(math.exp(measures["loss"]))
+
+
+def test_labelled_sets_are_counted(classifier: Path, tmp_path: Path) -> None:
+    model = gpt1.OpenAIGPTForSequenceClassification.from_pretrained(classifier)
+    tokenizer = gpt1.Tokenizer.from_pretrained(classifier)
+    apply, params = gpt1.functional(model)
+    names, files, expected = ("a", "b", "c"), [], []
+    for i, rows in enumerate((ROWS, ROWS[2:4])):
+        files.append(write_rows(tmp_path / f"{i}.jsonl", rows))
+        right, loss = [], []
+        for row in rows:
+            text = f"_start_ {row['body']} _classify_"
+            logits = np.asarray(apply(params, np.array([tokenizer.encode(text)], np.int32)).logits)
+            right.append(names[logits[0].argmax()] == row["class"])
+            loss.append(-jax.nn.log_softmax(logits[0])[names.index(row["class"])])
+        expected.append((np.mean(right), np.mean(loss)))
+    for batch_size in (2, 32):
+        found = list(evaluate(classifier, files, batch_size=batch_size))
+        assert [name for name, _ in found] == list(map(str, files))
+        for (_, measures), (accuracy, loss) in zip(found, expected, strict=True):
+            assert measures["accuracy"] == pytest.approx(accuracy)
+            assert measures["loss"] == pytest.approx(loss, rel=1e-5)
+            assert measures.keys() == {"loss", "accuracy", "f1", "matthews"}
+    assert 0 < expected[0][0] < 1
+
+
+@pytest.mark.parametrize(
+    ("model", "files", "fields", "message"),
+    [
+        ("lm", ["text.txt", "nowhere.txt"], {}, "no file nowhere.txt"),
+        ("lm", ["text.txt", "empty.txt"], {}, "empty.txt is empty"),
+        ("lm", ["text.txt", "letter.txt"], {}, "letter.txt: one token is no text to predict"),
+        ("lm", ["text.txt"], {"stride": 0}, r"stride is 0, but must be in \[1, 32\]"),
+        ("lm", ["text.txt"], {"stride": 33}, r"stride is 33, but must be in \[1, 32\]"),
+        ("lm", ["text.txt"], {"batch_size": 0}, "batch_size is 0, but must be at least 1"),
+        ("classifier", ["rows.jsonl"], {"stride": 4}, "labelled sets, which have no stride"),
+        ("classifier", ["rows.jsonl", "nowhere.jsonl"], {}, "no file nowhere.jsonl"),
+        ("classifier", ["rows.jsonl", "other.jsonl"], {}, "other.jsonl, line 1: there is no colu"),
+        ("classifier", ["rows.jsonl", "class.jsonl"], {}, "class.jsonl, line 1: the label 'd' is"),
+        ("classifier", ["text.txt"], {}, "text.txt must be a file of one of the kinds .jsonl"),
+        ("no task", ["rows.jsonl"], {}, "a classification without task.json"),
+        ("narrow", ["text.txt"], {}, "has 94 tokens, but the model's vocab_size is 80"),
+        ("./nowhere", ["text.txt"], {}, "no folder './nowhere'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_measured(
+    language_model: Path,
+    classifier: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+    files: list[str],
+    fields: dict[str, Any],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_text(Path("text.txt"))
+    Path("empty.txt").write_text("")
+    Path("letter.txt").write_text("a")
+    write_rows(Path("rows.jsonl"), ROWS)
+    write_rows(Path("class.jsonl"), [{**ROWS[0], "class": "d"}])
+    write_rows(Path("other.jsonl"), [{"text": "a", "label": "a"}])
+    folder: Any = {"lm": language_model, "classifier": classifier}.get(model, model)
+    if model == "narrow":
+        folder = write_checkpoint(tmp_path / "narrow", vocab_size=80)
+    if model == "no task":
+        folder = write_checkpoint(tmp_path / "plain")
+        config = gpt1.OpenAIGPTConfig.from_pretrained(folder)
+        gpt1.OpenAIGPTForSequenceClassification(config, rngs=nnx.Rngs(0)).save_pretrained(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+        next(evaluate(folder, files, **fields))
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,495 @@
+"""The loop with a model of four parameters: cadence, the best model, stops, kills, and resumption.
+
+Every step depends on its batch and on noise drawn from the key, so nothing that is not resumed
+exactly goes unseen.
+"""
+
+import dataclasses
+import functools
+import math
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_models import leaves_equal
+
+from gpt1_jax.training import log, loop
+from gpt1_jax.training.checkpoints import Checkpoints
+from gpt1_jax.training.log import read_log
+from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
+from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from gpt1_jax.training.step import TrainState
+
+STEPS = 12
+SETTINGS = OptimizerSettings(optimizer="openai", learning_rate=0.1, schedule="linear", warmup=2)
+OPTIMIZER = make_optimizer(SETTINGS, STEPS)
+PARAMS = {"line": {"kernel": jnp.ones((3,)), "bias": jnp.zeros((1,))}}
+MIDDLE = np.array([1.0, 0.7, 1.3])
+FREQUENT = LoopSettings(log_every=2, eval_every=3, checkpoint_every=4)
+
+
+class Batches:
+    """Points of a line, endless; ``before`` is called with the number of every batch."""
+
+    def __init__(self, before: Callable[[int], None] = lambda number: None):
+        self.number = 0
+        self.before = before
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        self.before(self.number)
+        rng = np.random.default_rng(self.number)
+        self.number += 1
+        x = rng.standard_normal((4, 3), np.float32)
+        return {"x": x, "y": x @ np.array([1, -2, 3], np.float32)}
+
+    def get_state(self) -> dict[str, int]:
+        return {"number": self.number}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self.number = state["number"]
+
+
+def grain_batches() -> Any:
+    """The same points, through grain's own iterator."""
+    grain = pytest.importorskip("grain")
+    rows = [{name: row[0] for name, row in next(Batches()).items()} for _ in range(5)]
+    rows = [{**row, "y": row["y"] + number} for number, row in enumerate(rows)]
+    dataset = grain.MapDataset.source(rows).seed(0).shuffle().repeat().batch(4)
+    return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
+
+
+def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    noise = 0.1 * jax.random.normal(key, batch["y"].shape)
+    errors = batch["x"] @ params["line"]["kernel"] + params["line"]["bias"] + noise - batch["y"]
+    return (errors**2).sum(), jnp.full((), len(errors), jnp.float32)
+
+
+def distance(params: Any) -> dict[str, float]:
+    """Measures of a model: how far it is from a point that training passes in the middle."""
+    kernel = np.asarray(params["line"]["kernel"])
+    return {"loss": float(np.abs(kernel - MIDDLE).sum()), "first": float(kernel[0])}
+
+
+@dataclasses.dataclass
+class Run:
+    """What became of a run: what was saved, and when it was validated."""
+
+    saved: list[Any] = dataclasses.field(default_factory=list)
+    validated: int = 0
+
+    def training(self, batches: Any = None, scores: Any = None, **fields: Any) -> Training:
+        """A training whose validations give these scores, in turn, or else the distance."""
+
+        def evaluate(params: Any) -> dict[str, float]:
+            self.validated += 1
+            if scores is None:
+                return distance(params)
+            return {"loss": scores[self.validated - 1]}
+
+        def save(params: Any) -> None:
+            self.saved.append(jax.tree.map(np.array, params))
+
+        base: dict[str, Any] = {
+            "params": PARAMS,
+            "frozen": {},
+            "objective": objective,
+            "optimizer": OPTIMIZER,
+            "learning_rate": learning_rate(SETTINGS, STEPS),
+            "batches": Batches() if batches is None else batches,
+            "tokens": lambda batch: batch["x"].size,
+            "steps": STEPS,
+            "seed": 0,
+            "save": save,
+            "evaluate": evaluate,
+        }
+        return Training(**{**base, **fields})
+
+
+def final_state(out: Path) -> tuple[TrainState, dict[str, Any]]:
+    with Checkpoints(out / "checkpoints") as checkpoints:
+        found = checkpoints.latest(TrainState.create(PARAMS, OPTIMIZER, 0))
+    assert found is not None
+    return found
+
+
+def steps_with(out: Path, name: str) -> list[int]:
+    return [record["step"] for record in read_log(out / "log.jsonl") if name in record]
+
+
+def steps_of_checkpoints(out: Path) -> list[int]:
+    return sorted(int(path.name) for path in (out / "checkpoints").iterdir())
+
+
+def losses(out: Path) -> list[dict[str, Any]]:
+    """The log without what no two runs have in common."""
+    records = read_log(out / "log.jsonl")
+    return [{k: v for k, v in r.items() if k != "tokens_per_second"} for r in records]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    """Compile a step once for all runs, and draw no pictures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "make_step", functools.cache(loop.make_step))
+        patch.setattr(loop, "draw_losses", lambda log, picture: picture.touch())
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, Progress]:
+    """A run that nobody interrupts."""
+    out, run = tmp_path_factory.mktemp("whole") / "out", Run()
+    return out, run, fit(run.training(), FREQUENT, out)
+
+
+def test_what_is_done_when(whole: tuple[Path, Run, Progress]) -> None:
+    out, run, progress = whole
+    # Every second step, and with every validation and checkpoint.
+    assert steps_with(out, "loss") == [2, 3, 4, 6, 8, 9, 10, 12]
+    assert steps_with(out, "valid_loss") == [3, 6, 9, 12]
+    assert run.validated == 4
+    assert steps_of_checkpoints(out) == [8, 12]
+    assert sorted(path.name for path in out.iterdir()) == ["checkpoints", "log.jsonl", "loss.png"]
+    assert progress.best_step == 6  # so that it has to be remembered
+    assert len(run.saved) == 2
+    assert (progress.stale, progress.stopped) == (2, False)
+
+
+def test_a_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(loop, "draw_losses", log.draw_losses)
+    fit(Run().training(), LoopSettings(), tmp_path)
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_the_log_says(whole: tuple[Path, Run, Progress]) -> None:
+    out, _, progress = whole
+    records = read_log(out / "log.jsonl")
+    trained = [record for record in records if "loss" in record]
+    assert all(
+        list(record) == ["step", "learning_rate", "loss", "grad_norm", "tokens_per_second"]
+        for record in trained
+    )
+    rate = learning_rate(SETTINGS, STEPS)
+    assert [r["learning_rate"] for r in trained] == [float(rate(r["step"] - 1)) for r in trained]
+    assert all(record["tokens_per_second"] > 0 for record in trained)
+    assert trained[-1]["loss"] < trained[0]["loss"]
+    validated = [record for record in records if "valid_loss" in record]
+    assert all(list(record) == ["step", "valid_loss", "valid_first"] for record in validated)
+    best = min(validated, key=lambda record: record["valid_loss"])
+    assert progress.best == {"loss": best["valid_loss"], "first": best["valid_first"]}
+    assert progress.best_step == best["step"]
+
+
+def test_a_line_of_the_log_is_the_mean_since_the_last(
+    tmp_path: Path, whole: tuple[Path, Run, Progress]
+) -> None:
+    settings = LoopSettings(log_every=1, eval_every=3, checkpoint_every=4)
+    fit(Run().training(), settings, tmp_path)
+    each = {r["step"]: r["loss"] for r in read_log(tmp_path / "log.jsonl") if "loss" in r}
+    assert list(each) == list(range(1, STEPS + 1))
+    before = 0
+    for record in losses(whole[0]):
+        if "loss" in record:
+            steps = range(before + 1, record["step"] + 1)
+            before = record["step"]
+            assert record["loss"] == pytest.approx(np.mean([each[step] for step in steps]))
+
+
+def test_the_end_is_in_the_last_checkpoint(whole: tuple[Path, Run, Progress]) -> None:
+    out, _, progress = whole
+    state, rest = final_state(out)
+    assert int(state.step) == STEPS
+    assert rest == {"position": {"number": STEPS}, "progress": dataclasses.asdict(progress)}
+
+
+@pytest.mark.parametrize(
+    ("better", "scores", "best"),
+    [
+        ("low", [3.0, 1.0, 2.0, 1.0], 2),  # the first of equals
+        ("high", [3.0, 1.0, 4.0, 2.0], 3),
+        ("low", [math.nan, 2.0, math.nan, 1.0], 4),
+        ("high", [math.nan, math.nan, 1.0, math.nan], 3),
+        ("high", [math.nan] * 4, 1),
+        ("low", [math.inf, math.nan, 5.0, math.inf], 3),
+    ],
+)
+def test_the_best_is_saved(tmp_path: Path, better: Any, scores: list[float], best: int) -> None:
+    run = Run()
+    progress = fit(run.training(scores=scores, better=better), FREQUENT, tmp_path)
+    assert progress.best_step == 3 * best
+    assert progress.stale == 4 - best
+    np.testing.assert_equal(progress.best, {"loss": scores[best - 1]})
+    # The parameters of that step, as a run that ends there has them.
+    shorter = Run()
+    fit(shorter.training(steps=3 * best, evaluate=None), FREQUENT, tmp_path / "shorter")
+    assert leaves_equal(run.saved[-1], shorter.saved[-1])
+
+
+def test_another_measure_chooses(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"chosen": "first", "better": "high"}
+    progress = fit(Run().training(**fields), FREQUENT, tmp_path)
+    firsts = {r["step"]: r["valid_first"] for r in losses(tmp_path) if "valid_first" in r}
+    assert progress.best_step == max(firsts, key=firsts.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"), [([1.0, 2.0, 3.0], 1), ([1.0, math.nan, 1.0], 1), ([math.nan] * 3, 1)]
+)
+def test_patience_stops(tmp_path: Path, scores: list[float], best: int) -> None:
+    run, settings = Run(), dataclasses.replace(FREQUENT, patience=2)
+    progress = fit(run.training(scores=scores), settings, tmp_path)
+    assert (progress.stopped, progress.best_step, progress.stale) == (True, 3 * best, 2)
+    assert len(run.saved) == 1
+    assert steps_with(tmp_path, "loss")[-1] == 9
+    assert int(final_state(tmp_path)[0].step) == 9
+    # The same command again finds that out.
+    again = Run()
+    repeated = fit(again.training(scores=scores), settings, tmp_path)
+    np.testing.assert_equal(dataclasses.asdict(repeated), dataclasses.asdict(progress))
+    assert (again.saved, again.validated) == ([], 0)
+
+
+def test_a_better_one_renews_patience(tmp_path: Path) -> None:
+    settings = dataclasses.replace(FREQUENT, patience=2)
+    progress = fit(Run().training(scores=[2.0, 3.0, 1.0, 3.0]), settings, tmp_path)
+    assert (progress.stopped, progress.best_step, progress.stale) == (False, 9, 1)
+
+
+def test_without_validation_the_last_is_saved(tmp_path: Path) -> None:
+    run = Run()
+    progress = fit(run.training(evaluate=None), FREQUENT, tmp_path)
+    assert progress == Progress()
+    assert len(run.saved) == 1
+    assert leaves_equal(run.saved[0], final_state(tmp_path)[0].params)
+    assert steps_with(tmp_path, "loss") == [2, 4, 6, 8, 10, 12]
+
+
+def test_by_default_the_end_is_validated(tmp_path: Path) -> None:
+    fit(Run().training(), LoopSettings(), tmp_path)
+    assert steps_with(tmp_path, "loss") == [10, 12]
+    assert steps_with(tmp_path, "valid_loss") == [12]
+    assert steps_of_checkpoints(tmp_path) == [12]
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    run = Run()
+    progress = fit(run.training(), FREQUENT, tmp_path)
+    logged = (tmp_path / "log.jsonl").read_bytes()
+    files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
+    again = Run()
+
+    def never(number: int) -> None:
+        raise AssertionError("a step was taken")
+
+    assert fit(again.training(Batches(never)), FREQUENT, tmp_path) == progress
+    assert (again.saved, again.validated) == ([], 0)
+    assert (tmp_path / "log.jsonl").read_bytes() == logged
+    assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == files
+
+
+class KilledError(Exception):
+    """In place of a SIGKILL, which nobody catches."""
+
+
+def killing_at(number: int) -> Callable[[int], None]:
+    def kill(now: int) -> None:
+        if now == number:
+            raise KilledError
+
+    return kill
+
+
+@pytest.mark.parametrize("kills", [[0], [2], [4, 5], [7, 7, 8], [11], [1, 3, 6, 9, 10]])
+def test_a_killed_run_ends_as_any_other(
+    tmp_path: Path, whole: tuple[Path, Run, Progress], kills: list[int]
+) -> None:
+    out, expected, progress = whole
+    for kill in kills:
+        with pytest.raises(KilledError):
+            fit(Run().training(Batches(killing_at(kill))), FREQUENT, tmp_path)
+        # Step `kill` was the first that was not taken.
+        assert max([0, *steps_with(tmp_path, "loss")]) <= kill
+    run = Run()
+    assert fit(run.training(), FREQUENT, tmp_path) == progress
+    assert leaves_equal(final_state(tmp_path)[0], final_state(out)[0])
+    assert final_state(tmp_path)[1] == final_state(out)[1]
+    assert losses(tmp_path) == losses(out)
+    if run.saved:  # else the best was saved before the last kill
+        assert leaves_equal(run.saved[-1], expected.saved[-1])
+
+
+def test_a_run_killed_while_it_validates_or_saves(
+    tmp_path: Path, whole: tuple[Path, Run, Progress]
+) -> None:
+    out, expected, progress = whole
+
+    def kill(params: Any) -> Any:
+        raise KilledError
+
+    with pytest.raises(KilledError):
+        fit(Run().training(evaluate=kill), FREQUENT, tmp_path)
+    with pytest.raises(KilledError):
+        fit(Run().training(save=kill), FREQUENT, tmp_path)
+    run = Run()
+    assert fit(run.training(), FREQUENT, tmp_path) == progress
+    assert leaves_equal(run.saved, expected.saved)
+    assert losses(tmp_path) == losses(out)
+
+
+def test_grains_iterator_goes_on_where_it_was(tmp_path: Path) -> None:
+    settings = dataclasses.replace(FREQUENT, accumulate=2)
+    fit(Run().training(grain_batches()), settings, tmp_path / "whole")
+    run = Run()
+    training = run.training(grain_batches())
+
+    def stop(params: Any) -> dict[str, float]:
+        if run.validated == 2:
+            raise KilledError
+        assert training.evaluate is not None
+        return training.evaluate(params)
+
+    with pytest.raises(KilledError):
+        fit(dataclasses.replace(training, evaluate=stop), settings, tmp_path / "killed")
+    fit(Run().training(grain_batches()), settings, tmp_path / "killed")
+    ours, expected = (final_state(tmp_path / name) for name in ("killed", "whole"))
+    assert leaves_equal(ours[0], expected[0])
+    assert ours[1] == expected[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("step", [0, 4, 8])
+def test_a_signal_ends_a_run_with_a_checkpoint(
+    tmp_path: Path, whole: tuple[Path, Run, Progress], number: signal.Signals, step: int
+) -> None:
+    def interrupt(now: int) -> None:
+        if now == step:
+            signal.raise_signal(number)
+
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(KeyboardInterrupt):
+        fit(Run().training(Batches(interrupt)), FREQUENT, tmp_path)
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
+    state, rest = final_state(tmp_path)
+    assert int(state.step) == rest["position"]["number"] == step + 1
+    assert steps_with(tmp_path, "loss")[-1] == step + 1
+    out, _, progress = whole
+    assert fit(Run().training(), FREQUENT, tmp_path) == progress
+    assert leaves_equal(final_state(tmp_path)[0], final_state(out)[0])
+
+
+def test_a_signal_during_a_validation_loses_nothing(
+    tmp_path: Path, whole: tuple[Path, Run, Progress]
+) -> None:
+    def evaluate(params: Any) -> dict[str, float]:
+        signal.raise_signal(signal.SIGINT)
+        return distance(params)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Run().training(evaluate=evaluate), FREQUENT, tmp_path)
+    state, rest = final_state(tmp_path)
+    assert int(state.step) == 4
+    assert rest["progress"]["best_step"] == 3
+    out, _, progress = whole
+    assert fit(Run().training(), FREQUENT, tmp_path) == progress
+    assert leaves_equal(final_state(tmp_path)[0], final_state(out)[0])
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+    def interrupt(now: int) -> None:
+        if now == 5:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(Run().training(Batches(interrupt)), FREQUENT, tmp_path)
+    assert int(final_state(tmp_path)[0].step) == 4  # that of the last checkpoint
+
+
+def test_signals_are_left_alone_in_another_thread(tmp_path: Path) -> None:
+    found: list[Progress] = []
+    thread = threading.Thread(
+        target=lambda: found.append(fit(Run().training(), FREQUENT, tmp_path))
+    )
+    thread.start()
+    thread.join()
+    assert [progress.best_step for progress in found] == [6]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_loss_that_is_no_number(tmp_path: Path, wrong: float) -> None:
+    class Spoiled(Batches):
+        def __next__(self) -> dict[str, np.ndarray]:
+            batch = super().__next__()
+            return {**batch, "y": batch["y"] * np.float32(wrong if self.number == 6 else 1)}
+
+    run = Run()
+    with pytest.raises(ValueError, match=r"^the loss is (nan|inf) at step 6: a lower learning_ra"):
+        fit(run.training(Spoiled()), FREQUENT, tmp_path)
+    state, _ = final_state(tmp_path)
+    assert int(state.step) == 4
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
+    assert steps_with(tmp_path, "loss") == [2, 3, 4]
+    assert run.validated == 1
+
+
+def test_gradients_that_are_no_numbers(tmp_path: Path) -> None:
+    """They spoil the parameters, though the loss is still one."""
+
+    def rooted(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        kernel = params["line"]["kernel"]
+        return jnp.sqrt(kernel - kernel).sum() + params["line"]["bias"].sum(), jnp.ones(())
+
+    with pytest.raises(ValueError, match=r"^the grad_norm is nan at step 1: "):
+        fit(Run().training(objective=rooted), LoopSettings(log_every=1), tmp_path)
+    assert steps_of_checkpoints(tmp_path) == []
+
+
+def test_frozen_parameters_are_validated_but_not_saved(tmp_path: Path) -> None:
+    trained, frozen = ({"line": {name: PARAMS["line"][name]}} for name in ("kernel", "bias"))
+    seen = []
+
+    def evaluate(params: Any) -> dict[str, float]:
+        seen.append(jax.tree.map(np.array, params))
+        return distance(params)
+
+    run = Run()
+    fields: dict[str, Any] = {"params": trained, "frozen": frozen, "evaluate": evaluate}
+    fit(run.training(**fields), FREQUENT, tmp_path)
+    assert jax.tree.structure(run.saved[-1]) == jax.tree.structure(trained)
+    assert all(leaves_equal(params["line"]["bias"], PARAMS["line"]["bias"]) for params in seen)
+
+
+def test_the_checkpoint_of_another_training(tmp_path: Path) -> None:
+    fit(Run().training(), FREQUENT, tmp_path)
+    params = {"line": {"kernel": jnp.ones((4,)), "bias": jnp.zeros((1,))}}
+    with pytest.raises(ValueError, match=r"12 is of another training: params\.line\.kernel is "):
+        fit(Run().training(params=params), FREQUENT, tmp_path)
+
+
+def test_what_the_terminal_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(Run().training(scores=[2.0, 1.5, 3.0, 1.75]), FREQUENT, tmp_path)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert [line for line in shown.err.splitlines() if line.startswith("step ")] == [
+        "step 3: loss 2 (best)",
+        "step 6: loss 1.5 (best)",
+        "step 9: loss 3",
+        "step 12: loss 1.75",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["accumulate", "log_every", "eval_every", "checkpoint_every", "patience"]
+)
+@pytest.mark.parametrize("value", [0, -1])
+def test_wrong_settings(name: str, value: int) -> None:
+    fields: dict[str, Any] = {name: value}
+    with pytest.raises(ValueError, match=f"^{name} is {value}, but must be at least 1$"):
+        LoopSettings(**fields)
