@@ -95,7 +95,7 @@ def _torch_step(torch: Any, model: Any, forward: Callable[..., Any]) -> Step:
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": OPTIMIZER.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=OPTIMIZER.learning_rate)
+    optimizer = torch.optim.AdamW(groups, lr=OPTIMIZER.learning_rate, fused=True)
 
     def take(ids: np.ndarray) -> float:
         tokens = torch.from_numpy(ids.astype(np.int64))
@@ -149,7 +149,7 @@ def train(
         raise ValueError("memory is read from /proc/self/status, which only Linux has")
     torch = importlib.util.find_spec("torch") and importlib.util.find_spec("transformers")
     taking_part = [name for name in peers if name == OURS or torch]
-    for name in set(peers) - set(taking_part):
+    for name in sorted(set(peers) - set(taking_part)):
         print(f"{name} is not installed, and does not take part")
     with tempfile.TemporaryDirectory() as temporary:
         if model is None:

@@ -327,9 +327,7 @@ def main() -> None:
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(
-            "gpt1: out of memory: fewer texts at once take less, or shorter ones", file=sys.stderr
-        )
+        print("gpt1: out of memory: smaller batches take less, or shorter texts", file=sys.stderr)
         sys.exit(2)
     except (ValueError, OSError, ImportError) as error:
         print(f"gpt1: {error}", file=sys.stderr)

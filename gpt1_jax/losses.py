@@ -83,7 +83,7 @@ def chunked_cross_entropy(
         () float32 (float64 for float64 states), in nats.
     """
     N = len(labels)
-    num_chunks = -(-N // chunk)
+    num_chunks = max(1, -(-N // chunk))
     size = -(-N // num_chunks)  # as even as can be: the last chunk is filled up, with weight 0
 
     def chunks(x: jax.Array) -> jax.Array:

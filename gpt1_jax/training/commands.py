@@ -49,7 +49,7 @@ def pretrain(
     """Train a language model on text files. The defaults are the paper's recipe.
 
     Run the same command again, and a run that was interrupted goes on where it was. A file given
-    with --config holds flags as a JSON object, {"batch_size": 32}; flags come before it.
+    with --config holds flags as a JSON object, {"batch_size": 32}; flags of the command line win.
 
     Args:
         texts: UTF-8 text files, read one after another.
@@ -95,7 +95,7 @@ def finetune(
     from 0, and those of the choices (multiple-choice).
 
     Run the same command again, and a run that was interrupted goes on where it was. A file given
-    with --config holds flags as a JSON object, {"batch_size": 8}; flags come before it.
+    with --config holds flags as a JSON object, {"batch_size": 8}; flags of the command line win.
 
     Args:
         task: whose input transformation and head to use.

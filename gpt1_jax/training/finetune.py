@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from gpt1_jax.training.tasks import (
     Example,
     Task,
     TaskName,
+    check_no_numbers,
     collate,
     find_classes,
     prepare_tokenizer,
@@ -152,6 +154,8 @@ def finetune(
         choices=len(choices),
         max_tokens=settings.max_tokens,
     )
+    if task == "similarity" and by_class:
+        check_no_numbers(rows)
     examples = [transformed.encode(row) for row in rows]
     run = {
         "task": task,
@@ -160,6 +164,7 @@ def finetune(
         "valid": None if valid is None else str(valid),
         "valid_content": None if valid is None else run_folder.content(valid),
         "model": str(model),
+        "model_content": run_folder.checkpoint_content(folder),
         "columns": named,
         **{
             name: value
@@ -202,7 +207,7 @@ def finetune(
             )
         task_model.save_pretrained(out)
 
-    per_epoch = max(1, len(examples) // settings.batch_size)
+    per_epoch = math.ceil(len(examples) / settings.batch_size)
     steps = max(1, round(settings.epochs * len(examples) / settings.batch_size))
     evaluate = None
     if valid_rows is not None:

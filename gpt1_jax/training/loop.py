@@ -211,6 +211,7 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
                     window.restart()
                 bar.update()
                 if ends:
+                    tqdm.write(f"stopped after step {done}; run again, it goes on", file=sys.stderr)
                     raise KeyboardInterrupt
         if training.evaluate is None:
             training.save(state.params)

@@ -1,6 +1,7 @@
 """Pre-training: from plain text to a language model."""
 
 import dataclasses
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax
 from flax import nnx
 
 from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import resolve
 from gpt1_jax.functional import merge, split
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
@@ -153,12 +155,16 @@ def pretrain(
     check_files([*texts, *valid])
     new.check_for(model, tokenizer)
     loop.check_for(settings.batch_size, validates=bool(valid))
+    source = None
+    if model is not None or tokenizer is not None:
+        source = resolve(model or tokenizer or "", weights=model is not None)
     run = {
         "texts": [str(path) for path in texts],
         "valid": [str(path) for path in valid],
         "contents": [run_folder.content(path) for path in (*texts, *valid)],
         "model": None if model is None else str(model),
         "tokenizer": None if tokenizer is None else str(tokenizer),
+        "given_content": None if source is None else run_folder.checkpoint_content(source),
         **{
             name: value
             for part in (new, settings, optimizer, loop)
@@ -174,7 +180,7 @@ def pretrain(
     config = language_model.config
     text = load_tokens(texts, text_tokenizer, out / "tokens")
     blocks = Blocks(text.ids, config.n_positions, text.files)
-    epoch = max(1, len(blocks) // settings.batch_size)
+    epoch = math.ceil(len(blocks) / settings.batch_size)
     steps = settings.steps or max(1, round(settings.epochs * len(blocks) / settings.batch_size))
     evaluate = None
     if valid:

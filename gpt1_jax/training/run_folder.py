@@ -10,6 +10,7 @@ from typing import Any
 from conversion.atomic import replacing
 
 SETTINGS = "run.json"
+CHECKPOINT = (".json", ".txt", ".bpe", ".safetensors", ".bin", ".npy")
 LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")  # as ``replacing`` names what it works on
 
 
@@ -17,6 +18,15 @@ def content(path: str | os.PathLike[str]) -> str:
     """Return what tells a file's content from any other."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def checkpoint_content(folder: Path) -> str:
+    """Return what tells a checkpoint, with its tokenizer, from any other."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in CHECKPOINT and path.is_file():
+            digest.update(f"{path.name} {content(path)}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def check(out: Path, settings: dict[str, Any]) -> bool:

@@ -13,6 +13,7 @@ states for a similarity, or a score for each choice.
 
 import dataclasses
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
@@ -122,6 +123,20 @@ def find_classes(rows: Sequence[Row]) -> tuple[str, ...]:
     if all(name.removeprefix("-").isdecimal() for name in names):
         return tuple(sorted(names, key=lambda name: (int(name), name)))
     return tuple(sorted(names))
+
+
+def check_no_numbers(rows: Sequence[Row]) -> None:
+    """Check that no label of a similarity by classes is a number such as 3.8.
+
+    Raises:
+        ValueError: one is; each would be a class of its own.
+    """
+    for row in rows:
+        if re.fullmatch(r"[+-]?\d*\.\d+", row.label) and not row.label.endswith(".0"):
+            raise ValueError(
+                f"{row.place}: the label {row.label!r} is a number, not a class: pass numbers=True "
+                "(--numbers)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -392,5 +392,5 @@ def test_out_of_memory(
     monkeypatch.setattr(cli, "generate_batches", fail)
     status, out, err = run("generate", "--model", folder, "a", "--max-new-tokens", 4)
     assert (status, out) == (2, "")
-    assert err.startswith("gpt1: out of memory: fewer texts")
+    assert err.startswith("gpt1: out of memory: smaller batches")
     assert err.count("\n") == 1

@@ -23,8 +23,8 @@ from small_training import QUICK, SIZES, write_checkpoint, write_rows, write_tex
 KILLS = int(os.environ.get("GPT1_KILLS", "3"))
 START = 0.25  # the share of kills at any moment after the start; the others are in the loop
 TIMEOUT = 600  # seconds, in which a run has to begin or end, even on a busy machine
-# Validations with and without a checkpoint, and checkpoints with and without one.
-OFTEN = {"dropout": 0.1, "checkpoint_every": 6, "eval_every": 32}
+# Validations with and without a checkpoint after them.
+OFTEN = {"dropout": 0.1, "checkpoint_every": 4, "eval_every": 50}
 COMMON = {**QUICK, **OFTEN}
 
 pytestmark = pytest.mark.slow
@@ -107,12 +107,16 @@ class Attempt:
         return stat.st_ino, stat.st_size
 
 
-def what_was_going_on(out: Path, in_loop: bool) -> str:
+def unfinished(out: Path) -> set[str]:
+    """The temporary names of checkpoints and of other files that are not whole yet."""
+    names = {f"checkpoint {path.name}" for path in out.glob("checkpoints/*tmp*")}
+    return names | {p.name for p in out.rglob(".*") if p.suffix in (".tmp", ".old")}
+
+
+def what_was_going_on(out: Path, in_loop: bool, left_before: set[str]) -> str:
     """In the midst of what a process was killed, by what it has left."""
-    if list(out.glob("checkpoints/*tmp*")):
-        return "writing a checkpoint"
-    if left := sorted(path.name for path in out.rglob(".*") if path.suffix in (".tmp", ".old")):
-        return f"writing {left[0].split('.')[1]}"
+    if left := sorted(unfinished(out) - left_before):
+        return f"writing {left[0].split('.')[1] if left[0][0] == '.' else 'a checkpoint'}"
     if not in_loop:
         return "start-up, or compilation"
     last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
@@ -160,6 +164,7 @@ def test_killed_and_begun_again(kind: Any, tmp_path: Path) -> None:
         out = tmp_path / f"killed{runs}"
         done = False
         while killed.total() < KILLS and not done:
+            left_before = unfinished(out)
             attempt = Attempt(command, out)
             in_loop = rng.random() >= START
             if in_loop:
@@ -168,7 +173,7 @@ def test_killed_and_begun_again(kind: Any, tmp_path: Path) -> None:
             longest = 2 * looping / KILLS if in_loop else starting
             done = not attempt.kill_after(rng.uniform(0, longest))
             if not done:
-                killed[what_was_going_on(out, in_loop)] += 1
+                killed[what_was_going_on(out, in_loop, left_before)] += 1
                 checkpoints_of(out)
             else:
                 attempt.wait()
