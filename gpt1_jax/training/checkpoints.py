@@ -12,6 +12,7 @@ import jax
 from gpt1_jax.training.step import TrainState
 
 KEPT = 2  # the latest, and the one before in case the disk loses the latest
+OBSOLETE = "obsolete"
 
 
 class Checkpoints:
@@ -36,10 +37,14 @@ class Checkpoints:
         self._folder = folder
         # Synchronous: a step's state is donated to the next one.
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            max_to_keep=KEPT,
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+            todelete_subdir=OBSOLETE,
         )
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self._remove_obsolete()
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         except OSError as error:
             raise _os_error(f"cannot write to {folder}", error) from error
@@ -85,6 +90,12 @@ class Checkpoints:
             self._manager.save(step, args=items)
         except Exception as error:  # orbax and tensorstore raise what they like
             raise _os_error(message, error) from error
+        self._remove_obsolete()
+
+    def _remove_obsolete(self) -> None:
+        # orbax has moved them here: a kill in the midst of removing leaves no half of a checkpoint
+        # where whole ones are.
+        shutil.rmtree(self._folder / OBSOLETE, ignore_errors=True)
 
     def latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Read the latest checkpoint; None if there is none.

@@ -312,7 +312,7 @@ def test_verify(run: Run, folder: Path) -> None:
         (["generate", "a", "--model", "FOLDER", "--temperature", "0.5"], "unless do_sample"),
         (["generate", "a", "--model", "FOLDER", "--dtype", "int8"], "int8"),
         (["generate", "a", "--model", "FOLDER", "--no-such-option"], "no-such-option"),
-        (["generate", "a"], "model"),
+        (["tokens", "a"], "model"),
         (["convert", "FOLDER", "FOLDER/config.json"], "config.json"),
         (["convert", "FOLDER", "/proc/nowhere/x"], "/proc/nowhere"),
         (["convert", "FOLDER", "TARGET", "--max-shard-size", "big"], "max_shard_size is 'big'"),

@@ -78,6 +78,21 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [str(step) for step in range(7 - KEPT, 7)]
 
 
+def test_one_that_is_being_removed_is_none_of_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed in the midst of removing a checkpoint, a run leaves its remains elsewhere."""
+    with monkeypatch.context() as killed, Checkpoints(tmp_path) as checkpoints:
+        killed.setattr("gpt1_jax.training.checkpoints.shutil.rmtree", lambda *_, **__: None)
+        for step in range(3, 7):
+            checkpoints.save(at(step, seed=step), REST)
+    whole = [str(step) for step in range(7 - KEPT, 7)]
+    assert steps_in(tmp_path) == [*whole, "obsolete"]
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest(make_state()) is not None
+    assert steps_in(tmp_path) == whole
+
+
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(3), REST)
