@@ -205,7 +205,7 @@ def test_a_setting_changes_the_result(
     "change",
     [
         {"remat": "cheap"},
-        {"accumulate": 2, "dropout": 0.0},
+        pytest.param({"accumulate": 2, "dropout": 0.0}, marks=pytest.mark.slow),
         pytest.param({"remat": "all"}, marks=pytest.mark.slow),
         pytest.param({"accumulate": 8, "dropout": 0.0}, marks=pytest.mark.slow),
     ],
