@@ -2,7 +2,6 @@
 
 import importlib.util
 import json as json_format
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -16,7 +15,7 @@ import tyro
 
 import conversion
 from benchmarks.peers import OURS, PEERS, random_checkpoint
-from benchmarks.timing import Seconds, interleave, ratio
+from benchmarks.timing import Seconds, cores, interleave, ratio
 
 CASES = ((1, 16, 64), (1, 128, 128), (2, 16, 64), (4, 16, 64), (8, 16, 64), (32, 16, 64))
 FIRST = " to the first token"
@@ -115,7 +114,6 @@ def _steps(seconds: dict[str, Seconds], name: str, new: int) -> Seconds:
 
 def summing(size: int) -> Callable[[], object]:
     """Return a function that reads ``size`` bytes as fast as can be: a sum on every core."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parts = np.array_split(np.ones(size // 4, np.float32), cores or 1)
+    parts = np.array_split(np.ones(size // 4, np.float32), cores())
     pool = ThreadPoolExecutor(len(parts))
     return lambda: list(pool.map(np.sum, parts))  # numpy lets go of the interpreter meanwhile

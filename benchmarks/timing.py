@@ -1,10 +1,18 @@
 """Interleaved rounds and their medians: a shared machine is noisy, but alike to all in a round."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
 Seconds = list[float]
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def interleave(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Seconds]:

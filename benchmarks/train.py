@@ -4,7 +4,6 @@ import functools
 import importlib.util
 import json as json_format
 import multiprocessing
-import os
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import numpy as np
 import tyro
 
 from benchmarks.peers import OURS, random_checkpoint
-from benchmarks.timing import interleave, ratio
+from benchmarks.timing import cores, interleave, ratio
 from gpt1_jax.functional import merge, split
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.rematerialization import Remat
@@ -89,7 +88,7 @@ def torch_compile(folder: Path, dropout: bool, remat: Remat) -> Step:
 
 
 def _torch_step(torch: Any, model: Any, forward: Callable[..., Any]) -> Step:
-    torch.set_num_threads(_cores())
+    torch.set_num_threads(cores())
     parameters = list(model.parameters())
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": OPTIMIZER.weight_decay},
@@ -157,8 +156,8 @@ def train(
                 raise ValueError("random weights need torch: give --model, or install .[bench]")
             model = Path(temporary)
             random_checkpoint(model)
-        play = functools.partial(_peaks, model) if memory else functools.partial(_race, model)
-        results = [play(taking_part, case, rounds, dropout, remat) for case in cases]
+        play = _peaks if memory else functools.partial(_race, rounds=rounds)
+        results = [play(model, taking_part, case, dropout, remat) for case in cases]
     if json is not None:
         json.write_text(json_format.dumps(results, indent=1) + "\n")
 
@@ -167,9 +166,9 @@ def _race(
     folder: Path,
     names: list[str],
     case: tuple[int, int],
-    rounds: int,
     dropout: bool,
     remat: Remat,
+    rounds: int,
 ) -> dict[str, Any]:
     """Run one case and print it."""
     ids = _ids(folder, case)
@@ -195,12 +194,7 @@ def _race(
 
 
 def _peaks(
-    folder: Path,
-    names: list[str],
-    case: tuple[int, int],
-    rounds: int,
-    dropout: bool,
-    remat: Remat,
+    folder: Path, names: list[str], case: tuple[int, int], dropout: bool, remat: Remat
 ) -> dict[str, Any]:
     """Measure the memory of one case and print it."""
     peaks = {}
@@ -229,9 +223,3 @@ def _peak(folder: Path, name: str, case: tuple[int, int], dropout: bool, remat: 
 def _ids(folder: Path, case: tuple[int, int]) -> np.ndarray:
     V = json_format.loads((folder / "config.json").read_text())["vocab_size"]
     return np.random.default_rng(0).integers(V, size=case).astype(np.int32)
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -2,10 +2,13 @@
 
 import errno
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")  # the names that ``replacing`` works with
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -22,6 +25,22 @@ def _is_weights(name: str) -> bool:
             return bool(of) and shard.isdecimal() and total.isdecimal()
     piece = name.removeprefix("params_").removesuffix(".npy")
     return name == "params_shapes.json" or (name == f"params_{piece}.npy" and piece.isdecimal())
+
+
+def os_error(message: str, cause: Exception) -> OSError:
+    """Return an OSError with the number of its cause, if that has one."""
+    # OSError chooses its own subclass by the number.
+    return OSError(*filter(None, [getattr(cause, "errno", None)]), message)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes have left of ``replacing`` in ``folder`` and below it.
+
+    Nothing else may be writing there.
+    """
+    for path in folder.rglob(".*"):
+        if UNFINISHED.fullmatch(path.name):
+            path.unlink()
 
 
 @contextmanager
@@ -70,8 +89,7 @@ def replacing(folder: Path, *, weights: bool = False) -> Iterator[Callable[[str]
         if isinstance(error, OSError):
             reason = error.strerror or str(error)
             message = f"cannot write to {folder}: {reason}"
-            # OSError chooses its own subclass by the number.
-            raise OSError(*([error.errno] if error.errno else []), message) from error
+            raise os_error(message, error) from error
         raise
     with suppress(OSError):  # all is done; some file systems cannot flush a folder
         _flush(folder)

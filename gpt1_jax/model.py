@@ -274,10 +274,9 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         x = dropout(self.drop, x, drop_key)
         hidden_states, attentions, layers = [x], [], []
         for i, (block, key) in enumerate(zip(self.h, block_keys, strict=True)):
-            if cache is None:
-                x, weights, layer = rematerialize(block, self.remat)(x, mask, None, key)
-            else:
-                x, weights, layer = block(x, mask, cache.layer(i), key)
+            # A cache is for decoding, which has no backward pass.
+            block = rematerialize(block, self.remat if cache is None else "none")
+            x, weights, layer = block(x, mask, None if cache is None else cache.layer(i), key)
             hidden_states.append(x)
             attentions.append(weights)
             layers.append(layer)

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import jax
 
+from conversion.atomic import os_error
 from gpt1_jax.training.step import TrainState
 
 KEPT = 2  # the latest, and the one before in case the disk loses the latest
@@ -47,7 +48,7 @@ class Checkpoints:
             self._remove_obsolete()
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         except OSError as error:
-            raise _os_error(f"cannot write to {folder}", error) from error
+            raise os_error(f"cannot write to {folder}: {_reason(error)}", error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -89,7 +90,7 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items)
         except Exception as error:  # orbax and tensorstore raise what they like
-            raise _os_error(message, error) from error
+            raise os_error(f"{message}: {_reason(error)}", error) from error
         self._remove_obsolete()
 
     def _remove_obsolete(self) -> None:
@@ -132,7 +133,7 @@ class Checkpoints:
     def _restore(self, path: Path, **items: Any) -> Any:
         try:
             return self._manager.restore(int(path.name), args=self._orbax.args.Composite(**items))
-        except Exception as error:
+        except Exception as error:  # as above
             raise ValueError(
                 f"the checkpoint {path} cannot be read ({_reason(error)}); remove it, and training "
                 "goes on from the one before"
@@ -155,9 +156,3 @@ def _types(arrays: dict[str, Any]) -> dict[str, str]:
 def _reason(error: Exception) -> str:
     text = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return text.splitlines()[0]
-
-
-def _os_error(message: str, error: Exception) -> OSError:
-    # OSError chooses its own subclass by the number.
-    number = [error.errno] if isinstance(error, OSError) and error.errno else []
-    return OSError(*number, f"{message}: {_reason(error)}")

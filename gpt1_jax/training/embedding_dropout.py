@@ -5,10 +5,13 @@ vector, anew for each. OpenAI's code drops elements of the tables, once a step: 
 row, in any sequence of the batch, and the softmax that is tied to the table, sees the same mask.
 """
 
-from typing import Literal
+import functools
+from collections.abc import Callable
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from gpt1_jax.pretrained import Params, flatten
@@ -16,6 +19,25 @@ from gpt1_jax.training.freezing import EMBEDDINGS
 from gpt1_jax.training.step import Batch, Objective
 
 EmbeddingDropout = Literal["sum", "tables"]
+
+
+def place_dropout(
+    model: Any, where: EmbeddingDropout, rate: float
+) -> Callable[[Objective], Objective]:
+    """Have a model's dropout on the embeddings fall where it should.
+
+    Args:
+        model: with a ``transformer``, whose own dropout is on the sum; before it is split.
+        where: "sum" leaves it there, "tables" moves it.
+        rate: of the dropout.
+
+    Returns:
+        What the objective has to be passed through.
+    """
+    if where == "sum" or not rate:
+        return lambda objective: objective
+    model.transformer.drop = nnx.Dropout(0.0)
+    return functools.partial(with_dropped_tables, rate=rate)
 
 
 def drop_from_tables(params: Params, rate: float, key: jax.Array) -> Params:

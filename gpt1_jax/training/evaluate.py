@@ -15,7 +15,7 @@ from gpt1_jax.tokenizer import Tokenizer
 from gpt1_jax.training.corpus import load_tokens
 from gpt1_jax.training.finetune import TASK, read_task, task_measures
 from gpt1_jax.training.labelled import read_rows
-from gpt1_jax.training.perplexity import text_measures
+from gpt1_jax.training.perplexity import check_stride, text_measures
 from gpt1_jax.training.run_settings import check_files, check_modules, check_vocabulary
 
 
@@ -73,8 +73,7 @@ def evaluate(
         raise ValueError(f"{model} is a classification without {TASK}, which says of what")
     if stride is None:
         stride = max(1, config.n_positions // 2)
-    if not 1 <= stride <= config.n_positions:
-        raise ValueError(f"stride is {stride}, but must be in [1, {config.n_positions}]")
+    check_stride(stride, config.n_positions)
     with TemporaryDirectory() as cache:
         texts = [load_tokens([file], tokenizer, Path(cache)) for file in files]
         language_model = OpenAIGPTLMHeadModel.from_pretrained(folder, dtype=dtype)

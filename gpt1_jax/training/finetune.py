@@ -1,6 +1,7 @@
 """Fine-tuning: from a language model and a labelled set to a model for the task."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -11,23 +12,33 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
-from flax.traverse_util import unflatten_dict
 
 from conversion.atomic import replacing
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.functional import merge, split
 from gpt1_jax.model import MODELS
-from gpt1_jax.pretrained import Params, flatten
+from gpt1_jax.pretrained import Params
 from gpt1_jax.tokenizer import Tokenizer
 from gpt1_jax.training import lora, metrics, run_folder
-from gpt1_jax.training.embedding_dropout import with_dropped_tables
+from gpt1_jax.training.batches import shuffled_batches
+from gpt1_jax.training.embedding_dropout import place_dropout
 from gpt1_jax.training.freezing import join, split_frozen
 from gpt1_jax.training.labelled import Row, read_rows
 from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
-from gpt1_jax.training.run_settings import RunSettings, check_modules, check_vocabulary
-from gpt1_jax.training.task_objective import TaskModel, task_loss, task_outputs
+from gpt1_jax.training.run_settings import (
+    RunSettings,
+    check_modules,
+    check_vocabulary,
+    fields_of,
+)
+from gpt1_jax.training.task_objective import (
+    TaskModel,
+    prediction_loss,
+    task_loss,
+    task_outputs,
+)
 from gpt1_jax.training.tasks import (
     Example,
     Task,
@@ -166,18 +177,12 @@ def finetune(
         "model": str(model),
         "model_content": run_folder.checkpoint_content(folder),
         "columns": named,
-        **{
-            name: value
-            for part in (settings, optimizer, loop)
-            for name, value in dataclasses.asdict(part).items()
-        },
+        **fields_of(settings, optimizer, loop),
     }
     run_folder.check(out, run)
 
     task_model = _model(folder, transformed, config, settings)
-    on_tables = settings.embedding_dropout == "tables" and settings.dropout > 0
-    if on_tables:
-        task_model.transformer.drop = nnx.Dropout(0.0)
+    dropped = place_dropout(task_model, settings.embedding_dropout, settings.dropout)
     graphdef, params = split(task_model)
     trained, frozen, combine = _trained(params, settings)
 
@@ -185,7 +190,7 @@ def finetune(
         return task_loss(
             merge(graphdef, params),
             batch,
-            key if settings.dropout else None,
+            key,
             lm_weight=settings.lm_weight,
             classifier_dropout=settings.dropout,
         )
@@ -217,7 +222,7 @@ def finetune(
         params=trained,
         frozen=frozen,
         combine=combine,
-        objective=with_dropped_tables(objective, settings.dropout) if on_tables else objective,
+        objective=dropped(objective),
         optimizer=make_optimizer(optimizer, steps),
         learning_rate=learning_rate(optimizer, steps),
         batches=batches(examples, transformed, settings.batch_size, settings.seed),
@@ -237,17 +242,8 @@ def finetune(
 
 def batches(examples: Sequence[Example], task: Task, batch_size: int, seed: int) -> Any:
     """Return grain's iterator over shuffled batches, without end: each epoch in another order."""
-    import grain
-
-    return (
-        grain.MapDataset.source(examples)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .batch(batch_size, batch_fn=lambda group: collate(group, n_positions=task.n_positions))
-        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        .__iter__()
-    )
+    make = functools.partial(collate, n_positions=task.n_positions)
+    return shuffled_batches(examples, batch_size, seed, make)
 
 
 def task_measures(
@@ -274,8 +270,8 @@ def task_measures(
 
     @jax.jit
     def outputs(params: Params, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
-        built = merge(graphdef, params)
-        return task_outputs(built, batch), task_loss(built, batch, lm_weight=0.0)[0]
+        logits = task_outputs(merge(graphdef, params), batch)
+        return logits, prediction_loss(logits, batch)
 
     def measure(params: Params) -> dict[str, float]:
         predictions, labels, loss = [], [], 0.0
@@ -365,15 +361,12 @@ def _trained(
             params, embeddings=settings.freeze_embeddings, layers=settings.freeze_layers
         )
         return trained, frozen, join
-    body = {path: leaf for path, leaf in flatten(params).items() if path[0] == "transformer"}
-    head = {path: leaf for path, leaf in flatten(params).items() if path[0] != "transformer"}
+    body = {"transformer": params["transformer"]}
+    head = {name: module for name, module in params.items() if name != "transformer"}
     key = jax.random.key(settings.seed)
-    trained = {
-        "adapters": lora.init_adapters(adapters, unflatten_dict(body), key),
-        "head": unflatten_dict(head),
-    }
+    trained = {"adapters": lora.init_adapters(adapters, body, key), "head": head}
 
     def combine(trained: Params, frozen: Params) -> Params:
         return lora.adapt(frozen, trained["adapters"], adapters) | trained["head"]
 
-    return trained, unflatten_dict(body), combine
+    return trained, body, combine

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conversion.atomic import replacing
+from conversion.atomic import os_error, replacing
 
 
 class Log:
@@ -37,7 +37,7 @@ class Log:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:  # that of a full disk names no file
             message = f"cannot write to {self.path}: {error.strerror}"
-            raise OSError(error.errno, message) from error
+            raise os_error(message, error) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

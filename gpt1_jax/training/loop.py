@@ -183,8 +183,6 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
         with bar:
             while done < training.steps and not progress.stopped:
                 batch = next(training.batches)
-                # Before the step that is the number `done`, counted from 0.
-                rate = float(training.learning_rate(done))
                 state, measures = step(
                     state, training.frozen, micro_batches(batch, settings.accumulate)
                 )
@@ -196,6 +194,7 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
                 saves = done % settings.checkpoint_every == 0 or last or ends
                 if done % settings.log_every == 0 or validates or saves:
                     record = window.close(done)
+                    rate = float(training.learning_rate(done - 1))  # which counts from 0
                     log.write(step=done, learning_rate=rate, **record)
                     bar.set_postfix(
                         loss=f"{record['loss']:.4f}",

@@ -40,6 +40,12 @@ def windows(ids: np.ndarray, length: int, stride: int) -> Iterator[tuple[np.ndar
         predicted = stop
 
 
+def check_stride(stride: int, T: int) -> None:
+    """Check that windows of T tokens can advance by ``stride``; otherwise raise a ValueError."""
+    if not 1 <= stride <= T:
+        raise ValueError(f"stride is {stride}, but must be in [1, {T}], n_positions being {T}")
+
+
 def text_measures(
     model: OpenAIGPTLMHeadModel, text: Tokens, *, stride: int | None = None, batch_size: int = 8
 ) -> Callable[[Params], dict[str, float]]:
@@ -61,10 +67,9 @@ def text_measures(
     """
     T = model.config.n_positions
     stride = T if stride is None else stride
+    check_stride(stride, T)
     if len(text.ids) < 2:
         raise ValueError(f"{', '.join(text.files)}: one token is no text to predict")
-    if not 1 <= stride <= T:
-        raise ValueError(f"stride is {stride}, but must be in [1, {T}], n_positions being {T}")
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
     graphdef, _ = split(model)

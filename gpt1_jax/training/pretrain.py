@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from flax import nnx
 
 from gpt1_jax.config import OpenAIGPTConfig
@@ -17,8 +18,9 @@ from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 from gpt1_jax.tokenizer import Tokenizer
 from gpt1_jax.training import run_folder
+from gpt1_jax.training.batches import shuffled_batches
 from gpt1_jax.training.corpus import Blocks, load_tokens, read_pieces
-from gpt1_jax.training.embedding_dropout import with_dropped_tables
+from gpt1_jax.training.embedding_dropout import place_dropout
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
@@ -28,6 +30,7 @@ from gpt1_jax.training.run_settings import (
     check_files,
     check_modules,
     check_vocabulary,
+    fields_of,
 )
 from gpt1_jax.training.vocabulary import train_tokenizer
 
@@ -155,9 +158,8 @@ def pretrain(
     check_files([*texts, *valid])
     new.check_for(model, tokenizer)
     loop.check_for(settings.batch_size, validates=bool(valid))
-    source = None
-    if model is not None or tokenizer is not None:
-        source = resolve(model or tokenizer or "", weights=model is not None)
+    given = tokenizer if model is None else model
+    source = None if given is None else resolve(given, weights=model is not None)
     run = {
         "texts": [str(path) for path in texts],
         "valid": [str(path) for path in valid],
@@ -165,18 +167,14 @@ def pretrain(
         "model": None if model is None else str(model),
         "tokenizer": None if tokenizer is None else str(tokenizer),
         "given_content": None if source is None else run_folder.checkpoint_content(source),
-        **{
-            name: value
-            for part in (new, settings, optimizer, loop)
-            for name, value in dataclasses.asdict(part).items()
-        },
+        **fields_of(new, settings, optimizer, loop),
     }
-    given = out if run_folder.check(out, run) else model or tokenizer
-    if given is None:
+    known = out if run_folder.check(out, run) else source
+    if known is None:
         text_tokenizer = _learned_tokenizer(texts, new.merges)
     else:
-        text_tokenizer = Tokenizer.from_pretrained(given)
-    language_model = _model(model, text_tokenizer, new, settings)
+        text_tokenizer = Tokenizer.from_pretrained(known)
+    language_model = _model(None if model is None else source, text_tokenizer, new, settings)
     config = language_model.config
     text = load_tokens(texts, text_tokenizer, out / "tokens")
     blocks = Blocks(text.ids, config.n_positions, text.files)
@@ -186,13 +184,11 @@ def pretrain(
     if valid:
         evaluate = text_measures(language_model, load_tokens(valid, text_tokenizer, out / "tokens"))
 
-    on_tables = settings.embedding_dropout == "tables" and settings.dropout > 0
-    if on_tables:
-        language_model.transformer.drop = nnx.Dropout(0.0)
+    dropped = place_dropout(language_model, settings.embedding_dropout, settings.dropout)
     graphdef, params = split(language_model)
 
     def objective(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return lm_loss(merge(graphdef, params), batch, key if settings.dropout else None)
+        return lm_loss(merge(graphdef, params), batch, key)
 
     def save(params: Params) -> None:
         language_model.load_params(params)
@@ -201,7 +197,7 @@ def pretrain(
     training = Training(
         params=params,
         frozen={},
-        objective=with_dropped_tables(objective, settings.dropout) if on_tables else objective,
+        objective=dropped(objective),
         optimizer=make_optimizer(optimizer, steps),
         learning_rate=learning_rate(optimizer, steps),
         batches=batches(blocks, settings.batch_size, settings.seed),
@@ -218,18 +214,7 @@ def pretrain(
 
 def batches(blocks: Blocks, batch_size: int, seed: int) -> Any:
     """Return grain's iterator over shuffled batches, without end: each epoch in another order."""
-    import grain
-
-    return (
-        grain.MapDataset.source(blocks)
-        .seed(seed)
-        .shuffle()
-        .repeat()
-        .batch(batch_size)
-        .map(lambda tokens: {"tokens": tokens})
-        .to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        .__iter__()
-    )
+    return shuffled_batches(blocks, batch_size, seed, lambda rows: {"tokens": np.stack(rows)})
 
 
 def _learned_tokenizer(texts: Sequence[str | os.PathLike[str]], merges: int) -> Tokenizer:
@@ -238,7 +223,7 @@ def _learned_tokenizer(texts: Sequence[str | os.PathLike[str]], merges: int) -> 
 
 
 def _model(
-    path: str | os.PathLike[str] | None,
+    path: Path | None,
     tokenizer: Tokenizer,
     new: NewModel,
     settings: PretrainSettings,

@@ -3,15 +3,13 @@
 import hashlib
 import json
 import os
-import re
 from pathlib import Path
 from typing import Any
 
-from conversion.atomic import replacing
+from conversion.atomic import remove_unfinished, replacing
 
 SETTINGS = "run.json"
 CHECKPOINT = (".json", ".txt", ".bpe", ".safetensors", ".bin", ".npy")
-LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")  # as ``replacing`` names what it works on
 
 
 def content(path: str | os.PathLike[str]) -> str:
@@ -91,9 +89,7 @@ def begin(out: Path, settings: dict[str, Any]) -> bool:
         OSError: it cannot be written.
     """
     if check(out, settings):
-        for path in out.rglob(".*"):
-            if LEFT.fullmatch(path.name):
-                path.unlink()
+        remove_unfinished(out)
         return True
     with replacing(out) as new:
         new(SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from gpt1_jax.rematerialization import Remat
 from gpt1_jax.tokenizer import Tokenizer
@@ -58,6 +58,11 @@ class RunSettings:
     def _check(self, name: str, right: bool, description: str) -> None:
         if not right:
             raise ValueError(f"{name} is {getattr(self, name)}, but must be {description}")
+
+
+def fields_of(*parts: Any) -> dict[str, Any]:
+    """Return the fields of several settings, which no two of them share, by their names."""
+    return {name: value for part in parts for name, value in dataclasses.asdict(part).items()}
 
 
 def check_modules(*names: str) -> None:

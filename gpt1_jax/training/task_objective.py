@@ -72,14 +72,21 @@ def task_loss(
     body_key, head_key = split_key(dropout_key, 2)
     states = _states(model, batch, body_key)
     logits = _head(model, states, batch["classify_at"], classifier_dropout, head_key)
-    label, weight = batch["label"], jnp.asarray(batch["weight"], logits.dtype)
-    if jnp.issubdtype(label.dtype, jnp.floating):
-        loss = weight @ optax.squared_error(logits[:, 0], label.astype(logits.dtype))
-    else:
-        loss = cross_entropy(logits, jnp.where(weight > 0, label, IGNORED), num_items=1)
+    loss = prediction_loss(logits, batch)
     if lm_weight:
         loss += lm_weight * _lm_loss(model, states, batch)
-    return loss, weight.sum()
+    return loss, jnp.asarray(batch["weight"], logits.dtype).sum()
+
+
+def prediction_loss(logits: jax.Array, batch: Batch) -> jax.Array:
+    """Return the loss of what ``task_outputs`` says, without the language model's: a sum, ().
+
+    The cross-entropy of a class or choice, the squared error of a number, of rows that weigh.
+    """
+    label, weight = batch["label"], jnp.asarray(batch["weight"], logits.dtype)
+    if jnp.issubdtype(label.dtype, jnp.floating):
+        return weight @ optax.squared_error(logits[:, 0], label.astype(logits.dtype))
+    return cross_entropy(logits, jnp.where(weight > 0, label, IGNORED), num_items=1)
 
 
 def _states(model: TaskModel, batch: Batch, dropout_key: jax.Array | None) -> jax.Array:

@@ -159,7 +159,6 @@ def test_majority_is_that_of_training() -> None:
 
 
 def test_baselines(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("sklearn")
     file = tmp_path / "results.json"
     results = suite.tasks(data=data, json=file)
     assert list(results) == ["snli", "uci-sentiment", "copa"]
@@ -176,7 +175,6 @@ def test_baselines(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_choices_in_the_other_order_are_judged_alike(data: Path) -> None:
     """What is learned from right choices that all come first holds where they come second."""
-    pytest.importorskip("sklearn")
     train = suite.read_copa(data)[0]
     flipped = {"choice0": "choice1", "choice1": "choice0"}
     for i in (0, 1):
@@ -189,7 +187,6 @@ def test_choices_in_the_other_order_are_judged_alike(data: Path) -> None:
 def test_fine_tuned_models_are_measured_with_every_seed(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("sklearn")
     calls = []
 
     def finetuned(
@@ -213,8 +210,6 @@ def test_fine_tuned_models_are_measured_with_every_seed(
 
 @pytest.mark.slow
 def test_a_fine_tuned_model_is_tested_on_the_test_rows(tmp_path: Path) -> None:
-    pytest.importorskip("grain")
-    pytest.importorskip("sklearn")
     folder = tmp_path / "model"
     model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE, n_positions=16)
     model.save_pretrained(folder)

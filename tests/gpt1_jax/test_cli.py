@@ -36,23 +36,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run ``gpt1`` with arguments: exit status, standard output, standard error."""
-
-    def gpt1_command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gpt1", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return gpt1_command
-
-
 def test_generate(run: Run, folder: Path) -> None:
     prompts = ["abc a", "j"]
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)

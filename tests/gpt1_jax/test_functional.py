@@ -1,7 +1,6 @@
 """A model as a pure function: its parameters, what it compiles and when, and training with it."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilations import compilations
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from small_models import MODELS, difference, leaves_equal, random_ids, small_config, small_model
@@ -19,24 +19,6 @@ from gpt1_jax.functional import merge
 
 LM = gpt1.OpenAIGPTLMHeadModel
 IDS = random_ids(2, 4)
-# JAX reports one of these for every program that it compiles, in every version at hand.
-COMPILED = "/jax/core/compile/backend_compile_duration"
-
-
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """What is compiled meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == COMPILED:
-            found.append(str(kwargs))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def count(call: Callable[[], Any]) -> int:

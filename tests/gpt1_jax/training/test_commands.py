@@ -4,17 +4,14 @@ import importlib.util
 import json
 import math
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 from small_training import QUICK, SIZES, write_checkpoint, write_rows, write_text
 
 import gpt1_jax as gpt1
-from gpt1_jax import cli
 from gpt1_jax.training import checkpoints, commands
 from gpt1_jax.training.log import read_log
 from gpt1_jax.training.loop import Progress
@@ -29,28 +26,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilations() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Run ``gpt1`` with arguments: exit status, standard output, standard error."""
-
-    def gpt1_command(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["gpt1", *map(str, arguments)])
-        status = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return gpt1_command
+pytestmark = pytest.mark.usefixtures("quick_compilations")
 
 
 @pytest.fixture

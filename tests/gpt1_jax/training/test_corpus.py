@@ -233,7 +233,6 @@ def test_blocks_predict_every_token_but_the_first_once(N: int, T: int) -> None:
 
 def numbered_batches(seed: int, count: int = 11, batch_size: int = 4) -> Any:
     """Batches of blocks that each hold their own number."""
-    pytest.importorskip("grain")
     from gpt1_jax.training.pretrain import batches
 
     ids = np.repeat(np.arange(count, dtype=np.uint16), 2)

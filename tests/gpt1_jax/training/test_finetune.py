@@ -1,11 +1,9 @@
 """Fine-tuning: every task end to end, what is trained and what is not, and what is wrong."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 from small_models import difference
@@ -25,12 +23,7 @@ Rows = list[dict[str, Any]]
 NEW = ("_start_", "_delimiter_", "_classify_")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilations() -> Iterator[None]:
-    """Most of a tiny run is XLA's, at work on programs that then run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilations")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """A fine-tuned folder, and a base with its adapter, give the same logits in torch."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +38,7 @@ ROWS: dict[Any, list[dict[str, Any]]] = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilations() -> Iterator[None]:
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilations")
 
 
 @pytest.fixture(scope="module")

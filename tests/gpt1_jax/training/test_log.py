@@ -84,7 +84,6 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_the_picture(tmp_path: Path, records: list[Any]) -> None:
-    pytest.importorskip("matplotlib")
     from matplotlib.image import imread
 
     log, picture = tmp_path / "log.jsonl", tmp_path / "loss.png"
@@ -99,7 +98,6 @@ def test_the_picture(tmp_path: Path, records: list[Any]) -> None:
 
 
 def test_training_and_validation_are_drawn_apart(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     pictures = []
     for names in (["loss"], ["valid_loss"], ["loss", "valid_loss"]):
         write(tmp_path / "log.jsonl", *({"step": s, n: 1 / s} for s in (1, 2) for n in names))

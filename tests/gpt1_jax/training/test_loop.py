@@ -57,7 +57,8 @@ class Batches:
 
 def grain_batches() -> Any:
     """The same points, through grain's own iterator."""
-    grain = pytest.importorskip("grain")
+    import grain
+
     rows = [{name: row[0] for name, row in next(Batches()).items()} for _ in range(5)]
     rows = [{**row, "y": row["y"] + number} for number, row in enumerate(rows)]
     dataset = grain.MapDataset.source(rows).seed(0).shuffle().repeat().batch(4)
@@ -162,7 +163,6 @@ def test_what_is_done_when(whole: tuple[Path, Run, Progress]) -> None:
 
 
 def test_a_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("matplotlib")
     monkeypatch.setattr(loop, "draw_losses", log.draw_losses)
     fit(Run().training(), LoopSettings(), tmp_path)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")

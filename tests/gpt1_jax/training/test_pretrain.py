@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,7 @@ from gpt1_jax.training.loop import Progress
 from gpt1_jax.training.perplexity import text_measures
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quick_compilations() -> Iterator[None]:
-    """Most of a tiny run is XLA's, at work on programs that then run for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quick_compilations")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """The compiled step: micro-batches, dropout, donation, mixed precision, and one compilation."""
 
 import functools
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -10,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from compilations import compilations
 from small_models import SIZES, difference, leaves_equal, random_ids, small_model
 
 import gpt1_jax as gpt1
@@ -28,7 +27,6 @@ WEIGHTS = (np.arange(T) < np.array([[8], [3], [1], [5]])).astype(np.float32)
 BATCH = {"tokens": TOKENS, "weights": WEIGHTS}
 # Large enough to move weights far, and linear in the gradients where they are not clipped.
 MOMENTUM = optax.chain(optax.clip_by_global_norm(5.0), optax.sgd(0.1, momentum=0.9))
-COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def objective_of(model: Any) -> Any:
@@ -59,22 +57,6 @@ def points(seed: int) -> dict[str, np.ndarray]:
 def openai(**fields: Any) -> optax.GradientTransformation:
     base: dict[str, Any] = {"learning_rate": 1e-2, "schedule": "constant", "warmup": 0}
     return make_optimizer(OptimizerSettings(optimizer="openai", **{**base, **fields}), 100)
-
-
-@contextmanager
-def compilations() -> Iterator[list[str]]:
-    """What is compiled meanwhile."""
-    found: list[str] = []
-
-    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
-        if event == COMPILED:
-            found.append(str(kwargs))
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
 
 
 def test_the_gradient_is_that_of_the_plain_mean() -> None:
