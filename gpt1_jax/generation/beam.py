@@ -24,6 +24,7 @@ from gpt1_jax.generation.prompts import PIECE, align, bucket, pieces
 from gpt1_jax.generation.settings import GenerationSettings, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
+from gpt1_jax.turned_kernels import as_turned, pays, turned
 
 # In place of -inf for texts that are out of the running, as Hugging Face has it: added to a score,
 # it leaves it comparable.
@@ -154,7 +155,10 @@ def beam_search(
     # As many that even if every end token is a candidate of every beam, K others are left.
     candidates = max(2, 1 + len(as_ids(settings.eos_token_id)))
     graphdef, params = split(model)
-    ended = _searcher(graphdef)(
+    turn = pays(params, rows=len(prompts) // settings.num_return_sequences * settings.num_beams)
+    if turn:
+        params = turned(model, params)
+    ended = _searcher(graphdef, turn)(
         params,
         np.pad(tokens, ((0, 0), (0, slots + 1 - width))),
         start,
@@ -182,8 +186,8 @@ def beam_search(
 
 
 @functools.lru_cache(maxsize=32)
-def _searcher(graphdef: nnx.GraphDef[Any]) -> Callable[..., Beams]:
-    """Return the compiled search of a model."""
+def _searcher(graphdef: nnx.GraphDef[Any], turn: bool) -> Callable[..., Beams]:
+    """Return the compiled search of a model, whose kernels may be turned."""
 
     @functools.partial(jax.jit, static_argnames=("num_beams", "candidates", "do_sample"))
     def run(
@@ -198,6 +202,8 @@ def _searcher(graphdef: nnx.GraphDef[Any]) -> Callable[..., Beams]:
         do_sample: bool,
     ) -> Beams:
         model: OpenAIGPTLMHeadModel = merge(graphdef, params)
+        if turn:
+            model = as_turned(model)
         B, K, M, C = len(tokens), num_beams, candidates, tokens.shape[1]
         V, rules = model.config.vocab_size, search.rules
 

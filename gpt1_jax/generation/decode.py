@@ -34,6 +34,7 @@ from gpt1_jax.generation.prompts import AT_ONCE, PIECE, align, bucket, pieces
 from gpt1_jax.generation.settings import GenerationSettings, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
+from gpt1_jax.turned_kernels import as_turned, pays, turned
 
 
 @pytree
@@ -179,7 +180,11 @@ def decode(
     """
     config, window = model.config, settings.sliding_window
     graphdef, params = split(model)
-    run = _decoder(graphdef, settings.prompt_lookup_num_tokens or 0)
+    guessed = settings.prompt_lookup_num_tokens or 0
+    turn = pays(params, rows=len(prompts) * (1 + guessed))
+    if turn:
+        params = turned(model, params)
+    run = _decoder(graphdef, guessed, turn)
     rules = Rules.build(settings, config.vocab_size, seeds)
     state, width = _start(model, prompts, settings)
     last = width + settings.max_new_tokens
@@ -281,12 +286,20 @@ def read(model: OpenAIGPTLMHeadModel, context: Context, cache: Cache, offset: ja
 
 
 @functools.lru_cache(maxsize=32)
-def _decoder(graphdef: nnx.GraphDef[Any], guessed: int) -> Callable[..., State]:
-    """Return the compiled loop of a model; it reads so many guessed tokens at once, or none."""
+def _decoder(graphdef: nnx.GraphDef[Any], guessed: int, turn: bool) -> Callable[..., State]:
+    """Return the compiled loop of a model.
+
+    Args:
+        graphdef: of the model.
+        guessed: how many guessed tokens it reads at once; 0 for none.
+        turn: whether its kernels are turned.
+    """
 
     @functools.partial(jax.jit, donate_argnames="state")
     def run(params: Params, state: State, rules: Rules, until: jax.Array) -> State:
         model: OpenAIGPTLMHeadModel = merge(graphdef, params)
+        if turn:
+            model = as_turned(model)
         cache = read(model, state.context, state.cache, state.offset)
 
         def unfinished(state: State) -> jax.Array:

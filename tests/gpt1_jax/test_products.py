@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from gpt1_jax.products import FEW, dot_general, table_product
+from gpt1_jax.products import FEW, dot_general, dot_general_turned, table_product
 
 LEADING = st.sampled_from([(1,), (1, 1), (2,), (3, 1), (1, 4), (2, 2, 3), (FEW,), (FEW + 1,)])
 LINEAR = (((1,), (0,)), ((), ()))
@@ -34,6 +34,14 @@ def test_linear(leading: tuple[int, ...], K: int, N: int) -> None:
     """Whatever the number of parts that K falls into: 1, 2, 3 or 6."""
     x, kernel = normal(*leading, K), normal(K, N, seed=1)
     close(dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))), x, kernel)
+
+
+@given(leading=LEADING, K=st.integers(1, 49), N=st.integers(1, 9))
+@settings(max_examples=40)
+def test_turned_kernel(leading: tuple[int, ...], K: int, N: int) -> None:
+    """Whether N falls into two parts or not."""
+    x, turned = normal(*leading, K), normal(N, K, seed=1)
+    close(dot_general_turned(x, turned.T, (((x.ndim - 1,), (0,)), ((), ()))), x, turned.T)
 
 
 @given(leading=LEADING, E=st.integers(1, 49), V=st.sampled_from([1, 2, 15, 67, 74, 131, 67 * 67]))

@@ -103,7 +103,10 @@ def test_a_step_copies_no_cache(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> 
     rules = decode.Rules.build(asked, CONFIG.vocab_size, asked.seeds(rows))
     prompts = [np.ones(3, np.int32)] * rows
     state, _ = decode._start(model, prompts, asked)
-    run: Any = decode._decoder(graphdef, 0)
+    turn = decode.pays(params, rows)
+    assert turn == (rows > 1)
+    params = decode.turned(model, params) if turn else params
+    run: Any = decode._decoder(graphdef, 0, turn)
     text = run.lower(params, state, rules, np.asarray(40, np.int32)).compile().as_text()
     cached = rf"f32\[({rows},)?2,{state.cache.length},6\]"
     assert re.search(cached, text)
@@ -232,7 +235,7 @@ def test_settings_and_lengths_share_compilations(
     model: gpt1.OpenAIGPTLMHeadModel, compilations: list[float]
 ) -> None:
     """100 prompts with settings of all kinds: one compilation for every length of the cache."""
-    decoder: Any = decode._decoder(nnx.graphdef(model), 0)
+    decoder: Any = decode._decoder(nnx.graphdef(model), 0, False)
     decoder.clear_cache()
     twin = gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(1))
     # Texts have at most 61 tokens and are read in pieces of 32: the cache has 32 or 64 slots.
