@@ -4,12 +4,29 @@ import sys
 
 import tyro
 
+from benchmarks.everything import everything
+from benchmarks.forward import forward
 from benchmarks.generate import generate
 from benchmarks.kneser_ney import kneser_ney
+from benchmarks.load import load
+from benchmarks.report import report
+from benchmarks.scaling import scaling
+from benchmarks.start import start
 from benchmarks.tasks import tasks
 from benchmarks.train import train
 
-SUITES = {"generate": generate, "kneser-ney": kneser_ney, "tasks": tasks, "train": train}
+SUITES = {
+    "forward": forward,
+    "generate": generate,
+    "train": train,
+    "load": load,
+    "start": start,
+    "scaling": scaling,
+    "all": everything,
+    "report": report,
+    "kneser-ney": kneser_ney,
+    "tasks": tasks,
+}
 
 if __name__ == "__main__":
     try:

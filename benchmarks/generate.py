@@ -1,119 +1,170 @@
-"""Greedy generation in float32: this package, transformers and CTranslate2 in turn."""
+"""Greedy generation: reading a prompt, and writing token after token."""
 
-import importlib.util
-import json as json_format
-import statistics
-import tempfile
+import functools
+import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import jax
 import numpy as np
 import tyro
 
-import conversion
-from benchmarks.peers import OURS, PEERS, random_checkpoint
-from benchmarks.timing import Seconds, cores, interleave, ratio
+from benchmarks.machine import peak
+from benchmarks.peers import OURS, PEERS
+from benchmarks.suite import DEFAULTS, Options, Suite, Work, opened, share, show_memory
+from benchmarks.timing import Seconds, Spread, ratio
+from gpt1_jax import OpenAIGPTLMHeadModel, functional
 
-CASES = ((1, 16, 64), (1, 128, 128), (2, 16, 64), (4, 16, 64), (8, 16, 64), (32, 16, 64))
-FIRST = " to the first token"
+CASES = (
+    (1, 16, 64),
+    (1, 128, 128),
+    (1, 448, 64),
+    (2, 16, 64),
+    (4, 16, 64),
+    (8, 16, 64),
+    (32, 16, 64),
+)
+QUICK = ((1, 3, 4), (2, 5, 4))
+# Between the logit of the token that float32 finds likeliest and that of the one chosen, in
+# standard deviations of the logits.
+REGRET = 0.5
 
 
 def generate(
-    model: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
-    peers: tuple[str, ...] = tuple(PEERS),
-    cases: tuple[tuple[int, int, int], ...] = CASES,
-    rounds: int = 5,
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
-) -> None:
-    """Race greedy generation; all must write the same ids.
+    options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS,
+    cases: tuple[tuple[int, int, int], ...] = (),
+) -> dict[str, Any]:
+    """Race greedy generation; all in float32 must write the same ids.
 
-    Decoding reads every weight once a token, so beside the times of this package stands how fast it
-    reads them, as a share of what a plain sum of as many bytes reaches in the same rounds.
+    Others must choose tokens that float32 finds almost as likely as its own. GPT-2, which is
+    another model, is checked against itself without a cache.
 
     Args:
-        model: a checkpoint; by default one of full size with random weights, which needs torch.
-        peers: who takes part.
+        options: of every suite.
         cases: batch, prompt tokens and new tokens, at least two.
-        rounds: how often each runs.
-        json: write the seconds of every round to this file.
+
+    Returns:
+        What is written to the file.
     """
-    if rounds < 1:
-        raise ValueError(f"rounds is {rounds}, but must be at least 1")
-    if unknown := set(peers) - set(PEERS):
-        raise ValueError(f"{unknown.pop()!r} is no peer; the peers are {', '.join(PEERS)}")
+    cases = cases or (QUICK if options.quick else CASES)
     for case in cases:
         if min(case) < 1 or case[2] < 2:
             raise ValueError(f"the case {case} must have a batch, a prompt and two new tokens")
-    module = {OURS: "gpt1_jax"}
-    taking_part = []
-    for name in peers:
-        if importlib.util.find_spec(module.get(name, name)) is None:
-            print(f"{name} is not installed, and does not take part")
-        else:
-            taking_part.append(name)
-    with tempfile.TemporaryDirectory() as temporary:
-        if model is None:
-            if importlib.util.find_spec("torch") is None:
-                raise ValueError("random weights need torch: give --model, or install .[bench]")
-            model = Path(temporary)
-            random_checkpoint(model)
-        results = [_race(model, taking_part, case, rounds) for case in cases]
-    if json is not None:
-        json.write_text(json_format.dumps(results, indent=1) + "\n")
+    with opened("generate", options) as suite:
+        play = _memory if options.memory else _race
+        play(suite, sorted(cases, key=lambda case: case[0] * case[1] * case[2]))
+        return suite.record
 
 
-def _race(
-    folder: Path, names: list[str], case: tuple[int, int, int], rounds: int
-) -> dict[str, Any]:
-    """Run one case and print it."""
+def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
+    loaded = {
+        name: peer.generate(suite.folder)
+        for name, peer in suite.peers.items()
+        if peer.generate is not None
+    }
+    judge = functional(OpenAIGPTLMHeadModel.from_pretrained(suite.folder))
+    pace: dict[str, float] = {}  # seconds for each token read, in the case before
+    for batch, prompt, new in cases:
+        prompts = suite.ids(batch, prompt)
+        runs: dict[str, Callable[[], object]] = {}
+        regrets, left_out, reference = {}, {}, None
+        # Who has no cache reads the whole text for every token.
+        read = batch * new * (prompt + new)
+        for name, run in loaded.items():
+            expected = pace.get(name, 0.0) * read
+            if expected > suite.options.patience:
+                left_out[name] = expected
+                print(f"\n{name} is left out: it would take about {expected:.0f} s", flush=True)
+                continue
+            written = run(prompts, new)
+            if name != "gpt2":
+                reference = written if reference is None else reference
+                exact = PEERS[name].dtype == "float32"
+                if exact and not np.array_equal(written, reference):
+                    raise ValueError(
+                        f"{name} does not write the ids that {next(iter(runs))} writes"
+                    )
+                regrets[name] = _regret(judge, written, prompt)
+                if not regrets[name] <= REGRET:
+                    raise ValueError(
+                        f"{name} writes unlikely tokens: the logit of one is {regrets[name]:.2f} "
+                        "standard deviations below the greatest"
+                    )
+            runs[name] = functools.partial(run, prompts, new)
+            runs[f"{name} first"] = functools.partial(run, prompts, 1)
+            runs[f"{name} first"]()
+            start = time.perf_counter()
+            run(prompts, new)
+            pace[name] = (time.perf_counter() - start) / read
+        if not runs:
+            continue
+        seconds, limits = suite.race(runs)
+        first = {name: seconds.pop(f"{name} first") for name in list(seconds)[::2]}
+        # A step reads, besides the weights, the keys and values so far: half of the new ones.
+        keys = prompt + new // 2
+        work = Work.forward(suite.config, batch, 1, keys, head=True)
+        _show((batch, prompt, new), suite.rounds, seconds, first, work, limits)
+        suite.add(
+            case={"batch": batch, "prompt": prompt, "new": new},
+            work=vars(work),
+            regrets=regrets,
+            left_out=left_out,
+            seconds=seconds,
+            first=first,
+            limits=limits,
+        )
+
+
+def _show(
+    case: tuple[int, int, int],
+    rounds: int,
+    seconds: dict[str, Seconds],
+    first: dict[str, Seconds],
+    work: Work,
+    limits: dict[str, Seconds],
+) -> None:
     batch, prompt, new = case
-    config, params = conversion.read(folder)
-    V = config["vocab_size"]
-    ids = np.random.default_rng(0).integers(V, size=(batch, prompt)).astype(np.int32)
-    players = {name: PEERS[name](folder) for name in names}
-    written = {name: play(ids, new) for name, play in players.items()}
-    for name in names[1:]:
-        if not np.array_equal(written[name], written[names[0]]):
-            raise ValueError(f"{name} does not write the ids that {names[0]} writes")
-    # Of the positions' vectors a step reads one.
-    positions = params["transformer"]["positions_embed"]["embedding"]
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params)) - positions.nbytes
-    runs: dict[str, Callable[[], object]] = {"sum": summing(size)}
-    for name, play in players.items():
-        runs[name] = lambda play=play: play(ids, new)
-        runs[name + FIRST] = lambda play=play: play(ids, 1)
-    for run in runs.values():
-        run()
-    seconds = interleave(runs, rounds)
-
     print(f"\nbatch {batch}, {prompt} tokens and {new} new ones; medians of {rounds} rounds")
-    for name in names:
-        first = statistics.median(seconds[name + FIRST])
-        step = _steps(seconds, name, new)
-        line = f"  {name:13} {batch * new / statistics.median(seconds[name]):7.1f} tokens/s, "
-        line += f"first after {1e3 * first:6.0f} ms, then {1e3 * statistics.median(step):6.1f} ms"
-        if name == OURS:
-            middle, low, high = ratio(seconds["sum"], step)
-            line += f"   {middle:.0%} of the memory bandwidth ({low:.0%} to {high:.0%})"
-        elif OURS in names:
-            middle, low, high = ratio(seconds[name], seconds[OURS])
-            line += f"   {OURS} is {middle:.2f} times as fast ({low:.2f} to {high:.2f})"
+    width = max(map(len, seconds))
+    for name, times in seconds.items():
+        step = steps(times, first[name], new)
+        line = f"  {name:{width}} {batch * new / Spread.of(times).median:7.1f} tokens/s, "
+        line += f"first after {1e3 * Spread.of(first[name]).median:6.0f} ms, "
+        line += f"then {1e3 * Spread.of(step).median:6.1f} ms"
+        if name != "gpt2":  # which has other weights to read
+            line += f", {share(work, PEERS[name].dtype, step, limits).median:4.0%} of the limit"
+        if name != OURS and OURS in seconds:
+            whole = ratio(times, seconds[OURS])
+            decode = ratio(step, steps(seconds[OURS], first[OURS], new))
+            line += f"; {OURS} is {whole.median:.2f} times as fast"
+            line += f" ({whole.low:.2f} to {whole.high:.2f}), decoding {decode.median:.2f} times"
         print(line, flush=True)
-    print(f"  the memory bandwidth: {size / statistics.median(seconds['sum']) / 1e9:.1f} GB/s")
-    return {"case": case, "seconds": seconds, "bytes": size}
 
 
-def _steps(seconds: dict[str, Seconds], name: str, new: int) -> Seconds:
+def steps(seconds: Seconds, first: Seconds, new: int) -> Seconds:
     """Return the seconds of a token after the first, round by round."""
-    pairs = zip(seconds[name], seconds[name + FIRST], strict=True)
-    return [(whole - first) / (new - 1) for whole, first in pairs]
+    return [(whole - start) / (new - 1) for whole, start in zip(seconds, first, strict=True)]
 
 
-def summing(size: int) -> Callable[[], object]:
-    """Return a function that reads ``size`` bytes as fast as can be: a sum on every core."""
-    parts = np.array_split(np.ones(size // 4, np.float32), cores())
-    pool = ThreadPoolExecutor(len(parts))
-    return lambda: list(pool.map(np.sum, parts))  # numpy lets go of the interpreter meanwhile
+def _regret(judge: tuple[Any, Any], ids: np.ndarray, prompt: int) -> float:
+    """Return how far the chosen tokens' logits lie below the greatest, at most; see ``REGRET``."""
+    apply, params = judge
+    logits = np.asarray(apply(params, ids[:, :-1].astype(np.int32)).logits)[:, prompt - 1 :]
+    chosen = np.take_along_axis(logits, ids[:, prompt:, None], axis=-1)[..., 0]
+    return float(((logits.max(axis=-1) - chosen) / logits.std(axis=-1)).max())
+
+
+def _memory(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
+    for batch, prompt, new in cases:
+        peaks = {
+            name: peak(_run, name, suite.folder, suite.ids(batch, prompt), new)
+            for name in suite.peers
+        }
+        show_memory(f"batch {batch}, {prompt} tokens and {new} new ones", peaks)
+        suite.add(case={"batch": batch, "prompt": prompt, "new": new}, bytes=peaks)
+
+
+def _run(name: str, folder: Path, prompts: np.ndarray, new: int) -> None:
+    load = PEERS[name].generate
+    assert load is not None
+    load(folder)(prompts, new)

@@ -1,9 +1,10 @@
 """Interleaved rounds and their medians: a shared machine is noisy, but alike to all in a round."""
 
+import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 Seconds = list[float]
 
@@ -30,7 +31,23 @@ def interleave(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     return seconds
 
 
-def ratio(seconds: Seconds, ours: Seconds) -> tuple[float, float, float]:
-    """Return the median, least and greatest of the ratios to ``ours``, round by round."""
-    ratios = [theirs / own for theirs, own in zip(seconds, ours, strict=True)]
-    return statistics.median(ratios), min(ratios), max(ratios)
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """A median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """Return the spread of at least one value."""
+        if len(values) == 1:
+            return cls(values[0], values[0], values[0])
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, low, high)
+
+
+def ratio(theirs: Sequence[float], ours: Sequence[float]) -> Spread:
+    """Return the spread of the ratios to ``ours``, round by round."""
+    return Spread.of([their / our for their, our in zip(theirs, ours, strict=True)])

@@ -1,6 +1,6 @@
 """The race, between those who are installed, on a tiny model: its checks, not its times."""
 
-import importlib.util
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,66 +9,77 @@ import pytest
 from small_models import small_model
 
 import gpt1_jax as gpt1
-from benchmarks import generate as suite
-from benchmarks.peers import OURS, PEERS
-from benchmarks.timing import interleave, ratio
+from benchmarks.generate import generate, steps
+from benchmarks.peers import OURS, PEERS, Peer
+from benchmarks.suite import Options
 
 CASE = (2, 3, 4)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    model = small_model(gpt1.OpenAIGPTLMHeadModel, n_positions=16)
-    model.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
+def options(tmp_path: Path) -> Options:
+    small_model(gpt1.OpenAIGPTLMHeadModel, n_positions=16).save_pretrained(tmp_path / "tiny")
+    return Options(model=tmp_path / "tiny", rounds=2)
 
 
-def test_a_race(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_race(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "result.json"
-    suite.generate(folder, cases=(CASE,), rounds=2, json=file)
+    able = [OURS, "gpt1-jax-bfloat16", "ctranslate2"]
+    options = dataclasses.replace(options, json=file, peers=tuple(able))
+    record = generate(options, (CASE,))
+    assert json.loads(file.read_text()) == json.loads(json.dumps(record))
     out = capsys.readouterr().out
-    (result,) = json.loads(file.read_text())
-    assert result["case"] == list(CASE)
-    # All parameters but the positions: 13 tokens of 8, two blocks, four bytes each.
-    assert result["bytes"] == 4 * (13 * 8 + 2 * (12 * 8 * 8 + 13 * 8))
-    for name in PEERS:
-        if importlib.util.find_spec(name.replace("gpt1-jax", "gpt1_jax")) is None:
-            assert f"{name} is not installed, and does not take part" in out
-            assert name not in result["seconds"]
-        else:
-            assert f"  {name} " in out
-            assert len(result["seconds"][name]) == 2
-    assert "of the memory bandwidth" in out
+    for name in record["absent"]:
+        assert f"{name} does not take part: ctranslate2 is not installed" in out
+    (result,) = record["cases"]
+    assert result["case"] == {"batch": 2, "prompt": 3, "new": 4}
+    # Two blocks and the table; keys and values of the four tokens before, of two rows.
+    assert result["work"]["weights"] == 2 * 12 * 8 * 8 + 13 * 8 + 2 * 2 * 8 * 4 * 2
+    assert list(result["seconds"]) == [name for name in able if name not in record["absent"]]
+    for seconds in (*result["seconds"].values(), *result["first"].values()):
+        assert len(seconds) == 2
+    assert result["regrets"][OURS] == 0
+    assert "of the limit" in out
 
 
 def test_peers_that_write_other_ids_are_found(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def zeros(prompts: np.ndarray, new: int) -> np.ndarray:
-        return np.pad(prompts, ((0, 0), (0, new)))
+    def last(prompts: np.ndarray, new: int) -> np.ndarray:
+        return np.pad(prompts, ((0, 0), (0, new)), constant_values=12)
 
-    monkeypatch.setitem(PEERS, "json", lambda _: zeros)  # a module that is installed
-    with pytest.raises(ValueError, match="json does not write the ids that gpt1-jax writes"):
-        suite.generate(folder, peers=(OURS, "json"), cases=(CASE,), rounds=1)
+    exact = Peer(modules=(), tolerance=0.0, generate=lambda folder: last)
+    monkeypatch.setitem(PEERS, "wrong", exact)
+    options = dataclasses.replace(options, peers=(OURS, "wrong"))
+    with pytest.raises(ValueError, match="wrong does not write the ids that gpt1-jax writes"):
+        generate(options, (CASE,))
+    monkeypatch.setitem(PEERS, "wrong", dataclasses.replace(exact, dtype="int8"))
+    with pytest.raises(ValueError, match="wrong writes unlikely tokens: the logit of one is"):
+        generate(options, (CASE,))
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("options", "cases", "message"),
     [
-        ({"rounds": 0}, "rounds is 0, but must be at least 1"),
-        ({"peers": ("gpt9",)}, "'gpt9' is no peer; the peers are gpt1-jax, transformers"),
-        ({"cases": ((1, 3, 1),)}, r"the case \(1, 3, 1\) must have"),
-        ({"cases": ((0, 3, 4),)}, r"the case \(0, 3, 4\) must have"),
+        (Options(rounds=0), (), "rounds is 0, but must be at least 1"),
+        (Options(patience=0), (), "patience is 0, but must be above 0"),
+        (Options(peers=("gpt9",)), (), "'gpt9' is no peer in generate; the peers are gpt1-jax, "),
+        (Options(peers=("onnxruntime",)), (), "'onnxruntime' is no peer in generate"),
+        (Options(), ((1, 3, 1),), r"the case \(1, 3, 1\) must have"),
+        (Options(), ((0, 3, 4),), r"the case \(0, 3, 4\) must have"),
     ],
 )
-def test_wrong_input(folder: Path, arguments: dict, message: str) -> None:
+def test_wrong_input(options: Options, cases: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        suite.generate(folder, **arguments)
+        generate(options, cases)
 
 
-def test_rounds_are_interleaved_and_compared_one_by_one() -> None:
-    order: list[str] = []
-    seconds = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
-    assert order == ["a", "b"] * 3
-    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
-    assert ratio([2.0, 9.0, 8.0], [1.0, 3.0, 2.0]) == (3.0, 2.0, 4.0)
+def test_who_is_slow_is_left_out(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    options = dataclasses.replace(options, peers=(OURS,), patience=1e-9)
+    record = generate(options, (CASE, (2, 4, 4)))
+    assert [case["case"]["prompt"] for case in record["cases"]] == [3]
+    assert f"{OURS} is left out: it would take about 0 s" in capsys.readouterr().out
+
+
+def test_seconds_of_a_step() -> None:
+    assert steps([5.0, 9.0], [1.0, 3.0], new=5) == [1.0, 1.5]

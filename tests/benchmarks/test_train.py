@@ -1,7 +1,6 @@
 """The race of training steps, between those who are installed, on a tiny model."""
 
-import importlib.util
-import json
+import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +11,9 @@ import pytest
 from small_models import small_model
 
 import gpt1_jax as gpt1
-from benchmarks import train as suite
-from benchmarks.peers import OURS
+from benchmarks.peers import OURS, PEERS, Peer
+from benchmarks.suite import Options
+from benchmarks.train import train
 
 # torch.compile has no place here: it takes a minute, whatever the size of the model.
 HERE = (OURS, "transformers")
@@ -21,9 +21,9 @@ CASE = (2, 8)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def options(tmp_path: Path) -> Options:
     small_model(gpt1.OpenAIGPTLMHeadModel, n_positions=16).save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
+    return Options(model=tmp_path / "tiny", rounds=2, peers=HERE)
 
 
 @pytest.fixture
@@ -34,16 +34,15 @@ def standard_promotion() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_a_race(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "result.json"
-    suite.train(folder, peers=HERE, cases=(CASE,), rounds=2, json=file)
+def test_a_race(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    record = train(options, (CASE,))
     out = capsys.readouterr().out
-    (result,) = json.loads(file.read_text())
-    assert result["case"] == list(CASE)
+    (result,) = record["cases"]
+    assert result["case"] == {"batch": 2, "tokens": 8, "remat": "none", "dropout": False}
     losses = result["losses"].pop(OURS)
     assert losses == sorted(losses, reverse=True)  # it learns the batch
-    if importlib.util.find_spec("torch") is None:
-        assert "transformers is not installed, and does not take part" in out
+    if "transformers" in record["absent"]:
+        assert "transformers does not take part: torch, transformers is not installed" in out
         return
     # Measured: 1e-7.
     np.testing.assert_allclose(result["losses"]["transformers"], losses, rtol=1e-6)
@@ -54,26 +53,21 @@ def test_a_race(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_other_losses_are_no_race(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("torch")
-    monkeypatch.setitem(suite.PEERS, "transformers", lambda *_: lambda ids: 2.5)
-    with pytest.raises(ValueError, match="transformers has the losses"):
-        suite.train(folder, peers=HERE, cases=(CASE,), rounds=1)
+def test_other_losses_are_no_race(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PEERS, "wrong", Peer((), 0, train=lambda *_: lambda ids: 2.5))
+    with pytest.raises(ValueError, match="wrong has the losses"):
+        train(dataclasses.replace(options, peers=(OURS, "wrong"), rounds=1), (CASE,))
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
-def test_memory(folder: Path, tmp_path: Path) -> None:
-    file = tmp_path / "result.json"
-    suite.train(folder, peers=(OURS,), cases=(CASE,), memory=True, json=file)
-    (result,) = json.loads(file.read_text())
-    assert 1e8 < result["bytes"][OURS] < 1e10
+def test_memory(options: Options) -> None:
+    record = train(dataclasses.replace(options, peers=(OURS,), memory=True), (CASE,))
+    assert 1e8 < record["cases"][0]["bytes"][OURS] < 1e10
 
 
-def test_wrong_settings(folder: Path) -> None:
-    with pytest.raises(ValueError, match="rounds is 0, but must be at least 1"):
-        suite.train(folder, rounds=0)
-    with pytest.raises(ValueError, match="'jaxx' is no peer; the peers are gpt1-jax, transformers"):
-        suite.train(folder, peers=("jaxx",))
+def test_wrong_settings(options: Options) -> None:
+    with pytest.raises(ValueError, match="'jaxx' is no peer in train; the peers are gpt1-jax, tra"):
+        train(dataclasses.replace(options, peers=("jaxx",)))
     with pytest.raises(ValueError, match=r"the case \(2, 1\) must have a batch, and two tokens"):
-        suite.train(folder, cases=((2, 1),))
+        train(options, ((2, 1),))

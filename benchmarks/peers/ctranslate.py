@@ -1,60 +1,21 @@
-"""Those who generate: each a function from prompts (batch, T) to greedy ids (batch, T + new)."""
+"""CTranslate2, an inference engine in C++."""
 
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-import gpt1_jax as gpt1
-
-OURS = "gpt1-jax"
-Generate = Callable[[np.ndarray, int], np.ndarray]
+import conversion
+from benchmarks.timing import cores
 
 
-def random_checkpoint(folder: Path) -> None:
-    """Save a GPT-1 of full size with random weights: nobody needs the real ones to be as fast."""
-    import torch
-    import transformers
-
-    torch.manual_seed(0)
-    transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig()).save_pretrained(folder)
-
-
-def gpt1_jax(folder: Path) -> Generate:
-    """Ours."""
-    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
-
-    def generate(prompts: np.ndarray, new: int) -> np.ndarray:
-        return gpt1.generate(model, prompts, max_new_tokens=new)
-
-    return generate
-
-
-def transformers(folder: Path) -> Generate:
-    """Hugging Face's model and ``generate`` in torch."""
-    import torch
-    from transformers import OpenAIGPTLMHeadModel
-
-    model: Any = OpenAIGPTLMHeadModel.from_pretrained(folder).eval()
-
-    def generate(prompts: np.ndarray, new: int) -> np.ndarray:
-        ids = torch.from_numpy(prompts.astype(np.int64))
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=new, do_sample=False
-        )
-        return out.numpy()
-
-    return generate
-
-
-def ctranslate2(folder: Path) -> Generate:
-    """CTranslate2, an inference engine in C++, in float32."""
+def load(folder: Path, dtype: str = "float32") -> Any:
+    """Return a generator; ``dtype`` may be "int8", of weights and products."""
     import ctranslate2
     from ctranslate2.specs import Activation, TransformerDecoderModelSpec
-
-    import conversion
 
     config, params = conversion.read(folder)
     body = params["transformer"]
@@ -95,11 +56,42 @@ def ctranslate2(folder: Path) -> Generate:
     spec.validate()
     with tempfile.TemporaryDirectory() as converted:
         spec.save(converted)
-        generator = ctranslate2.Generator(converted, inter_threads=1, intra_threads=0)
+        return ctranslate2.Generator(
+            converted,
+            device="cuda" if jax.default_backend() == "gpu" else "cpu",
+            compute_type=dtype,
+            inter_threads=1,
+            intra_threads=cores(),
+        )
 
-    def generate(prompts: np.ndarray, new: int) -> np.ndarray:
+
+def forward(folder: Path, head: bool, dtype: str = "float32") -> Callable[[np.ndarray], np.ndarray]:
+    """Return the forward of the language model.
+
+    Raises:
+        ValueError: asked for the transformer alone, which it cannot be.
+    """
+    import ctranslate2
+
+    if not head:
+        raise ValueError("CTranslate2 has no forward without the head")
+    generator = load(folder, dtype)
+
+    def run(ids: np.ndarray) -> np.ndarray:
+        rows = ctranslate2.StorageView.from_array(np.ascontiguousarray(ids, np.int32))
+        lengths = ctranslate2.StorageView.from_array(np.full(len(ids), ids.shape[1], np.int32))
+        return np.array(generator.forward_batch(rows, lengths).to_device(ctranslate2.Device.cpu))
+
+    return run
+
+
+def generate(folder: Path, dtype: str = "float32") -> Callable[[np.ndarray, int], np.ndarray]:
+    """Return greedy generation."""
+    generator = load(folder, dtype)
+
+    def run(prompts: np.ndarray, new: int) -> np.ndarray:
         out = generator.generate_batch(
-            [[tokens[i] for i in row] for row in prompts],
+            [[f"t{i}" for i in row] for row in prompts],
             max_length=new,
             min_length=new,
             sampling_topk=1,
@@ -109,11 +101,4 @@ def ctranslate2(folder: Path) -> Generate:
         added = np.asarray([result.sequences_ids[0] for result in out])
         return np.concatenate([prompts, added], axis=1)
 
-    return generate
-
-
-PEERS: dict[str, Callable[[Path], Generate]] = {
-    OURS: gpt1_jax,
-    "transformers": transformers,
-    "ctranslate2": ctranslate2,
-}
+    return run

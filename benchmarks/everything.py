@@ -1,0 +1,51 @@
+"""All suites, one after the other, and their report."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from benchmarks.forward import forward
+from benchmarks.generate import generate
+from benchmarks.load import load
+from benchmarks.report import report
+from benchmarks.scaling import scaling
+from benchmarks.start import start
+from benchmarks.suite import DEFAULTS, Options
+from benchmarks.train import train
+
+LARGEST = (8, 512)
+
+
+def everything(
+    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("benchmarks/results"),
+    options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS,
+) -> None:
+    """Run every suite against the peers and write its report.
+
+    Args:
+        out: where a file of JSON for each suite goes, and the report. Those of suites that are done
+            stay if a later one is stopped.
+        options: of every suite; ``peers`` may be given to single suites only.
+    """
+    if options.peers:
+        raise ValueError("all suites have all their peers: give --peers to a single suite")
+    if options.json is not None or options.memory:
+        raise ValueError(
+            "all suites write to --out: leave out --json and --memory"
+        )
+
+    def to(name: str, memory: bool = False) -> Options:
+        return dataclasses.replace(options, json=out / f"{name}.json", memory=memory)
+
+    forward(to("forward"))
+    generate(to("generate"))
+    train(to("train"))
+    load(to("load"))
+    start(to("start"))
+    scaling(to("scaling"))
+    cases = () if options.quick else (LARGEST,)
+    forward(to("forward-memory", memory=True), cases=cases, head=(True,))
+    train(to("train-memory", memory=True), cases=cases, remat="cheap")
+    print(f"\nthe report: {report(out)}")

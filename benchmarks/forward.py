@@ -1,0 +1,119 @@
+"""A forward of many tokens: batches and lengths, with and without the LM head."""
+
+import functools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from benchmarks.machine import peak
+from benchmarks.peers import PEERS
+from benchmarks.suite import DEFAULTS, Options, Suite, Work, opened, show, show_memory
+
+CASES = tuple((batch, tokens) for batch in (1, 8) for tokens in (1, 16, 128, 512))
+QUICK = ((1, 1), (2, 8))
+
+
+def forward(
+    options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS,
+    cases: tuple[tuple[int, int], ...] = (),
+    head: tuple[bool, ...] = (True, False),
+) -> dict[str, Any]:
+    """Race the forward; all must have the same logits, or states.
+
+    Args:
+        options: of every suite.
+        cases: batch and tokens; by default batches of 1 and 8, of 1, 16, 128 and 512 tokens.
+        head: with logits, without, or both in turn.
+
+    Returns:
+        What is written to the file.
+    """
+    cases = cases or (QUICK if options.quick else CASES)
+    for case in cases:
+        if min(case) < 1:
+            raise ValueError(f"the case {case} must have a batch and a token at least")
+    with opened("forward", options) as suite:
+        for with_head in head:
+            play = _memory if options.memory else _race
+            play(suite, sorted(cases, key=lambda case: case[0] * case[1]), with_head)
+        return suite.record
+
+
+def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
+    loaded = {
+        name: peer.forward(suite.folder, head)
+        for name, peer in suite.peers.items()
+        if peer.forward is not None and (head or peer.states)
+    }
+    pace: dict[str, float] = {}  # seconds a token, in the case before
+    for batch, tokens in cases:
+        ids = suite.ids(batch, tokens)
+        runs: dict[str, Callable[[], object]] = {}
+        errors, left_out, reference = {}, {}, None
+        for name, run in loaded.items():
+            expected = pace.get(name, 0.0) * ids.size
+            if expected > suite.options.patience:
+                left_out[name] = expected
+                print(f"\n{name} is left out: it would take about {expected:.0f} s", flush=True)
+                continue
+            out = _array(run(ids))
+            reference = out if reference is None else reference
+            errors[name] = _error(out, reference)
+            if not errors[name] <= PEERS[name].tolerance:
+                raise ValueError(
+                    f"{name} has other {'logits' if head else 'states'} than {next(iter(runs))}: "
+                    f"the relative error is {errors[name]:.1e}"
+                )
+            runs[name] = functools.partial(run, ids)
+            start = time.perf_counter()
+            run(ids)
+            pace[name] = (time.perf_counter() - start) / ids.size
+        if not runs:
+            continue
+        seconds, limits = suite.race(runs)
+        work = Work.forward(suite.config, batch, tokens, tokens, head)
+        title = f"{batch} rows of {tokens} tokens, {'logits' if head else 'states'}"
+        show(f"{title}; medians of {suite.rounds} rounds", seconds, work, limits)
+        suite.add(
+            case={"batch": batch, "tokens": tokens, "head": head},
+            work=vars(work),
+            errors=errors,
+            left_out=left_out,
+            seconds=seconds,
+            limits=limits,
+        )
+
+
+def _memory(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
+    for batch, tokens in cases:
+        peaks = {
+            name: peak(_run, name, suite.folder, head, suite.ids(batch, tokens))
+            for name, peer in suite.peers.items()
+            if head or peer.states
+        }
+        show_memory(f"{batch} rows of {tokens} tokens", peaks)
+        suite.add(case={"batch": batch, "tokens": tokens, "head": head}, bytes=peaks)
+
+
+def _run(name: str, folder: Path, head: bool, ids: np.ndarray) -> None:
+    load = PEERS[name].forward
+    assert load is not None
+    run = load(folder, head)
+    for _ in range(2):
+        run(ids)
+
+
+def _error(found: np.ndarray, expected: np.ndarray) -> float:
+    """Return the error relative to what is expected, both as root mean squares."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def _array(out: Any) -> np.ndarray:
+    """Return an output of any library as float32 numpy."""
+    if hasattr(out, "detach"):
+        out = out.detach().float().cpu().numpy()
+    return np.asarray(out, np.float32)

@@ -1,0 +1,98 @@
+"""From a folder to parameters that are ready, and the memory that this takes."""
+
+import gc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from benchmarks.machine import peak
+from benchmarks.peers import OURS, PEERS
+from benchmarks.suite import DEFAULTS, Options, Suite, Work, opened, share, show_memory
+from benchmarks.timing import Seconds, Spread, ratio
+
+WEIGHTS = (".safetensors", ".bin", ".npy")
+PAGE = 1024  # numbers: in float32, a page of 4096 bytes
+CONVERTS = "ctranslate2"  # and its variants
+STATUS = Path("/proc/self/status")
+
+
+def load(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str, Any]:
+    """Race the loading of a checkpoint, and measure its memory.
+
+    Each has loaded once before: imports do not count, and the file is in the system's cache. The
+    memory is that of a fresh process, imports included.
+
+    CTranslate2 does not read such a checkpoint: its time and memory include converting it, to a
+    file of its own that it reads then. transformers only maps the file: so that its parameters are
+    in memory as all others' are, a number of every page is read.
+
+    Args:
+        options: of every suite.
+
+    Returns:
+        What is written to the file.
+
+    Raises:
+        ValueError: an option is wrong; the message says which.
+    """
+    with opened("load", options) as suite:
+        size = sum(file.stat().st_size for file in suite.folder.iterdir() if file.suffix in WEIGHTS)
+        print(f"\nA checkpoint of {size / 1e6:.1f} MB", flush=True)
+        if any(name.startswith(CONVERTS) for name in suite.peers):
+            print(f"  {CONVERTS} converts it first, and that counts", flush=True)
+        measured: dict[str, Any] = {}
+        if not options.memory:
+            measured |= _race(suite, size)
+        if STATUS.exists() or options.memory:
+            measured["bytes"] = {name: peak(_load, name, suite.folder) for name in suite.peers}
+            show_memory("Loading", measured["bytes"])
+        else:
+            print(f"Memory is not measured: there is no {STATUS} to read it from", flush=True)
+        suite.add(case={"checkpoint bytes": size}, **measured)
+        return suite.record
+
+
+def show_seconds(title: str, seconds: Mapping[str, Seconds], notes: Mapping[str, str]) -> None:
+    """Print each one's time, how it compares with this package's, and a note."""
+    print(f"\n{title}")
+    width = max(map(len, seconds))
+    for name, times in seconds.items():
+        middle = Spread.of(times)
+        line = f"  {name:{width}} {middle.median:7.3f} s ({middle.low:.3f} to {middle.high:.3f})"
+        line += notes.get(name, "")
+        if name != OURS and OURS in seconds:
+            times_as_fast = ratio(times, seconds[OURS])
+            line += f"; {OURS} is {times_as_fast.median:.2f} times as fast"
+            line += f" ({times_as_fast.low:.2f} to {times_as_fast.high:.2f})"
+        print(line, flush=True)
+
+
+def _race(suite: Suite, size: int) -> dict[str, Any]:
+    runs = {}
+    for name in suite.peers:
+        runs[name] = lambda name=name: _load(name, suite.folder)
+        # Outside of the time: models refer to themselves, and would pile up.
+        runs[f"{name} dropped"] = gc.collect
+    for run in runs.values():
+        run()
+    seconds, limits = suite.race(runs)
+    seconds = {name: seconds[name] for name in suite.peers}
+    work = Work(tokens=0, flops=0.0, weights=size)  # bytes, each an int8
+    notes = {
+        name: f", {share(work, 'int8', times, limits).median:4.0%} of the speed of a plain sum"
+        for name, times in seconds.items()
+    }
+    show_seconds(f"Loading; medians of {suite.rounds} rounds", seconds, notes)
+    return {"seconds": seconds, "limits": limits}
+
+
+def _load(name: str, folder: Path) -> None:
+    read = PEERS[name].load
+    assert read is not None
+    model: Any = read(folder)
+    if hasattr(model, "parameters"):
+        # transformers maps the file, and reads nothing before it is used: a number of every page.
+        for parameter in model.parameters():
+            parameter.reshape(-1)[::PAGE].sum()

@@ -1,0 +1,148 @@
+"""What a measurement is made on: versions and devices, the limits of the machine, and memory."""
+
+import datetime
+import importlib.metadata
+import importlib.util
+import multiprocessing
+import platform as python_platform
+import subprocess
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.timing import Seconds, cores
+
+Platform = Literal["cpu", "gpu", "tpu"]
+LIBRARIES = ("gpt1-jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
+LIBRARIES += ("onnxruntime", "ctranslate2")
+
+# Rows, inputs and outputs of the product whose speed is the limit: the model's widest layer.
+PRODUCT = (1024, 768, 3072)
+READ = 1 << 28  # bytes, more than any cache holds
+
+
+def environment() -> dict[str, Any]:
+    """Return versions, devices, threads, commit and date."""
+    installed = {}
+    for name in LIBRARIES:
+        try:
+            installed[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+    )
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": git.stdout.strip() or None,
+        "python": python_platform.python_version(),
+        "system": python_platform.platform(),
+        "processor": _processor(),
+        "platform": jax.default_backend(),
+        "devices": [device.device_kind for device in jax.devices()],
+        "threads": cores(),
+        "versions": installed,
+    }
+
+
+def _processor() -> str:
+    """Return the processor's name and what it computes with, as Linux tells it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return python_platform.processor()
+    fields = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
+    fields = {name.strip(): value.strip() for name, value in fields.items()}
+    known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
+    extensions = [name for name in known if name in fields.get("flags", "").split()]
+    return " ".join([fields.get("model name", python_platform.machine()), *extensions])
+
+
+def limits() -> dict[str, tuple[float, Callable[[], object]]]:
+    """Return what no program here can exceed, to be timed in turn with those that are measured.
+
+    Returns:
+        By name, the work and a function that does it: bytes of "bytes read", floating-point
+        operations of the products "float32 XLA", "bfloat16 XLA" and, with torch, "float32 torch".
+    """
+    rows, inputs, outputs = PRODUCT
+    flops = 2.0 * rows * inputs * outputs
+    found: dict[str, tuple[float, Callable[[], object]]] = {"bytes read": (READ, _reading())}
+
+    @jax.jit
+    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+
+    for dtype in ("float32", "bfloat16"):
+        x, kernel = jnp.ones((rows, inputs), dtype), jnp.ones((inputs, outputs), dtype)
+        found[f"{dtype} XLA"] = (
+            flops,
+            lambda x=x, kernel=kernel: jax.block_until_ready(product(x, kernel)),
+        )
+    if importlib.util.find_spec("torch") and jax.default_backend() == "cpu":
+        import torch
+
+        a, b = torch.ones(rows, inputs), torch.ones(inputs, outputs)
+        found["float32 torch"] = flops, lambda: a @ b
+    return found
+
+
+def _reading() -> Callable[[], object]:
+    """Return a function that reads ``READ`` bytes as fast as can be: a sum on every core."""
+    if jax.default_backend() != "cpu":
+        ones, total = jnp.ones(READ // 4, jnp.float32), jax.jit(jnp.sum)
+        return lambda: jax.block_until_ready(total(ones))
+    parts = np.array_split(np.ones(READ // 4, np.float32), cores())
+    pool = ThreadPoolExecutor(len(parts))
+    return lambda: list(pool.map(np.sum, parts))  # numpy lets go of the interpreter meanwhile
+
+
+def speeds(work: dict[str, float], seconds: dict[str, Seconds]) -> dict[str, Seconds]:
+    """Return the limits in bytes or operations a second, round by round: the best of each kind."""
+    found: dict[str, Seconds] = {}
+    for name, amount in work.items():
+        kind = name.split()[0]  # bytes, float32, bfloat16
+        measured = [amount / second for second in seconds[name]]
+        found[kind] = [max(pair) for pair in zip(measured, found.get(kind, measured), strict=True)]
+    return found
+
+
+def peak(function: Callable[..., object], *arguments: object) -> int:
+    """Return the most bytes of memory that a fresh process takes to call a function.
+
+    On a GPU or TPU these are the bytes of the device, elsewhere those of the process.
+
+    Raises:
+        ValueError: there is no /proc/self/status to read them from.
+    """
+    if not Path("/proc/self/status").exists():
+        raise ValueError("memory is read from /proc/self/status, which only Linux has")
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+        return pool.submit(_peak, jax.config.values["jax_platforms"], function, arguments).result()
+
+
+def _peak(
+    platforms: str | None, function: Callable[..., object], arguments: tuple[object, ...]
+) -> int:
+    jax.config.update("jax_platforms", platforms)
+    function(*arguments)
+    if jax.default_backend() != "cpu":
+        taken = [(jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)]
+        if importlib.util.find_spec("torch"):
+            import torch
+
+            if torch.cuda.is_available():
+                taken.append(torch.cuda.max_memory_allocated())
+        return max(taken)
+    # Not getrusage, which remembers what the parent had.
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])

@@ -1,0 +1,152 @@
+"""Hugging Face's model in torch: as it is, compiled, and GPT-2 of the same size with its cache."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.timing import cores
+from gpt1_jax.training.optimizer import OptimizerSettings
+
+
+def load(folder: Path, dtype: str = "float32", **fields: Any) -> Any:
+    """Return the model with parameters in ``dtype`` on JAX's kind of device."""
+    import torch
+    from transformers import OpenAIGPTLMHeadModel
+
+    torch.set_num_threads(cores())
+    model: Any = OpenAIGPTLMHeadModel.from_pretrained(folder, dtype=dtype, **fields)
+    return model.eval().to(_device())
+
+
+def forward(
+    folder: Path, head: bool, dtype: str = "float32", compiled: bool = False
+) -> Callable[[np.ndarray], Any]:
+    """Return the forward of the language model, or of the transformer alone."""
+    import torch
+
+    model = load(folder, dtype)
+    module = model if head else model.transformer
+    call = _compiled(module) if compiled else module
+
+    def run(ids: np.ndarray) -> Any:
+        with torch.inference_mode():
+            out = call(_tensor(ids), return_dict=False)[0]
+        _wait()
+        return out
+
+    return run
+
+
+def generate(folder: Path, dtype: str = "float32") -> Callable[[np.ndarray, int], np.ndarray]:
+    """Return transformers' greedy ``generate``; GPT-1 has no cache there."""
+    return _generate(load(folder, dtype))
+
+
+def gpt2(folder: Path) -> Callable[[np.ndarray, int], np.ndarray]:
+    """Return greedy ``generate`` of GPT-2 small, which has a cache, with random weights.
+
+    It is there to show what a cache gives torch: 124 million parameters against GPT-1's 117, and
+    the same shapes, but for its vocabulary of 50,257.
+
+    Raises:
+        ValueError: it writes other ids with its cache than without.
+    """
+    import json
+
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.set_num_threads(cores())
+    ours = json.loads((folder / "config.json").read_text())
+    shared = ("n_positions", "n_embd", "n_layer", "n_head")
+    small = {name: ours[name] for name in shared} if ours["n_embd"] != 768 else {}
+    torch.manual_seed(0)
+    config = GPT2Config(**small, bos_token_id=0, eos_token_id=0)
+    model: Any = GPT2LMHeadModel(config)
+    run = _generate(model.eval().to(_device()))
+    prompt = np.arange(8)[None] % ours["vocab_size"]
+    if not np.array_equal(run(prompt, 4), run(prompt, 4, use_cache=False)):
+        raise ValueError("GPT-2 writes other ids with its cache than without")
+    return run
+
+
+def train(
+    folder: Path,
+    optimizer: OptimizerSettings,
+    rates: dict[str, float],
+    remat: str,
+    compiled: bool = False,
+) -> Callable[[np.ndarray], float]:
+    """Return a training step that returns the loss before it; what is recomputed is ours alone."""
+    import torch
+
+    fields: dict[str, Any] = dict(rates)
+    model = load(folder, **fields).train()
+    call = _compiled(model) if compiled else model
+    parameters = list(model.parameters())
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": optimizer.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=optimizer.learning_rate, fused=True)
+
+    def take(ids: np.ndarray) -> float:
+        tokens = _tensor(ids)
+        loss = call(input_ids=tokens, labels=tokens).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, optimizer.max_grad_norm or math.inf)
+        adamw.step()
+        adamw.zero_grad()
+        _wait()
+        return loss.item()
+
+    return take
+
+
+def _generate(model: Any) -> Callable[..., np.ndarray]:
+    import torch
+
+    def run(prompts: np.ndarray, new: int, **settings: Any) -> np.ndarray:
+        ids = _tensor(prompts)
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new,
+            min_new_tokens=new,
+            do_sample=False,
+            pad_token_id=0,
+            **settings,
+        )
+        return out.cpu().numpy()
+
+    return run
+
+
+def _compiled(module: Any) -> Any:
+    """Return the module compiled for each shape that it meets."""
+    import torch
+
+    # Else it would quietly run uncompiled from the ninth on.
+    torch._dynamo.config.recompile_limit = 64
+    return torch.compile(module, dynamic=False)
+
+
+def _device() -> str:
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"
+
+
+def _tensor(ids: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(ids.astype(np.int64)).to(_device())
+
+
+def _wait() -> None:
+    import torch
+
+    if _device() == "cuda":
+        torch.cuda.synchronize()

@@ -1,0 +1,62 @@
+"""ONNX Runtime, with the graph that torch exports of Hugging Face's model."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.peers import hugging_face
+from benchmarks.timing import cores
+
+
+def forward(folder: Path, head: bool) -> Callable[[np.ndarray], np.ndarray]:
+    """Return the forward of the language model, or of the transformer alone, in float32."""
+    import onnxruntime
+
+    with tempfile.TemporaryDirectory() as exported:
+        file = Path(exported) / "model.onnx"
+        export(folder, head, file)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = cores()
+        provider = "CUDA" if jax.default_backend() == "gpu" else "CPU"
+        session = onnxruntime.InferenceSession(
+            str(file), options, providers=[f"{provider}ExecutionProvider"]
+        )
+
+    def run(ids: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run(None, {"ids": ids.astype(np.int64)})[0])
+
+    return run
+
+
+def export(folder: Path, head: bool, file: Path) -> None:
+    """Export a checkpoint by ``torch.export``, with any batch and length.
+
+    The older exporter, which traces (``dynamo=False``), writes a graph with wrong logits.
+    """
+    import torch
+
+    model = hugging_face.load(folder)
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = model if head else model.transformer
+
+        def forward(self, ids: Any) -> Any:
+            return self.module(input_ids=ids, return_dict=False)[0]
+
+    dynamic: Any = torch.export.Dim.DYNAMIC
+    torch.onnx.export(
+        Logits().eval().cpu(),
+        (torch.zeros(2, 3, dtype=torch.long),),
+        str(file),
+        dynamo=True,
+        verbose=False,
+        dynamic_shapes=({0: dynamic, 1: dynamic},),
+        input_names=["ids"],
+        output_names=["out"],
+    )

@@ -1,0 +1,81 @@
+"""gpt1-jax itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import gpt1_jax as gpt1
+from gpt1_jax.functional import merge, split
+from gpt1_jax.rematerialization import Remat
+from gpt1_jax.training.lm_objective import lm_loss
+from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
+from gpt1_jax.training.step import Batch, TrainState, make_step, micro_batches
+
+
+def load(folder: Path, dtype: str = "float32") -> gpt1.OpenAIGPTLMHeadModel:
+    """Return the model with parameters in ``dtype``, ready."""
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder, param_dtype=dtype)
+    jax.block_until_ready(model.params)
+    return model
+
+
+def forward(folder: Path, head: bool, dtype: str = "float32") -> Callable[[np.ndarray], Any]:
+    """Return the compiled forward of the language model, or of the transformer alone."""
+    model = load(folder, dtype)
+    apply, params = gpt1.functional(model if head else model.transformer)
+
+    def run(ids: np.ndarray) -> jax.Array:
+        out = apply(params, ids)
+        return jax.block_until_ready(out.logits if head else out.last_hidden_state)
+
+    return run
+
+
+def generate(folder: Path, dtype: str = "float32") -> Callable[[np.ndarray, int], np.ndarray]:
+    """Return greedy generation."""
+    model = load(folder, dtype)
+
+    def run(prompts: np.ndarray, new: int) -> np.ndarray:
+        return gpt1.generate(model, prompts, max_new_tokens=new)
+
+    return run
+
+
+def train(
+    folder: Path,
+    optimizer: OptimizerSettings,
+    rates: dict[str, float],
+    remat: Remat,
+    dtype: str = "float32",
+) -> Callable[[np.ndarray], float]:
+    """Return a training step that returns the loss before it; ``rates`` are those of dropout."""
+    fields: dict[str, Any] = dict(rates)
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder, dtype=dtype, remat=remat, **fields)
+    graphdef, params = split(model)
+    transform = make_optimizer(optimizer, total_steps=10_000)
+    state = TrainState.create(params, transform, seed=0)
+    dropout = any(rate > 0 for rate in rates.values())
+    del model, params
+
+    def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return lm_loss(merge(graphdef, params), batch, key if dropout else None)
+
+    step = make_step(objective, transform)
+
+    def batch_of(ids: np.ndarray) -> Batch:
+        # Ours predicts from every token that it reads. torch reads the last one and predicts
+        # nothing from it: so that both do the same work, a token that does not count follows here.
+        weights = np.ones(ids.shape, np.float32)
+        weights[:, -1] = 0
+        return micro_batches({"tokens": np.pad(ids, ((0, 0), (0, 1))), "weights": weights}, 1)
+
+    def take(ids: np.ndarray) -> float:
+        nonlocal state
+        state, measures = step(state, {}, batch_of(ids))
+        jax.block_until_ready(state)
+        return float(measures["loss"])
+
+    return take

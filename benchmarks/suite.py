@@ -1,0 +1,260 @@
+"""What all suites share: their options, the checkpoint, the race of a case, and its record."""
+
+import contextlib
+import dataclasses
+import json as json_format
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+import tyro
+from flax import nnx
+
+import gpt1_jax as gpt1
+from benchmarks import machine
+from benchmarks.peers import OURS, PEERS, Kind, Peer, taking_part
+from benchmarks.timing import Seconds, Spread, interleave, ratio
+from conversion.atomic import replacing
+
+BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
+TINY: dict[str, Any] = {
+    "vocab_size": 101,
+    "n_positions": 64,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Of every suite.
+
+    Attributes:
+        model: a checkpoint; by default one of full size with random weights.
+        peers: who takes part; by default everyone who can.
+        rounds: how often each runs.
+        memory: measure the most memory that each takes, in a process of its own, and not the time.
+        patience: leave out of a case whoever would take more than so many seconds for one run.
+        quick: a tiny model and few small cases, to see that all works.
+        platform: where to run; by default where JAX does.
+        json: write what was measured to this file, after every case.
+    """
+
+    model: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    peers: tuple[str, ...] = ()
+    rounds: int = 5
+    memory: bool = False
+    patience: float = 60.0
+    quick: bool = False
+    platform: machine.Platform | None = None
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+
+
+DEFAULTS = Options()
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a run has to do at least.
+
+    Attributes:
+        tokens: that it reads or writes.
+        flops: floating-point operations of its matrix products.
+        weights: numbers that it reads once.
+    """
+
+    tokens: int
+    flops: float
+    weights: float
+
+    @classmethod
+    def forward(
+        cls, config: gpt1.OpenAIGPTConfig, batch: int, queries: int, keys: int, head: bool
+    ) -> "Work":
+        """Return the work of ``queries`` new tokens a row, of ``keys`` with those before them."""
+        E, V = config.n_embd, config.vocab_size
+        weights = config.n_layer * (4 * E * E + 2 * E * config.n_inner) + head * V * E
+        rows = batch * queries
+        scores = config.n_layer * 2 * E * keys
+        # Of keys and values in a cache, those of earlier tokens are read.
+        cache = config.n_layer * 2 * E * (keys - queries) * batch
+        return cls(rows, 2.0 * rows * (weights + scores), weights + cache)
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A suite that runs.
+
+    Attributes:
+        kind: its name.
+        options: as they were given.
+        folder: the checkpoint.
+        config: of the checkpoint.
+        rounds: how often each runs.
+        peers: who takes part.
+        record: what is written: the suite, its environment, who is absent and why, and cases.
+    """
+
+    kind: str
+    options: Options
+    folder: Path
+    config: gpt1.OpenAIGPTConfig
+    rounds: int
+    peers: Mapping[str, Peer]
+    record: dict[str, Any]
+
+    def ids(self, batch: int, tokens: int) -> np.ndarray:
+        """Return random ids (batch, tokens), always the same."""
+        shape = batch, tokens
+        ids = np.random.default_rng(0).integers(self.config.vocab_size, size=shape)
+        return ids.astype(np.int32)
+
+    def race(
+        self, runs: Mapping[str, Callable[[], object]]
+    ) -> tuple[dict[str, Seconds], dict[str, Seconds]]:
+        """Run functions that are warm in turn with the machine's limits.
+
+        Returns:
+            The seconds of every round by name, and the limits (bytes or operations a second).
+        """
+        limits = machine.limits()
+        for _, run in limits.values():
+            run()
+        everything = {**runs, **{f"limit {name}": run for name, (_, run) in limits.items()}}
+        seconds = interleave(everything, self.rounds)
+        work = {name: amount for name, (amount, _) in limits.items()}
+        measured = {name: seconds.pop(f"limit {name}") for name in limits}
+        return seconds, machine.speeds(work, measured)
+
+    def add(self, **case: Any) -> None:
+        """Add a case to the record, and write it."""
+        self.record["cases"].append(case)
+        if self.options.json is not None:
+            write_json(self.options.json, self.record)
+
+
+def share(work: Work, dtype: str, seconds: Seconds, limits: Mapping[str, Seconds]) -> Spread:
+    """Return how near a run comes to the machine's limit, round by round.
+
+    The limit is the longer of two times: that of reading every weight once, at the speed of a plain
+    sum, and that of its products, at the speed of a large one (of which int8 has none here).
+    """
+    shares = []
+    for i, second in enumerate(seconds):
+        least = work.weights * BYTES[dtype] / limits["bytes"][i]
+        if dtype in limits:
+            least = max(least, work.flops / limits[dtype][i])
+        shares.append(least / second)
+    return Spread.of(shares)
+
+
+def show(
+    title: str,
+    seconds: Mapping[str, Seconds],
+    work: Work,
+    limits: Mapping[str, Seconds],
+) -> None:
+    """Print a case: each one's time and speed, and how it compares with this package."""
+    print(f"\n{title}")
+    width = max(map(len, seconds))
+    for name, times in seconds.items():
+        middle = Spread.of(times)
+        line = f"  {name:{width}} {1e3 * middle.median:9.1f} ms"
+        line += f" ({1e3 * middle.low:.1f} to {1e3 * middle.high:.1f})"
+        line += f" {work.tokens / middle.median:9.1f} tokens/s"
+        if name in PEERS:
+            line += f", {share(work, PEERS[name].dtype, times, limits).median:4.0%} of the limit"
+        if name != OURS and OURS in seconds:
+            times_as_fast = ratio(times, seconds[OURS])
+            line += f"; {OURS} is {times_as_fast.median:.2f} times as fast"
+            line += f" ({times_as_fast.low:.2f} to {times_as_fast.high:.2f})"
+        print(line, flush=True)
+
+
+def show_memory(title: str, peaks: Mapping[str, int]) -> None:
+    """Print the memory of a case."""
+    print(f"\n{title}; the most memory of a process")
+    width = max(map(len, peaks))
+    for name, peak in peaks.items():
+        line = f"  {name:{width}} {peak / 1e9:6.2f} GB"
+        if name != OURS and OURS in peaks:
+            line += f"; {OURS} takes {peaks[OURS] / peak:.0%} of it"
+        print(line, flush=True)
+
+
+@contextlib.contextmanager
+def opened(kind: Kind, options: Options, name: str | None = None) -> Iterator[Suite]:
+    """Check the options of a suite, choose the platform, and find or make the checkpoint.
+
+    Args:
+        kind: of the peers that take part.
+        options: as they were given.
+        name: of the suite, where it is not that of its kind.
+
+    Raises:
+        ValueError: an option is wrong, or there is no such platform; the message says which.
+    """
+    if options.rounds < 1:
+        raise ValueError(f"rounds is {options.rounds}, but must be at least 1")
+    if options.patience <= 0:
+        raise ValueError(f"patience is {options.patience}, but must be above 0")
+    choose(options.platform)
+    present, absent = taking_part(options.peers, kind)
+    for peer, why in absent.items():
+        print(f"{peer} does not take part: {why}", flush=True)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = options.model or Path(temporary)
+        if options.model is None:
+            config = gpt1.OpenAIGPTConfig(**TINY if options.quick else {})
+            gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)).save_pretrained(folder)
+        yield Suite(
+            kind=name or kind,
+            options=options,
+            folder=folder,
+            config=gpt1.OpenAIGPTConfig.from_pretrained(folder),
+            rounds=min(options.rounds, 2) if options.quick else options.rounds,
+            peers=present,
+            record={
+                "suite": name or kind,
+                "environment": {
+                    **machine.environment(),
+                    "quick": options.quick,
+                    "model": options.model.name if options.model else "random weights",
+                },
+                "absent": absent,
+                "cases": [],
+            },
+        )
+
+
+def choose(platform: machine.Platform | None) -> None:
+    """Have JAX run on a platform.
+
+    Raises:
+        ValueError: there is none of that kind, or JAX runs on another already.
+    """
+    # JAX would take most of a GPU's memory, and leave none to the peers.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if platform is None:
+        return
+    before = jax.config.values["jax_platforms"]
+    jax.config.update("jax_platforms", {"gpu": "cuda"}.get(platform, platform))
+    try:
+        found = jax.default_backend()
+    except RuntimeError as error:
+        jax.config.update("jax_platforms", before)
+        raise ValueError(f"there is no {platform} here: {error}") from None
+    if found != platform:
+        jax.config.update("jax_platforms", before)
+        raise ValueError(f"JAX runs on a {found} already, not on a {platform}")
+
+
+def write_json(file: Path, content: object) -> None:
+    """Write a file of JSON, whole or not at all."""
+    with replacing(file.absolute().parent) as temporary:
+        temporary(file.name).write_text(json_format.dumps(content, indent=1) + "\n")

@@ -1,0 +1,91 @@
+"""The race of forwards, between those who are installed, on a tiny model."""
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_models import small_model
+
+import gpt1_jax as gpt1
+from benchmarks.forward import forward
+from benchmarks.peers import OURS, PEERS, Peer
+from benchmarks.suite import Options
+
+HERE = (OURS, "gpt1-jax-bfloat16", "transformers", "ctranslate2", "ctranslate2-int8")
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> Options:
+    small_model(gpt1.OpenAIGPTLMHeadModel, n_positions=16).save_pretrained(tmp_path / "tiny")
+    return Options(model=tmp_path / "tiny", rounds=2, peers=HERE)
+
+
+def test_a_race(options: Options) -> None:
+    record = forward(options, ((2, 3), (1, 1)))
+    here = [name for name in HERE if name not in record["absent"]]
+    assert [(*case["case"].values(),) for case in record["cases"]] == [
+        (1, 1, True),
+        (2, 3, True),
+        (1, 1, False),
+        (2, 3, False),
+    ]
+    for case in record["cases"]:
+        able = [name for name in here if case["case"]["head"] or PEERS[name].states]
+        assert list(case["seconds"]) == list(case["errors"]) == able
+        assert {len(seconds) for seconds in case["seconds"].values()} == {2}
+        assert set(case["limits"]) == {"bytes", "float32", "bfloat16"}
+        for name, error in case["errors"].items():
+            # Measured: 2e-7, and in half precision 4e-3.
+            assert error < 1e-6 or PEERS[name].dtype != "float32"
+    assert record["cases"][1]["work"] == {
+        "tokens": 6,
+        # Blocks, table, and scores of two blocks: each query with three keys, twice.
+        "flops": 2.0 * 6 * (2 * 12 * 64 + 13 * 8 + 2 * 2 * 8 * 3),
+        "weights": 2 * 12 * 64 + 13 * 8,
+    }
+
+
+def test_other_logits_are_no_race(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    zeros = Peer((), 1e-5, forward=lambda folder, head: lambda ids: np.zeros((*ids.shape, 13)))
+    monkeypatch.setitem(PEERS, "zeros", zeros)
+    options = dataclasses.replace(options, peers=(OURS, "zeros"))
+    with pytest.raises(ValueError, match=r"zeros has other logits than gpt1-jax: .* 1.0e\+00"):
+        forward(options, ((2, 3),))
+
+
+def test_who_is_slow_is_left_out(
+    options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load = PEERS[OURS].forward
+    assert load is not None
+    assert options.model is not None
+    fast = load(options.model, True)
+
+    def slow(ids: np.ndarray) -> np.ndarray:
+        time.sleep(0.02 * ids.size)
+        return fast(ids)
+
+    monkeypatch.setitem(PEERS, "slow", Peer((), 1e-5, forward=lambda folder, head: slow))
+    options = dataclasses.replace(options, peers=(OURS, "slow"), patience=0.2)
+    record = forward(options, ((1, 1), (2, 16)), head=(True,))
+    first, second = record["cases"]
+    assert set(first["seconds"]) == {OURS, "slow"}
+    assert set(second["seconds"]) == {OURS}
+    assert second["left_out"]["slow"] > 0.6
+    assert "slow is left out: it would take about 1 s" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_memory(options: Options) -> None:
+    options = dataclasses.replace(options, peers=(OURS,), memory=True)
+    record = forward(options, ((1, 2),), head=(False,))
+    assert 1e8 < record["cases"][0]["bytes"][OURS] < 1e10
+
+
+def test_wrong_case(options: Options) -> None:
+    with pytest.raises(ValueError, match=r"the case \(1, 0\) must have"):
+        forward(options, ((1, 0),))

@@ -1,0 +1,38 @@
+"""The machine's limits and memory, and what is written about it."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.machine import environment, limits, peak, speeds
+
+
+def test_environment() -> None:
+    found = environment()
+    assert {"date", "commit", "platform", "devices", "threads", "versions"} <= set(found)
+    assert found["versions"]["jax"] == __import__("jax").__version__
+    assert found["threads"] >= 1
+
+
+def test_limits_can_be_measured() -> None:
+    for name, (work, run) in limits().items():
+        run()
+        assert work > 1e8, name
+
+
+def test_the_best_of_each_kind_is_the_limit() -> None:
+    work = {"bytes read": 10.0, "float32 XLA": 8.0, "float32 torch": 8.0}
+    seconds = {"bytes read": [1.0, 2.0], "float32 XLA": [2.0, 1.0], "float32 torch": [1.0, 4.0]}
+    assert speeds(work, seconds) == {"bytes": [10.0, 5.0], "float32": [8.0, 8.0]}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_peak_is_that_of_a_fresh_process() -> None:
+    here = np.ones(1 << 27)  # a gigabyte, that the other process does not have
+    small, large = peak(np.ones, 1 << 20), peak(np.ones, 1 << 26)
+    assert len(here) == 1 << 27
+    assert small < 1e9
+    # 512 MB against 8 MB.
+    assert 0.4e9 < large - small < 0.6e9

@@ -1,0 +1,296 @@
+"""The page and the pictures, from records with known numbers."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+from benchmarks.report import report
+
+ENVIRONMENT = {
+    "date": "2025-11-03T12:00:00+00:00",
+    "commit": "0123456789ab",
+    "python": "3.11.9",
+    "system": "Linux-6.1",
+    "processor": "Abacus 9000 avx2",
+    "platform": "cpu",
+    "devices": ["cpu"],
+    "threads": 2,
+    "versions": {"jax": "0.10.0", "torch": "2.13.0"},
+}
+# Weights of 4 GB in float32 at 8 GB/s: no run can take less than half a second.
+WORK = {"tokens": 16, "flops": 1e9, "weights": 1e9}
+LIMITS = {"bytes": [8e9] * 3, "float32": [1e11] * 3, "bfloat16": [2e11] * 3}
+SUITES = ("forward", "generate", "train", "load", "start", "scaling", "memory")
+
+
+def forward_case(batch: int = 2, tokens: int = 8, head: bool = True) -> dict[str, Any]:
+    return {
+        "case": {"batch": batch, "tokens": tokens, "head": head},
+        "work": WORK,
+        "errors": {"gpt1-jax": 0.0, "gpt1-jax-bfloat16": 3e-3, "transformers": 1.4e-6},
+        "left_out": {"onnxruntime": 81.0},
+        "seconds": {
+            "gpt1-jax": [1.0, 2.0, 0.8],
+            "gpt1-jax-bfloat16": [0.5, 0.5, 0.5],
+            "transformers": [2.5, 4.0, 2.4],  # ratios of 2.5, 2 and 3
+            "transformers-bfloat16": [0.625, 0.625, 0.625],
+        },
+        "limits": LIMITS,
+    }
+
+
+def cases(suite: str) -> list[dict[str, Any]]:
+    ours, theirs = [1.0, 1.0, 1.0], [3.0, 3.0, 3.0]
+    both = {"gpt1-jax": ours, "transformers": theirs}
+    peaks = {"gpt1-jax": 1_500_000_000, "transformers": 2_000_000_000}
+    batch_tokens = {"batch": 2, "tokens": 8}
+    found: dict[str, list[dict[str, Any]]] = {
+        "forward": [forward_case(), forward_case(4), forward_case(head=False)],
+        "generate": [
+            {
+                "case": {"batch": batch, "prompt": 3, "new": 5},
+                "work": WORK,
+                "regrets": {"gpt1-jax": 0.0, "transformers": 0.0},
+                "left_out": {"ctranslate2": 99.0},
+                "seconds": {"gpt1-jax": [3.0, 3.0, 3.0], "transformers": [13.0, 13.0, 13.0]},
+                "first": both,
+                "limits": LIMITS,
+            }
+            for batch in (1, 2)
+        ],
+        "train": [
+            {
+                "case": {**batch_tokens, "remat": "full", "dropout": False},
+                "work": WORK,
+                "losses": {"gpt1-jax": [4.0, 2.0], "transformers": [4.0, 2.002]},
+                "seconds": both,
+                "limits": LIMITS,
+            }
+        ],
+        "load": [
+            {
+                "case": {"checkpoint bytes": 2_000_000_000},
+                "seconds": both,
+                "limits": LIMITS,
+                "bytes": peaks,
+            }
+        ],
+        "start": [
+            {
+                "case": {"new tokens": 1},
+                "seconds": {**both, "gpt1-jax cached": [0.5, 0.5, 0.5]},
+                "compilations": {"gpt1-jax": {"count": 7, "seconds": 0.25}},
+            }
+        ],
+        "scaling": [
+            {
+                "case": {"what": "length", "tokens": 8},
+                "seconds": {"gpt1-jax": ours},
+                "left_out": {"transformers": 70.0},
+                "limits": LIMITS,
+            },
+            {"case": {"what": "length", "tokens": 4}, "seconds": both, "limits": LIMITS},
+            {
+                "case": {"what": "exponents"},
+                "exponents": {"length": {"gpt1-jax": 1.02}, "decode": {}},
+            },
+        ],
+        "memory": [{"case": {**batch_tokens, "head": True}, "bytes": peaks}],
+    }
+    return found[suite]
+
+
+def record(suite: str) -> dict[str, Any]:
+    return {
+        "suite": "forward" if suite == "memory" else suite,
+        "environment": ENVIRONMENT,
+        "absent": {"onnxruntime": "onnxscript is not installed"} if suite == "forward" else {},
+        "cases": cases(suite),
+    }
+
+
+def write(folder: Path, *suites: str) -> Path:
+    for suite in suites:
+        (folder / f"{suite}.json").write_text(json.dumps(record(suite)))
+    return folder
+
+
+def section(page: str, title: str) -> str:
+    """Return the part of a page below a title."""
+    return page.split(f"## {title}", 1)[1].split("\n## ", 1)[0]
+
+
+def cells(page: str, first: str) -> list[list[str]]:
+    """Return the rows of a page that begin with a cell."""
+    rows = [line.strip("|").split("|") for line in page.splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in row] for row in rows if row[0].strip() == first]
+
+
+def test_the_numbers_of_the_forward(tmp_path: Path) -> None:
+    page = report(write(tmp_path, "forward")).read_text()
+    times, ratios, speeds, shares = cells(section(page, "Forward, logits"), "2 x 8")
+    low_high = "<br><sub>{} to {}</sub>"
+    # ours, ours in bfloat16, theirs, theirs in bfloat16, and one left out
+    assert times[1] == "1,000" + low_high.format("900", "1,500")
+    assert times[2:5:2] == ["500", "625"]
+    assert times[3] == "2,500" + low_high.format("2,450", "3,250")
+    assert times[5] == "left out: about 81 s"
+    assert ratios[1] == "2.50" + low_high.format("2.25", "2.75")
+    assert ratios[2] == "1.25"  # bfloat16 against bfloat16
+    assert speeds[2] == "32.0"
+    # Half a second in float32, which has 4 bytes a weight, and a quarter in bfloat16.
+    assert shares[1:] == ["50%", "50%", "20%", "40%"]
+    assert [row[0] for row in cells(section(page, "Forward, states"), "2 x 8")] == ["2 x 8"] * 4
+
+
+def test_the_page_tells_what_was_measured_and_how(tmp_path: Path) -> None:
+    page = report(write(tmp_path, *SUITES)).read_text()
+    for text in (
+        "Abacus 9000 avx2, 2 threads, 2025-11-03.",
+        "| torch | 2.13.0 |",
+        "| 2025-11-03 12:00 | 0123456789ab | 8.00 | 100 | 200 |",
+        "for 3 rounds",
+        "- onnxruntime, in forward: onnxscript is not installed",
+    ):
+        assert text in page
+    (players,) = cells(section(page, "Who takes part"), "transformers")
+    assert players[2:] == ["1.4e-06", "1.4e-06"]
+    (summary,) = cells(section(page, "How many times"), "transformers")
+    assert summary[1:] == ["2.50", "2.50", "5.00", "3.00", "3.00"]
+
+
+def test_the_numbers_of_the_other_suites(tmp_path: Path) -> None:
+    page = report(write(tmp_path, *SUITES)).read_text()
+    # Ours writes 4 tokens in 2 seconds after the first one, theirs in 10.
+    (ours,) = cells(section(page, "Generate"), "2 x 3 + 5")
+    assert ours[1:] == ["gpt1-jax", "1,000", "500", "4.00", "100%", "", "", "0"]
+    theirs, left_out = cells(section(page, "Generate"), "")[-2:]
+    assert theirs[1:] == ["transformers", "3,000", "2,500", "0.800", "20%", "5.00", "4.33", "0"]
+    assert left_out[1:3] == ["ctranslate2", "left out: about 99 s"]
+    (ours,) = cells(section(page, "Train"), "2 x 8, remat full")
+    assert ours[1:] == ["gpt1-jax", "1,000", "16.0", "50%", "", "0"]
+    assert cells(section(page, "Train"), "")[0][4:] == ["17%", "3.00", "1.0e-03"]
+    (ours,) = cells(section(page, "Load"), "checkpoint of 2000 MB")
+    assert ours[1:] == ["gpt1-jax", "1,000", "2.00", "25%", ""]
+    (ours,) = cells(section(page, "Start"), "new tokens 1")
+    assert ours[1:] == ["gpt1-jax", "1.00", "", "7", "0.250"]
+    scaling = section(page, "Scaling")
+    assert cells(scaling, "8") == [["8", "1,000", "left out: about 70 s"]]
+    assert cells(scaling, "4") == [["4", "1,000", "3,000"]]
+    assert cells(scaling, "power") == [["power", "1.02", ""]]
+    assert cells(section(page, "Memory"), "forward, 2 x 8")[0][1:] == ["gpt1-jax", "1.50", ""]
+    assert cells(section(page, "Memory"), "")[0][1:] == ["transformers", "2.00", "75%"]
+
+
+@pytest.mark.parametrize(
+    ("suites", "drawn"),
+    [
+        (SUITES, {"speedup", "throughput", "generate", "limit", "memory"}),
+        (("forward",), {"speedup", "throughput", "limit"}),
+        (("generate",), {"generate", "limit"}),
+        (("memory",), {"memory"}),
+        (("train", "start", "scaling"), set()),
+    ],
+)
+def test_only_what_there_is_is_drawn(
+    tmp_path: Path, suites: tuple[str, ...], drawn: set[str]
+) -> None:
+    from matplotlib.image import imread
+
+    out = tmp_path / "out"
+    page = report(write(tmp_path, *suites), out)
+    assert {file.name for file in out.iterdir()} == {"README.md", *(f"{n}.png" for n in drawn)}
+    for name in drawn:
+        picture = out / f"{name}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        assert picture.stat().st_size < 100_000
+        height, width, _ = imread(picture).shape
+        assert width == 902
+        assert 150 < height < 700
+        assert f"]({name}.png)" in page.read_text()
+    assert page.read_text().count("](") == len(drawn)
+    assert ("## Forward" in page.read_text()) == ("forward" in suites)
+
+
+def test_without_this_package_nothing_is_compared(tmp_path: Path) -> None:
+    content = record("forward")
+    for case in content["cases"]:
+        for name in ("gpt1-jax", "gpt1-jax-bfloat16"):
+            del case["seconds"][name], case["errors"][name]
+    (tmp_path / "forward.json").write_text(json.dumps(content))
+    page = report(tmp_path).read_text()
+    assert "## How many times as fast" not in page
+    assert not (tmp_path / "speedup.png").exists()
+
+
+def test_a_decode_that_noise_hides_is_left_out(tmp_path: Path) -> None:
+    content = record("generate")
+    for case in content["cases"]:
+        case["first"] = {**case["first"], "transformers": [14.0, 1.0, 1.0]}
+    (tmp_path / "generate.json").write_text(json.dumps(content))
+    page = report(tmp_path).read_text()
+    assert [row[3:7] for row in cells(page, "") if row[1] == "transformers"] == [[""] * 4] * 2
+
+
+def test_no_records(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="there are no records"):
+        report(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def _changed(**changes: Any) -> dict[str, Any]:
+    return {**record("forward"), **changes}
+
+
+def _without(*path: str) -> dict[str, Any]:
+    content = copy.deepcopy(record("forward"))
+    inside = content["cases"][0]
+    for name in path[:-1]:
+        inside = inside[name]
+    del inside[path[-1]]
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        (b"\xff", "is not JSON"),
+        ([1, 2], '"suite" must be one of'),
+        (_changed(suite="tasks"), '"suite" must be one of'),
+        (_changed(suite=["forward"]), '"suite" must be one of'),
+        (_changed(cases=None), 'it has no "cases"'),
+        (_changed(environment={}), 'its environment has no "commit"'),
+        (_changed(cases=[1]), "its case 0 is none"),
+        (_without("work"), 'its case 0 has no "work"'),
+        (_without("case", "tokens"), 'its case 0 has no "tokens"'),
+        (_changed(cases=[{**forward_case(), "seconds": {"gpt1-jax": []}}]), "as many rounds"),
+    ],
+)
+def test_a_file_that_is_no_record(tmp_path: Path, content: Any, message: str) -> None:
+    write(tmp_path, "generate")
+    file = tmp_path / "other.json"
+    if not isinstance(content, str | bytes):
+        content = json.dumps(content)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=r"other\.json is") as caught:
+        report(tmp_path)
+    assert message in str(caught.value)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["generate.json", "other.json"]
+
+
+def test_records_that_do_not_go_together(tmp_path: Path) -> None:
+    write(tmp_path, "forward")
+    other = record("generate")
+    other["environment"] = {**ENVIRONMENT, "threads": 64}
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(ValueError, match=r"other\.json is of another machine .* threads is 64"):
+        report(tmp_path)
+    (tmp_path / "other.json").write_text((tmp_path / "forward.json").read_text())
+    with pytest.raises(ValueError, match=r"other\.json has a case that .*forward\.json has too"):
+        report(tmp_path)

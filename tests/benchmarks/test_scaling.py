@@ -1,0 +1,105 @@
+"""The growth of times: the fit on known data, and the record of a tiny model."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import scaling as suite
+from benchmarks.peers import OURS, PEERS, Peer
+from benchmarks.suite import Options
+
+
+@pytest.mark.slow
+def test_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "record.json"
+    peers = (OURS, "ctranslate2")
+    record = suite.scaling(Options(quick=True, rounds=2, peers=peers, json=file))
+    assert record == json.loads(file.read_text())
+    assert record["suite"] == "scaling"
+    present = {*peers} if importlib.util.find_spec("ctranslate2") else {OURS}
+    assert record["absent"].keys() == {*peers} - present
+
+    *cases, last = record["cases"]
+    parts = {"decode": "context", "length": "tokens", "batch": "batch"}
+    assert [case["case"] for case in cases] == [
+        {"what": what, size: n} for what, size in parts.items() for n in suite.QUICK
+    ]
+    for case in cases:
+        assert case["seconds"].keys() == present
+        assert all(len(times) == 2 for times in case["seconds"].values())
+        assert case["left_out"] == {}
+        assert "bytes" in case["limits"]
+    assert last["case"] == {"what": "exponents"}
+    assert last["exponents"].keys() == parts.keys()
+    assert last["exponents"]["length"].keys() == present
+    assert "grows as the power" in capsys.readouterr().out
+
+
+def test_a_slow_peer_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.scaling.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.suite.machine.limits", dict)
+
+    def slow(ids: np.ndarray) -> None:
+        clock[0] += ids.size**2
+
+    monkeypatch.setitem(PEERS, "slow", Peer((), 0.0, forward=lambda folder, head: slow))
+    options = Options(quick=True, rounds=1, peers=("slow",), patience=100)
+    short, long, few, many, last = suite.scaling(options)["cases"]
+    assert [short["left_out"], long["left_out"]] == [{}, {}]
+    # 4 rows of 8 tokens took 1024 s: by their pace 8 rows would take twice that.
+    assert [few["left_out"], many["left_out"]] == [{}, {"slow": 2048.0}]
+    assert last["exponents"] == {"decode": {}, "length": {"slow": pytest.approx(2)}, "batch": {}}
+    assert "slow is left out of {'what': 'batch', 'batch': 8}" in capsys.readouterr().out
+
+
+def test_a_token_is_timed_without_the_reading_of_the_context(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("benchmarks.timing.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.suite.machine.limits", dict)
+
+    def write(prompt: np.ndarray, new: int) -> np.ndarray:
+        clock[0] += prompt.size**3 + new * prompt.size**0.5
+        return prompt
+
+    monkeypatch.setitem(PEERS, "known", Peer((), 0.0, generate=lambda folder: write))
+    options = Options(quick=True, rounds=2, peers=("known",), patience=1e6)
+    *cases, last = suite.scaling(options)["cases"]
+    for case, context in zip(cases, suite.QUICK, strict=True):
+        np.testing.assert_allclose(case["seconds"]["known"], context**0.5)
+    assert last["exponents"]["decode"] == {"known": pytest.approx(0.5)}
+
+
+def test_the_exponent() -> None:
+    sizes = [16, 32, 64, 480]
+    for power in (0.0, 1.0, 1.5):
+        assert suite.exponent(sizes, [3 * n**power for n in sizes]) == pytest.approx(power)
+    # A point above the line and one below cancel out where the line is not tilted by them.
+    assert suite.exponent([1, 2, 4], [2, 2, 8]) == pytest.approx(1)
+    with pytest.raises(ValueError, match="no power fits"):
+        suite.exponent([16], [1.0])
+    with pytest.raises(ValueError, match="no power fits"):
+        suite.exponent([16, 32], [1.0, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(quick=True, rounds=0), "rounds is 0, but must be at least 1"),
+        (
+            Options(peers=("gpt9",)),
+            "'gpt9' is no peer in scaling; the peers are gpt1-jax, gpt1-jax",
+        ),
+        (Options(memory=True), "scaling measures no memory"),
+    ],
+)
+def test_wrong_input(options: Options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        suite.scaling(options)

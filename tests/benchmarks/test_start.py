@@ -1,0 +1,69 @@
+"""A cold command, on a tiny model: its record, not its times."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import start as suite
+from benchmarks.peers import OURS
+from benchmarks.suite import Options
+from gpt1_jax import Tokenizer
+from gpt1_jax.demo import FOLDER
+
+
+@pytest.mark.slow
+def test_the_command_with_and_without_a_cache(tmp_path: Path) -> None:
+    file = tmp_path / "record.json"
+    record = suite.start(Options(quick=True, rounds=1, peers=(OURS,), json=file))
+    assert record == json.loads(file.read_text())
+    assert record["suite"] == "start"
+    (case,) = record["cases"]
+    assert case["case"] == {"new tokens": 1}
+    assert list(case["seconds"]) == list(case["compilations"]) == [OURS, suite.CACHED]
+    assert all(len(times) == 1 and times[0] > 0 for times in case["seconds"].values())
+    cold, warm = case["compilations"].values()
+    assert cold["count"] == warm["count"] == warm["from the cache"] > 0
+    assert cold["from the cache"] == 0
+    assert cold["seconds"] > warm["seconds"] > 0
+
+
+def test_a_tokenizer_is_added_only_where_there_is_none(tmp_path: Path) -> None:
+    with suite._with_tokenizer(FOLDER) as folder:
+        assert folder == FOLDER
+    (tmp_path / "config.json").write_text("{}")
+    with suite._with_tokenizer(tmp_path) as folder:
+        assert (folder / "config.json").read_text() == "{}"
+        assert len(Tokenizer.from_pretrained(folder)) == len(Tokenizer.from_pretrained(FOLDER))
+    assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_the_environment_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "another")
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    variables = suite._environment(None, None)
+    assert "JAX_COMPILATION_CACHE_DIR" not in variables
+    assert variables["JAX_PLATFORMS"] == "cpu"
+    variables = suite._environment("gpu", "this")
+    assert variables["JAX_COMPILATION_CACHE_DIR"] == "this"
+    assert variables["JAX_PLATFORMS"] == "cuda"
+
+
+def test_a_program_that_fails() -> None:
+    command = (sys.executable, "-c", "import sys; sys.exit('first\\nlast')")
+    with pytest.raises(ValueError, match=r"^gpt9 fails with the exit status 1: last$"):
+        suite._finish("gpt9", command, "", {})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (Options(quick=True, rounds=0), "rounds is 0, but must be at least 1"),
+        (Options(peers=("gpt2",)), "'gpt2' is no peer in start; the peers are gpt1-jax, transform"),
+        (Options(memory=True), "start measures no memory"),
+    ],
+)
+def test_wrong_input(options: Options, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        suite.start(options)
