@@ -145,6 +145,9 @@ def _race(suite: Suite, part: Part, loaded: Mapping[str, Callable[..., Any]]) ->
     if not loaded:
         return {}
     medians: dict[str, dict[int, float]] = {name: {} for name in loaded}
+    unit = "a new token" if part.what == "decode" else "the forward"
+    print(f"\n{part.what}: ms of {unit} by {part.size}; medians of {suite.rounds} rounds")
+    _show(part.size, {name: name for name in loaded})
     pace: dict[str, float] = {}  # seconds over the size, in the case before
     for size in part.sizes:
         runs: dict[str, Callable[[], object]] = {}
@@ -166,13 +169,24 @@ def _race(suite: Suite, part: Part, loaded: Mapping[str, Callable[..., Any]]) ->
             for name in loaded
             if name in raced
         }
+        row = dict.fromkeys(loaded, "-")
         for name, times in seconds.items():
             medians[name][size] = Spread.of(times).median
+            row[name] = f"{1e3 * medians[name][size]:.2f}"
+        _show(size, row)
         case = {"what": part.what, part.size: size}
         suite.add(case=case, seconds=seconds, left_out=left_out, limits=limits)
         for name, expected in left_out.items():
-            print(f"{name} is left out of {case}: it would take about {expected:.0f} s", flush=True)
-    return _show(suite, part, medians)
+            print(f"  {name} is left out: it would take about {expected:.0f} s", flush=True)
+    exponents = {}
+    for name, found in medians.items():
+        # On a noisy machine a difference of two times may fall below 0.
+        above = {size: median for size, median in found.items() if median > 0}
+        if len(above) > 1:
+            exponents[name] = exponent(list(above), list(above.values()))
+    for name, power in exponents.items():
+        print(f"  {name} grows as the power {power:.2f}", flush=True)
+    return exponents
 
 
 def _label(name: str, run: int) -> str:
@@ -185,21 +199,7 @@ def _net(whole: Seconds, less: Seconds | None, steps: int) -> Seconds:
     return [(a - b) / steps for a, b in zip(whole, less, strict=True)]
 
 
-def _show(suite: Suite, part: Part, medians: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
-    """Print the medians, and return the exponents of those for whom one can be told."""
-    unit = "a new token" if part.what == "decode" else "the forward"
-    print(f"\n{part.what}: ms of {unit} by {part.size}; medians of {suite.rounds} rounds")
-    width = max(map(len, medians))
-    print(f"  {'':{width}}" + "".join(f"{size:>10}" for size in part.sizes))
-    exponents = {}
-    for name, found in medians.items():
-        line = f"  {name:{width}}"
-        for size in part.sizes:
-            line += f"{1e3 * found[size]:10.2f}" if size in found else f"{'-':>10}"
-        # On a noisy machine a difference of two times may fall below 0.
-        above = {size: median for size, median in found.items() if median > 0}
-        if len(above) > 1:
-            exponents[name] = exponent(list(above), list(above.values()))
-            line += f"  grows as the power {exponents[name]:.2f}"
-        print(line, flush=True)
-    return exponents
+def _show(size: int | str, row: Mapping[str, str]) -> None:
+    """Print a row of a table with a column for each peer."""
+    columns = (f"{value:>{max(10, len(name))}}" for name, value in row.items())
+    print(f"  {size:>8}", *columns, flush=True)

@@ -12,6 +12,16 @@ from gpt1_jax.dtypes import at_least_float32
 from gpt1_jax.products import dot_general, table_product
 
 
+class NoRngs(nnx.Rngs):
+    """In place of keys, where of a new model nothing but its shapes is asked for.
+
+    To trace how keys are split and weights drawn takes several times as long as all else of that.
+    """
+
+    def params(self) -> None:
+        """Return no key: zeros need none."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Layers:
     """Makes the layers of one model.
@@ -88,6 +98,8 @@ class Layers:
         )
 
     def _normal(self) -> nnx.Initializer:
+        if isinstance(self.rngs, NoRngs):
+            return nnx.initializers.zeros
         return nnx.initializers.normal(self.config.initializer_range)
 
 

@@ -18,7 +18,7 @@ import conversion
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.dtypes import float_dtype
-from gpt1_jax.layers import Layers
+from gpt1_jax.layers import Layers, NoRngs
 from gpt1_jax.rematerialization import KEPT, Remat
 
 Params = dict[str, Any]
@@ -248,7 +248,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             precision=precision,
             remat=remat,
         )
-        model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+        model = nnx.eval_shape(lambda: make(rngs=NoRngs()))
         if rngs is not None and (missing := model._variables().keys() - leaves.keys()):
             leaves |= _initial(make, rngs, missing)
         model.load_params(unflatten_dict(leaves))
