@@ -133,19 +133,20 @@ def cells(page: str, first: str) -> list[list[str]]:
 
 def test_the_numbers_of_the_forward(tmp_path: Path) -> None:
     page = report(write(tmp_path, "forward")).read_text()
-    times, ratios, speeds, shares = cells(section(page, "Forward, logits"), "2 x 8")
+    forward = section(page, "Forward")
+    (ours,) = cells(forward, "2 x 8")
+    ours_bfloat16, theirs, theirs_bfloat16, left_out = cells(forward, "")[:4]
     low_high = "<br><sub>{} to {}</sub>"
-    # ours, ours in bfloat16, theirs, theirs in bfloat16, and one left out
-    assert times[1] == "1,000" + low_high.format("900", "1,500")
-    assert times[2:5:2] == ["500", "625"]
-    assert times[3] == "2,500" + low_high.format("2,450", "3,250")
-    assert times[5] == "left out: about 81 s"
-    assert ratios[1] == "2.50" + low_high.format("2.25", "2.75")
-    assert ratios[2] == "1.25"  # bfloat16 against bfloat16
-    assert speeds[2] == "32.0"
+    assert ours[1:3] == ["gpt1-jax", "1,000" + low_high.format("900", "1,500")]
+    assert theirs[2] == "2,500" + low_high.format("2,450", "3,250")
+    assert theirs[5] == "2.50" + low_high.format("2.25", "2.75")
     # Half a second in float32, which has 4 bytes a weight, and a quarter in bfloat16.
-    assert shares[1:] == ["50%", "50%", "20%", "40%"]
-    assert [row[0] for row in cells(section(page, "Forward, states"), "2 x 8")] == ["2 x 8"] * 4
+    assert [ours[4], theirs[4]] == ["50%", "20%"]
+    assert ours_bfloat16[1:] == ["gpt1-jax-bfloat16", "500", "32.0", "50%", ""]
+    # bfloat16 is compared with bfloat16
+    assert theirs_bfloat16[1:] == ["transformers-bfloat16", "625", "25.6", "40%", "1.25"]
+    assert left_out[1:] == ["onnxruntime", "left out: about 81 s", "", "", ""]
+    assert len(cells(forward, "2 x 8, states")) == 1
 
 
 def test_the_page_tells_what_was_measured_and_how(tmp_path: Path) -> None:
@@ -185,6 +186,16 @@ def test_the_numbers_of_the_other_suites(tmp_path: Path) -> None:
     assert cells(scaling, "power") == [["power", "1.02", ""]]
     assert cells(section(page, "Memory"), "forward, 2 x 8")[0][1:] == ["gpt1-jax", "1.50", ""]
     assert cells(section(page, "Memory"), "")[0][1:] == ["transformers", "2.00", "75%"]
+    assert len(cells(section(page, "Memory"), "load, checkpoint of 2000 MB")) == 1
+    assert "tiny" not in page
+
+
+def test_a_quick_run_is_told(tmp_path: Path) -> None:
+    content = record("generate")
+    content["environment"] = {**ENVIRONMENT, "quick": True, "model": "random"}
+    (write(tmp_path, "forward") / "generate.json").write_text(json.dumps(content))
+    opening = report(tmp_path).read_text().split("## ")[0]
+    assert "of a tiny model, and shows only that all works" in opening
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,40 @@
+"""The report of the benchmarks: a page of tables, and pictures, from the records of the suites."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from benchmarks.report.page import write_page
+from benchmarks.report.pictures import draw_pictures
+from benchmarks.report.records import read_records
+from conversion.atomic import replacing
+
+
+def report(
+    folder: Annotated[Path, tyro.conf.Positional] = Path("benchmarks/results"),
+    out: Path | None = None,
+) -> Path:
+    """Write a page and pictures of what the suites measured.
+
+    Args:
+        folder: the records, files of JSON that the suites wrote with --json, all of one machine.
+        out: where to write README.md and the pictures; by default beside the records.
+
+    Returns:
+        The page.
+
+    Raises:
+        FileNotFoundError: there is no record.
+        ValueError: a file is no record, or the records do not go together; the message names it.
+        ImportError: matplotlib is not installed.
+    """
+    records = read_records(folder)
+    out = out or folder
+    pictures = draw_pictures(records)
+    texts = {name: text for name, (text, _) in pictures.items()}
+    with replacing(out) as temporary:
+        for name, (_, figure) in pictures.items():
+            figure.savefig(temporary(name), format="png")
+        temporary("README.md").write_text(write_page(records, texts), encoding="utf-8")
+    return out / "README.md"
