@@ -35,6 +35,6 @@ if __name__ == "__main__":
             prog="python -m benchmarks",
             description="gpt1-jax against its peers and against simple baselines.",
         )
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         sys.exit(2)

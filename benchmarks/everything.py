@@ -4,11 +4,13 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+import jax
 import tyro
 
 from benchmarks.forward import forward
 from benchmarks.generate import generate
 from benchmarks.load import load
+from benchmarks.machine import STATUS
 from benchmarks.report import report
 from benchmarks.scaling import scaling
 from benchmarks.start import start
@@ -32,9 +34,7 @@ def everything(
     if options.peers:
         raise ValueError("all suites have all their peers: give --peers to a single suite")
     if options.json is not None or options.memory:
-        raise ValueError(
-            "all suites write to --out: leave out --json and --memory"
-        )
+        raise ValueError("all suites write to --out: leave out --json and --memory")
 
     def to(name: str, memory: bool = False) -> Options:
         return dataclasses.replace(options, json=out / f"{name}.json", memory=memory)
@@ -43,9 +43,11 @@ def everything(
     generate(to("generate"))
     train(to("train"))
     load(to("load"))
-    start(to("start"))
     scaling(to("scaling"))
-    cases = () if options.quick else (LARGEST,)
-    forward(to("forward-memory", memory=True), cases=cases, head=(True,))
-    train(to("train-memory", memory=True), cases=cases, remat="cheap")
+    if jax.default_backend() != "tpu":  # which belongs to one process
+        start(to("start"))
+    if jax.default_backend() != "tpu" and STATUS.exists():
+        cases = () if options.quick else (LARGEST,)
+        forward(to("forward-memory", memory=True), cases=cases, head=(True,))
+        train(to("train-memory", memory=True), cases=cases, remat="cheap")
     print(f"\nthe report: {report(out)}")

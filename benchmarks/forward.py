@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from benchmarks.machine import peak
-from benchmarks.peers import PEERS
+from benchmarks.peers import OURS, PEERS
 from benchmarks.suite import DEFAULTS, Options, Suite, Work, opened, show, show_memory
 
 CASES = tuple((batch, tokens) for batch in (1, 8) for tokens in (1, 16, 128, 512))
@@ -49,11 +49,15 @@ def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
         for name, peer in suite.peers.items()
         if peer.forward is not None and (head or peer.states)
     }
+    load = PEERS[OURS].forward
+    assert load is not None
+    judge = loaded.get(OURS) or load(suite.folder, head)
     pace: dict[str, float] = {}  # seconds a token, in the case before
     for batch, tokens in cases:
         ids = suite.ids(batch, tokens)
         runs: dict[str, Callable[[], object]] = {}
-        errors, left_out, reference = {}, {}, None
+        errors, left_out = {}, {}
+        reference = _array(judge(ids))
         for name, run in loaded.items():
             expected = pace.get(name, 0.0) * ids.size
             if expected > suite.options.patience:
@@ -61,11 +65,10 @@ def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
                 print(f"\n{name} is left out: it would take about {expected:.0f} s", flush=True)
                 continue
             out = _array(run(ids))
-            reference = out if reference is None else reference
             errors[name] = _error(out, reference)
             if not errors[name] <= PEERS[name].tolerance:
                 raise ValueError(
-                    f"{name} has other {'logits' if head else 'states'} than {next(iter(runs))}: "
+                    f"{name} has other {'logits' if head else 'states'} than {OURS}: "
                     f"the relative error is {errors[name]:.1e}"
                 )
             runs[name] = functools.partial(run, ids)
@@ -114,6 +117,6 @@ def _error(found: np.ndarray, expected: np.ndarray) -> float:
 
 def _array(out: Any) -> np.ndarray:
     """Return an output of any library as float32 numpy."""
-    if hasattr(out, "detach"):
+    if hasattr(out, "detach"):  # torch; CTranslate2 returns logits on the CPU
         out = out.detach().float().cpu().numpy()
     return np.asarray(out, np.float32)

@@ -12,7 +12,7 @@ import tyro
 from benchmarks.machine import peak
 from benchmarks.peers import OURS, PEERS
 from benchmarks.suite import DEFAULTS, Options, Suite, Work, opened, share, show_memory
-from benchmarks.timing import Seconds, Spread, ratio
+from benchmarks.timing import Seconds, Spread, ratio, steps
 from gpt1_jax import OpenAIGPTLMHeadModel, functional
 
 CASES = (
@@ -67,7 +67,8 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
     for batch, prompt, new in cases:
         prompts = suite.ids(batch, prompt)
         runs: dict[str, Callable[[], object]] = {}
-        regrets, left_out, reference = {}, {}, None
+        regrets, left_out = {}, {}
+        reference, expected_ids = "", prompts
         # Who has no cache reads the whole text for every token.
         read = batch * new * (prompt + new)
         for name, run in loaded.items():
@@ -78,12 +79,11 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
                 continue
             written = run(prompts, new)
             if name != "gpt2":
-                reference = written if reference is None else reference
                 exact = PEERS[name].dtype == "float32"
-                if exact and not np.array_equal(written, reference):
-                    raise ValueError(
-                        f"{name} does not write the ids that {next(iter(runs))} writes"
-                    )
+                if exact and not reference:
+                    reference, expected_ids = name, written
+                if exact and not np.array_equal(written, expected_ids):
+                    raise ValueError(f"{name} does not write the ids that {reference} writes")
                 regrets[name] = _regret(judge, written, prompt)
                 if not regrets[name] <= REGRET:
                     raise ValueError(
@@ -127,23 +127,19 @@ def _show(
     print(f"\nbatch {batch}, {prompt} tokens and {new} new ones; medians of {rounds} rounds")
     width = max(map(len, seconds))
     for name, times in seconds.items():
-        step = steps(times, first[name], new)
+        step = steps(times, first[name], new - 1)
         line = f"  {name:{width}} {batch * new / Spread.of(times).median:7.1f} tokens/s, "
         line += f"first after {1e3 * Spread.of(first[name]).median:6.0f} ms, "
         line += f"then {1e3 * Spread.of(step).median:6.1f} ms"
-        if name != "gpt2":  # which has other weights to read
+        # GPT-2 has other weights to read.
+        if name != "gpt2" and PEERS[name].dtype in limits:
             line += f", {share(work, PEERS[name].dtype, step, limits).median:4.0%} of the limit"
         if name != OURS and OURS in seconds:
             whole = ratio(times, seconds[OURS])
-            decode = ratio(step, steps(seconds[OURS], first[OURS], new))
+            decode = ratio(step, steps(seconds[OURS], first[OURS], new - 1))
             line += f"; {OURS} is {whole.median:.2f} times as fast"
             line += f" ({whole.low:.2f} to {whole.high:.2f}), decoding {decode.median:.2f} times"
         print(line, flush=True)
-
-
-def steps(seconds: Seconds, first: Seconds, new: int) -> Seconds:
-    """Return the seconds of a token after the first, round by round."""
-    return [(whole - start) / (new - 1) for whole, start in zip(seconds, first, strict=True)]
 
 
 def _regret(judge: tuple[Any, Any], ids: np.ndarray, prompt: int) -> float:

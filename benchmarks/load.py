@@ -1,21 +1,28 @@
 """From a folder to parameters that are ready, and the memory that this takes."""
 
 import gc
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
 
-from benchmarks.machine import peak
-from benchmarks.peers import OURS, PEERS
-from benchmarks.suite import DEFAULTS, Options, Suite, Work, opened, share, show_memory
-from benchmarks.timing import Seconds, Spread, ratio
+from benchmarks.machine import STATUS, peak
+from benchmarks.peers import PEERS
+from benchmarks.suite import (
+    DEFAULTS,
+    Options,
+    Suite,
+    Work,
+    opened,
+    share,
+    show_memory,
+    show_seconds,
+)
 
 WEIGHTS = (".safetensors", ".bin", ".npy")
 PAGE = 1024  # numbers: in float32, a page of 4096 bytes
 CONVERTS = "ctranslate2"  # and its variants
-STATUS = Path("/proc/self/status")
 
 
 def load(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str, Any]:
@@ -45,28 +52,13 @@ def load(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str, An
         measured: dict[str, Any] = {}
         if not options.memory:
             measured |= _race(suite, size)
-        if STATUS.exists() or options.memory:
+        if options.memory or (STATUS.exists() and jax.default_backend() != "tpu"):
             measured["bytes"] = {name: peak(_load, name, suite.folder) for name in suite.peers}
             show_memory("Loading", measured["bytes"])
         else:
-            print(f"Memory is not measured: there is no {STATUS} to read it from", flush=True)
+            print("Memory is measured on Linux alone, and not on a TPU", flush=True)
         suite.add(case={"checkpoint bytes": size}, **measured)
         return suite.record
-
-
-def show_seconds(title: str, seconds: Mapping[str, Seconds], notes: Mapping[str, str]) -> None:
-    """Print each one's time, how it compares with this package's, and a note."""
-    print(f"\n{title}")
-    width = max(map(len, seconds))
-    for name, times in seconds.items():
-        middle = Spread.of(times)
-        line = f"  {name:{width}} {middle.median:7.3f} s ({middle.low:.3f} to {middle.high:.3f})"
-        line += notes.get(name, "")
-        if name != OURS and OURS in seconds:
-            times_as_fast = ratio(times, seconds[OURS])
-            line += f"; {OURS} is {times_as_fast.median:.2f} times as fast"
-            line += f" ({times_as_fast.low:.2f} to {times_as_fast.high:.2f})"
-        print(line, flush=True)
 
 
 def _race(suite: Suite, size: int) -> dict[str, Any]:

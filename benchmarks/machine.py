@@ -23,6 +23,7 @@ LIBRARIES += ("onnxruntime", "ctranslate2")
 
 # Rows, inputs and outputs of the product whose speed is the limit: the model's widest layer.
 PRODUCT = (1024, 768, 3072)
+STATUS = Path("/proc/self/status")  # of Linux
 READ = 1 << 28  # bytes, more than any cache holds
 
 
@@ -34,15 +35,9 @@ def environment() -> dict[str, Any]:
             installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-    )
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": git.stdout.strip() or None,
+        "commit": _commit(),
         "python": python_platform.python_version(),
         "system": python_platform.platform(),
         "processor": _processor(),
@@ -51,6 +46,23 @@ def environment() -> dict[str, Any]:
         "threads": cores(),
         "versions": installed,
     }
+
+
+def _commit() -> str | None:
+    """Return the commit, marked if the code differs from it; results are no code."""
+
+    def git(*arguments: str) -> str:
+        here = Path(__file__).parents[1]
+        return subprocess.run(
+            ["git", *arguments], capture_output=True, text=True, cwd=here, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit}-dirty" if changed else commit
 
 
 def _processor() -> str:
@@ -67,19 +79,26 @@ def _processor() -> str:
 
 
 def limits() -> dict[str, tuple[float, Callable[[], object]]]:
-    """Return what no program here can exceed, to be timed in turn with those that are measured.
+    """Return what shows the machine's limits, to be timed in turn with those that are measured.
 
     Returns:
-        By name, the work and a function that does it: bytes of "bytes read", floating-point
-        operations of the products "float32 XLA", "bfloat16 XLA" and, with torch, "float32 torch".
+        By name, the work and a function that does it: bytes of "bytes numpy", a plain sum, and of
+        "bytes XLA", a product with one vector; floating-point operations of the products
+        "float32 XLA", "bfloat16 XLA" and, with torch, "float32 torch".
     """
     rows, inputs, outputs = PRODUCT
     flops = 2.0 * rows * inputs * outputs
-    found: dict[str, tuple[float, Callable[[], object]]] = {"bytes read": (READ, _reading())}
+    found: dict[str, tuple[float, Callable[[], object]]] = {}
+    if jax.default_backend() == "cpu":
+        found["bytes numpy"] = READ, _summing()
+    columns = jnp.ones((2, READ // (8 * inputs), inputs), jnp.float32)
+    vector = jnp.ones((2, inputs, 1), jnp.float32)
+    multiply = jax.jit(jnp.matmul)
+    found["bytes XLA"] = columns.nbytes, lambda: jax.block_until_ready(multiply(columns, vector))
 
     @jax.jit
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.dot(x, kernel, preferred_element_type=jnp.float32)
+        return jnp.dot(x, kernel, precision="highest", preferred_element_type=jnp.float32)
 
     for dtype in ("float32", "bfloat16"):
         x, kernel = jnp.ones((rows, inputs), dtype), jnp.ones((inputs, outputs), dtype)
@@ -95,11 +114,8 @@ def limits() -> dict[str, tuple[float, Callable[[], object]]]:
     return found
 
 
-def _reading() -> Callable[[], object]:
-    """Return a function that reads ``READ`` bytes as fast as can be: a sum on every core."""
-    if jax.default_backend() != "cpu":
-        ones, total = jnp.ones(READ // 4, jnp.float32), jax.jit(jnp.sum)
-        return lambda: jax.block_until_ready(total(ones))
+def _summing() -> Callable[[], object]:
+    """Return a function that reads ``READ`` bytes: a sum on every core."""
     parts = np.array_split(np.ones(READ // 4, np.float32), cores())
     pool = ThreadPoolExecutor(len(parts))
     return lambda: list(pool.map(np.sum, parts))  # numpy lets go of the interpreter meanwhile
@@ -121,9 +137,12 @@ def peak(function: Callable[..., object], *arguments: object) -> int:
     On a GPU or TPU these are the bytes of the device, elsewhere those of the process.
 
     Raises:
-        ValueError: there is no /proc/self/status to read them from.
+        ValueError: there is no /proc/self/status to read them from, or this is a TPU, which belongs
+            to one process.
     """
-    if not Path("/proc/self/status").exists():
+    if jax.default_backend() == "tpu":
+        raise ValueError("a TPU belongs to one process: memory is not measured there")
+    if not STATUS.exists():
         raise ValueError("memory is read from /proc/self/status, which only Linux has")
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh) as pool:
@@ -144,5 +163,5 @@ def _peak(
                 taken.append(torch.cuda.max_memory_allocated())
         return max(taken)
     # Not getrusage, which remembers what the parent had.
-    status = Path("/proc/self/status").read_text()
+    status = STATUS.read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])

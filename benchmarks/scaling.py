@@ -10,7 +10,7 @@ import tyro
 
 from benchmarks.peers import OURS, PEERS, Kind, taking_part
 from benchmarks.suite import DEFAULTS, Options, Suite, opened
-from benchmarks.timing import Seconds, Spread
+from benchmarks.timing import Spread, steps
 
 DECODERS = (OURS, "transformers", "ctranslate2", "gpt2")
 FORWARDS = (OURS, "transformers")
@@ -165,7 +165,7 @@ def _race(suite: Suite, part: Part, loaded: Mapping[str, Callable[..., Any]]) ->
             runs |= {_label(name, i): run for i, run in enumerate(timed)}
         raced, limits = suite.race(runs)
         seconds = {
-            name: _net(raced[name], raced.get(_label(name, 1)), part.steps)
+            name: steps(raced[name], raced.get(_label(name, 1), [0.0]), part.steps)
             for name in loaded
             if name in raced
         }
@@ -191,12 +191,6 @@ def _race(suite: Suite, part: Part, loaded: Mapping[str, Callable[..., Any]]) ->
 
 def _label(name: str, run: int) -> str:
     return name if run == 0 else f"{name} less"
-
-
-def _net(whole: Seconds, less: Seconds | None, steps: int) -> Seconds:
-    """Return the seconds of a step, round by round."""
-    less = less or [0.0] * len(whole)
-    return [(a - b) / steps for a, b in zip(whole, less, strict=True)]
 
 
 def _show(size: int | str, row: Mapping[str, str]) -> None:

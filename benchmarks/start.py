@@ -14,10 +14,9 @@ from typing import Any
 import jax
 import tyro
 
-from benchmarks.load import show_seconds
 from benchmarks.machine import Platform
 from benchmarks.peers import OURS
-from benchmarks.suite import DEFAULTS, Options, Suite, opened
+from benchmarks.suite import DEFAULTS, Options, Suite, opened, show_seconds
 from benchmarks.timing import cores, interleave
 from gpt1_jax import Tokenizer
 from gpt1_jax.demo import FOLDER as DEMO
@@ -97,6 +96,8 @@ def start(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str, A
 
 
 def _race(suite: Suite, folder: Path, cache: str) -> None:
+    if jax.default_backend() == "tpu":
+        raise ValueError("a TPU belongs to one process, and this is it: start cannot run there")
     prompt = suite.ids(1, PROMPT)[0].tolist()
     flags = ("generate", "--model", str(folder), "--prompts", "-", "--ids", "--max-new-tokens", "1")
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"

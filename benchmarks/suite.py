@@ -39,7 +39,8 @@ class Options:
         peers: who takes part; by default everyone who can.
         rounds: how often each runs.
         memory: measure the most memory that each takes, in a process of its own, and not the time.
-        patience: leave out of a case whoever would take more than so many seconds for one run.
+        patience: forward, generate and scaling leave out of a case whoever would take more than so
+            many seconds for one run, by its speed in the case before.
         quick: a tiny model and few small cases, to see that all works.
         platform: where to run; by default where JAX does.
         json: write what was measured to this file, after every case.
@@ -76,7 +77,10 @@ class Work:
     def forward(
         cls, config: gpt1.OpenAIGPTConfig, batch: int, queries: int, keys: int, head: bool
     ) -> "Work":
-        """Return the work of ``queries`` new tokens a row, of ``keys`` with those before them."""
+        """Return the work of ``queries`` new tokens a row, of ``keys`` with those before them.
+
+        Every query is multiplied with all keys, as everyone here does; half of that is masked.
+        """
         E, V = config.n_embd, config.vocab_size
         weights = config.n_layer * (4 * E * E + 2 * E * config.n_inner) + head * V * E
         rows = batch * queries
@@ -123,12 +127,16 @@ class Suite:
             The seconds of every round by name, and the limits (bytes or operations a second).
         """
         limits = machine.limits()
-        for _, run in limits.values():
+        before = {f"before {name}": run for name, (_, run) in limits.items()}
+        after = {f"after {name}": run for name, (_, run) in limits.items()}
+        for run in before.values():
             run()
-        everything = {**runs, **{f"limit {name}": run for name, (_, run) in limits.items()}}
-        seconds = interleave(everything, self.rounds)
+        seconds = interleave({**before, **runs, **after}, self.rounds)
         work = {name: amount for name, (amount, _) in limits.items()}
-        measured = {name: seconds.pop(f"limit {name}") for name in limits}
+        measured = {
+            name: list(map(min, seconds.pop(f"before {name}"), seconds.pop(f"after {name}")))
+            for name in limits
+        }
         return seconds, machine.speeds(work, measured)
 
     def add(self, **case: Any) -> None:
@@ -141,16 +149,14 @@ class Suite:
 def share(work: Work, dtype: str, seconds: Seconds, limits: Mapping[str, Seconds]) -> Spread:
     """Return how near a run comes to the machine's limit, round by round.
 
-    The limit is the longer of two times: that of reading every weight once, at the speed of a plain
-    sum, and that of its products, at the speed of a large one (of which int8 has none here).
+    The limit is the longer of two times: that of reading every weight once, and that of its
+    products, each at the best speed that was measured in any round of the case: what else a shared
+    machine does can only hide what it can do.
     """
-    shares = []
-    for i, second in enumerate(seconds):
-        least = work.weights * BYTES[dtype] / limits["bytes"][i]
-        if dtype in limits:
-            least = max(least, work.flops / limits[dtype][i])
-        shares.append(least / second)
-    return Spread.of(shares)
+    least = work.weights * BYTES[dtype] / max(limits["bytes"])
+    if dtype in limits:
+        least = max(least, work.flops / max(limits[dtype]))
+    return Spread.of([least / second for second in seconds])
 
 
 def show(
@@ -167,8 +173,23 @@ def show(
         line = f"  {name:{width}} {1e3 * middle.median:9.1f} ms"
         line += f" ({1e3 * middle.low:.1f} to {1e3 * middle.high:.1f})"
         line += f" {work.tokens / middle.median:9.1f} tokens/s"
-        if name in PEERS:
+        if name in PEERS and PEERS[name].dtype in limits:
             line += f", {share(work, PEERS[name].dtype, times, limits).median:4.0%} of the limit"
+        if name != OURS and OURS in seconds:
+            times_as_fast = ratio(times, seconds[OURS])
+            line += f"; {OURS} is {times_as_fast.median:.2f} times as fast"
+            line += f" ({times_as_fast.low:.2f} to {times_as_fast.high:.2f})"
+        print(line, flush=True)
+
+
+def show_seconds(title: str, seconds: Mapping[str, Seconds], notes: Mapping[str, str]) -> None:
+    """Print each one's time, how it compares with this package's, and a note."""
+    print(f"\n{title}")
+    width = max(map(len, seconds))
+    for name, times in seconds.items():
+        middle = Spread.of(times)
+        line = f"  {name:{width}} {middle.median:7.3f} s ({middle.low:.3f} to {middle.high:.3f})"
+        line += notes.get(name, "")
         if name != OURS and OURS in seconds:
             times_as_fast = ratio(times, seconds[OURS])
             line += f"; {OURS} is {times_as_fast.median:.2f} times as fast"

@@ -31,6 +31,16 @@ def interleave(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[st
     return seconds
 
 
+def steps(whole: Seconds, start: Seconds, number: int) -> Seconds:
+    """Return the seconds of a step, round by round, of runs that also have a start.
+
+    The start, which is measured apart, is taken off as its median: a round in which it was slow
+    would make steps look fast.
+    """
+    median = statistics.median(start)
+    return [(seconds - median) / number for seconds in whole]
+
+
 @dataclasses.dataclass(frozen=True)
 class Spread:
     """A median and the quartiles around it."""

@@ -21,12 +21,12 @@ _kept: weakref.WeakKeyDictionary[
 ] = weakref.WeakKeyDictionary()
 
 
-def pays(params: Params, rows: int) -> bool:
+def pays(model: OpenAIGPTPreTrainedModel, params: Params, rows: int) -> bool:
     """Return whether decoding so many rows at a time is faster with turned kernels."""
     kernels = [leaf for path, leaf in flatten(params).items() if _is_kernel(path)]
     on_cpu = all(device.platform == "cpu" for leaf in kernels for device in leaf.devices())
     # In half precision both forms are alike.
-    return on_cpu and 1 < rows <= FEW and all(leaf.dtype.itemsize > 2 for leaf in kernels)
+    return on_cpu and 1 < rows <= FEW and model.dtype.itemsize > 2
 
 
 def turned(model: OpenAIGPTPreTrainedModel, params: Params) -> Params:
@@ -35,9 +35,11 @@ def turned(model: OpenAIGPTPreTrainedModel, params: Params) -> Params:
     leaves = flatten(params)
     for path, leaf in leaves.items():
         if _is_kernel(path):
-            if path not in kept or kept[path][0]() is not leaf:
-                kept[path] = weakref.ref(leaf), _transpose(leaf)
-            leaves[path] = kept[path][1]
+            source, kernel = kept.get(path, (None, leaf))
+            if source is None or source() is not leaf:
+                kernel = _transpose(leaf)
+                kept[path] = weakref.ref(leaf), kernel
+            leaves[path] = kernel
     return unflatten_dict(leaves)
 
 

@@ -65,7 +65,7 @@ def load(folder: Path, dtype: str = "float32") -> Any:
         )
 
 
-def forward(folder: Path, head: bool, dtype: str = "float32") -> Callable[[np.ndarray], np.ndarray]:
+def forward(folder: Path, head: bool, dtype: str = "float32") -> Callable[[np.ndarray], Any]:
     """Return the forward of the language model.
 
     Raises:
@@ -80,7 +80,7 @@ def forward(folder: Path, head: bool, dtype: str = "float32") -> Callable[[np.nd
     def run(ids: np.ndarray) -> np.ndarray:
         rows = ctranslate2.StorageView.from_array(np.ascontiguousarray(ids, np.int32))
         lengths = ctranslate2.StorageView.from_array(np.full(len(ids), ids.shape[1], np.int32))
-        return np.array(generator.forward_batch(rows, lengths).to_device(ctranslate2.Device.cpu))
+        return generator.forward_batch(rows, lengths)
 
     return run
 

@@ -13,7 +13,11 @@ from benchmarks.timing import cores
 
 
 def forward(folder: Path, head: bool) -> Callable[[np.ndarray], np.ndarray]:
-    """Return the forward of the language model, or of the transformer alone, in float32."""
+    """Return the forward of the language model, or of the transformer alone, in float32.
+
+    Raises:
+        ValueError: it is the build for the CPU, and the platform a GPU.
+    """
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as exported:
@@ -22,6 +26,8 @@ def forward(folder: Path, head: bool) -> Callable[[np.ndarray], np.ndarray]:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = cores()
         provider = "CUDA" if jax.default_backend() == "gpu" else "CPU"
+        if f"{provider}ExecutionProvider" not in onnxruntime.get_available_providers():
+            raise ValueError("this onnxruntime has no CUDA, which onnxruntime-gpu has")
         session = onnxruntime.InferenceSession(
             str(file), options, providers=[f"{provider}ExecutionProvider"]
         )

@@ -14,10 +14,15 @@ from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import Batch, TrainState, make_step, micro_batches
 
+# JAX's default on a GPU or TPU is coarser than float32, torch's is not.
+PRECISION = "highest"
+
 
 def load(folder: Path, dtype: str = "float32") -> gpt1.OpenAIGPTLMHeadModel:
     """Return the model with parameters in ``dtype``, ready."""
-    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder, param_dtype=dtype)
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(
+        folder, param_dtype=dtype, precision=PRECISION
+    )
     jax.block_until_ready(model.params)
     return model
 
@@ -53,7 +58,9 @@ def train(
 ) -> Callable[[np.ndarray], float]:
     """Return a training step that returns the loss before it; ``rates`` are those of dropout."""
     fields: dict[str, Any] = dict(rates)
-    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder, dtype=dtype, remat=remat, **fields)
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(
+        folder, dtype=dtype, precision=PRECISION, remat=remat, **fields
+    )
     graphdef, params = split(model)
     transform = make_optimizer(optimizer, total_steps=10_000)
     state = TrainState.create(params, transform, seed=0)

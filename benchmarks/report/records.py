@@ -5,10 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.generate import steps
 from benchmarks.peers import OURS, PEERS
 from benchmarks.suite import Work, share
-from benchmarks.timing import Seconds, Spread, ratio
+from benchmarks.timing import Seconds, Spread, ratio, steps
 
 Case = dict[str, Any]
 Record = dict[str, Any]
@@ -119,7 +118,7 @@ def describe(case: Case) -> str:
         return ", ".join(f"{name} {value}" for name, value in shape.items())
     text = f"{shape['batch']} x {shape['tokens']}" + ", states" * (not shape.get("head", True))
     if shape.get("remat", "none") != "none":
-        text += f", remat {shape['remat']}"
+        text += f", {OURS} with remat {shape['remat']}"
     return text + ", dropout" * shape.get("dropout", False)
 
 
@@ -173,7 +172,7 @@ def step_seconds(case: Case) -> dict[str, Seconds]:
     A run so short that the noise hides the time of a token is left out.
     """
     found = {
-        name: steps(whole, case["first"][name], case["case"]["new"])
+        name: steps(whole, case["first"][name], case["case"]["new"] - 1)
         for name, whole in case["seconds"].items()
     }
     return {name: times for name, times in found.items() if min(times) > 0}

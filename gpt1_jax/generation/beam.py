@@ -155,7 +155,7 @@ def beam_search(
     # As many that even if every end token is a candidate of every beam, K others are left.
     candidates = max(2, 1 + len(as_ids(settings.eos_token_id)))
     graphdef, params = split(model)
-    turn = pays(params, rows=len(prompts) // settings.num_return_sequences * settings.num_beams)
+    turn = pays(model, params, rows=len(prompts) * settings.num_beams)
     if turn:
         params = turned(model, params)
     ended = _searcher(graphdef, turn)(

@@ -181,7 +181,7 @@ def decode(
     config, window = model.config, settings.sliding_window
     graphdef, params = split(model)
     guessed = settings.prompt_lookup_num_tokens or 0
-    turn = pays(params, rows=len(prompts) * (1 + guessed))
+    turn = pays(model, params, rows=len(prompts))
     if turn:
         params = turned(model, params)
     run = _decoder(graphdef, guessed, turn)

@@ -75,7 +75,7 @@ def test_who_is_slow_is_left_out(
     assert set(first["seconds"]) == {OURS, "slow"}
     assert set(second["seconds"]) == {OURS}
     assert second["left_out"]["slow"] > 0.6
-    assert "slow is left out: it would take about 1 s" in capsys.readouterr().out
+    assert "slow is left out: it would take about" in capsys.readouterr().out
 
 
 @pytest.mark.slow

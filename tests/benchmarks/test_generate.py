@@ -9,7 +9,7 @@ import pytest
 from small_models import small_model
 
 import gpt1_jax as gpt1
-from benchmarks.generate import generate, steps
+from benchmarks.generate import generate
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.suite import Options
 
@@ -79,7 +79,3 @@ def test_who_is_slow_is_left_out(options: Options, capsys: pytest.CaptureFixture
     record = generate(options, (CASE, (2, 4, 4)))
     assert [case["case"]["prompt"] for case in record["cases"]] == [3]
     assert f"{OURS} is left out: it would take about 0 s" in capsys.readouterr().out
-
-
-def test_seconds_of_a_step() -> None:
-    assert steps([5.0, 9.0], [1.0, 3.0], new=5) == [1.0, 1.5]

@@ -22,8 +22,8 @@ def test_limits_can_be_measured() -> None:
 
 
 def test_the_best_of_each_kind_is_the_limit() -> None:
-    work = {"bytes read": 10.0, "float32 XLA": 8.0, "float32 torch": 8.0}
-    seconds = {"bytes read": [1.0, 2.0], "float32 XLA": [2.0, 1.0], "float32 torch": [1.0, 4.0]}
+    work = {"bytes XLA": 10.0, "float32 XLA": 8.0, "float32 torch": 8.0}
+    seconds = {"bytes XLA": [1.0, 2.0], "float32 XLA": [2.0, 1.0], "float32 torch": [1.0, 4.0]}
     assert speeds(work, seconds) == {"bytes": [10.0, 5.0], "float32": [8.0, 8.0]}
 
 

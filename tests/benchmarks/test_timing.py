@@ -1,6 +1,6 @@
 """Rounds, spreads and ratios."""
 
-from benchmarks.timing import Spread, interleave, ratio
+from benchmarks.timing import Spread, interleave, ratio, steps
 
 
 def test_rounds_are_interleaved() -> None:
@@ -8,6 +8,10 @@ def test_rounds_are_interleaved() -> None:
     seconds = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, 3)
     assert order == ["a", "b"] * 3
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+
+
+def test_a_slow_start_makes_no_step_fast() -> None:
+    assert steps([5.0, 9.0, 5.0], [1.0, 4.0, 1.0], 4) == [1.0, 2.0, 1.0]
 
 
 def test_a_spread_is_the_median_and_the_quartiles() -> None:

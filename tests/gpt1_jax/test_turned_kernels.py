@@ -65,7 +65,8 @@ def test_nothing_is_kept_of_a_model_that_is_gone() -> None:
 
 
 def test_when_it_pays() -> None:
-    params = small_model(gpt1.OpenAIGPTLMHeadModel).params
-    assert [pays(params, rows) for rows in (1, 2, FEW, FEW + 1)] == [False, True, True, False]
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
-    assert not pays(half, 2)
+    model = small_model(gpt1.OpenAIGPTLMHeadModel)
+    rows = (1, 2, FEW, FEW + 1)
+    assert [pays(model, model.params, n) for n in rows] == [False, True, True, False]
+    half = small_model(gpt1.OpenAIGPTLMHeadModel, dtype=jnp.bfloat16)
+    assert not pays(half, half.params, 2)

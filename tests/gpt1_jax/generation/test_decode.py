@@ -103,7 +103,7 @@ def test_a_step_copies_no_cache(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> 
     rules = decode.Rules.build(asked, CONFIG.vocab_size, asked.seeds(rows))
     prompts = [np.ones(3, np.int32)] * rows
     state, _ = decode._start(model, prompts, asked)
-    turn = decode.pays(params, rows)
+    turn = decode.pays(model, params, rows)
     assert turn == (rows > 1)
     params = decode.turned(model, params) if turn else params
     run: Any = decode._decoder(graphdef, 0, turn)
