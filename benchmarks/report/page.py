@@ -115,25 +115,24 @@ def _method(records: Sequence[Record]) -> Iterator[str]:
             f"All who take part in a case are warmed up and then run in turn, for {rounds} rounds,",
             "so that what else the machine does slows all of them alike. A number is the median of",
             "the rounds, and below it stand the quartiles. Ratios are taken round by round. The",
-            "checkpoint is the same for all. In forward, generate, train and start their outputs are",
-            "compared before the timing.",
+            "checkpoint is the same for all. In forward, generate, train and start outputs are",
+            "compared before they are timed.",
         )
     if any("work" in case for case in timed):
         rows, inputs, outputs = PRODUCT
         yield _text(
             "The *share of the limit* says how near a run comes to what the machine can do. The",
-            "limit is the longer of two times: to read every weight once, as fast as a plain sum or",
-            "a product with one vector reads memory, and to do the matrix products, as fast as a",
-            f"large one ({rows} x {inputs} by {inputs} x {outputs}) of that dtype is done. Both are",
-            "timed in the same rounds, and the best of the case counts. On a shared machine that may",
-            "still be less than it can do. int8 has no share, since the speed of its products is not",
-            "measured.",
+            "limit is the longer of two times: to read every weight once, as fast as a sum or a",
+            "product with one vector reads memory, and to do the matrix products, as fast as one",
+            f"({rows} x {inputs} by {inputs} x {outputs}) of that dtype is done. Both are timed in",
+            "the same rounds, and the best of the case counts. On a shared machine that may still",
+            "be less than it can do. int8 has no share: the speed of its products is not measured.",
         )
     if any("bytes" in case for case in cases):
         yield _text(
             "Memory is the most that a fresh process takes for a case. Its libraries are a part of",
-            "it, JAX in every one, and so are export to ONNX and conversion for CTranslate2. On a GPU",
-            "it is the memory of the device, of JAX and torch alone.",
+            "it, JAX in every one, and so are export to ONNX and conversion for CTranslate2. On a",
+            "GPU it is the memory of the device, of JAX and torch alone.",
         )
 
 

@@ -173,7 +173,7 @@ def test_the_numbers_of_the_other_suites(tmp_path: Path) -> None:
     theirs, left_out = cells(section(page, "Generate"), "")[-2:]
     assert theirs[1:] == ["transformers", "3,000", "2,500", "0.800", "20%", "5.00", "4.33", "0"]
     assert left_out[1:3] == ["ctranslate2", "left out: about 99 s"]
-    (ours,) = cells(section(page, "Train"), "2 x 8, remat full")
+    (ours,) = cells(section(page, "Train"), "2 x 8, gpt1-jax with remat full")
     assert ours[1:] == ["gpt1-jax", "1,000", "16.0", "50%", "", "0"]
     assert cells(section(page, "Train"), "")[0][4:] == ["17%", "3.00", "1.0e-03"]
     (ours,) = cells(section(page, "Load"), "checkpoint of 2000 MB")
