@@ -28,7 +28,8 @@ def test_seconds_and_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     (case,) = record["cases"]
     assert case["case"].keys() == {"checkpoint bytes"}
     assert 100e3 < case["case"]["checkpoint bytes"] < 200e3
-    assert case["seconds"].keys() == case["bytes"].keys() == present
+    assert case["seconds"].keys() == present
+    assert list(case["bytes"]) == [OURS]  # in a quick run
     assert all(len(times) == 2 and min(times) > 0 for times in case["seconds"].values())
     assert all(len(speeds) == 2 for speeds in case["limits"].values())
     assert min(case["bytes"].values()) > 10e6
