@@ -54,4 +54,4 @@ def everything(
         cases = () if options.quick else (LARGEST,)
         forward(to("forward-memory", memory=True), cases=cases, head=(True,))
         train(to("train-memory", memory=True), cases=cases, remat="cheap")
-    print(f"\nthe report: {report(out)}")
+    report(out)

@@ -39,7 +39,7 @@ def environment() -> dict[str, Any]:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "python": python_platform.python_version(),
-        "system": python_platform.platform(),
+        "system": f"{python_platform.system()} {python_platform.machine()}",
         "processor": _processor(),
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],

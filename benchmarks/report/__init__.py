@@ -37,4 +37,5 @@ def report(
         for name, (_, figure) in pictures.items():
             figure.savefig(temporary(name), format="png")
         temporary("README.md").write_text(write_page(records, texts), encoding="utf-8")
+    print(f"the report: {out / 'README.md'}")
     return out / "README.md"
