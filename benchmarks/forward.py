@@ -1,7 +1,6 @@
 """A forward of many tokens: batches and lengths, with and without the LM head."""
 
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import tyro
 
 from benchmarks.machine import peak
 from benchmarks.peers import OURS, PEERS
-from benchmarks.suite import DEFAULTS, Options, Suite, Work, opened, show, show_memory
+from benchmarks.suite import DEFAULTS, Options, Pace, Suite, Work, opened, show, show_memory
 
 CASES = tuple((batch, tokens) for batch in (1, 8) for tokens in (1, 16, 128, 512))
 QUICK = ((1, 1), (2, 8))
@@ -52,19 +51,17 @@ def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
     load = PEERS[OURS].forward
     assert load is not None
     judge = loaded.get(OURS) or load(suite.folder, head)
-    pace: dict[str, float] = {}  # seconds a token, in the case before
+    pace = Pace(suite.options.patience)
     for batch, tokens in cases:
         ids = suite.ids(batch, tokens)
         runs: dict[str, Callable[[], object]] = {}
         errors, left_out = {}, {}
         reference = _array(judge(ids))
         for name, run in loaded.items():
-            expected = pace.get(name, 0.0) * ids.size
-            if expected > suite.options.patience:
+            if expected := pace.too_long(name, ids.size):
                 left_out[name] = expected
-                print(f"\n{name} is left out: it would take about {expected:.0f} s", flush=True)
                 continue
-            out = _array(run(ids))
+            out = reference if run is judge else _array(run(ids))
             errors[name] = _error(out, reference)
             if not errors[name] <= PEERS[name].tolerance:
                 raise ValueError(
@@ -72,9 +69,7 @@ def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
                     f"the relative error is {errors[name]:.1e}"
                 )
             runs[name] = functools.partial(run, ids)
-            start = time.perf_counter()
-            run(ids)
-            pace[name] = (time.perf_counter() - start) / ids.size
+            pace.measure(name, ids.size, runs[name])
         if not runs:
             continue
         seconds, limits = suite.race(runs)

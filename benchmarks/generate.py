@@ -1,7 +1,6 @@
 """Greedy generation: reading a prompt, and writing token after token."""
 
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import tyro
 
 from benchmarks.machine import peak
 from benchmarks.peers import OURS, PEERS
-from benchmarks.suite import DEFAULTS, Options, Suite, Work, opened, share, show_memory
+from benchmarks.suite import DEFAULTS, Options, Pace, Suite, Work, opened, share, show_memory
 from benchmarks.timing import Seconds, Spread, ratio, steps
 from gpt1_jax import OpenAIGPTLMHeadModel, functional
 
@@ -63,7 +62,7 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
         if peer.generate is not None
     }
     judge = functional(OpenAIGPTLMHeadModel.from_pretrained(suite.folder))
-    pace: dict[str, float] = {}  # seconds for each token read, in the case before
+    pace = Pace(suite.options.patience)
     for batch, prompt, new in cases:
         prompts = suite.ids(batch, prompt)
         runs: dict[str, Callable[[], object]] = {}
@@ -72,10 +71,8 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
         # Who has no cache reads the whole text for every token.
         read = batch * new * (prompt + new)
         for name, run in loaded.items():
-            expected = pace.get(name, 0.0) * read
-            if expected > suite.options.patience:
+            if expected := pace.too_long(name, read):
                 left_out[name] = expected
-                print(f"\n{name} is left out: it would take about {expected:.0f} s", flush=True)
                 continue
             written = run(prompts, new)
             if name != "gpt2":
@@ -93,9 +90,7 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
             runs[name] = functools.partial(run, prompts, new)
             runs[f"{name} first"] = functools.partial(run, prompts, 1)
             runs[f"{name} first"]()
-            start = time.perf_counter()
-            run(prompts, new)
-            pace[name] = (time.perf_counter() - start) / read
+            pace.measure(name, read, runs[name])
         if not runs:
             continue
         seconds, limits = suite.race(runs)

@@ -1,6 +1,7 @@
 """What a measurement is made on: versions and devices, the limits of the machine, and memory."""
 
 import datetime
+import functools
 import importlib.metadata
 import importlib.util
 import multiprocessing
@@ -78,6 +79,7 @@ def _processor() -> str:
     return " ".join([fields.get("model name", python_platform.machine()), *extensions])
 
 
+@functools.cache  # one compilation and one array for all cases of a suite
 def limits() -> dict[str, tuple[float, Callable[[], object]]]:
     """Return what shows the machine's limits, to be timed in turn with those that are measured.
 

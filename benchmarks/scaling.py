@@ -1,7 +1,6 @@
 """How seconds grow with the context of a token, with a text's length, and with the batch."""
 
 import dataclasses
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import tyro
 
 from benchmarks.peers import OURS, PEERS, Kind, taking_part
-from benchmarks.suite import DEFAULTS, Options, Suite, opened
+from benchmarks.suite import DEFAULTS, Options, Pace, Suite, opened
 from benchmarks.timing import Spread, steps
 
 DECODERS = (OURS, "transformers", "ctranslate2", "gpt2")
@@ -148,20 +147,18 @@ def _race(suite: Suite, part: Part, loaded: Mapping[str, Callable[..., Any]]) ->
     unit = "a new token" if part.what == "decode" else "the forward"
     print(f"\n{part.what}: ms of {unit} by {part.size}; medians of {suite.rounds} rounds")
     _show(part.size, {name: name for name in loaded})
-    pace: dict[str, float] = {}  # seconds over the size, in the case before
+    pace = Pace(suite.options.patience)
     for size in part.sizes:
         runs: dict[str, Callable[[], object]] = {}
         left_out = {}
         for name, peer in loaded.items():
-            if (expected := pace.get(name, 0.0) * size) > suite.options.patience:
+            if expected := pace.too_long(name, size):
                 left_out[name] = expected
                 continue
             timed = part.runs(peer, size)
             for run in timed:
                 run()
-            start = time.perf_counter()
-            timed[0]()
-            pace[name] = (time.perf_counter() - start) / size
+            pace.measure(name, size, timed[0])
             runs |= {_label(name, i): run for i, run in enumerate(timed)}
         raced, limits = suite.race(runs)
         seconds = {
@@ -176,8 +173,6 @@ def _race(suite: Suite, part: Part, loaded: Mapping[str, Callable[..., Any]]) ->
         _show(size, row)
         case = {"what": part.what, part.size: size}
         suite.add(case=case, seconds=seconds, left_out=left_out, limits=limits)
-        for name, expected in left_out.items():
-            print(f"  {name} is left out: it would take about {expected:.0f} s", flush=True)
     exponents = {}
     for name, found in medians.items():
         # On a noisy machine a difference of two times may fall below 0.

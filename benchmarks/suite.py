@@ -5,6 +5,7 @@ import dataclasses
 import json as json_format
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -90,12 +91,33 @@ class Work:
         return cls(rows, 2.0 * rows * (weights + scores), weights + cache)
 
 
+class Pace:
+    """How fast each was in the case before, by which who would take too long is left out."""
+
+    def __init__(self, patience: float):
+        self._patience = patience
+        self._seconds: dict[str, float] = {}  # over the size
+
+    def too_long(self, name: str, size: float) -> float | None:
+        """Return the seconds that a run of this size would take, and print them, if too many."""
+        expected = self._seconds.get(name, 0.0) * size
+        if expected <= self._patience:
+            return None
+        print(f"\n{name} is left out: it would take about {expected:.0f} s", flush=True)
+        return expected
+
+    def measure(self, name: str, size: float, run: Callable[[], object]) -> None:
+        """Run a function that is warm, and remember its pace."""
+        start = time.perf_counter()
+        run()
+        self._seconds[name] = (time.perf_counter() - start) / size
+
+
 @dataclasses.dataclass(frozen=True)
 class Suite:
     """A suite that runs.
 
     Attributes:
-        kind: its name.
         options: as they were given.
         folder: the checkpoint.
         config: of the checkpoint.
@@ -104,7 +126,6 @@ class Suite:
         record: what is written: the suite, its environment, who is absent and why, and cases.
     """
 
-    kind: str
     options: Options
     folder: Path
     config: gpt1.OpenAIGPTConfig
@@ -234,7 +255,6 @@ def opened(kind: Kind, options: Options, name: str | None = None) -> Iterator[Su
             config = gpt1.OpenAIGPTConfig(**TINY if options.quick else {})
             gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)).save_pretrained(folder)
         yield Suite(
-            kind=name or kind,
             options=options,
             folder=folder,
             config=gpt1.OpenAIGPTConfig.from_pretrained(folder),

@@ -42,7 +42,7 @@ def test_a_slow_peer_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("benchmarks.scaling.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.suite.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr("benchmarks.suite.machine.limits", dict)
 
     def slow(ids: np.ndarray) -> None:
