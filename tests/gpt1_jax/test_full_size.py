@@ -58,11 +58,26 @@ def test_logits(reference: Any, model: gpt1.OpenAIGPTLMHeadModel) -> None:
     ours = np.asarray(apply(params, ids.numpy()).logits)
     assert np.abs(ours - theirs).max() <= 1e-5  # measured: 5.7e-6
 
-    def rms(logits: np.ndarray) -> float:
-        return float(np.sqrt(((logits - exact) ** 2).mean()))
+    # Measured: 4.5e-7 and 4.2e-7, 1.08 times, on a processor with AVX-512. Without it XLA's product
+    # (YNNPACK's; Eigen's does not) adds all K terms in one chain, and the error is 6.9e-7, torch's
+    # 3.1e-7: 2.2 times, of which 1.96 come from the product.
+    most = 1.5 * rms_error_of_xlas_product_against_torchs()
+    ours_off, theirs_off = rms(ours - exact), rms(theirs - exact)
+    assert ours_off <= most * theirs_off, f"{ours_off:.2e} against torch's {theirs_off:.2e}"
 
-    # measured: 4.5e-7 and 4.2e-7, 1.08 times
-    assert rms(ours) <= 1.5 * rms(theirs), f"{rms(ours):.2e} against torch's {rms(theirs):.2e}"
+
+def rms_error_of_xlas_product_against_torchs() -> float:
+    """Return the ratio for a product as wide as the model, where XLA's error is larger; else 1."""
+    rng = np.random.default_rng(0)
+    x, kernel = (rng.standard_normal(shape, np.float32) for shape in ((512, 768), (768, 768)))
+    exact = x.astype(np.float64) @ kernel.astype(np.float64)
+    ours = np.asarray(jax.jit(jax.numpy.matmul)(x, kernel))
+    theirs = (torch.from_numpy(x) @ torch.from_numpy(kernel)).numpy()
+    return max(1.0, rms(ours - exact) / rms(theirs - exact))
+
+
+def rms(errors: np.ndarray) -> float:
+    return float(np.sqrt((errors**2).mean()))
 
 
 def test_gradients(reference: Any, model: gpt1.OpenAIGPTLMHeadModel) -> None:
