@@ -26,7 +26,7 @@ from gpt1_jax.setting_flags import (
     SamplingFlags,
     read_settings,
 )
-from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.tokenizer import Pipeline, Tokenizer
 from gpt1_jax.training.commands import COMMANDS, with_config
 
 DType = Literal["float32", "bfloat16", "float16"]
@@ -53,6 +53,7 @@ def generate(
     json: bool = False,
     ids: bool = False,
     dtype: DType | None = None,
+    pipeline: Pipeline | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
@@ -81,6 +82,8 @@ def generate(
         json: print a JSON object a text, one a line.
         ids: print token ids instead of text.
         dtype: of the computation; the checkpoint's by default.
+        pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
+            checkpoint's by default.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
@@ -103,7 +106,7 @@ def generate(
         raise ValueError(f"{model} is a classification, {held}; it was not trained to write text")
     config = OpenAIGPTConfig.from_pretrained(folder)
     settings = read_settings(folder, length, sampling, beams, constraints)
-    tokenizer = Tokenizer.from_pretrained(folder)
+    tokenizer = Tokenizer.from_pretrained(folder, pipeline=pipeline)
     encoded = [prompt.encode(tokenizer, config.vocab_size) for prompt in given]
     _check_lengths(config, settings, given, encoded)
     language_model = OpenAIGPTLMHeadModel.from_pretrained(model, dtype=dtype, **hub)
@@ -210,6 +213,7 @@ def tokens(
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT|ID...")],
     model: Model,
     ids: bool = False,
+    pipeline: Pipeline | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
@@ -219,6 +223,8 @@ def tokens(
         text: a text, or with --ids the ids.
         model: a folder or hub id with a tokenizer.
         ids: read ids instead of a text.
+        pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
+            folder's by default.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
@@ -227,7 +233,7 @@ def tokens(
     if not text:
         raise ValueError("give a text, or ids with --ids")
     tokenizer = Tokenizer.from_pretrained(
-        model, revision=revision, local_files_only=local_files_only
+        model, pipeline=pipeline, revision=revision, local_files_only=local_files_only
     )
     if ids:
         words = [word for part in text for word in part.replace(",", " ").split()]

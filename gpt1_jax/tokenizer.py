@@ -1,7 +1,9 @@
-"""GPT-1's text pipeline as transformers 5 runs it, on the ``tokenizers`` library.
+"""GPT-1's tokenizer, on the ``tokenizers`` library, with either of two pipelines before the merges.
 
-Text is lower-cased, stripped of accents and control characters, and split at white space and around
-punctuation; byte-pair merges then join the letters of each word, whose last piece ends in ``</w>``.
+As transformers 5 runs it ("huggingface"), text is lower-cased, stripped of accents and control
+characters, and split at white space and around punctuation. As GPT-1 was trained ("original"),
+``original_text.py`` makes the words. Byte-pair merges then join the letters of each word, whose
+last piece ends in ``</w>``.
 """
 
 from __future__ import annotations
@@ -15,14 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import jax
 import numpy as np
 
+from gpt1_jax import original_text
 from gpt1_jax.demo import resolve
-from gpt1_jax.tokenizer_files import SPECIAL_TOKENS, read_tokenizer, write_tokenizer
+from gpt1_jax.detokenize import detokenized
+from gpt1_jax.tokenizer_files import PIPELINES, SPECIAL_TOKENS, read_tokenizer, write_tokenizer
 
 if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not pay
     import tokenizers
     from tokenizers import AddedToken
 
 Side = Literal["left", "right"]
+Pipeline = Literal["huggingface", "original"]
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 
 
@@ -93,7 +98,11 @@ class _SpecialTokenId:
 
 
 class Tokenizer:
-    """Text to GPT-1's ids and back; equal to transformers 5's ``OpenAIGPTTokenizer``.
+    """Text to GPT-1's ids and back.
+
+    With the pipeline "huggingface" it equals transformers 5's ``OpenAIGPTTokenizer``. With
+    "original" it prepares text as GPT-1's training did: curly quotes, dashes and ellipses are
+    known, contractions are words, and a line break is a token.
 
     GPT-1 has an unknown token, ``<unk>`` with id 0, and no other special token. Text gets none
     added to it.
@@ -105,8 +114,10 @@ class Tokenizer:
         padding_side: where pads go; may be set. Generation needs "left".
         truncation_side: which end of a text that is too long is cut off; may be set.
         model_max_length: tokens the model takes, or None if not known; may be set.
+        pipeline: "huggingface" or "original".
 
     Attributes:
+        pipeline: as given.
         unk_token: what unknown characters become; it cannot be another.
         pad_token: None unless set, as are ``bos_token``, ``eos_token``, ``sep_token``,
             ``cls_token`` and ``mask_token``. Each may be set to a token that the vocabulary holds;
@@ -131,8 +142,10 @@ class Tokenizer:
         padding_side: Side = "right",
         truncation_side: Side = "right",
         model_max_length: int | None = None,
+        pipeline: Pipeline = "huggingface",
     ):
         self._backend = backend
+        self.pipeline: Pipeline = _checked_pipeline(pipeline)
         self._special = dict(special_tokens)
         self._extra = list(extra_special_tokens)
         self.padding_side: Side = _checked_side(padding_side, "padding_side")
@@ -144,6 +157,7 @@ class Tokenizer:
         cls,
         path_or_hub_id: str | os.PathLike[str],
         *,
+        pipeline: Pipeline | None = None,
         padding_side: Side | None = None,
         **hub: Any,
     ) -> Self:
@@ -154,20 +168,30 @@ class Tokenizer:
 
         Args:
             path_or_hub_id: a folder, or the id of a model on the hub, whose weights are left there.
+            pipeline: how text is prepared; by default as ``save_pretrained`` saved it, else
+                "huggingface". "original" needs ftfy and spaCy, the extra "text".
             padding_side: where pads go; by default as saved, else "right".
             **hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, ``force_download``.
 
         Raises:
             FileNotFoundError: the folder, the hub's model or a file of it is missing.
-            ValueError: a file is broken, or is another model's tokenizer.
+            ImportError: ftfy or spaCy is missing.
+            ValueError: a file is broken, or is another model's tokenizer, or there is no such
+                pipeline.
         """
+        if pipeline is not None:
+            _checked_pipeline(pipeline)
         fields = read_tokenizer(resolve(path_or_hub_id, weights=False, **hub))
+        if pipeline is not None:
+            fields["pipeline"] = pipeline
         if padding_side is not None:
             fields["padding_side"] = padding_side
         return cls(**fields)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write the tokenizer so that transformers and ``from_pretrained`` load it.
+
+        transformers has its own pipeline alone; ``from_pretrained`` reads which one it was.
 
         Writes tokenizer.json, tokenizer_config.json, vocab.json and merges.txt: all, or none.
 
@@ -176,6 +200,7 @@ class Tokenizer:
         """
         settings: dict[str, Any] = {
             "tokenizer_class": "OpenAIGPTTokenizer",
+            "text_pipeline": self.pipeline,
             "padding_side": self.padding_side,
             "truncation_side": self.truncation_side,
             **self._special,
@@ -202,6 +227,8 @@ class Tokenizer:
     def tokenize(self, text: str) -> list[str]:
         """The tokens of ``text`` as the vocabulary spells them; raises what ``encode`` raises."""
         # Not by way of the ids: an added token is spelled here as the text spells it.
+        if self.pipeline == "original":
+            return self.convert_ids_to_tokens(self.encode(text))
         self._check_texts([text])
         return self._backend.encode(text, add_special_tokens=False).tokens
 
@@ -216,6 +243,21 @@ class Tokenizer:
             ValueError: not integers, not one sequence, or an id out of range.
         """
         return self._backend.decode(self._checked(ids), skip_special_tokens=skip_special_tokens)
+
+    def detokenize(self, ids: Any) -> str:
+        """The text of ``ids`` as a reader expects it, without special tokens.
+
+        Punctuation closes up to its words and contractions are whole, lines end where they did.
+        What the ids do not tell stays as ``decode`` has it: the case, and whether a hyphen stood
+        between words.
+
+        Args:
+            ids: as for ``decode``.
+
+        Raises:
+            ValueError: as for ``decode``.
+        """
+        return detokenized(self.decode(ids, skip_special_tokens=True))
 
     def batch_decode(self, sequences: Any, *, skip_special_tokens: bool = False) -> list[str]:
         """The texts of several sequences of ids; see ``decode``.
@@ -426,7 +468,10 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         special = ", ".join(f"{name}={token!r}" for name, token in self.special_tokens_map.items())
-        return f"Tokenizer({len(self)} tokens, padding_side={self.padding_side!r}, {special})"
+        return (
+            f"Tokenizer({len(self)} tokens, pipeline={self.pipeline!r}, "
+            f"padding_side={self.padding_side!r}, {special})"
+        )
 
     def _check_unk_token(self, token: object) -> None:
         if token != self.unk_token:
@@ -436,6 +481,8 @@ class Tokenizer:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         self._check_texts(texts)
+        if self.pipeline == "original":
+            return original_text.encode(self._backend, texts)
         encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
@@ -490,3 +537,12 @@ def _checked_side(side: object, name: str) -> Side:
     if side == "right":
         return "right"
     raise ValueError(f"{name} is {side!r}, but must be 'left' or 'right'")
+
+
+def _checked_pipeline(pipeline: Pipeline) -> Pipeline:
+    if pipeline not in PIPELINES:
+        right = " or ".join(map(repr, PIPELINES))
+        raise ValueError(f"pipeline is {pipeline!r}, but must be {right}")
+    if pipeline == "original":
+        original_text.check_installed()
+    return pipeline

@@ -32,6 +32,7 @@ VOCABULARIES = (
     ("encoder_bpe_40000.json", "vocab_40000.bpe"),
 )
 END_OF_WORD = "</w>"
+PIPELINES = ("huggingface", "original")
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
@@ -75,6 +76,10 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     for name, side in sides.items():
         if side not in ("left", "right"):
             raise ValueError(f"{folder}: {name} is {side!r}, but must be 'left' or 'right'")
+    text_pipeline = settings.get("text_pipeline", PIPELINES[0])
+    if text_pipeline not in PIPELINES:
+        right = " or ".join(map(repr, PIPELINES))
+        raise ValueError(f"{folder}: text_pipeline is {text_pipeline!r}, but must be {right}")
     length = settings.get("model_max_length")
     if not isinstance(length, int | float) or not 1 <= length < 1e20:
         length = None  # not known; transformers saves 1e30 then
@@ -83,6 +88,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         "special_tokens": {name: token.content for name, token in named.items()},
         "extra_special_tokens": list(dict.fromkeys(token.content for token in extra)),
         "model_max_length": None if length is None else int(length),
+        "pipeline": text_pipeline,
         **sides,
     }
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from conversion.atomic import replacing
 from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.tokenizer_files import END_OF_WORD
 
 PIECE = 2**20  # characters that are read and encoded at once
 
@@ -84,7 +85,7 @@ def load_tokens(
         OSError: a text cannot be read, or the cache not written.
         ValueError: a text is not UTF-8 or holds no tokens; names the file.
     """
-    digest = hashlib.sha256(tokenizer.to_json().encode())
+    digest = hashlib.sha256((tokenizer.pipeline + tokenizer.to_json()).encode())
     for path in paths:
         with Path(path).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
@@ -113,9 +114,7 @@ def _encode(
         for path in paths:
             before = tokens
             for piece in read_pieces(path):
-                # Lines are encoded in parallel.
-                rows = tokenizer(piece.split("\n")).input_ids
-                ids = np.concatenate([np.asarray(row, dtype) for row in rows])
+                ids = np.asarray(_ids(tokenizer, piece), dtype)
                 file.write(ids.tobytes())
                 tokens += len(ids)
                 characters += len(piece)
@@ -124,6 +123,18 @@ def _encode(
                 raise ValueError(f"{path} holds no text")
         fields = {"tokens": tokens, "characters": characters, "dtype": np.dtype(dtype).name}
         new(f"{name}.json").write_text(json.dumps(fields) + "\n", encoding="utf-8")
+
+
+def _ids(tokenizer: Tokenizer, piece: str) -> list[int]:
+    """The ids of one piece of a text."""
+    if tokenizer.pipeline == "original":
+        ids = tokenizer.encode(piece)
+        # A line break at the end, where pieces are cut, is not encoded.
+        if ids and piece.endswith("\n"):
+            ids.append(tokenizer.convert_tokens_to_ids("\n" + END_OF_WORD))
+        return ids
+    # Lines are encoded in parallel.
+    return [id_ for row in tokenizer(piece.split("\n")).input_ids for id_ in row]
 
 
 @dataclasses.dataclass(frozen=True)

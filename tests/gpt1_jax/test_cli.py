@@ -250,6 +250,15 @@ def test_tokens_both_ways(run: Run, folder: Path) -> None:
     assert len(out.splitlines()) == 4  # three tokens, and the text
 
 
+def test_tokens_of_either_pipeline(run: Run, folder: Path) -> None:
+    """A line break is a token of the original one alone; this vocabulary does not know it."""
+    pytest.importorskip("spacy")
+    for pipeline, ids in {"huggingface": ["22", "20"], "original": ["22", "0", "20"]}.items():
+        status, out, _ = run("tokens", "abc\nj", "--model", folder, "--pipeline", pipeline)
+        assert status == 0
+        assert [line.split()[-1] for line in out.splitlines()] == ids
+
+
 def test_verify(run: Run, folder: Path) -> None:
     status, out, _ = run("verify", folder)
     assert status == 0

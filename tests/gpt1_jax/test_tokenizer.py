@@ -324,7 +324,9 @@ def test_tokens_and_ids(shared: Tokenizer):
     assert shared.convert_ids_to_tokens(0) == "<unk>"
     assert shared.get_vocab() == small_vocab()
     assert bool(shared)
-    assert repr(shared) == f"Tokenizer({SIZE} tokens, padding_side='right', unk_token='<unk>')"
+    assert repr(shared) == (
+        f"Tokenizer({SIZE} tokens, pipeline='huggingface', padding_side='right', unk_token='<unk>')"
+    )
 
 
 def test_it_pickles(tokenizer: Tokenizer):

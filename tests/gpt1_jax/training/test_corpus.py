@@ -278,3 +278,20 @@ def test_an_order_goes_on_from_its_state(before: int) -> None:
 def test_a_text_with_fewer_blocks_than_a_batch() -> None:
     found = take(numbered_batches(seed=0, count=3), 3)
     assert [sorted(found[start : start + 3]) for start in range(0, 12, 3)] == [[0, 1, 2]] * 4
+
+
+def test_line_breaks_are_tokens_of_the_original_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the pieces are cut; and the two pipelines do not share a file."""
+    pytest.importorskip("spacy")
+    original = Tokenizer.from_pretrained(write_small(tmp_path / "small"), pipeline="original")
+    plain = Tokenizer.from_pretrained(tmp_path / "small")
+    text = "the thing\n\nis pressing.\n  \nthe\nis"
+    paths = write(tmp_path, text)
+    assert load_tokens(paths, plain, tmp_path / "cache").ids.tolist() == plain.encode(text)
+    for piece in (4, 12, 1000):
+        monkeypatch.setattr(corpus, "PIECE", piece)
+        tokens = load_tokens(paths, original, tmp_path / f"cache-{piece}")
+        assert tokens.ids.tolist() == original.encode(text)
+    assert load_tokens(paths, original, tmp_path / "cache").ids.tolist() == original.encode(text)
