@@ -211,7 +211,7 @@ def tree(
 @app.command
 def tokens(
     text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT|ID...")],
-    model: Model,
+    model: Model = "demo",
     ids: bool = False,
     pipeline: Pipeline | None = None,
     revision: str | None = None,
@@ -221,8 +221,8 @@ def tokens(
 
     Args:
         text: a text, or with --ids the ids.
-        model: a folder or hub id with a tokenizer.
-        ids: read ids instead of a text.
+        model: a folder or hub id with a tokenizer; by default the small one that comes along.
+        ids: read ids instead of a text; 0-5 stands for 0 to 4, as Python's ranges do.
         pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
             folder's by default.
         revision: branch, tag or commit on the hub.
@@ -236,10 +236,8 @@ def tokens(
         model, pipeline=pipeline, revision=revision, local_files_only=local_files_only
     )
     if ids:
-        words = [word for part in text for word in part.replace(",", " ").split()]
-        if wrong := [word for word in words if not word.isdecimal()]:
-            raise ValueError(f"{wrong[0]!r} is not a token id")
-        numbers = [int(word) for word in words]
+        words = " ".join(text).replace(",", " ").split()
+        numbers = [id_ for word in words for id_ in _ids(word, len(tokenizer))]
     else:
         numbers = tokenizer.encode(" ".join(text))
     if not numbers:
@@ -247,6 +245,49 @@ def tokens(
     print(token_table(tokenizer, numbers, ids_first=ids))
     if ids:
         print(tokenizer.decode(numbers))
+
+
+def _ids(word: str, size: int) -> Sequence[int]:
+    """The id that a word is, or those of a range, such as 0-5."""
+    first, dash, end = word.partition("-")
+    if not first.isdecimal() or (dash and not end.isdecimal()):
+        raise ValueError(f"{word!r} is not a token id, nor a range of ids such as 0-5")
+    if dash and int(first) >= int(end):
+        raise ValueError(f"the range {word} is empty: its end, {end}, must be above {first}")
+    if max(int(first), int(end or 0) - 1) >= size:
+        raise ValueError(f"{word} is out of range: ids are 0 to {size - 1}")
+    return range(int(first), int(end) if dash else int(first) + 1)
+
+
+@app.command
+def nearest(
+    words: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORDS")],
+    model: Model = "demo",
+    count: int = 10,
+    pipeline: Pipeline | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> None:
+    """Show the tokens whose embeddings are nearest to a word's, or to a sum such as "king - man".
+
+    Args:
+        words: a word, or words with + and - between them, in quotation marks. Those that begin with
+            a sign go after "--".
+        model: a checkpoint with a tokenizer; by default the small one that comes along.
+        count: how many tokens.
+        pipeline: how the words are prepared; see tokens.
+        revision: branch, tag or commit on the hub.
+        local_files_only: do without the network.
+    """
+    from gpt1_jax.explore import nearest as find
+    from gpt1_jax.model import OpenAIGPTModel
+
+    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    tokenizer = Tokenizer.from_pretrained(model, pipeline=pipeline, **hub)
+    neighbours = find(OpenAIGPTModel.from_pretrained(model, **hub), tokenizer, words, count)
+    width = max(len(repr(neighbour.token)) for neighbour in neighbours)
+    for neighbour in neighbours:
+        print(f"{neighbour.cosine:6.3f}  {neighbour.token!r:<{width}}  {neighbour.id}")
 
 
 @app.command

@@ -250,6 +250,22 @@ def test_tokens_both_ways(run: Run, folder: Path) -> None:
     assert len(out.splitlines()) == 4  # three tokens, and the text
 
 
+def test_tokens_of_ranges(run: Run, folder: Path) -> None:
+    """As Python's ranges: the end is not shown."""
+    status, out, _ = run("tokens", "--ids", "1-4,20", "22", "--model", folder)
+    assert status == 0
+    assert [line.split()[1] for line in out.splitlines()[:5]] == ["1", "2", "3", "20", "22"]
+
+
+def test_nearest(run: Run) -> None:
+    """Of the model that comes along."""
+    status, out, _ = run("nearest", "king - man + woman", "--count", "3")
+    assert status == 0
+    tokens = [line.split()[1] for line in out.splitlines()]
+    assert len(tokens) == 3
+    assert "'queen</w>'" in tokens
+
+
 def test_tokens_of_either_pipeline(run: Run, folder: Path) -> None:
     """A line break is a token of the original one alone; this vocabulary does not know it."""
     pytest.importorskip("spacy")
@@ -304,7 +320,6 @@ def test_verify(run: Run, folder: Path) -> None:
         (["generate", "a", "--model", "FOLDER", "--temperature", "0.5"], "unless do_sample"),
         (["generate", "a", "--model", "FOLDER", "--dtype", "int8"], "int8"),
         (["generate", "a", "--model", "FOLDER", "--no-such-option"], "no-such-option"),
-        (["tokens", "a"], "model"),
         (["convert", "FOLDER", "FOLDER/config.json"], "config.json"),
         (["convert", "FOLDER", "/proc/nowhere/x"], "/proc/nowhere"),
         (["convert", "FOLDER", "TARGET", "--max-shard-size", "big"], "max_shard_size is 'big'"),
@@ -312,7 +327,12 @@ def test_verify(run: Run, folder: Path) -> None:
         (["tree", "EMPTY"], "has no config.json"),
         (["tokens", "a", "--model", "EMPTY"], "tokenizer.json"),
         (["tokens", "--ids", "x", "--model", "FOLDER"], "'x' is not a token id"),
-        (["tokens", "--ids", "99", "--model", "FOLDER"], "99"),
+        (["tokens", "--ids", "99", "--model", "FOLDER"], "99 is out of range"),
+        (["tokens", "--ids", "0-99999999999", "--model", "FOLDER"], "is out of range"),
+        (["tokens", "--ids", "5-5", "--model", "FOLDER"], "the range 5-5 is empty"),
+        (["tokens", "--ids", "1-b", "--model", "FOLDER"], "'1-b' is not a token id, nor a range"),
+        (["nearest", "bj", "--model", "FOLDER"], "'bj' is not a single token but 'b' 'j</w>'"),
+        (["nearest", "j", "--model", "FOLDER", "--count", "0"], "count is 0"),
         (["verify", "EMPTY"], "holds no weights"),
         (["no-such-command"], "no-such-command"),
     ],

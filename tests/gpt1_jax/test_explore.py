@@ -1,13 +1,17 @@
-"""The printed tree and the table of tokens, letter by letter."""
+"""The printed tree and the table of tokens, letter by letter; nearest tokens in a drawn table."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import nnx
 from small_models import small_config, small_model
+from small_tokenizer import write_small
 
 import gpt1_jax as gpt1
-from gpt1_jax.explore import token_table
+from gpt1_jax.explore import nearest, token_table
 
 BLOCK = """\
 Block(
@@ -170,3 +174,79 @@ def test_every_arrow_stands_in_one_column() -> None:
 def test_no_ids_give_an_empty_table() -> None:
     tokenizer: Any = FakeTokenizer()
     assert token_table(tokenizer, []) == ""
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> gpt1.Tokenizer:
+    return gpt1.Tokenizer.from_pretrained(write_small(tmp_path_factory.mktemp("small")))
+
+
+def with_arrows(cls: Any, tokenizer: gpt1.Tokenizer, degrees: Mapping[str, float]) -> Any:
+    """A model in whose table words point at angles, the later the longer; others point nowhere."""
+    table = np.zeros((len(tokenizer) + 2, 8), np.float32)  # two rows are no token's
+    for length, (word, angle) in enumerate(degrees.items(), 1):
+        radians = np.deg2rad(angle)
+        table[tokenizer.encode(word)[0], :2] = length * np.cos(radians), length * np.sin(radians)
+    table[-1] = 1
+    model = small_model(cls, vocab_size=len(table))
+    body = model if cls is gpt1.OpenAIGPTModel else model.transformer
+    body.tokens_embed.embedding.set_value(jnp.asarray(table))
+    return model
+
+
+@pytest.mark.parametrize("cls", [gpt1.OpenAIGPTModel, gpt1.OpenAIGPTLMHeadModel])
+def test_nearest_tokens(cls: Any, tokenizer: gpt1.Tokenizer) -> None:
+    model = with_arrows(cls, tokenizer, {"a": 0, "b": 60, "c": 30, "d": 180})
+    found = nearest(model, tokenizer, "a", 2)
+    assert [each.token for each in found] == ["c</w>", "b</w>"]
+    cosines = np.cos([np.pi / 6, np.pi / 3])
+    # measured: 1.6e-8
+    np.testing.assert_allclose([each.cosine for each in found], cosines, rtol=0, atol=1e-6)
+    everything = nearest(model, tokenizer, "a", 1000)
+    assert len(everything) == len(tokenizer) - 1
+    assert everything[-1].token == "d</w>"
+    assert everything[-1].cosine == pytest.approx(-1)
+    # One that points nowhere is at a right angle to all, and is no error.
+    assert {each.cosine for each in nearest(model, tokenizer, "e")} == {0}
+
+
+def test_a_sum_of_words(tokenizer: gpt1.Tokenizer) -> None:
+    """Each at length 1; the words themselves are left out. A lone sign is a word."""
+    degrees = {"a": 0, "b": 90, "c": 180, "d": 45, "f": -45, "-": 100}
+    model = with_arrows(gpt1.OpenAIGPTModel, tokenizer, degrees)
+    sums = {"a + b": "d</w>", "a - b": "f</w>", "- c + b": "d</w>", "-": "b</w>"}
+    for words, token in sums.items():
+        [found] = nearest(model, tokenizer, words, 1)
+        assert found.token == token
+    assert nearest(model, tokenizer, "a + b", 1)[0].cosine == pytest.approx(1)
+
+
+def test_a_piece_of_a_word(tokenizer: gpt1.Tokenizer) -> None:
+    model = with_arrows(gpt1.OpenAIGPTModel, tokenizer, {"a": 0})
+    for piece in ("pres", "ing</w>", "<unk>"):
+        found = nearest(model, tokenizer, piece, 1000)
+        assert piece not in [each.token for each in found]
+        assert len(found) == len(tokenizer) - 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("", "give a word"),
+        ("a b", "must be words with"),
+        ("a +", "must be words with"),
+        ("a + + b", "must be words with"),
+        ("thing", "'thing' is not a single token but 'th' 'ing</w>'"),
+        ("\u4e2d", "is not a single token"),
+        ("\x00", "is not a single token but none"),
+    ],
+)
+def test_words_that_are_none(tokenizer: gpt1.Tokenizer, words: str, message: str) -> None:
+    model = with_arrows(gpt1.OpenAIGPTModel, tokenizer, {"a": 0})
+    with pytest.raises(ValueError, match=message):
+        nearest(model, tokenizer, words)
+
+
+def test_a_tokenizer_of_another_model(tokenizer: gpt1.Tokenizer) -> None:
+    with pytest.raises(ValueError, match=f"knows 13 tokens, but the tokenizer {len(tokenizer)}"):
+        nearest(small_model(gpt1.OpenAIGPTModel), tokenizer, "a")
