@@ -26,7 +26,8 @@ from gpt1_jax.setting_flags import (
     SamplingFlags,
     read_settings,
 )
-from gpt1_jax.tokenizer import Pipeline, Tokenizer
+from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.tokenizer_files import Pipeline
 from gpt1_jax.training.commands import COMMANDS, with_config
 
 DType = Literal["float32", "bfloat16", "float16"]

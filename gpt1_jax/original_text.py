@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # importing them takes a second, which only this pipeline need pay
@@ -72,7 +72,8 @@ def encode(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int
     """
     from tokenizers import Tokenizer
 
-    found = [_added_tokens(backend, text) for text in texts]
+    added = backend.get_added_tokens_decoder()
+    found = [_pieces(backend, added, text) for text in texts]
     plain = [piece for pieces in found for piece in pieces if isinstance(piece, str)]
     # The model alone, which takes a word as it is.
     encoded = iter(
@@ -88,9 +89,10 @@ def encode(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> list[list[int
     ]
 
 
-def _added_tokens(backend: tokenizers.Tokenizer, text: str) -> list[str | int]:
+def _pieces(
+    backend: tokenizers.Tokenizer, added: Mapping[int, tokenizers.AddedToken], text: str
+) -> list[str | int]:
     """Return the text in pieces: the ids of added tokens, and what lies between them."""
-    added = backend.get_added_tokens_decoder()
     if not any(token.normalized or token.content in text for token in added.values()):
         return [text]
     pieces: list[str | int] = []

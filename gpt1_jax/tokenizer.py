@@ -20,14 +20,19 @@ import numpy as np
 from gpt1_jax import original_text
 from gpt1_jax.demo import resolve
 from gpt1_jax.detokenize import detokenized
-from gpt1_jax.tokenizer_files import PIPELINES, SPECIAL_TOKENS, read_tokenizer, write_tokenizer
+from gpt1_jax.tokenizer_files import (
+    PIPELINES,
+    SPECIAL_TOKENS,
+    Pipeline,
+    read_tokenizer,
+    write_tokenizer,
+)
 
 if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not pay
     import tokenizers
     from tokenizers import AddedToken
 
 Side = Literal["left", "right"]
-Pipeline = Literal["huggingface", "original"]
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 
 
@@ -226,9 +231,9 @@ class Tokenizer:
 
     def tokenize(self, text: str) -> list[str]:
         """The tokens of ``text`` as the vocabulary spells them; raises what ``encode`` raises."""
-        # Not by way of the ids: an added token is spelled here as the text spells it.
         if self.pipeline == "original":
             return self.convert_ids_to_tokens(self.encode(text))
+        # Not by way of the ids: an added token is spelled here as the text spells it.
         self._check_texts([text])
         return self._backend.encode(text, add_special_tokens=False).tokens
 

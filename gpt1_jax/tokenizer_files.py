@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from conversion.atomic import replacing
 
@@ -32,7 +32,8 @@ VOCABULARIES = (
     ("encoder_bpe_40000.json", "vocab_40000.bpe"),
 )
 END_OF_WORD = "</w>"
-PIPELINES = ("huggingface", "original")
+Pipeline = Literal["huggingface", "original"]
+PIPELINES = get_args(Pipeline)
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
