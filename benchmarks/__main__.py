@@ -13,6 +13,7 @@ from benchmarks.report import report
 from benchmarks.scaling import scaling
 from benchmarks.start import start
 from benchmarks.tasks import tasks
+from benchmarks.text import text
 from benchmarks.train import train
 
 SUITES = {
@@ -26,6 +27,7 @@ SUITES = {
     "report": report,
     "kneser-ney": kneser_ney,
     "tasks": tasks,
+    "text": text,
 }
 
 if __name__ == "__main__":

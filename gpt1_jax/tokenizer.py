@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax
 import numpy as np
 
-from gpt1_jax import original_text
 from gpt1_jax.demo import resolve
 from gpt1_jax.detokenize import detokenized
+from gpt1_jax.original_text import OriginalText, check_installed
 from gpt1_jax.tokenizer_files import (
     PIPELINES,
     SPECIAL_TOKENS,
@@ -39,6 +39,8 @@ Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 @jax.tree_util.register_pytree_with_keys_class
 class BatchEncoding(dict[str, Any]):
     """``input_ids`` and ``attention_mask`` of encoded texts: items, attributes, and a pytree.
+
+    ``offset_mapping`` is there too where it was asked for.
 
     Each is a list of ints for one text, a list of such lists for several, or with
     ``return_tensors="np"`` an int32 array (batch, T). ``model(**encoding)`` takes the arrays.
@@ -151,6 +153,7 @@ class Tokenizer:
     ):
         self._backend = backend
         self.pipeline: Pipeline = _checked_pipeline(pipeline)
+        self._original = OriginalText(backend) if pipeline == "original" else None
         self._special = dict(special_tokens)
         self._extra = list(extra_special_tokens)
         self.padding_side: Side = _checked_side(padding_side, "padding_side")
@@ -229,12 +232,32 @@ class Tokenizer:
         """
         return self._encode([text])[0]
 
+    def encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        """Yield the ids of a long text that comes in pieces, piece by piece.
+
+        Joined they are the ids of the whole text: line breaks between pieces count. Memory is
+        that of a piece. (What ftfy decides from a whole line, the original pipeline decides from
+        the part of it that is in a piece.)
+
+        Args:
+            pieces: each ends at white space, the last one wherever the text does.
+
+        Raises:
+            TypeError, ValueError: as ``encode``.
+        """
+        if self._original:
+            yield from self._original.encode_pieces(self._checked_texts(pieces))
+            return
+        for piece in self._checked_texts(pieces):
+            # Lines are encoded in parallel.
+            yield [id_ for row in self._encode(piece.split("\n")) for id_ in row]
+
     def tokenize(self, text: str) -> list[str]:
         """The tokens of ``text`` as the vocabulary spells them; raises what ``encode`` raises."""
-        if self.pipeline == "original":
+        if self._original:
             return self.convert_ids_to_tokens(self.encode(text))
         # Not by way of the ids: an added token is spelled here as the text spells it.
-        self._check_texts([text])
+        (text,) = self._checked_texts([text])
         return self._backend.encode(text, add_special_tokens=False).tokens
 
     def decode(self, ids: Any, *, skip_special_tokens: bool = False) -> str:
@@ -288,6 +311,7 @@ class Tokenizer:
         max_length: int | None = None,
         truncation: bool | None = None,
         return_tensors: Literal["np"] | None = None,
+        return_offsets_mapping: bool = False,
     ) -> BatchEncoding:
         """Encode a text, or a batch of texts, for the model.
 
@@ -302,6 +326,9 @@ class Tokenizer:
                 ``max_length`` is given and ``padding`` is False.
             return_tensors: "np" for int32 arrays (batch, T), which JAX takes as they are; None for
                 lists. One text is a batch of one as an array, and a flat list as a list.
+            return_offsets_mapping: add ``offset_mapping``: for each id the first character of the
+                text it stands for, and the one after the last; (0, 0) for a pad. Characters that
+                ftfy rewrites, several into one or one into several, share their whole run.
 
         Raises:
             TypeError: not strings.
@@ -314,13 +341,19 @@ class Tokenizer:
         if return_tensors not in (None, "np"):  # JAX takes numpy's
             raise ValueError(f"return_tensors is {return_tensors!r}, but must be None or 'np'")
         one = isinstance(text, str)
-        rows = self._encode([text] if one else text)
+        texts = [text] if one else text
+        if return_offsets_mapping:
+            rows, offsets = self._encode_with_offsets(texts)
+        else:
+            rows, offsets = self._encode(texts), None
         if not rows:
             raise ValueError("there are no texts to make a batch of")
         if truncation or (truncation is None and max_length is not None and padding is False):
             limit = self._length("truncation=True", max_length)
             left = _checked_side(self.truncation_side, "truncation_side") == "left"
-            rows = [row[-limit:] if left else row[:limit] for row in rows]
+            kept = slice(-limit, None) if left else slice(limit)
+            rows = [row[kept] for row in rows]
+            offsets = offsets and [spans[kept] for spans in offsets]
         elif max_length is not None and padding in (True, "longest"):
             warnings.warn(
                 f"max_length = {max_length} is not used: pass truncation=True to cut longer texts, "
@@ -337,18 +370,25 @@ class Tokenizer:
             right = "a bool, 'longest', 'max_length' or 'do_not_pad'"
             raise ValueError(f"padding is {padding!r}, but must be {right}")
         left = _checked_side(padding_side or self.padding_side, "padding_side") == "left"
-        ids = [_padded(row, self.pad_token_id or 0, T, left) for row in rows]
-        masks = [_padded([1] * len(row), 0, T, left) for row in rows]
+        fields: dict[str, list[list[Any]]] = {
+            "input_ids": [_padded(row, self.pad_token_id or 0, T, left) for row in rows],
+            "attention_mask": [_padded([1] * len(row), 0, T, left) for row in rows],
+        }
+        if offsets is not None:
+            fields["offset_mapping"] = [_padded(spans, (0, 0), T, left) for spans in offsets]
 
         if return_tensors is None:
-            ids, masks = (ids[0], masks[0]) if one else (ids, masks)
-            return BatchEncoding(input_ids=ids, attention_mask=masks)
-        if len({len(row) for row in ids}) > 1:
+            return BatchEncoding(
+                {name: field[0] if one else field for name, field in fields.items()}
+            )
+        lengths = {len(row) for row in fields["input_ids"]}
+        if len(lengths) > 1:
             right = "truncation=True" if padding == "max_length" else "padding=True"
             raise ValueError(f"the texts differ in length, so they make no array: pass {right}")
-        return BatchEncoding(
-            input_ids=np.array(ids, np.int32), attention_mask=np.array(masks, np.int32)
-        )
+        arrays = {name: np.array(field, np.int32) for name, field in fields.items()}
+        if offsets is not None:  # a batch of empty texts has offsets too
+            arrays["offset_mapping"] = arrays["offset_mapping"].reshape(len(rows), -1, 2)
+        return BatchEncoding(arrays)
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The id of a token, an int, or a list of the ids of several; unknown ones become <unk>."""
@@ -485,21 +525,33 @@ class Tokenizer:
             )
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        self._check_texts(texts)
-        if self.pipeline == "original":
-            return original_text.encode(self._backend, texts)
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        checked = list(self._checked_texts(texts))
+        if self._original:
+            return self._original.encode(checked)
+        encodings = self._backend.encode_batch_fast(checked, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def _check_texts(self, texts: Sequence[str]) -> None:
+    def _encode_with_offsets(
+        self, texts: Sequence[str]
+    ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
+        checked = list(self._checked_texts(texts))
+        if self._original:
+            pairs = [self._original.encode_with_offsets(text) for text in checked]
+            return [ids for ids, _ in pairs], [offsets for _, offsets in pairs]
+        encodings = self._backend.encode_batch(checked, add_special_tokens=False)
+        return [each.ids for each in encodings], [each.offsets for each in encodings]
+
+    def _checked_texts(self, texts: Iterable[str]) -> Iterator[str]:
+        several = not isinstance(texts, Sequence) or len(texts) > 1
         for number, text in enumerate(texts):
-            where = f"text {number}" if len(texts) > 1 else "the text"
+            where = f"text {number}" if several else "the text"
             if not isinstance(text, str):
                 raise TypeError(f"{where} must be a string, not {type(text).__name__}")
             try:
                 text.encode()
             except UnicodeEncodeError:
                 raise ValueError(f"{where} holds a lone surrogate, which is no character") from None
+            yield text
 
     def _length(self, wanted_by: str, max_length: int | None) -> int:
         length = self.model_max_length if max_length is None else max_length
@@ -523,7 +575,7 @@ class Tokenizer:
         return values.reshape(-1).astype(int).tolist()
 
 
-def _padded(row: list[int], pad: int, length: int, left: bool) -> list[int]:
+def _padded(row: list[Any], pad: Any, length: int, left: bool) -> list[Any]:
     pads = [pad] * (length - len(row))
     return pads + row if left else row + pads
 
@@ -549,5 +601,5 @@ def _checked_pipeline(pipeline: Pipeline) -> Pipeline:
         right = " or ".join(map(repr, PIPELINES))
         raise ValueError(f"pipeline is {pipeline!r}, but must be {right}")
     if pipeline == "original":
-        original_text.check_installed()
+        check_installed()
     return pipeline

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -13,7 +14,6 @@ import numpy as np
 
 from conversion.atomic import replacing
 from gpt1_jax.tokenizer import Tokenizer
-from gpt1_jax.tokenizer_files import END_OF_WORD
 
 PIECE = 2**20  # characters that are read and encoded at once
 
@@ -104,37 +104,32 @@ def _encode(
     from tqdm import tqdm
 
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
-    characters = tokens = 0
+    characters = 0
+    tokens = dict.fromkeys(map(str, paths), 0)
     size = sum(Path(path).stat().st_size for path in paths)
+    # One text, so that line breaks between files count. As many pieces come out as go in.
+    pieces = ((str(path), piece) for path in paths for piece in read_pieces(path))
+    pieces, read = itertools.tee(pieces)
+    encoded = tokenizer.encode_pieces(piece for _, piece in read)
     with (
         replacing(cache) as new,
         new(f"{name}.bin").open("wb") as file,
         tqdm(total=size, unit="B", unit_scale=True, desc="reading text", disable=None) as bar,
     ):
-        for path in paths:
-            before = tokens
-            for piece in read_pieces(path):
-                ids = np.asarray(_ids(tokenizer, piece), dtype)
-                file.write(ids.tobytes())
-                tokens += len(ids)
-                characters += len(piece)
-                bar.update(len(piece.encode()))
-            if tokens == before:
+        for (path, piece), ids in zip(pieces, encoded, strict=True):
+            file.write(np.asarray(ids, dtype).tobytes())
+            tokens[path] += len(ids)
+            characters += len(piece)
+            bar.update(len(piece.encode()))
+        for path, count in tokens.items():
+            if not count:
                 raise ValueError(f"{path} holds no text")
-        fields = {"tokens": tokens, "characters": characters, "dtype": np.dtype(dtype).name}
+        fields = {
+            "tokens": sum(tokens.values()),
+            "characters": characters,
+            "dtype": np.dtype(dtype).name,
+        }
         new(f"{name}.json").write_text(json.dumps(fields) + "\n", encoding="utf-8")
-
-
-def _ids(tokenizer: Tokenizer, piece: str) -> list[int]:
-    """The ids of one piece of a text."""
-    if tokenizer.pipeline == "original":
-        ids = tokenizer.encode(piece)
-        # A line break at the end, where pieces are cut, is not encoded.
-        if ids and piece.endswith("\n"):
-            ids.append(tokenizer.convert_tokens_to_ids("\n" + END_OF_WORD))
-        return ids
-    # Lines are encoded in parallel.
-    return [id_ for row in tokenizer(piece.split("\n")).input_ids for id_ in row]
 
 
 @dataclasses.dataclass(frozen=True)

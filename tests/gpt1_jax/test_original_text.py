@@ -107,6 +107,62 @@ def test_a_batch_is_its_texts(small: Tokenizer, texts: list[str]):
 
 
 @given(TEXTS)
+@settings(max_examples=100)
+def test_offsets(small: Tokenizer, text: str):
+    encoding = small(text, return_offsets_mapping=True)
+    assert encoding.input_ids == small.encode(text)
+    spans = encoding["offset_mapping"]
+    assert spans == sorted(spans)
+    assert all(0 <= start < end <= len(text) for start, end in spans)
+
+
+def test_offsets_of_a_text_that_ftfy_changes(small: Tokenizer, tmp_path: Path):
+    small.save_pretrained(tmp_path)
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    tokenizer.add_special_tokens({"pad_token": "_pad_"})
+    text = "“The\u2014thing…” \n\nisn't_pad_ schÃ¶n İs"
+    encoding = tokenizer(text, return_offsets_mapping=True)
+    tokens = tokenizer.convert_ids_to_tokens(encoding.input_ids)
+    shown = [text[slice(*span)] for span in encoding["offset_mapping"]]
+    assert list(zip(tokens, shown, strict=True)) == [
+        *[
+            ('"</w>', "“"),
+            ("the</w>", "The"),
+            ("-</w>", "\u2014"),
+            ("th", "th"),
+            ("ing</w>", "ing"),
+        ],
+        *[(".", "…"), (".", "…"), (".</w>", "…"), ('"</w>', "”"), ("\n</w>", " \n\n")],
+        *[("is</w>", "is"), ("n", "n"), ("'", "'"), ("t</w>", "t"), ("_pad_", "_pad_")],
+        *[("s", "s"), ("c", "c"), ("h", "h"), ("<unk>", "Ã¶"), ("n</w>", "n")],
+        *[("i", "İ"), ("<unk>", "İ"), ("s</w>", "s")],
+    ]
+    batch = tokenizer([text, "the"], padding=True, return_tensors="np", return_offsets_mapping=True)
+    assert batch["offset_mapping"].shape == (2, 23, 2)
+    assert batch["offset_mapping"][1].tolist() == [[0, 3], *[[0, 0]] * 22]
+
+
+@given(st.lists(TEXTS.filter(lambda text: "<" not in text), max_size=4))
+@settings(max_examples=60)
+def test_pieces_are_the_whole(small: Tokenizer, lines: list[str]):
+    pieces = [line + "\n" for line in lines]
+    joined = [id_ for ids in small.encode_pieces(pieces) for id_ in ids]
+    assert joined == small.encode("".join(pieces))
+
+
+def test_what_is_remembered_is_bounded(small: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("gpt1_jax.original_text._REMEMBERED", 10)
+    pieces = ["the thing is ", "12345 67890 12 ", "the is"]
+    ids = [id_ for ids in small.encode_pieces(pieces) for id_ in ids]
+    assert ids == small.encode("".join(pieces))
+    known = small._original
+    assert known is not None
+    small.encode("the")
+    small.encode("a")
+    assert list(known._ids) == ["the", "a"]
+
+
+@given(TEXTS)
 @settings(max_examples=60)
 def test_what_was_decoded_can_be_encoded(small: Tokenizer, text: str):
     ids = small.encode(text)
@@ -138,6 +194,19 @@ def test_lambada_has_no_unknown_token(real: Tokenizer, data_folder: Path):
     rows = real([json.loads(line)["text"] for line in lines.splitlines()]).input_ids
     assert sum(map(len, rows)) == 397_719
     assert not any(0 in row for row in rows)
+
+
+@pytest.mark.slow
+def test_turns_from_ids_to_text_and_back_come_to_rest(real: Tokenizer, data_folder: Path):
+    lines = (data_folder / "lambada" / "lambada_test.jsonl").read_text(encoding="utf-8")
+    ids = real([json.loads(line)["text"] for line in lines.splitlines()[::10]]).input_ids
+    # spaCy knows some words by their capitals ("Mr.", but not "mr.") and by what they are attached
+    # to ("I'm", but not "i 'm"): decoded text, in lower case and spaced, splits them once more.
+    turns = [ids]
+    for _ in range(3):
+        turns.append([real.encode(real.decode(row)) for row in turns[-1]])
+    assert turns[3] == turns[2]
+    assert sum(map(list.__eq__, turns[0], turns[1])) > 0.7 * len(ids)
 
 
 def test_added_tokens_stand_as_they_are_written(small: Tokenizer, tmp_path: Path):

@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,6 +95,31 @@ def test_any_text_encodes(shared: Tokenizer, text: str):
     assert shared([text, "the"]).input_ids[0] == ids
     if 0 not in ids:  # an unknown character in a word is decoded as "<unk>" without spaces
         assert shared.encode(shared.decode(ids)) == ids
+
+
+@given(st.text())
+def test_turns_from_ids_to_text_and_back_come_to_rest(shared: Tokenizer, text: str):
+    once = shared.encode(shared.decode(shared.encode(text)))
+    assert shared.encode(shared.decode(once)) == once
+
+
+def test_pieces_are_the_whole(shared: Tokenizer):
+    pieces = ["the thing ", "is\nthe\n", "\n", "", "thing"]
+    rows = list(shared.encode_pieces(iter(pieces)))
+    assert len(rows) == len(pieces)
+    assert [id_ for row in rows for id_ in row] == shared.encode("".join(pieces))
+    wrong: Any = ["the ", 3]
+    with pytest.raises(TypeError, match="text 1 must be a string, not int"):
+        list(shared.encode_pieces(wrong))
+
+
+def test_offsets(shared: Tokenizer):
+    text = "The thing"
+    arguments: dict[str, Any] = {"padding": "max_length", "max_length": 4, "truncation": True}
+    encoding = shared(text, return_offsets_mapping=True, **arguments)
+    assert [text[slice(*span)] for span in encoding["offset_mapping"]] == ["The", "th", "ing", ""]
+    arguments["max_length"] = 1
+    assert shared(text, return_offsets_mapping=True, **arguments)["offset_mapping"] == [(0, 3)]
 
 
 def test_decode_takes_any_integers(shared: Tokenizer):

@@ -94,8 +94,12 @@ def assert_equal(ours: Tokenizer, theirs: Any, texts: list[str]) -> None:
 
 
 def assert_same_texts(ours: Tokenizer, theirs: Any, texts: list[str]) -> None:
-    encoded, expected = ours(texts), theirs(texts)
+    encoded, expected = (
+        tokenizer(texts, return_offsets_mapping=True) for tokenizer in (ours, theirs)
+    )
     ids = encoded.input_ids
+    assert ids == ours(texts).input_ids
+    assert encoded["offset_mapping"] == expected["offset_mapping"]
     assert ids == expected["input_ids"]
     assert encoded.attention_mask == expected["attention_mask"]
     for skip in (False, True):

@@ -1,0 +1,61 @@
+"""Which characters of a raw text each character came from, once ftfy has repaired the text."""
+
+import difflib
+
+Span = tuple[int, int]  # the first character and the one after the last
+
+_COMPARED = 1000  # characters: difflib takes up to the square of their number
+
+
+def aligned(text: str) -> tuple[str, list[Span]]:
+    """Return ``ftfy.fix_text(text)``, and for each of its characters where that came from.
+
+    Of a line that ftfy leaves as it is, or whose characters it replaces one by one (curly quotes),
+    each character has its own origin. Where ftfy makes more or fewer of them (mojibake, ligatures,
+    HTML entities, combining accents), all that replace a run of characters have that run.
+    """
+    import ftfy
+
+    fixed: list[str] = []
+    spans: list[Span] = []
+    start = 0
+    html = False
+    for line in text.split("\n"):
+        line = text[start : start + len(line) + 1]  # with its end, if it has one
+        # As fix_text does, which goes line by line: after a tag, entities are left alone.
+        html = html or "<" in line
+        new = ftfy.fix_text(line, unescape_html=False if html else "auto")
+        fixed.append(new)
+        spans += ((start + first, start + end) for first, end in _origins(line, new))
+        start += len(line)
+    return "".join(fixed), spans
+
+
+def _origins(old: str, new: str) -> list[Span]:
+    """Where each character of ``new`` came from in ``old``."""
+    if len(new) == len(old):
+        return _one_by_one(0, len(new))
+    first = _common(old, new)
+    rest = _common(old[first:][::-1], new[first:][::-1])
+    changed, repaired = old[first : len(old) - rest], new[first : len(new) - rest]
+    blocks = [("replace", 0, len(changed), 0, len(repaired))]
+    if max(len(changed), len(repaired)) <= _COMPARED:
+        blocks = difflib.SequenceMatcher(None, changed, repaired, autojunk=False).get_opcodes()
+    spans = _one_by_one(0, first)
+    for _, start, end, new_start, new_end in blocks:
+        start, end = first + start, first + end
+        if end - start == new_end - new_start:
+            spans += _one_by_one(start, end)
+        else:
+            spans += [(start, end)] * (new_end - new_start)
+    return spans + _one_by_one(len(old) - rest, len(old))
+
+
+def _one_by_one(start: int, end: int) -> list[Span]:
+    return [(place, place + 1) for place in range(start, end)]
+
+
+def _common(one: str, other: str) -> int:
+    """The number of characters that both begin with."""
+    length = min(len(one), len(other))
+    return next((i for i in range(length) if one[i] != other[i]), length)
