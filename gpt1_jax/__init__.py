@@ -2,7 +2,7 @@
 
 from gpt1_jax.attention import Cache
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.explore import tree
+from gpt1_jax.explore.tree import tree
 from gpt1_jax.functional import functional
 from gpt1_jax.generation import GenerateOutput, GenerationSettings, generate, stream
 from gpt1_jax.model import (

@@ -14,9 +14,10 @@ import tyro
 import conversion
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, resolve
+from gpt1_jax.explore.commands import COMMANDS as EXPLORE_COMMANDS
 from gpt1_jax.generation import GenerateOutput, GenerationSettings, stream
 from gpt1_jax.generation.batches import generate_batches, in_order
-from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
+from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import cast_params
 from gpt1_jax.prompt_file import Prompt, read_prompt_file
 from gpt1_jax.setting_flags import (
@@ -33,8 +34,8 @@ from gpt1_jax.training.commands import COMMANDS, with_config
 DType = Literal["float32", "bfloat16", "float16"]
 Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
 app = tyro.extras.SubcommandApp()
-for training_command in COMMANDS.values():
-    app.command(training_command)
+for command in (*COMMANDS.values(), *EXPLORE_COMMANDS):
+    app.command(command)
 
 
 @app.command
@@ -181,114 +182,6 @@ def convert(
         companions=folder,
     )
     print(f"{target}: {config['architectures'][0]} in {format} format")
-
-
-@app.command
-def tree(
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|HUB-ID")],
-    revision: str | None = None,
-    local_files_only: bool = False,
-) -> None:
-    """Print the modules of a model as torch prints them, and its number of parameters.
-
-    Args:
-        model: a checkpoint; only its configuration is read.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-    """
-    from flax import nnx
-
-    from gpt1_jax.explore import tree as show
-
-    folder = resolve(model, weights=False, revision=revision, local_files_only=local_files_only)
-    fields = conversion.read_config(folder)
-    cls = MODELS[conversion.named_architecture(fields) or OpenAIGPTLMHeadModel.__name__]
-    config = OpenAIGPTConfig.from_dict(fields)
-    abstract = nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
-    print(show(abstract))
-    print(f"{abstract.num_parameters():,} parameters")
-
-
-@app.command
-def tokens(
-    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT|ID...")],
-    model: Model = "demo",
-    ids: bool = False,
-    pipeline: Pipeline | None = None,
-    revision: str | None = None,
-    local_files_only: bool = False,
-) -> None:
-    """Show a text as tokens and their ids, or ids as tokens.
-
-    Args:
-        text: a text, or with --ids the ids.
-        model: a folder or hub id with a tokenizer; by default the small one that comes along.
-        ids: read ids instead of a text; 0-5 stands for 0 to 4, as Python's ranges do.
-        pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
-            folder's by default.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-    """
-    from gpt1_jax.explore import token_table
-
-    if not text:
-        raise ValueError("give a text, or ids with --ids")
-    tokenizer = Tokenizer.from_pretrained(
-        model, pipeline=pipeline, revision=revision, local_files_only=local_files_only
-    )
-    if ids:
-        words = " ".join(text).replace(",", " ").split()
-        numbers = [id_ for word in words for id_ in _ids(word, len(tokenizer))]
-    else:
-        numbers = tokenizer.encode(" ".join(text))
-    if not numbers:
-        raise ValueError(f"{' '.join(text)!r} has no tokens")
-    print(token_table(tokenizer, numbers, ids_first=ids))
-    if ids:
-        print(tokenizer.decode(numbers))
-
-
-def _ids(word: str, size: int) -> Sequence[int]:
-    """The id that a word is, or those of a range, such as 0-5."""
-    first, dash, end = word.partition("-")
-    if not first.isdecimal() or (dash and not end.isdecimal()):
-        raise ValueError(f"{word!r} is not a token id, nor a range of ids such as 0-5")
-    if dash and int(first) >= int(end):
-        raise ValueError(f"the range {word} is empty: its end, {end}, must be above {first}")
-    if max(int(first), int(end or 0) - 1) >= size:
-        raise ValueError(f"{word} is out of range: ids are 0 to {size - 1}")
-    return range(int(first), int(end) if dash else int(first) + 1)
-
-
-@app.command
-def nearest(
-    words: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORDS")],
-    model: Model = "demo",
-    count: int = 10,
-    pipeline: Pipeline | None = None,
-    revision: str | None = None,
-    local_files_only: bool = False,
-) -> None:
-    """Show the tokens whose embeddings are nearest to a word's, or to a sum such as "king - man".
-
-    Args:
-        words: a word, or words with + and - between them, in quotation marks. Those that begin with
-            a sign go after "--".
-        model: a checkpoint with a tokenizer; by default the small one that comes along.
-        count: how many tokens.
-        pipeline: how the words are prepared; see tokens.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-    """
-    from gpt1_jax.explore import nearest as find
-    from gpt1_jax.model import OpenAIGPTModel
-
-    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    tokenizer = Tokenizer.from_pretrained(model, pipeline=pipeline, **hub)
-    neighbours = find(OpenAIGPTModel.from_pretrained(model, **hub), tokenizer, words, count)
-    width = max(len(repr(neighbour.token)) for neighbour in neighbours)
-    for neighbour in neighbours:
-        print(f"{neighbour.cosine:6.3f}  {neighbour.token!r:<{width}}  {neighbour.id}")
 
 
 @app.command

@@ -1,0 +1,49 @@
+"""Looking into a model: its tree, its tokens and their embeddings, and what it makes of a text.
+
+All that is returned is plain when printed, and coloured at the end of a notebook's cell.
+"""
+
+from gpt1_jax.explore.embeddings import (
+    FirstState,
+    Neighbour,
+    TokenEmbedding,
+    embedding,
+    h_0,
+    nearest,
+)
+from gpt1_jax.explore.pictures import draw_attention, draw_logit_lens, draw_next_tokens
+from gpt1_jax.explore.reading import (
+    LogitLens,
+    NextTokens,
+    Reading,
+    Surprisal,
+    logit_lens,
+    next_tokens,
+    read,
+    surprisal,
+)
+from gpt1_jax.explore.tokens import TokenTable, token_table
+from gpt1_jax.explore.tree import tree
+
+__all__ = [
+    "FirstState",
+    "LogitLens",
+    "Neighbour",
+    "NextTokens",
+    "Reading",
+    "Surprisal",
+    "TokenEmbedding",
+    "TokenTable",
+    "draw_attention",
+    "draw_logit_lens",
+    "draw_next_tokens",
+    "embedding",
+    "h_0",
+    "logit_lens",
+    "nearest",
+    "next_tokens",
+    "read",
+    "surprisal",
+    "token_table",
+    "tree",
+]

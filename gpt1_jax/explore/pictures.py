@@ -1,0 +1,118 @@
+"""Pictures of a reading, by matplotlib: attention maps, what comes next, the logit lens."""
+
+import math
+from typing import TYPE_CHECKING
+
+from gpt1_jax.explore.display import Picture, label
+from gpt1_jax.explore.reading import LogitLens, NextTokens, Reading
+
+if TYPE_CHECKING:  # importing it takes a second
+    from matplotlib.axes import Axes
+
+COLUMNS = 4  # of a picture of all heads
+LABELLED = 40  # tokens: more are not written beside a map
+
+
+def draw_attention(reading: Reading, layer: int, head: int | None = None) -> Picture:
+    """Draw where each token looks: a row for each, and a column for each that it looks at.
+
+    Args:
+        reading: of the text.
+        layer: from 0.
+        head: from 0; by default all heads of the layer are drawn side by side.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+        ValueError: no such layer or head.
+    """
+    layers, heads, T, _ = reading.attentions.shape
+    for name, value, number in (("layer", layer, layers), ("head", head or 0, heads)):
+        if not 0 <= value < number:
+            raise ValueError(f"{name} is {value}, but must be 0 to {number - 1}")
+    shown = range(heads) if head is None else [head]
+    columns = min(COLUMNS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    side = 2.6 if head is None else max(3.5, 0.3 * min(T, LABELLED) + 1.5)
+    picture = _figure(side * columns + 1, side * rows + 0.4)
+    labels = [label(token) for token in reading.tokens]
+    drawn, image = [], None
+    for number, shown_head in enumerate(shown, start=1):
+        axes: Axes = picture.figure.add_subplot(rows, columns, number)
+        drawn.append(axes)
+        weights = reading.attentions[layer, shown_head]
+        image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+        axes.set_title(f"layer {layer}, head {shown_head}", fontsize=10)
+        # Of many small maps only those at the edges name the tokens.
+        named = T <= LABELLED
+        left = named and (number - 1) % columns == 0
+        bottom = named and number + columns > len(shown)
+        axes.set_xticks(range(T) if bottom else [], labels if bottom else None, rotation=90)
+        axes.set_yticks(range(T) if left else [], labels if left else None)
+        axes.tick_params(labelsize=8 if head is not None else 7, length=2)
+    assert image is not None  # a layer has heads
+    picture.figure.colorbar(image, ax=drawn, shrink=0.6, label="share")
+    return picture
+
+
+def draw_next_tokens(expected: NextTokens) -> Picture:
+    """Draw the most probable next tokens as a bar chart.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    count = len(expected.tokens)
+    picture = _figure(6.5, 0.28 * count + 1.0)
+    axes: Axes = picture.figure.add_subplot()
+    bars = axes.barh(range(count), expected.probabilities, color="#7fb1d8")
+    axes.bar_label(bars, [f"{p:.1%}" for p in expected.probabilities], padding=3, fontsize=8)
+    axes.set_yticks(range(count), [label(token) for token in expected.tokens])
+    axes.invert_yaxis()
+    axes.set_xlim(0, float(expected.probabilities[0]) * 1.15)
+    axes.set_xlabel("probability")
+    axes.set_title(f"after \u201c{label(expected.after)}\u201d", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    return picture
+
+
+def draw_logit_lens(lens: LogitLens) -> Picture:
+    """Draw what each layer would say next, the last layer on top; dark is sure.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    layers, T = lens.ids.shape
+    picture = _figure(max(4.0, 0.85 * T + 1.8), 0.38 * layers + 1.2)
+    axes: Axes = picture.figure.add_subplot()
+    image = axes.imshow(
+        lens.probabilities, cmap="Blues", vmin=0, vmax=1, aspect="auto", origin="lower"
+    )
+    for layer in range(layers):
+        for place in range(T):
+            dark = lens.probabilities[layer, place] > 0.6
+            axes.text(
+                place,
+                layer,
+                label(lens.tokens[layer][place]),
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else "black",
+            )
+    axes.set_xticks(range(T), [label(token) for token in lens.reading.tokens], rotation=45)
+    axes.set_yticks(range(layers), lens.names)
+    axes.set_xlabel("after")
+    axes.tick_params(labelsize=8, length=2)
+    picture.figure.colorbar(image, ax=axes, label="probability")
+    return picture
+
+
+def _figure(width: float, height: float) -> Picture:
+    """An empty picture, in inches."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ImportError('pictures need matplotlib: pip install "gpt1-jax[train]"') from None
+    figure = Figure(figsize=(width, height), layout="constrained")  # not pyplot's, which are kept
+    FigureCanvasAgg(figure)
+    return Picture(figure)

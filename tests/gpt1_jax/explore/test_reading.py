@@ -1,0 +1,163 @@
+"""A reading against the model's own outputs, and what is told of it against numpy."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from small_models import small_model
+from small_tokenizer import SIZE, write_small
+
+import gpt1_jax as gpt1
+from gpt1_jax.explore import logit_lens, next_tokens, read, surprisal
+from gpt1_jax.explore.display import show
+
+TEXT = "The thing is a"  # five tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> gpt1.Tokenizer:
+    return gpt1.Tokenizer.from_pretrained(write_small(tmp_path_factory.mktemp("small")))
+
+
+@pytest.fixture(scope="module")
+def model() -> gpt1.OpenAIGPTLMHeadModel:
+    return small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE + 2)
+
+
+@pytest.fixture(scope="module")
+def reading(model: Any, tokenizer: gpt1.Tokenizer) -> Any:
+    return read(model, tokenizer, TEXT)
+
+
+def test_a_reading_is_the_models_own(model: Any, tokenizer: gpt1.Tokenizer, reading: Any) -> None:
+    ids = np.array([tokenizer.encode(TEXT)])
+    out = model(ids, output_hidden_states=True, output_attentions=True)
+    assert reading.ids.tolist() == ids[0].tolist()
+    assert reading.tokens == ("the</w>", "th", "ing</w>", "is</w>", "a</w>")
+    np.testing.assert_array_equal(reading.hidden_states, [each[0] for each in out.hidden_states])
+    np.testing.assert_array_equal(reading.attentions, [each[0] for each in out.attentions])
+    expected = log_softmax(np.asarray(out.logits[0], np.float64), axis=-1)
+    # measured: 4e-7
+    np.testing.assert_allclose(reading.log_probs, expected, rtol=0, atol=2e-6)
+    assert reading.vocabulary[-3:] == ("\n</w>", str(SIZE), str(SIZE + 1))
+    assert repr(reading) == (
+        f"Reading(5 tokens, hidden_states {reading.hidden_states.shape}, "
+        f"attentions {reading.attentions.shape}, log_probs (5, {SIZE + 2}))"
+    )
+
+
+def test_surprisal(reading: Any) -> None:
+    found = surprisal(reading)
+    assert math.isnan(found.bits[0])
+    chosen = np.exp(reading.log_probs[np.arange(4), reading.ids[1:]], dtype=np.float64)
+    np.testing.assert_allclose(found.bits[1:], -np.log2(chosen), rtol=1e-5)
+    assert found.mean == pytest.approx(found.bits[1:].mean())
+    assert found.perplexity == pytest.approx(2**found.mean)
+    lines = str(found).splitlines()
+    assert lines[0] == "      bits    token"
+    assert lines[1].split() == ["0", "'the</w>'"]
+    assert lines[2].split() == ["1", f"{found.bits[1]:.2f}", "'th'"]
+    assert lines[-1] == f"{found.mean:.2f} bits a token, perplexity {found.perplexity:.1f}"
+    assert str(found.coloured()) == TEXT
+
+
+def test_a_single_token_surprises_nobody(model: Any, tokenizer: gpt1.Tokenizer) -> None:
+    found = surprisal(read(model, tokenizer, "a"))
+    assert math.isnan(found.mean)
+    assert str(found).splitlines()[-1] == "a single token: nothing was expected of it"
+
+
+def test_colours_tell_the_surprisal(reading: Any) -> None:
+    """The redder, the greater: green and blue fade in the order of the bits."""
+    found = surprisal(reading)
+    pieces = [piece for piece in found.coloured().pieces if piece[1]]
+    assert [piece[0] for piece in pieces] == ["th", "ing", "is", "a"]
+    assert [piece[2] for piece in pieces] == [f"{bits:.2f} bits" for bits in found.bits[1:]]
+    fades = [-(piece[1] or (0, 0, 0))[1] for piece in pieces]
+    assert np.argsort(fades).tolist() == np.argsort(found.bits[1:]).tolist()
+    assert "bits a token" in found.ansi()
+    assert "bits a token" in found._repr_html_()
+
+
+def test_next_tokens(reading: Any) -> None:
+    found = next_tokens(reading, 3)
+    order = np.argsort(-reading.log_probs[-1])[:3]
+    assert found.ids == tuple(order.tolist())
+    assert found.after == "a</w>"
+    np.testing.assert_allclose(found.probabilities, np.exp(reading.log_probs[-1, order]))
+    everything = next_tokens(reading, 1000, place=0)
+    assert len(everything.ids) == SIZE + 2
+    assert everything.after == "the</w>"
+    assert everything.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    lines = str(everything).splitlines()
+    assert max(map(len, lines)) <= 80
+    lengths = [line.count("█") for line in lines]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[0] > 40
+    assert "%" in found._repr_html_()
+    assert "\x1b[48;2;" in found.ansi()
+    with pytest.raises(ValueError, match="count is 0"):
+        next_tokens(reading, 0)
+    with pytest.raises(ValueError, match="place is 5, but must be -5 to 4"):
+        next_tokens(reading, place=5)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logit_lens(tokenizer: gpt1.Tokenizer, tied: bool) -> None:
+    model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE + 2, tie_word_embeddings=tied)
+    reading = read(model, tokenizer, TEXT)
+    lens = logit_lens(model, reading)
+    # The last layer is what the model itself says.
+    np.testing.assert_array_equal(lens.ids[-1], reading.log_probs.argmax(-1))
+    np.testing.assert_allclose(lens.probabilities[-1], np.exp(reading.log_probs.max(-1)), rtol=1e-5)
+    if tied:
+        table: Any = model.transformer.tokens_embed.embedding.get_value()
+        logits = reading.hidden_states[1].astype(np.float64) @ np.asarray(table, np.float64).T
+        np.testing.assert_array_equal(lens.ids[1], logits.argmax(-1))
+        best = np.exp(log_softmax(logits, axis=-1).max(-1))
+        # measured: 2e-7
+        np.testing.assert_allclose(lens.probabilities[1], best, rtol=1e-5)
+    lines = str(lens).splitlines()
+    assert [line.split()[0] for line in lines] == ["after", "layer", "layer", "embedding"]
+    assert max(map(len, lines)) <= 80
+    assert "embedding" in lens._repr_html_()
+
+
+def test_a_lens_is_no_wider_than_a_terminal(tokenizer: gpt1.Tokenizer) -> None:
+    model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE + 2, n_positions=64)
+    lens = logit_lens(model, read(model, tokenizer, "the is " * 30))
+    lines = str(lens).splitlines()
+    assert max(map(len, lines)) <= 80
+    # The last places are shown.
+    assert lines[0].split()[-1] == "is"
+    assert all(len(line.split()) > 5 for line in lines)
+
+
+def test_no_colour_when_piped(
+    reading: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+
+    found = surprisal(reading)
+    show(found, sys.stdout)
+    assert capsys.readouterr().out == f"{found}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    show(found, sys.stdout)
+    assert capsys.readouterr().out == f"{found.ansi()}\n"
+    monkeypatch.setenv("NO_COLOR", "1")
+    show(found, sys.stdout)
+    assert capsys.readouterr().out == f"{found}\n"
+
+
+def test_wrong_input(model: Any, tokenizer: gpt1.Tokenizer) -> None:
+    with pytest.raises(ValueError, match="the text has 0 tokens, but must have 1 to 8"):
+        read(model, tokenizer, " ")
+    with pytest.raises(ValueError, match="the text has 9 tokens"):
+        read(model, tokenizer, "a " * 9)
+    headless: Any = small_model(gpt1.OpenAIGPTModel)
+    with pytest.raises(ValueError, match="OpenAIGPTModel predicts no tokens"):
+        read(headless, tokenizer, "a")

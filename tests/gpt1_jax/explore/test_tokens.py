@@ -1,0 +1,133 @@
+"""The table of tokens, letter by letter: plain, in a terminal's colours, and as HTML."""
+
+import html.parser
+from pathlib import Path
+
+import pytest
+from small_tokenizer import TOKENS, write_small
+
+from gpt1_jax.explore import token_table
+from gpt1_jax.explore.display import RED
+from gpt1_jax.tokenizer import Tokenizer
+
+TEXT = "The thing,\n中 is <b>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_pretrained(write_small(tmp_path_factory.mktemp("small")))
+
+
+def test_a_text(tokenizer: Tokenizer) -> None:
+    table = token_table(tokenizer, TEXT)
+    assert str(table).splitlines() == [
+        "0  'the</w>'  ->  100",
+        "1  'th'       ->   99",
+        "2  'ing</w>'  ->  103",
+        "3  ',</w>'    ->   77",
+        "4  '<unk>'    ->    0  unknown: '中'",
+        "5  'is</w>'   ->  101",
+        "6  '<</w>'    ->   83",
+        "7  'b</w>'    ->   51",
+        "8  '></w>'    ->   84",
+    ]
+    assert repr(table) == str(table)
+    assert str(table.text) == TEXT
+
+
+def test_ids(tokenizer: Tokenizer) -> None:
+    table = token_table(tokenizer, [107, 0, 1])
+    assert str(table).splitlines() == [
+        f"0  107  ->  {TOKENS[107]!r}",
+        "1    0  ->  '<unk>'   unknown",
+        "2    1  ->  'a'",
+    ]
+    assert str(table.text) == tokenizer.decode([107, 0, 1])
+    assert str(token_table(tokenizer, range(1, 3))).splitlines() == [
+        "0  1  ->  'a'",
+        "1  2  ->  'b'",
+    ]
+
+
+def test_places_are_aligned(tokenizer: Tokenizer) -> None:
+    lines = str(token_table(tokenizer, "a " * 11)).splitlines()
+    assert lines[0].startswith(" 0  ")
+    assert lines[-1].startswith("10  ")
+    assert len({line.index("->") for line in lines}) == 1
+
+
+def test_nothing_gives_an_empty_table(tokenizer: Tokenizer) -> None:
+    assert str(token_table(tokenizer, "")) == ""
+    assert str(token_table(tokenizer, [])) == ""
+
+
+def test_colours_of_a_terminal(tokenizer: Tokenizer) -> None:
+    """The same token has one colour, and what is unknown is red; without colours it is the plain
+    text and table."""
+    coloured = token_table(tokenizer, "a 中\nb a").ansi()
+    red = "\x1b[48;2;{};{};{}m".format(*RED)
+    text, rest, *lines = coloured.splitlines()
+    first, *_, last = [part.split("m", 1)[0] for part in (text + rest).split("\x1b[48;2;")[1:]]
+    assert first == last
+    assert red + "\x1b[38;2;0;0;0m中\x1b[0m" in text
+    assert red in lines[1]
+    plain = coloured
+    while "\x1b" in plain:
+        start = plain.index("\x1b")
+        plain = plain[:start] + plain[plain.index("m", start) + 1 :]
+    assert plain == f"a 中\nb a\n{token_table(tokenizer, 'a 中' + chr(10) + 'b a')}"
+    # Of ids only the table: the text that they decode to is another's to show.
+    assert len(token_table(tokenizer, [1, 2]).ansi().splitlines()) == 2
+
+
+class Reader(html.parser.HTMLParser):
+    """Reads what a browser would show; every element must be closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.shown = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+        self.shown += "|" if tag in ("td", "th", "div") else ""
+
+    def handle_data(self, data: str) -> None:
+        self.shown += data
+
+
+def test_html(tokenizer: Tokenizer) -> None:
+    reader = Reader()
+    reader.feed(token_table(tokenizer, TEXT)._repr_html_())
+    assert not reader.open
+    text, *cells = reader.shown.split("|")
+    assert text == TEXT
+    assert cells[:4] == ["place", "token", "id", ""]
+    assert cells[4:8] == ["0", "'the</w>'", "100", ""]
+    assert cells[20:24] == ["4", "'<unk>'", "0", "unknown: '中'"]
+    reader = Reader()
+    reader.feed(token_table(tokenizer, [100])._repr_html_())
+    assert reader.shown.split("|")[1:-1] == [
+        "place",
+        "id",
+        "token",
+        "",
+        "0",
+        "100",
+        "'the</w>'",
+        "",
+    ]
+
+
+def test_the_original_pipeline(tmp_path: Path) -> None:
+    pytest.importorskip("spacy")
+    original = Tokenizer.from_pretrained(write_small(tmp_path / "small"), pipeline="original")
+    table = token_table(original, "a…\n\nb")
+    assert str(table).splitlines()[-2:] == [
+        f"{len(table.ids) - 2}  {chr(39)}\\n</w>'  ->  {len(TOKENS) - 1}",
+        f"{len(table.ids) - 1}  'b</w>'   ->   51",
+    ]
+    assert str(table.text) == "a…\n\nb"
