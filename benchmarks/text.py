@@ -48,8 +48,10 @@ def text(
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}, but must be at least 1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    content = [file.read_text(encoding="utf-8") for file in texts]
+    content = ["".join(read_pieces(file)) for file in texts]
     size = sum(len(each.encode()) for each in content)
+    if not size:
+        raise ValueError(f"{', '.join(map(str, texts))}: there is no text")
     lines = [line for each in content for line in each.split("\n")]
 
     ours = {name: gpt1.Tokenizer.from_pretrained(tokenizer, pipeline=name) for name in PIPELINES}

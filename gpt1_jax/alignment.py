@@ -19,12 +19,13 @@ def aligned(text: str) -> tuple[str, list[Span]]:
     fixed: list[str] = []
     spans: list[Span] = []
     start = 0
-    html = False
-    for line in text.split("\n"):
-        line = text[start : start + len(line) + 1]  # with its end, if it has one
-        # As fix_text does, which goes line by line: after a tag, entities are left alone.
-        html = html or "<" in line
-        new = ftfy.fix_text(line, unescape_html=False if html else "auto")
+    tagged = False
+    # As fix_text goes through it: by lines, and long ones in parts.
+    while start < len(text):
+        line_end = text.find("\n", start) + 1 or len(text)
+        line = text[start : min(line_end, start + ftfy.TextFixerConfig().max_decode_length)]
+        tagged = tagged or "<" in line  # from the first tag on, entities are left alone
+        new = ftfy.fix_text(line, unescape_html=False if tagged else "auto")
         fixed.append(new)
         spans += ((start + first, start + end) for first, end in _origins(line, new))
         start += len(line)
@@ -44,6 +45,8 @@ def _origins(old: str, new: str) -> list[Span]:
     spans = _one_by_one(0, first)
     for _, start, end, new_start, new_end in blocks:
         start, end = first + start, first + end
+        if start == end and old:  # something new, such as a mark in another place: the one before
+            start, end = max(0, start - 1), max(1, end)
         if end - start == new_end - new_start:
             spans += _one_by_one(start, end)
         else:

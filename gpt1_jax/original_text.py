@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import re
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ _PLAIN = str.maketrans(
 _APART = re.compile(r"""([-~!";?+,()\\/*\[\]{}|_])\1*""")
 _LINE_BREAK = re.compile(r"\s*\n\s*")
 _SPACE = re.compile(r"[^\S\n]+")
+# spaCy's strings, which come and go, are the process's, and so may a tokenizer's memory be shared.
+_LOCK = threading.Lock()
 # Characters of the chunks whose ids are remembered: 25 MB, more than the chunks of forty novels.
 _REMEMBERED = 2**20
 
@@ -45,16 +48,22 @@ def check_installed() -> None:
         )
 
 
-def standardized(text: str) -> str:
+def standardized(text: str, *, tagged: bool = False) -> str:
     """Return text with plain dashes and quotes, spaces around punctuation, and single spaces.
 
     Of a line break, however many newlines and whatever white space it has, one newline is left,
     between spaces. The rules are those of OpenAI's code, after its ``ftfy.fix_text``, except that
     white space at the ends is left to ``OriginalText``, which knows whether a text goes on.
+
+    Args:
+        text: or a piece of one.
+        tagged: whether an earlier piece of the text holds an HTML tag.
     """
     import ftfy
 
-    return _spaced(ftfy.fix_text(text).translate(_PLAIN))
+    # ftfy leaves entities alone from the first tag of a text on.
+    fixed = ftfy.fix_text(text, unescape_html=False if tagged else "auto")
+    return _spaced(fixed.translate(_PLAIN))
 
 
 def _spaced(text: str) -> str:
@@ -67,8 +76,9 @@ def _spaced(text: str) -> str:
 class OriginalText:
     """Encodes text as that of GPT-1's training was, with the merges of a vocabulary.
 
-    spaCy splits what stands between spaces, a chunk, whatever its neighbours are. So the ids of
-    chunks are remembered, up to a bound.
+    What stands between spaces, a chunk, is split on its own, as by the spaCy of GPT-1's time (2.0);
+    spaCy 3 given a whole text looks for smileys such as ":o )" over spaces as well. So the ids of
+    chunks can be remembered, up to a bound. Threads may share it.
 
     Args:
         backend: the vocabulary, its merges, and added tokens, which are found in a text as it is
@@ -86,14 +96,17 @@ class OriginalText:
     def encode(self, texts: Iterable[str]) -> list[list[int]]:
         """Return the ids of each text. Texts are without lone surrogates."""
         rows = [next(self._chunks([text])) for text in texts]
-        self._learn(chunk for row in rows for chunk in row)
-        return [self._joined(row) for row in rows]
+        with _LOCK:
+            self._learn(chunk for row in rows for chunk in row)
+            return [self._joined(row) for row in rows]
 
     def encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         """Yield the ids of a text piece by piece; a piece ends at white space, or is the last."""
         for chunks in self._chunks(pieces):
-            self._learn(chunks)
-            yield self._joined(chunks)
+            with _LOCK:
+                self._learn(chunks)
+                ids = self._joined(chunks)
+            yield ids
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
         """Return the ids of a text, and for each the first and the end of what it came from.
@@ -126,7 +139,9 @@ class OriginalText:
             for char in chars
             if not char.isspace()
         ]
-        (words,) = _words([_spaced("".join(plain)).strip()])
+        chunks = _spaced("".join(plain)).strip().split(" ")
+        with _LOCK:
+            words = [word for chunk in _words(list(filter(None, chunks))) for word in chunk]
         encoding = self._merges.encode([lower for _, lower in words], is_pretokenized=True)
         starts = []  # of each character of each word in lower case, within `written`
         place = 0
@@ -173,15 +188,15 @@ class OriginalText:
         ``NEWLINE`` stands where a line ends between two chunks: not at an end of the text, nor
         beside an added token.
         """
-        after_chunk = line_break = False
+        after_chunk = line_break = tagged = False
         for piece in pieces:
             chunks: list[str | int] = []
             for part, _ in self._parts(piece):
                 if isinstance(part, int):
                     chunks.append(part)
-                    after_chunk = line_break = False
+                    after_chunk = line_break = tagged = False
                     continue
-                for chunk in standardized(part).split(" "):
+                for chunk in standardized(part, tagged=tagged).split(" "):
                     if chunk == NEWLINE:
                         line_break = after_chunk
                     elif chunk:
@@ -189,6 +204,7 @@ class OriginalText:
                             chunks.append(NEWLINE)
                         chunks.append(chunk)
                         after_chunk, line_break = True, False
+                tagged = tagged or "<" in part
             yield chunks
 
     def _parts(self, text: str) -> list[tuple[str | int, int]]:
@@ -209,15 +225,13 @@ class OriginalText:
 
 
 def _words(chunks: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """The words of each chunk, or of several with spaces between: as written, and in lower case."""
+    """The words of each chunk, as written and in lower case; whoever calls holds the lock."""
     language = _language()
     tokenizer: Any = language.tokenizer
     # What spaCy learns of new words is dropped with the zone: it would be kept for ever.
     with language.memory_zone():
         return [
-            # White space that spaCy keeps as a word is a line break with the space after it.
-            [(NEWLINE, NEWLINE) if word.is_space else (word.text, word.lower_) for word in document]
-            for document in tokenizer.pipe(chunks)
+            [(word.text, word.lower_) for word in document] for document in tokenizer.pipe(chunks)
         ]
 
 

@@ -236,8 +236,7 @@ class Tokenizer:
         """Yield the ids of a long text that comes in pieces, piece by piece.
 
         Joined they are the ids of the whole text: line breaks between pieces count. Memory is
-        that of a piece. (What ftfy decides from a whole line, the original pipeline decides from
-        the part of it that is in a piece.)
+        that of a piece. (ftfy repairs whole lines: of a line that is cut it sees the parts.)
 
         Args:
             pieces: each ends at white space, the last one wherever the text does.
@@ -276,8 +275,8 @@ class Tokenizer:
         """The text of ``ids`` as a reader expects it, without special tokens.
 
         Punctuation closes up to its words and contractions are whole, lines end where they did.
-        What the ids do not tell stays as ``decode`` has it: the case, and whether a hyphen stood
-        between words.
+        What the ids do not tell stays as ``decode`` has it: the case, whether a hyphen or a slash
+        stood between words, and which single quotes are apostrophes.
 
         Args:
             ids: as for ``decode``.

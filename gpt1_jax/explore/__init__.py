@@ -1,11 +1,12 @@
 """Looking into a model: its tree, its tokens and their embeddings, and what it makes of a text.
 
-All that is returned is plain when printed, and coloured at the end of a notebook's cell.
+Tables and texts are plain when printed, and coloured at the end of a notebook's cell.
 """
 
 from gpt1_jax.explore.embeddings import (
     FirstState,
     Neighbour,
+    Neighbours,
     TokenEmbedding,
     embedding,
     h_0,
@@ -29,6 +30,7 @@ __all__ = [
     "FirstState",
     "LogitLens",
     "Neighbour",
+    "Neighbours",
     "NextTokens",
     "Reading",
     "Surprisal",

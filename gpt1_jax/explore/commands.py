@@ -1,5 +1,6 @@
 """The commands ``gpt1 tree``, ``tokens``, ``nearest``, ``surprisal`` and ``picture``."""
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -86,7 +87,7 @@ def tokens(
 def _ids(word: str, size: int) -> Sequence[int]:
     """The id that a word is, or those of a range, such as 0-5."""
     first, dash, end = word.partition("-")
-    if not first.isdecimal() or (dash and not end.isdecimal()):
+    if not re.fullmatch("[0-9]+(-[0-9]+)?", word):
         raise ValueError(f"{word!r} is not a token id, nor a range of ids such as 0-5")
     if dash and int(first) >= int(end):
         raise ValueError(f"the range {word} is empty: its end, {end}, must be above {first}")
@@ -96,7 +97,7 @@ def _ids(word: str, size: int) -> Sequence[int]:
 
 
 def nearest(
-    words: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORDS")],
+    words: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="WORD...")],
     model: Model = DEMO,
     count: int = 10,
     pipeline: Pipeline | None = None,
@@ -106,7 +107,7 @@ def nearest(
     """Show the tokens whose embeddings are nearest to a word's, or to a sum such as "king - man".
 
     Args:
-        words: a word, or words with + and - between them, in quotation marks. Those that begin with
+        words: a word, or words with + and - between them, all between spaces. Those that begin with
             a sign go after "--".
         model: a checkpoint with a tokenizer; by default the small one that comes along.
         count: how many tokens.
@@ -116,12 +117,8 @@ def nearest(
     """
     hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     tokenizer = Tokenizer.from_pretrained(model, pipeline=pipeline, **hub)
-    neighbours = neighbours_of(
-        OpenAIGPTModel.from_pretrained(model, **hub), tokenizer, words, count
-    )
-    width = max(len(repr(neighbour.token)) for neighbour in neighbours)
-    for neighbour in neighbours:
-        print(f"{neighbour.cosine:6.3f}  {neighbour.token!r:<{width}}  {neighbour.id}")
+    loaded = OpenAIGPTModel.from_pretrained(model, **hub)
+    print(neighbours_of(loaded, tokenizer, " ".join(words), count))
 
 
 def surprisal(

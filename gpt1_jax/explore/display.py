@@ -4,6 +4,7 @@ import dataclasses
 import html
 import io
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
@@ -14,6 +15,12 @@ if TYPE_CHECKING:  # importing it takes a second
     from matplotlib.figure import Figure
 
 Colour = tuple[int, int, int]  # red, green, blue: 0 to 255
+
+# How added tokens are mostly written: <pad>, [PAD], _start_.
+_ADDED = re.compile(r"<.+>|\[.+\]|_.+_")
+# What would move a terminal's cursor or change its state, as pictures; lines and tabs stay.
+_HARMLESS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
+_HARMLESS |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 
 WHITE: Colour = (255, 255, 255)
 RED: Colour = (222, 60, 50)
@@ -53,11 +60,10 @@ def show(shown: Shown, file: TextIO) -> None:
 
 def label(token: str) -> str:
     """Return a token for a reader: a piece that does not end its word has a dot after it."""
-    word = token.removesuffix(END_OF_WORD)
+    word = token.removesuffix(END_OF_WORD) or token
     if word == "\n":
         return "\u21b5"
-    whole = token.endswith((END_OF_WORD, ">"))  # added tokens are written <so>
-    return word if whole else f"{word}\u00b7"
+    return word if word != token or _ADDED.fullmatch(token) else f"{word}\u00b7"
 
 
 def token_colour(id_: int) -> Colour:
@@ -76,8 +82,10 @@ def blend(share: float, colour: Colour) -> Colour:
 def ansi(text: str, background: Colour | None) -> str:
     """Return text on a background, black unless that is dark, as terminals with 24-bit colour do.
 
-    Line ends are left out of the colour, which some terminals would stretch to the margin.
+    Line ends are left out of the colour, which some terminals would stretch to the margin. Other
+    control characters become pictures.
     """
+    text = text.translate(_HARMLESS)
     if background is None or not text:
         return text
     start = "\x1b[48;2;{};{};{}m\x1b[38;2;0;0;0m".format(*background)

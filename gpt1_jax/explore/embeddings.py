@@ -1,6 +1,7 @@
 """The embedding table: a token's row, tokens near each other, and ``h_0`` that it gives."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gpt1_jax.explore.display import preformatted, span, table, token_colour
 from gpt1_jax.model import OpenAIGPTModel
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
 from gpt1_jax.tokenizer import Tokenizer
@@ -38,6 +40,9 @@ class TokenEmbedding:
         )
         return f"{head}  length {length:.4f}\n{values}"
 
+    def _repr_html_(self) -> str:
+        return preformatted(span(repr(self), None))
+
 
 def embedding(
     model: OpenAIGPTPreTrainedModel, tokenizer: Tokenizer, token: str | int
@@ -53,12 +58,12 @@ def embedding(
         ValueError: a word that is several tokens, or none; an id out of range; a tokenizer that
             knows more tokens than the model.
     """
-    table = _table(model, tokenizer)
-    id_ = _single_id(tokenizer, token) if isinstance(token, str) else int(token)
-    return TokenEmbedding(tokenizer.convert_ids_to_tokens(id_), id_, table[id_])
+    embeddings = _table(model, tokenizer)
+    id_ = _single_id(tokenizer, token) if isinstance(token, str) else operator.index(token)
+    return TokenEmbedding(tokenizer.convert_ids_to_tokens(id_), id_, embeddings[id_])
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FirstState:
     """``h_0 = U W_e + W_p``, what goes into the first block, in two ways.
 
@@ -76,6 +81,9 @@ class FirstState:
         """The largest difference of the two: 0, since all but one of a product's terms are 0."""
         return float(np.max(np.abs(self.product - self.look_up)))
 
+    def __repr__(self) -> str:
+        return f"h_0 {self.look_up.shape}: U W_e + W_p and the look-up differ by {self.difference}"
+
 
 def h_0(model: OpenAIGPTPreTrainedModel, ids: Sequence[int]) -> FirstState:
     """Return the state before the first block, of one sequence, as the paper writes it and as
@@ -89,9 +97,9 @@ def h_0(model: OpenAIGPTPreTrainedModel, ids: Sequence[int]) -> FirstState:
         ValueError: no ids, more than the model has positions, or one out of range.
     """
     body = _body(model)
-    row = jnp.asarray(ids, jnp.int32)
-    if row.ndim != 1 or not row.size:
-        raise ValueError(f"ids have shape {row.shape}, but must be one sequence of some length")
+    row = jnp.asarray([operator.index(id_) for id_ in ids], jnp.int32)
+    if not row.size:
+        raise ValueError("there are no ids: give one at least")
     look_up = body(row[None], output_hidden_states=True).hidden_states[0][0]
     tokens_embed = body.tokens_embed.embedding.get_value()  # W_e
     positions_embed = body.positions_embed.embedding.get_value()  # W_p
@@ -115,9 +123,28 @@ class Neighbour(NamedTuple):
     cosine: float
 
 
+class Neighbours(tuple[Neighbour, ...]):
+    """Tokens, the nearest first: printed, or at the end of a notebook's cell, as a table."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        width = max((len(repr(each.token)) for each in self), default=0)
+        return "\n".join(f"{each.cosine:6.3f}  {each.token!r:<{width}}  {each.id}" for each in self)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [f"{each.cosine:.3f}", span(repr(each.token), token_colour(each.id)), str(each.id)]
+            for each in self
+        ]
+        return table(rows, ["cosine", "token", "id"])
+
+
 def nearest(
     model: OpenAIGPTPreTrainedModel, tokenizer: Tokenizer, words: str, count: int = 10
-) -> list[Neighbour]:
+) -> Neighbours:
     """Return the tokens whose embeddings are nearest to a word's, or to a sum of words'.
 
     In "king - man + woman" each word counts with its embedding at length 1 (3CosAdd, Levy and
@@ -138,22 +165,23 @@ def nearest(
         ValueError: no word, a word that is several tokens or none, words without a sign between
             them, a count below 1, or a tokenizer that knows more tokens than the model.
     """
+    count = operator.index(count)
     if count < 1:
         raise ValueError(f"count is {count}, but must be at least 1")
     terms = _terms(tokenizer, words)
-    table = _table(model, tokenizer)
-    lengths = np.linalg.norm(table, axis=-1, keepdims=True)
-    tiny = np.finfo(table.dtype).tiny  # in place of a length of 0
-    table = table / np.maximum(lengths, tiny)
-    target = np.sum([sign * table[id_] for sign, id_ in terms], axis=0)
-    cosines = table @ target / max(float(np.linalg.norm(target)), float(tiny))
+    embeddings = _table(model, tokenizer)
+    lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    tiny = np.finfo(embeddings.dtype).tiny  # in place of a length of 0
+    directions = embeddings / np.maximum(lengths, tiny)
+    target = np.sum([sign * directions[id_] for sign, id_ in terms], axis=0)
+    cosines = directions @ target / max(float(np.linalg.norm(target)), float(tiny))
     own = {id_ for _, id_ in terms}
     # A stable sort: of equal ones the lower id comes first.
     ids = np.argsort(-cosines, kind="stable")[: count + len(own)].tolist()
     ids = [id_ for id_ in ids if id_ not in own][:count]
-    return [
+    return Neighbours(
         Neighbour(tokenizer.convert_ids_to_tokens(id_), id_, float(cosines[id_])) for id_ in ids
-    ]
+    )
 
 
 def _body(model: OpenAIGPTPreTrainedModel) -> Any:
@@ -163,10 +191,12 @@ def _body(model: OpenAIGPTPreTrainedModel) -> Any:
 def _table(model: OpenAIGPTPreTrainedModel, tokenizer: Tokenizer) -> np.ndarray:
     """The embeddings (V, E) of the tokenizer's tokens."""
     # A table may have more rows than there are tokens.
-    table = np.asarray(_body(model).tokens_embed.embedding.get_value(), np.float32)
-    if len(table) < len(tokenizer):
-        raise ValueError(f"the model knows {len(table)} tokens, but the tokenizer {len(tokenizer)}")
-    return table[: len(tokenizer)]
+    embeddings = np.asarray(_body(model).tokens_embed.embedding.get_value(), np.float32)
+    if len(embeddings) < len(tokenizer):
+        raise ValueError(
+            f"the model knows {len(embeddings)} tokens, but the tokenizer {len(tokenizer)}"
+        )
+    return embeddings[: len(tokenizer)]
 
 
 def _terms(tokenizer: Tokenizer, words: str) -> list[tuple[float, int]]:

@@ -1,9 +1,11 @@
 """Pictures of a reading, by matplotlib: attention maps, what comes next, the logit lens."""
 
 import math
+import operator
 from typing import TYPE_CHECKING
 
-from gpt1_jax.explore.display import Picture, label
+from gpt1_jax.explore import display
+from gpt1_jax.explore.display import Picture
 from gpt1_jax.explore.reading import LogitLens, NextTokens, Reading
 
 if TYPE_CHECKING:  # importing it takes a second
@@ -26,6 +28,7 @@ def draw_attention(reading: Reading, layer: int, head: int | None = None) -> Pic
         ValueError: no such layer or head.
     """
     layers, heads, T, _ = reading.attentions.shape
+    layer, head = operator.index(layer), None if head is None else operator.index(head)
     for name, value, number in (("layer", layer, layers), ("head", head or 0, heads)):
         if not 0 <= value < number:
             raise ValueError(f"{name} is {value}, but must be 0 to {number - 1}")
@@ -34,7 +37,7 @@ def draw_attention(reading: Reading, layer: int, head: int | None = None) -> Pic
     rows = math.ceil(len(shown) / columns)
     side = 2.6 if head is None else max(3.5, 0.3 * min(T, LABELLED) + 1.5)
     picture = _figure(side * columns + 1, side * rows + 0.4)
-    labels = [label(token) for token in reading.tokens]
+    labels = [_label(token) for token in reading.tokens]
     drawn, image = [], None
     for number, shown_head in enumerate(shown, start=1):
         axes: Axes = picture.figure.add_subplot(rows, columns, number)
@@ -46,9 +49,11 @@ def draw_attention(reading: Reading, layer: int, head: int | None = None) -> Pic
         named = T <= LABELLED
         left = named and (number - 1) % columns == 0
         bottom = named and number + columns > len(shown)
-        axes.set_xticks(range(T) if bottom else [], labels if bottom else None, rotation=90)
-        axes.set_yticks(range(T) if left else [], labels if left else None)
+        axes.set_xticks(range(T) if bottom else [], labels if bottom else [], rotation=90)
+        axes.set_yticks(range(T) if left else [], labels if left else [])
         axes.tick_params(labelsize=8 if head is not None else 7, length=2)
+    picture.figure.supxlabel("looks at", fontsize=9)
+    picture.figure.supylabel("token", fontsize=9)
     assert image is not None  # a layer has heads
     picture.figure.colorbar(image, ax=drawn, shrink=0.6, label="share")
     return picture
@@ -65,11 +70,11 @@ def draw_next_tokens(expected: NextTokens) -> Picture:
     axes: Axes = picture.figure.add_subplot()
     bars = axes.barh(range(count), expected.probabilities, color="#7fb1d8")
     axes.bar_label(bars, [f"{p:.1%}" for p in expected.probabilities], padding=3, fontsize=8)
-    axes.set_yticks(range(count), [label(token) for token in expected.tokens])
+    axes.set_yticks(range(count), [_label(token) for token in expected.tokens])
     axes.invert_yaxis()
     axes.set_xlim(0, float(expected.probabilities[0]) * 1.15)
     axes.set_xlabel("probability")
-    axes.set_title(f"after \u201c{label(expected.after)}\u201d", fontsize=10)
+    axes.set_title(f"after \u201c{_label(expected.after)}\u201d", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     return picture
 
@@ -92,18 +97,25 @@ def draw_logit_lens(lens: LogitLens) -> Picture:
             axes.text(
                 place,
                 layer,
-                label(lens.tokens[layer][place]),
+                _label(lens.tokens[layer][place]),
                 ha="center",
                 va="center",
                 fontsize=8,
                 color="white" if dark else "black",
             )
-    axes.set_xticks(range(T), [label(token) for token in lens.reading.tokens], rotation=45)
+    axes.set_xticks(
+        range(T), [_label(token) for token in lens.reading.tokens], rotation=45, ha="right"
+    )
     axes.set_yticks(range(layers), lens.names)
     axes.set_xlabel("after")
     axes.tick_params(labelsize=8, length=2)
     picture.figure.colorbar(image, ax=axes, label="probability")
     return picture
+
+
+def _label(token: str) -> str:
+    """A token as matplotlib writes it: dollars are no formula."""
+    return display.label(token).replace("$", r"\$")
 
 
 def _figure(width: float, height: float) -> Picture:

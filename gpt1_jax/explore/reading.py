@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import operator
 from typing import Any
 
 import jax.numpy as jnp
@@ -69,9 +70,12 @@ def read(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Reading:
         text: of one token at least, and no more than the model has positions.
 
     Raises:
+        TypeError: not a string.
         ValueError: a model without such a head, a text without tokens or with too many.
     """
     _check_head(model)
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, not {type(text).__name__}")
     encoding = tokenizer(text, return_offsets_mapping=True)
     ids, T = encoding.input_ids, len(encoding.input_ids)
     if not 0 < T <= model.config.n_positions:
@@ -193,7 +197,7 @@ class NextTokens:
     def _bars(self) -> list[tuple[str, str, float, int]]:
         """Each token, the space after it, its probability, and the length of its bar."""
         width = max(len(repr(token)) for token in self.tokens)
-        longest = WIDTH - width - len("  99.99%  ")
+        longest = WIDTH - width - len("  100.00%  ")
         return [
             (
                 repr(token),
@@ -216,6 +220,7 @@ def next_tokens(reading: Reading, count: int = 10, place: int = -1) -> NextToken
     Raises:
         ValueError: a count below 1, or no such place.
     """
+    count, place = operator.index(count), operator.index(place)
     if count < 1:
         raise ValueError(f"count is {count}, but must be at least 1")
     T = len(reading.ids)
@@ -234,6 +239,8 @@ def next_tokens(reading: Reading, count: int = 10, place: int = -1) -> NextToken
 @dataclasses.dataclass(frozen=True, repr=False)
 class LogitLens:
     """What the model would say next if it ended after each of its layers.
+
+    Printed, it is as wide as a terminal: of a long text the last places, after three dots.
 
     Attributes:
         reading: of the text.
@@ -281,16 +288,19 @@ class LogitLens:
         cells = [[label(token) for token in row] for row in self.tokens]
         widths = [2 + max(map(len, column)) for column in zip(heads, *cells, strict=True)]
         name = max(map(len, self.names))
-        room, first = WIDTH - name, len(heads)
+        dots = "  …"
+        room, first = WIDTH - name - len(dots), len(heads)
         while first > 0 and widths[first - 1] <= room:
             first -= 1
             room -= widths[first]
         shown = range(min(first, len(heads) - 1), len(heads))
         header: list[tuple[str, Colour | None]] = [(f"{'after':<{name}}", None)]
+        header += [(dots, None)] if shown[0] else []
         header += [(f"  {heads[place]:<{widths[place] - 2}}", None) for place in shown]
         lines = [header]
         for layer in reversed(range(len(cells))):
             line: list[tuple[str, Colour | None]] = [(f"{self.names[layer]:<{name}}", None)]
+            line += [(" " * len(dots), None)] if shown[0] else []
             for place in shown:
                 colour = blend(float(self.probabilities[layer, place]), BAR)
                 line += [("  ", None), (f"{cells[layer][place]:<{widths[place] - 2}}", colour)]

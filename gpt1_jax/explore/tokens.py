@@ -1,6 +1,7 @@
 """Text as tokens and ids, and ids as tokens."""
 
 import dataclasses
+import operator
 from collections.abc import Sequence
 
 from gpt1_jax.explore.display import RED, Colour, ColouredText, ansi, span, table, token_colour
@@ -97,7 +98,7 @@ def token_table(tokenizer: Tokenizer, given: str | Sequence[int]) -> TokenTable:
         encoding = tokenizer(text, return_offsets_mapping=True)
         ids, spans = encoding.input_ids, encoding["offset_mapping"]
     else:
-        ids = list(given)
+        ids = [operator.index(id_) for id_ in given]
         text, spans = tokenizer.decode(ids), []
     tokens = tokenizer.convert_ids_to_tokens(ids)
     unknown = tokenizer.unk_token_id

@@ -261,6 +261,7 @@ def test_nearest(run: Run) -> None:
     """Of the model that comes along."""
     status, out, _ = run("nearest", "king - man + woman", "--count", "3")
     assert status == 0
+    assert run("nearest", "king", "-", "man", "+", "woman", "--count", "3") == (0, out, "")
     tokens = [line.split()[1] for line in out.splitlines()]
     assert len(tokens) == 3
     assert "'queen</w>'" in tokens

@@ -39,6 +39,10 @@ def test_nearest_tokens(cls: Any, tokenizer: gpt1.Tokenizer) -> None:
     cosines = np.cos([np.pi / 6, np.pi / 3])
     # measured: 1.6e-8
     np.testing.assert_allclose([each.cosine for each in found], cosines, rtol=0, atol=1e-6)
+    assert str(found).split() == [
+        *("0.866", "'c</w>'", str(found[0].id), "0.500", "'b</w>'", str(found[1].id))
+    ]
+    assert "<td" in found._repr_html_()
     everything = nearest(model, tokenizer, "a", 1000)
     assert len(everything) == len(tokenizer) - 1
     assert everything[-1].token == "d</w>"
@@ -117,11 +121,16 @@ def test_h_0_in_two_ways(cls: Any) -> None:
     np.testing.assert_array_equal(found.look_up, tokens[ids] + positions[:5])
     np.testing.assert_array_equal(found.product, found.look_up)
     assert found.difference == 0
+    assert repr(found) == "h_0 (5, 8): U W_e + W_p and the look-up differ by 0.0"
+    wrong: Any
+    for wrong in ([[1]], [1.5], "abc"):
+        with pytest.raises(TypeError):
+            h_0(model, wrong)
 
 
 @pytest.mark.parametrize(
     ("ids", "message"),
-    [([], "some length"), ([[1]], "one sequence"), ([13], "input_ids"), ([1] * 9, "9")],
+    [([], "there are no ids"), ([13], "input_ids"), ([1] * 9, "9")],
 )
 def test_h_0_of_wrong_ids(ids: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

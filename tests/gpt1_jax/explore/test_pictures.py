@@ -1,5 +1,6 @@
 """Pictures: what they hold, not how they look; files whole or not at all."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,28 @@ def test_attention(reading: Any) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             draw_attention(reading, layer, head)
+
+
+def test_many_heads_and_a_long_text(reading: Any) -> None:
+    """More heads than fit beside each other, and more tokens than can be named."""
+    many = dataclasses.replace(reading, attentions=np.tile(reading.attentions, (1, 5, 1, 1)))
+    *maps, _ = draw_attention(many, 1).figure.axes
+    assert len(maps) == 10
+    named = [bool(axes.get_yticklabels()) for axes in maps]
+    assert named == [number % 4 == 0 for number in range(10)]
+    assert [bool(axes.get_xticklabels()) for axes in maps] == [False] * 6 + [True] * 4
+    long = dataclasses.replace(
+        reading, attentions=np.zeros((1, 1, 50, 50)), tokens=("the</w>",) * 50
+    )
+    for head in (None, 0):
+        picture = draw_attention(long, 0, head)
+        assert not picture.figure.axes[0].get_xticklabels()
+        assert picture._repr_png_().startswith(PNG)
+
+
+def test_dollars_are_no_formula(reading: Any) -> None:
+    odd = dataclasses.replace(reading, tokens=("$x^{$</w>",) * 6)
+    assert draw_attention(odd, 0)._repr_png_().startswith(PNG)
 
 
 def test_next_tokens(reading: Any) -> None:

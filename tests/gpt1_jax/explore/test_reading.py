@@ -1,6 +1,8 @@
 """A reading against the model's own outputs, and what is told of it against numpy."""
 
+import dataclasses
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,8 @@ def test_next_tokens(reading: Any) -> None:
     assert lengths[0] > 40
     assert "%" in found._repr_html_()
     assert "\x1b[48;2;" in found.ansi()
+    sure = dataclasses.replace(found, probabilities=np.array([1.0, 0.0, 0.0]))
+    assert max(map(len, str(sure).splitlines())) <= 80
     with pytest.raises(ValueError, match="count is 0"):
         next_tokens(reading, 0)
     with pytest.raises(ValueError, match="place is 5, but must be -5 to 4"):
@@ -130,7 +134,8 @@ def test_a_lens_is_no_wider_than_a_terminal(tokenizer: gpt1.Tokenizer) -> None:
     lens = logit_lens(model, read(model, tokenizer, "the is " * 30))
     lines = str(lens).splitlines()
     assert max(map(len, lines)) <= 80
-    # The last places are shown.
+    # The last places are shown, and dots for those before.
+    assert lines[0].split()[1] == "…"
     assert lines[0].split()[-1] == "is"
     assert all(len(line.split()) > 5 for line in lines)
 
@@ -138,8 +143,6 @@ def test_a_lens_is_no_wider_than_a_terminal(tokenizer: gpt1.Tokenizer) -> None:
 def test_no_colour_when_piped(
     reading: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import sys
-
     found = surprisal(reading)
     show(found, sys.stdout)
     assert capsys.readouterr().out == f"{found}\n"
@@ -158,6 +161,9 @@ def test_wrong_input(model: Any, tokenizer: gpt1.Tokenizer) -> None:
         read(model, tokenizer, " ")
     with pytest.raises(ValueError, match="the text has 9 tokens"):
         read(model, tokenizer, "a " * 9)
+    several: Any = ["a", "b"]
+    with pytest.raises(TypeError, match="text must be a string, not list"):
+        read(model, tokenizer, several)
     headless: Any = small_model(gpt1.OpenAIGPTModel)
     with pytest.raises(ValueError, match="OpenAIGPTModel predicts no tokens"):
         read(headless, tokenizer, "a")

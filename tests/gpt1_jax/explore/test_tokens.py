@@ -2,6 +2,7 @@
 
 import html.parser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_tokenizer import TOKENS, write_small
@@ -131,3 +132,15 @@ def test_the_original_pipeline(tmp_path: Path) -> None:
         f"{len(table.ids) - 1}  'b</w>'   ->   51",
     ]
     assert str(table.text) == "a…\n\nb"
+
+
+def test_a_text_does_not_steer_the_terminal(tokenizer: Tokenizer) -> None:
+    table = token_table(tokenizer, "a\x1b[2Ja\x07\r\x9b")
+    assert "\u241b" in table.ansi()
+    assert not {"\x07", "\r", "\x9b"} & {*table.ansi()}
+
+
+@pytest.mark.parametrize("given", [5, [1.5], None])
+def test_neither_a_text_nor_ids(tokenizer: Tokenizer, given: Any) -> None:
+    with pytest.raises(TypeError):
+        token_table(tokenizer, given)
