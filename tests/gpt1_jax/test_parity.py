@@ -36,6 +36,8 @@ from gpt1_jax.pretrained import flatten  # noqa: E402
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
 ARCHITECTURES = conversion.ARCHITECTURES
 VOCABULARY, POSITIONS = 13, 7
+# Gradients take several times as many operations: of one size, so that they are compiled once.
+TRAINED = ((2, 3),)
 # Without shrinking: an example takes a second, and the assertion names what differs.
 LADDER = settings(
     phases=(hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate)
@@ -43,8 +45,8 @@ LADDER = settings(
 
 
 @st.composite
-def configs(draw: st.DrawFn) -> dict[str, Any]:
-    n_head, width = draw(st.sampled_from([(2, 3), (3, 4)]))
+def configs(draw: st.DrawFn, heads: Any = ((2, 3), (3, 4))) -> dict[str, Any]:
+    n_head, width = draw(st.sampled_from(heads))
     return {
         "vocab_size": VOCABULARY,
         "n_positions": POSITIONS,
@@ -127,7 +129,7 @@ def test_modules_states_attentions_and_logits(
 @settings(LADDER, max_examples=8)
 def test_lm_loss_gradients_and_an_adamw_step(dtype: str, data: st.DataObject) -> None:
     with computing_in(dtype):
-        config = data.draw(configs())
+        config = data.draw(configs(TRAINED))
         reference = torch_model("OpenAIGPTLMHeadModel", data.draw(st.integers(0, 99)), **config)
         arguments = data.draw(inputs())
         ids = arguments["input_ids"]
@@ -152,7 +154,7 @@ def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) ->
             )
         )
         n = 3 if problem == "single_label_classification" else data.draw(st.sampled_from([1, 3]))
-        config = {**data.draw(configs()), "num_labels": n, "problem_type": problem}
+        config = {**data.draw(configs(TRAINED)), "num_labels": n, "problem_type": problem}
         reference = torch_model("OpenAIGPTForSequenceClassification", **config)
         arguments = data.draw(inputs(rows=3))
         rng = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -171,7 +173,11 @@ def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) ->
 def test_double_heads_with_choices(dtype: str, data: st.DataObject) -> None:
     """Inputs (batch, choices, T): the case that Hugging Face has for "cls_index" alone."""
     with computing_in(dtype):
-        config = {**data.draw(configs()), "summary_type": "cls_index", "summary_use_proj": True}
+        config = {
+            **data.draw(configs(TRAINED)),
+            "summary_type": "cls_index",
+            "summary_use_proj": True,
+        }
         reference = torch_model("OpenAIGPTDoubleHeadsModel", **config)
         flat = data.draw(inputs(rows=6))
         T = flat["input_ids"].shape[-1]
