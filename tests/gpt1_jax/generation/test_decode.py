@@ -75,11 +75,11 @@ def test_shapes_and_kinds_of_prompts(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     assert all(row.dtype == np.int32 for row in ragged)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 3])  # two are decoded as three are
 @pytest.mark.parametrize("longest", [33, 64, 65, 129, 130, 161, 200, 257])
 def test_long_prompts_are_read_whole(longest: int, rows: int) -> None:
     """Whatever the pieces: 128 tokens at once, 64 and 32."""
-    config = dataclasses.replace(CONFIG, n_positions=300)
+    config = dataclasses.replace(CONFIG, n_positions=300, n_layer=1)
     model = gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(longest)
     prompts = [rng.integers(29, size=longest // (i + 1)).tolist() for i in range(rows)]
