@@ -87,7 +87,7 @@ class Attention(nnx.Module):
             *rows, columns = variable.shape
             value = spread(variable.get_value(), *(TENSOR for _ in rows), None)
             value = value.reshape(*rows, 3, self.parts, -1)
-            value = spread(value, *(None for _ in rows), None, TENSOR)
+            value = spread(value, *(None for _ in rows), None, TENSOR, None)
             value = value.swapaxes(-2, -3).reshape(*rows, columns)
             variable.set_value(spread(value, *(None for _ in rows), TENSOR))
 

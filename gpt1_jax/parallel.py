@@ -231,6 +231,50 @@ def distribute(model: OpenAIGPTPreTrainedModel, mesh: Mesh) -> None:
     model.load_params(place(params, by_name(mesh, params)))
 
 
+def row_parts(mesh: AnyMesh, rows: int) -> int:
+    """Return ``rows`` rounded up to what the mesh divides."""
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    return -(-rows // parts) * parts
+
+
+def own_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray:
+    """Return which rows of a batch this process has to read.
+
+    Args:
+        mesh: of devices, which may be of several processes.
+        rows: of the whole batch.
+        accumulate: micro-batches that it is computed in, each of which is split over the mesh.
+
+    Returns:
+        (own rows,) their numbers, in the order of ``assemble``.
+
+    Raises:
+        ValueError: the mesh does not divide the micro-batches.
+    """
+    numbers = np.arange(rows).reshape(accumulate, -1)
+    sharding: Any = by_rows(mesh, numbers, axis=1)
+    indices = sharding.addressable_devices_indices_map(numbers.shape).values()
+    own = np.unique([numbers[index][0] for index in indices])
+    return (own + numbers[:, :1]).ravel()
+
+
+def assemble(mesh: Mesh, batch: Tree, rows: int) -> Tree:
+    """Return micro-batches on a mesh, of the rows that every process has of them.
+
+    Args:
+        mesh: see ``own_rows``.
+        batch: arrays (accumulate, own rows, ...).
+        rows: of a whole micro-batch.
+    """
+
+    def whole(own: np.ndarray) -> jax.Array:
+        shape = (len(own), rows, *own.shape[2:])
+        sharding: Any = by_rows(mesh, jax.ShapeDtypeStruct(shape, own.dtype), axis=1)
+        return jax.make_array_from_process_local_data(sharding, own, shape)
+
+    return jax.tree.map(whole, batch)
+
+
 def gather(tree: Tree) -> Tree:
     """Return arrays as numpy's, whole, in every process; all processes have to call it."""
     from jax.experimental.multihost_utils import process_allgather
