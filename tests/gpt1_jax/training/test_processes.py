@@ -51,10 +51,10 @@ def start(out: Path, number: int, steps: int) -> list[subprocess.Popen[str]]:
         if number > 1:
             own += ["--distributed", "--coordinator", coordinator]
             own += ["--process-id", str(i), "--num-processes", str(number)]
-        errors = out.with_name(f"{out.name}{i}.err").open("w")
-        runs.append(
-            subprocess.Popen(own, cwd=out.parent, env=environment, stderr=errors, text=True)
-        )
+        with out.with_name(f"{out.name}{i}.err").open("w") as errors:
+            runs.append(
+                subprocess.Popen(own, cwd=out.parent, env=environment, stderr=errors, text=True)
+            )
     return runs
 
 
@@ -87,6 +87,7 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path: Path) -> No
     runs = start(two, 2, steps=20)
     wait_for_step(two, 5)
     runs[1].kill()
+    runs[1].wait()
     killed = time.monotonic()
     assert runs[0].wait(TIMEOUT) != 0
     assert time.monotonic() - killed < 60
