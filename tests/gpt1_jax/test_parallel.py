@@ -66,10 +66,10 @@ def test_a_mesh_computes_what_one_device_does(
 ) -> None:
     found = report(mesh)
     for head, error in found["heads"].items():
-        assert error < 5e-6, head  # measured: 2.7e-6 at most; data=8, which adds nothing up, 1.5e-6
+        assert error < 5e-6, head  # measured: 2.7e-6 at most; data=8, which adds nothing up, 1.6e-6
     assert found["ids"]
     assert found["losses"] < 1e-6  # measured: 2.6e-7, a unit in the last place is 1.2e-7
-    assert found["params"] < 5e-5  # measured: 1.1e-5, a hundredth of a step of Adam
+    assert found["params"] < 5e-5  # measured: 1.4e-5, a hundredth of a step of Adam
     # What comes out lies where what went in did: in its buffers, and compiled once.
     for fact in ("kept", "donated", "cache_kept", "cache_donated"):
         assert found[fact], fact
@@ -78,7 +78,7 @@ def test_a_mesh_computes_what_one_device_does(
         assert found["block"]["all-reduce"] <= 2
         assert found["block"]["all-to-all"] <= 1  # of c_attn's kernel
     if mesh == "fsdp=8":
-        assert found["share"] < 1.1 / 8 + 0.01, "so narrow a model has many biases"
+        assert found["share"] < 1.1 / 8  # measured: 1.056 / 8
 
 
 # What lies where.
