@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.dtypes import at_least_float32
+from gpt1_jax.placement import ROWS, TENSOR, spread
 
 # The score of a key that lies after its query: GPT-1 uses a large number, not -inf, so that a query
 # which sees nothing but padding falls back on the later tokens.
@@ -90,13 +91,12 @@ class LayerCache:
         """Return the part with ``keys`` and ``values`` (B, N, T, H) in the next T slots."""
         zero = jnp.int32(0)
         place = (zero, zero, self.index, zero)
-        return dataclasses.replace(
-            self,
-            keys=jax.lax.dynamic_update_slice(self.keys, keys.astype(self.keys.dtype), place),
-            values=jax.lax.dynamic_update_slice(
-                self.values, values.astype(self.values.dtype), place
-            ),
-        )
+
+        def put(slots: jax.Array, new: jax.Array) -> jax.Array:
+            slots = jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), place)
+            return spread(slots, ROWS, TENSOR, None, None)
+
+        return dataclasses.replace(self, keys=put(self.keys, keys), values=put(self.values, values))
 
 
 @jax.tree_util.register_dataclass

@@ -12,7 +12,8 @@ from flax.traverse_util import unflatten_dict
 from gpt1_jax.attention import Cache
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.inputs import check_arguments
-from gpt1_jax.model import OpenAIGPTForSequenceClassification
+from gpt1_jax.model import Attention, OpenAIGPTForSequenceClassification, OpenAIGPTModel
+from gpt1_jax.placement import AXES, TENSOR, spread, ways
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, check_params, flatten
 
 # What chooses the function that is compiled, in place of being an input of it.
@@ -64,7 +65,29 @@ def merge(graphdef: nnx.GraphDef[Any], params: Params) -> Any:
         tuple(int(key) if key.isdigit() else key for key in path): leaf
         for path, leaf in flatten(params).items()
     }
-    return nnx.merge(graphdef, nnx.State(unflatten_dict(flat)))
+    model = nnx.merge(graphdef, nnx.State(unflatten_dict(flat)))
+    if any(ways(leaf, AXES) > 1 for leaf in flat.values()):
+        _lay_out(model)
+    return model
+
+
+def _lay_out(model: Any) -> None:
+    """Lay the parameters of a model on a mesh out as it computes with them.
+
+    They are kept in parts that are equal; computed with, each device has its own heads and tokens.
+    Here, once a call, since a loop of decoding reads them in every step.
+    """
+    for _, node in nnx.iter_graph(model):
+        if isinstance(node, Attention):
+            node.deal_out_heads()
+        elif isinstance(node, OpenAIGPTModel):
+            table = node.tokens_embed.embedding
+            rows = spread(table.get_value(), None, TENSOR)  # together over fsdp, without which XLA
+            table.set_value(spread(rows, TENSOR, None, uneven=True))  # would copy all to everyone
+        elif isinstance(getattr(node, "lm_head", None), nnx.Linear):
+            kernel = node.lm_head.kernel
+            columns = spread(kernel.get_value(), TENSOR, None)
+            kernel.set_value(spread(columns, None, TENSOR, uneven=True))
 
 
 @functools.lru_cache(maxsize=32)

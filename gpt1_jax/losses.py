@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gpt1_jax.dtypes import at_least_float32
+from gpt1_jax.placement import ROWS, spread, ways
 from gpt1_jax.products import table_product
 
 IGNORED = -100
@@ -82,17 +83,25 @@ def chunked_cross_entropy(
     Returns:
         () float32 (float64 for float64 states), in nats.
     """
-    N = len(labels)
+    # On a mesh every device goes through the tokens that it has, and sums are added at the end.
+    shards = ways(states, ROWS)
+    shards = shards if len(labels) % shards == 0 else 1
+    N = len(labels) // shards
     num_chunks = max(1, -(-N // chunk))
     size = -(-N // num_chunks)  # as even as can be: the last chunk is filled up, with weight 0
 
     def chunks(x: jax.Array) -> jax.Array:
-        """(N, ...) -> (num_chunks, size, ...)."""
-        filled = jnp.pad(x, [(0, num_chunks * size - N)] + [(0, 0)] * (x.ndim - 1))
-        return filled.reshape(num_chunks, size, *x.shape[1:])
+        """(shards * N, ...) -> (shards, num_chunks, size, ...)."""
+        x = spread(x.reshape(shards, N, *x.shape[1:]), ROWS, *[None] * x.ndim)
+        filled = jnp.pad(x, [(0, 0), (0, num_chunks * size - N)] + [(0, 0)] * (x.ndim - 2))
+        return filled.reshape(shards, num_chunks, size, *x.shape[2:])
 
     weights = weights.astype(at_least_float32(states.dtype))
-    return _sum_of_chunks(chunks(states), table, chunks(labels), chunks(weights), precision)
+    states, labels, weights = map(chunks, (states, labels, weights))
+    if shards == 1:
+        return _sum_of_chunks(states[0], table, labels[0], weights[0], precision)
+    sums = jax.vmap(lambda *inputs: _sum_of_chunks(*inputs, precision), in_axes=(0, None, 0, 0))
+    return sums(states, table, labels, weights).sum()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

@@ -32,6 +32,7 @@ from gpt1_jax.outputs import (
     OpenAIGPTDoubleHeadsModelOutput,
     SequenceClassifierOutput,
 )
+from gpt1_jax.placement import ROWS, TENSOR, spread, ways
 from gpt1_jax.pretrained import Numerics, OpenAIGPTPreTrainedModel
 from gpt1_jax.rematerialization import rematerialize
 
@@ -60,6 +61,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: OpenAIGPTConfig, layers: Layers):
         self.n_head = config.n_head
+        self.parts = 1
         self.precision = layers.precision
         self.c_attn = layers.linear(config.n_embd, 3 * config.n_embd)  # q, k, v in that order
         self.c_proj = layers.linear(config.n_embd, config.n_embd)
@@ -70,6 +72,32 @@ class Attention(nnx.Module):
         """(B, T, E) -> (B, N, T, H)."""
         B, T, E = x.shape
         return x.reshape(B, T, self.n_head, E // self.n_head).transpose(0, 2, 1, 3)
+
+    def deal_out_heads(self) -> None:
+        """Order the columns of ``c_attn`` for tensor parallelism, inside a compiled function.
+
+        Of queries, keys and values side by side, equal shares of the columns are not those of the
+        same heads. So each device's part of all three comes together: then what a device computes
+        of ``c_attn`` is what its own heads need, and nothing is exchanged before ``c_proj``.
+        """
+        kernel, bias = self.c_attn.kernel, self.c_attn.bias
+        assert bias is not None
+        self.parts = ways(kernel.get_value(), TENSOR)
+        for variable in (kernel, bias):
+            *rows, columns = variable.shape
+            value = spread(variable.get_value(), *(TENSOR for _ in rows), None)
+            value = value.reshape(*rows, 3, self.parts, -1)
+            value = spread(value, *(None for _ in rows), None, TENSOR, None)
+            value = value.swapaxes(-2, -3).reshape(*rows, columns)
+            variable.set_value(spread(value, *(None for _ in rows), TENSOR))
+
+    def thirds(self, x: jax.Array) -> list[jax.Array]:
+        """(B, T, 3 E), as ``c_attn`` has it -> queries, keys and values, each (B, T, E)."""
+        if self.parts == 1:
+            return jnp.split(x, 3, axis=-1)
+        B, T, columns = x.shape
+        x = x.reshape(B, T, self.parts, 3, columns // (3 * self.parts))
+        return [x[:, :, :, i].reshape(B, T, columns // 3) for i in range(3)]
 
     def merge_heads(self, x: jax.Array) -> jax.Array:
         """(B, N, T, H) -> (B, T, E)."""
@@ -85,7 +113,7 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array, LayerCache | None]:
         """(B, T, E) -> (B, T, E), the weights (B, N, T, S), and ``past`` with these keys in it."""
         attn_key, resid_key = split_key(dropout_key, 2)
-        query, key, value = map(self.split_heads, jnp.split(self.c_attn(x), 3, axis=-1))
+        query, key, value = map(self.split_heads, self.thirds(self.c_attn(x)))
         if past is not None:
             past = past.append(key, value)
             key, value = past.keys.astype(query.dtype), past.values.astype(query.dtype)
@@ -271,7 +299,7 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
             x = x + self.embed(self.tokens_embed, token_type_ids, T)
 
         drop_key, *block_keys = split_key(None if deterministic else dropout_key, 1 + len(self.h))
-        x = dropout(self.drop, x, drop_key)
+        x = spread(dropout(self.drop, x, drop_key), ROWS, None, None)
         hidden_states, attentions, layers = [x], [], []
         for i, (block, key) in enumerate(zip(self.h, block_keys, strict=True)):
             # A cache is for decoding, which has no backward pass.

@@ -24,7 +24,9 @@ _kept: weakref.WeakKeyDictionary[
 def pays(model: OpenAIGPTPreTrainedModel, params: Params, rows: int) -> bool:
     """Return whether decoding so many rows at a time is faster with turned kernels."""
     kernels = [leaf for path, leaf in flatten(params).items() if _is_kernel(path)]
-    on_cpu = all(device.platform == "cpu" for leaf in kernels for device in leaf.devices())
+    # Kernels that are split over devices are split for the products as they are.
+    devices = {device for leaf in kernels for device in leaf.devices()}
+    on_cpu = len(devices) == 1 and devices.pop().platform == "cpu"
     # In half precision both forms are alike.
     return on_cpu and 1 < rows <= FEW and model.dtype.itemsize > 2
 

@@ -23,6 +23,7 @@ from gpt1_jax.generation.processors import Array, Context, process, pytree
 from gpt1_jax.generation.prompts import PIECE, align, bucket, pieces
 from gpt1_jax.generation.settings import GenerationSettings, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.parallel import by_rows, mesh_of, place
 from gpt1_jax.pretrained import Params
 from gpt1_jax.turned_kernels import as_turned, pays, turned
 
@@ -158,10 +159,12 @@ def beam_search(
     turn = pays(model, params, rows=len(prompts) * settings.num_beams)
     if turn:
         params = turned(model, params)
+    texts = np.pad(tokens, ((0, 0), (0, slots + 1 - width))), start
+    if (mesh := mesh_of(params)) is not None:
+        texts = place(texts, by_rows(mesh, texts))
     ended = _searcher(graphdef, turn)(
         params,
-        np.pad(tokens, ((0, 0), (0, slots + 1 - width))),
-        start,
+        *texts,
         np.asarray(width, np.int32),
         Search.build(settings, V, seeds),
         num_beams=settings.num_beams,

@@ -33,6 +33,7 @@ from gpt1_jax.generation.processors import (
 from gpt1_jax.generation.prompts import AT_ONCE, PIECE, align, bucket, pieces
 from gpt1_jax.generation.settings import GenerationSettings, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.parallel import by_rows, keep, mesh_of, place
 from gpt1_jax.pretrained import Params
 from gpt1_jax.turned_kernels import as_turned, pays, turned
 
@@ -186,6 +187,7 @@ def decode(
         params = turned(model, params)
     run = _decoder(graphdef, guessed, turn)
     rules = Rules.build(settings, config.vocab_size, seeds)
+    mesh = mesh_of(params)
     state, width = _start(model, prompts, settings)
     last = width + settings.max_new_tokens
     length, cut = width, np.full(len(prompts), -1)
@@ -194,6 +196,8 @@ def decode(
         if window is not None:
             state = _slide(state, config.n_positions, window)
             until = min(until, int(state.context.start.min()) + config.n_positions + 1)
+        if mesh is not None:
+            state = place(state, by_rows(mesh, state))
         state = run(params, state, rules, np.asarray(until, np.int32))
         length = int(state.context.length)
         progress = _progress(state, width, rules, cut)
@@ -360,7 +364,7 @@ def _decoder(graphdef: nnx.GraphDef[Any], guessed: int, turn: bool) -> Callable[
         advance = steps_and_leaps if guessed else step
         state = dataclasses.replace(state, cache=pack(cache))
         state = jax.lax.while_loop(unfinished, advance, state)
-        return dataclasses.replace(state, cache=unpack(state.cache))
+        return keep(dataclasses.replace(state, cache=unpack(state.cache)), by_rows)
 
     return run
 

@@ -13,11 +13,13 @@ import tyro
 
 from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import pretrain as pretraining
+from gpt1_jax.training import processes
 from gpt1_jax.training.evaluate import evaluate as measures_of
 from gpt1_jax.training.finetune import FinetuneSettings
 from gpt1_jax.training.loop import LoopSettings, Progress
 from gpt1_jax.training.optimizer import OptimizerSettings
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
+from gpt1_jax.training.processes import DeviceSettings, is_first
 from gpt1_jax.training.tasks import TaskName
 
 Value = TypeVar("Value")
@@ -45,6 +47,7 @@ def pretrain(
     settings: Group[PretrainSettings] = PretrainSettings(),
     optimizer: Group[OptimizerSettings] = pretraining.OPTIMIZER,
     loop: Group[LoopSettings] = LoopSettings(),
+    devices: Group[DeviceSettings] = DeviceSettings(),
 ) -> None:
     """Train a language model on text files. The defaults are the paper's recipe.
 
@@ -61,19 +64,23 @@ def pretrain(
         settings: how long to train, on how much.
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
+        devices: what devices to train on.
     """
-    progress = pretraining.pretrain(
-        texts,
-        out,
-        valid=valid,
-        model=model,
-        tokenizer=tokenizer,
-        new=new,
-        settings=settings,
-        optimizer=optimizer,
-        loop=loop,
-    )
-    _report(out, progress)
+    with processes.devices(devices) as mesh:
+        progress = pretraining.pretrain(
+            texts,
+            out,
+            valid=valid,
+            model=model,
+            tokenizer=tokenizer,
+            new=new,
+            settings=settings,
+            optimizer=optimizer,
+            loop=loop,
+            mesh=mesh,
+        )
+    if is_first():
+        _report(out, progress)
 
 
 def finetune(
@@ -87,6 +94,7 @@ def finetune(
     settings: Group[FinetuneSettings] = FinetuneSettings(),
     optimizer: Group[OptimizerSettings] = finetuning.OPTIMIZER,
     loop: Group[LoopSettings] = LoopSettings(),
+    devices: Group[DeviceSettings] = DeviceSettings(),
 ) -> None:
     """Train a model for a task on a labelled set. The defaults are the paper's recipe.
 
@@ -108,6 +116,7 @@ def finetune(
         settings: what to train, for how long.
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
+        devices: what devices to train on.
     """
     named = {}
     for pair in columns:
@@ -115,19 +124,22 @@ def finetune(
         if not role or not name:
             raise ValueError(f"--columns {pair}: must be ROLE=NAME, such as text=sentence")
         named[role] = name
-    progress = finetuning.finetune(
-        task,
-        train,
-        valid,
-        out,
-        model=model,
-        columns=named,
-        choices=choices,
-        settings=settings,
-        optimizer=optimizer,
-        loop=loop,
-    )
-    _report(out, progress)
+    with processes.devices(devices) as mesh:
+        progress = finetuning.finetune(
+            task,
+            train,
+            valid,
+            out,
+            model=model,
+            columns=named,
+            choices=choices,
+            settings=settings,
+            optimizer=optimizer,
+            loop=loop,
+            mesh=mesh,
+        )
+    if is_first():
+        _report(out, progress)
 
 
 def evaluate(

@@ -1,7 +1,6 @@
 """Fine-tuning: from a language model and a labelled set to a model for the task."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -12,12 +11,14 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from conversion.atomic import replacing
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.functional import merge, split
 from gpt1_jax.model import MODELS
+from gpt1_jax.parallel import by_rows, check_heads, gather, mesh_of, own_rows, place, row_parts
 from gpt1_jax.pretrained import Params
 from gpt1_jax.tokenizer import Tokenizer
 from gpt1_jax.training import lora, metrics, run_folder
@@ -27,6 +28,7 @@ from gpt1_jax.training.freezing import join, split_frozen
 from gpt1_jax.training.labelled import Row, read_rows
 from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from gpt1_jax.training.processes import is_first
 from gpt1_jax.training.run_settings import (
     RunSettings,
     check_modules,
@@ -117,6 +119,7 @@ def finetune(
     settings: FinetuneSettings = FinetuneSettings(),
     optimizer: OptimizerSettings = OPTIMIZER,
     loop: LoopSettings = LoopSettings(),
+    mesh: Mesh | None = None,
 ) -> Progress:
     """Train a model for a task; run again, a killed run goes on, bit by bit the same.
 
@@ -132,6 +135,7 @@ def finetune(
         settings: what to train, for how long.
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
+        mesh: the devices to train on, see ``pretrain``.
 
     Returns:
         How the validations went.
@@ -144,6 +148,7 @@ def finetune(
     out = Path(out)
     check_modules("grain", "matplotlib", "sklearn", "scipy")
     loop.check_for(settings.batch_size, validates=valid is not None)
+    own = slice(None) if mesh is None else own_rows(mesh, settings.batch_size, loop.accumulate)
     if settings.numbers and task != "similarity":
         raise ValueError(f"numbers says what the labels of a similarity are, but this is {task}")
     named = task_columns(task, columns, choices)
@@ -153,6 +158,8 @@ def finetune(
     config = OpenAIGPTConfig.from_pretrained(folder)
     tokenizer = Tokenizer.from_pretrained(folder)
     check_vocabulary(folder, tokenizer, config.vocab_size)
+    if mesh is not None:
+        check_heads(mesh, config)
     by_class = task in ("classification", "entailment") or (
         task == "similarity" and not settings.numbers
     )
@@ -225,24 +232,40 @@ def finetune(
         objective=dropped(objective),
         optimizer=make_optimizer(optimizer, steps),
         learning_rate=learning_rate(optimizer, steps),
-        batches=batches(examples, transformed, settings.batch_size, settings.seed),
-        tokens=lambda batch: int((batch["classify_at"] + 1).sum()),
+        batches=batches(examples, transformed, settings.batch_size, settings.seed, own),
+        # As if other processes had rows as long as those of this one.
+        tokens=lambda batch: round(
+            float((batch["classify_at"] + 1).sum())
+            * (settings.batch_size / len(batch["classify_at"]))
+        ),
         steps=steps,
         seed=settings.seed,
         save=save,
         evaluate=evaluate,
         chosen=chosen,
         better="high",
+        mesh=mesh,
+        batch_size=settings.batch_size,
     )
-    tokenizer.save_pretrained(out)
-    _write_task(out, transformed, named)
-    run_folder.begin(out, run)
+    if is_first():
+        tokenizer.save_pretrained(out)
+        _write_task(out, transformed, named)
+        run_folder.begin(out, run)
     return fit(training, dataclasses.replace(loop, eval_every=loop.eval_every or per_epoch), out)
 
 
-def batches(examples: Sequence[Example], task: Task, batch_size: int, seed: int) -> Any:
-    """Return grain's iterator over shuffled batches, without end: each epoch in another order."""
-    make = functools.partial(collate, n_positions=task.n_positions)
+def batches(
+    examples: Sequence[Example], task: Task, batch_size: int, seed: int, rows: Any = slice(None)
+) -> Any:
+    """Return grain's iterator over shuffled batches, without end: each epoch in another order.
+
+    Of each batch only ``rows`` are returned, as long as the longest of the whole.
+    """
+
+    def make(batch: Sequence[Example]) -> dict[str, np.ndarray]:
+        whole = collate(batch, n_positions=task.n_positions)
+        return {name: array[rows] for name, array in whole.items()}
+
     return shuffled_batches(examples, batch_size, seed, make)
 
 
@@ -275,13 +298,17 @@ def task_measures(
 
     def measure(params: Params) -> dict[str, float]:
         predictions, labels, loss = [], [], 0.0
+        mesh = mesh_of(params)
+        rows = batch_size if mesh is None else row_parts(mesh, batch_size)
         for start in range(0, len(examples), batch_size):
             group = examples[start : start + batch_size]
-            batch = collate(group, n_positions=task.n_positions, rows=batch_size)
-            logits, summed = outputs(params, batch)
-            logits = np.asarray(logits)[: len(group)]
-            predictions.append(logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1))
+            batch: Any = collate(group, n_positions=task.n_positions, rows=rows)
             labels.append(batch["label"][: len(group)])
+            if mesh is not None:
+                batch = place(batch, by_rows(mesh, batch))
+            logits, summed = outputs(params, batch)
+            logits = np.asarray(logits if mesh is None else gather(logits))[: len(group)]
+            predictions.append(logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1))
             loss += float(summed)
         names = metrics.DEFAULTS[task.predicts]
         measures = metrics.evaluate(names, np.concatenate(predictions), np.concatenate(labels))

@@ -10,13 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
+from gpt1_jax.parallel import assemble, by_name, gather, place
 from gpt1_jax.pretrained import Params
 from gpt1_jax.training.checkpoints import Checkpoints
 from gpt1_jax.training.freezing import join
 from gpt1_jax.training.log import Log, draw_losses
+from gpt1_jax.training.processes import is_first
 from gpt1_jax.training.step import Batch, Combine, Objective, TrainState, make_step, micro_batches
 
 
@@ -72,7 +76,8 @@ class Training:
         objective: the loss.
         optimizer: makes updates of its gradients.
         learning_rate: of the number of steps taken before, for the log.
-        batches: an iterator of grain's, which knows its position; each batch is a dict of arrays.
+        batches: an iterator of grain's, which knows its position; each batch is a dict of arrays,
+            of the rows that are this process's own (``parallel.own_rows``).
         tokens: how many tokens of a batch are trained on.
         steps: how many to take.
         seed: of dropout.
@@ -80,6 +85,8 @@ class Training:
         evaluate: measures of the model's parameters, ``loss`` among them; None without validation.
         chosen: the measure that says which parameters are best.
         better: whether it should be high or low.
+        mesh: the devices to train on; None for one.
+        batch_size: rows of a batch, of which this process may read a part.
     """
 
     params: Params
@@ -96,6 +103,8 @@ class Training:
     evaluate: Callable[[Params], dict[str, float]] | None = None
     chosen: str = "loss"
     better: Literal["high", "low"] = "low"
+    mesh: Mesh | None = None
+    batch_size: int | None = None
 
 
 @dataclasses.dataclass
@@ -120,7 +129,9 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
 
     ``out`` gets ``log.jsonl``, ``loss.png``, ``checkpoints/`` and what ``training.save`` writes:
     the best parameters so far, or without validation the last ones. SIGINT and SIGTERM end the run
-    after the current step, with a checkpoint; a second one at once.
+    after the current step, with a checkpoint; a second one at once. Of several processes, all of
+    which call this, the first alone writes and reports, and a signal to any of them is heard when
+    a line of the log is due.
 
     Args:
         training: what to train.
@@ -138,7 +149,12 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
     from tqdm import tqdm
 
     state = TrainState.create(training.params, training.optimizer, training.seed)
+    frozen, mesh = training.frozen, training.mesh
+    if mesh is not None:
+        state = place(state, by_name(mesh, state))
+        frozen = place(frozen, by_name(mesh, frozen))
     progress = Progress()
+    first = is_first()
     step = make_step(training.objective, training.optimizer, training.combine)
     eval_every = settings.eval_every or training.steps
 
@@ -148,20 +164,28 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
             return -np.inf  # never better, but as the first it is better than nothing
         return score if training.better == "high" else -score
 
+    def save() -> None:
+        params = state.params if mesh is None else gather(state.params)
+        if first:
+            training.save(params)
+
     def validate(at: int) -> None:
         assert training.evaluate is not None
-        measures = training.evaluate(training.combine(state.params, training.frozen))
-        log.write(step=at, **{f"valid_{name}": value for name, value in measures.items()})
+        measures = training.evaluate(training.combine(state.params, frozen))
+        if log is not None:
+            log.write(step=at, **{f"valid_{name}": value for name, value in measures.items()})
         if progress.best is None or worth(measures) > worth(progress.best):
             progress.best, progress.best_step, progress.stale = measures, at, 0
-            training.save(state.params)
+            save()
         else:
             progress.stale += 1
             progress.stopped = progress.stale == settings.patience
+        if not first:
+            return
         shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
         mark = " (best)" if progress.best_step == at else ""
         tqdm.write(f"step {at}: {shown}{mark}", file=sys.stderr)
-        draw_losses(log.path, out / "loss.png")
+        draw_losses(path, out / "loss.png")
 
     with Checkpoints(out / "checkpoints") as checkpoints, _interruption() as interrupted:
         found = checkpoints.latest(state)
@@ -170,7 +194,8 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
             training.batches.set_state(rest["position"])
             progress = Progress(**rest["progress"])
         done = int(state.step)
-        log = Log(out / "log.jsonl", done)
+        path = out / "log.jsonl"
+        log = Log(path, done) if first else None
 
         def checkpoint() -> None:
             position = training.batches.get_state()
@@ -179,23 +204,31 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
             )
 
         window = _Window()
-        bar = tqdm(total=training.steps, initial=done, unit="step", disable=None)
+        # Shown by the first process, on a terminal.
+        hidden = None if first else True
+        bar = tqdm(total=training.steps, initial=done, unit="step", disable=hidden)
         with bar:
             while done < training.steps and not progress.stopped:
                 batch = next(training.batches)
-                state, measures = step(
-                    state, training.frozen, micro_batches(batch, settings.accumulate)
-                )
+                micro = micro_batches(batch, settings.accumulate)
+                if mesh is not None:
+                    assert training.batch_size is not None
+                    micro = assemble(mesh, micro, training.batch_size // settings.accumulate)
+                state, measures = step(state, frozen, micro)
                 done += 1
                 window.add(measures, training.tokens(batch))
                 last = done == training.steps
                 validates = training.evaluate is not None and (done % eval_every == 0 or last)
-                ends = bool(interrupted)  # asked once, lest the run end without a checkpoint
-                saves = done % settings.checkpoint_every == 0 or last or ends
-                if done % settings.log_every == 0 or validates or saves:
+                saves = done % settings.checkpoint_every == 0 or last
+                due = done % settings.log_every == 0 or validates or saves
+                # Asked once, lest the run end without a checkpoint.
+                ends = _anywhere(bool(interrupted), due)
+                saves |= ends
+                if due or ends:
                     record = window.close(done)
                     rate = float(training.learning_rate(done - 1))  # which counts from 0
-                    log.write(step=done, learning_rate=rate, **record)
+                    if log is not None:
+                        log.write(step=done, learning_rate=rate, **record)
                     bar.set_postfix(
                         loss=f"{record['loss']:.4f}",
                         lr=f"{rate:.2e}",
@@ -210,12 +243,22 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
                     window.restart()
                 bar.update()
                 if ends:
-                    tqdm.write(f"stopped after step {done}; run again, it goes on", file=sys.stderr)
+                    if first:
+                        message = f"stopped after step {done}; run again, it goes on"
+                        tqdm.write(message, file=sys.stderr)
                     raise KeyboardInterrupt
         if training.evaluate is None:
-            training.save(state.params)
-        draw_losses(log.path, out / "loss.png")
+            save()
+        if first:
+            draw_losses(path, out / "loss.png")
     return progress
+
+
+def _anywhere(here: bool, due: bool) -> bool:
+    """Return whether something holds in any process; of several they ask each other when due."""
+    if jax.process_count() == 1:
+        return here
+    return due and bool(gather(np.asarray(here)[None]).any())
 
 
 class _Window:

@@ -3,12 +3,14 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
 
 from gpt1_jax.functional import merge, split
 from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.parallel import by_rows, mesh_of, place, row_parts
 from gpt1_jax.pretrained import Params
 from gpt1_jax.training.corpus import Tokens
 from gpt1_jax.training.lm_objective import lm_loss
@@ -80,14 +82,18 @@ def text_measures(
 
     def measure(params: Params) -> dict[str, float]:
         total = 0.0
+        mesh = mesh_of(params)
+        rows = batch_size if mesh is None else row_parts(mesh, batch_size)
         every = windows(text.ids, T, stride)
-        while group := list(itertools.islice(every, batch_size)):
-            batch = {
-                "tokens": np.zeros((batch_size, T + 1), np.int32),
-                "weights": np.zeros((batch_size, T), np.float32),
+        while group := list(itertools.islice(every, rows)):
+            batch: Any = {
+                "tokens": np.zeros((rows, T + 1), np.int32),
+                "weights": np.zeros((rows, T), np.float32),
             }
             for row, (tokens, weights) in enumerate(group):
                 batch["tokens"][row], batch["weights"][row] = tokens, weights
+            if mesh is not None:
+                batch = place(batch, by_rows(mesh, batch))
             total += float(losses(params, batch))
         loss = total / (len(text.ids) - 1)
         return {

@@ -10,11 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.functional import merge, split
 from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.parallel import check_heads, own_rows
 from gpt1_jax.pretrained import Params
 from gpt1_jax.tokenizer import Tokenizer
 from gpt1_jax.training import run_folder
@@ -25,6 +27,7 @@ from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.perplexity import text_measures
+from gpt1_jax.training.processes import first_alone, is_first
 from gpt1_jax.training.run_settings import (
     RunSettings,
     check_files,
@@ -124,6 +127,7 @@ def pretrain(
     settings: PretrainSettings = PretrainSettings(),
     optimizer: OptimizerSettings = OPTIMIZER,
     loop: LoopSettings = LoopSettings(),
+    mesh: Mesh | None = None,
 ) -> Progress:
     """Train a language model on text files; run again, a killed run goes on, bit by bit the same.
 
@@ -142,6 +146,8 @@ def pretrain(
         settings: how long, on how much.
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
+        mesh: the devices to train on, of all processes that call this; one device by default. It is
+            no part of the run: another one may go on with it.
 
     Returns:
         How the validations went.
@@ -158,6 +164,7 @@ def pretrain(
     check_files([*texts, *valid])
     new.check_for(model, tokenizer)
     loop.check_for(settings.batch_size, validates=bool(valid))
+    rows = slice(None) if mesh is None else own_rows(mesh, settings.batch_size, loop.accumulate)
     given = tokenizer if model is None else model
     source = None if given is None else resolve(given, weights=model is not None)
     run = {
@@ -176,13 +183,17 @@ def pretrain(
         text_tokenizer = Tokenizer.from_pretrained(known)
     language_model = _model(None if model is None else source, text_tokenizer, new, settings)
     config = language_model.config
-    text = load_tokens(texts, text_tokenizer, out / "tokens")
+    if mesh is not None:
+        check_heads(mesh, config)
+    with first_alone("tokens"):
+        text = load_tokens(texts, text_tokenizer, out / "tokens")
+        valid_text = load_tokens(valid, text_tokenizer, out / "tokens") if valid else None
     blocks = Blocks(text.ids, config.n_positions, text.files)
     epoch = math.ceil(len(blocks) / settings.batch_size)
     steps = settings.steps or max(1, round(settings.epochs * len(blocks) / settings.batch_size))
     evaluate = None
-    if valid:
-        evaluate = text_measures(language_model, load_tokens(valid, text_tokenizer, out / "tokens"))
+    if valid_text is not None:
+        evaluate = text_measures(language_model, valid_text)
 
     dropped = place_dropout(language_model, settings.embedding_dropout, settings.dropout)
     graphdef, params = split(language_model)
@@ -200,21 +211,32 @@ def pretrain(
         objective=dropped(objective),
         optimizer=make_optimizer(optimizer, steps),
         learning_rate=learning_rate(optimizer, steps),
-        batches=batches(blocks, settings.batch_size, settings.seed),
+        batches=batches(blocks, settings.batch_size, settings.seed, rows),
         tokens=lambda batch: settings.batch_size * config.n_positions,
         steps=steps,
         seed=settings.seed,
         save=save,
         evaluate=evaluate,
+        mesh=mesh,
+        batch_size=settings.batch_size,
     )
-    text_tokenizer.save_pretrained(out)  # which a run that goes on reads
-    run_folder.begin(out, run)
+    if is_first():
+        text_tokenizer.save_pretrained(out)  # which a run that goes on reads
+        run_folder.begin(out, run)
     return fit(training, dataclasses.replace(loop, eval_every=loop.eval_every or epoch), out)
 
 
-def batches(blocks: Blocks, batch_size: int, seed: int) -> Any:
-    """Return grain's iterator over shuffled batches, without end: each epoch in another order."""
-    return shuffled_batches(blocks, batch_size, seed, lambda rows: {"tokens": np.stack(rows)})
+def batches(blocks: Blocks, batch_size: int, seed: int, rows: Any = slice(None)) -> Any:
+    """Return grain's iterator over shuffled batches, without end: each epoch in another order.
+
+    Of each batch ``rows`` alone are read. The position is that of whole batches, so another number
+    of processes goes on from it.
+    """
+
+    def read(numbers: Sequence[int]) -> dict[str, np.ndarray]:
+        return {"tokens": np.stack([blocks[number] for number in np.asarray(numbers)[rows]])}
+
+    return shuffled_batches(range(len(blocks)), batch_size, seed, read)
 
 
 def _learned_tokenizer(texts: Sequence[str | os.PathLike[str]], merges: int) -> Tokenizer:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt1_jax.parallel import by_name, keep
 from gpt1_jax.pretrained import Params
 from gpt1_jax.rematerialization import compiler_options
 from gpt1_jax.training.freezing import join
@@ -95,6 +96,7 @@ def make_step(
         measures = {"loss": loss / weight, "grad_norm": optax.tree.norm(gradients)}
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
-        return TrainState(state.step + 1, params, opt_state, state.key), measures
+        state = TrainState(state.step + 1, params, opt_state, state.key)
+        return keep(state, by_name), measures
 
     return step
