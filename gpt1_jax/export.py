@@ -59,7 +59,7 @@ def export_model(
         companions: a checkpoint whose tokenizer is copied along.
 
     Raises:
-        ValueError: the platforms are wrong.
+        ValueError: the platforms are wrong, or attention is cuDNN's.
         OSError: the folder cannot be written.
     """
     programs = {FORWARD: export_forward(model, platforms)}
@@ -97,7 +97,7 @@ def export_forward(
         platforms: some of ``PLATFORMS``.
 
     Raises:
-        ValueError: a platform that is not one of these, or none.
+        ValueError: a platform that is not one of these, or none; attention of cuDNN's.
     """
     batch, choices, tokens = export.symbolic_shape(
         "batch, choices, tokens", constraints=[f"tokens <= {model.config.n_positions}"]
@@ -145,7 +145,7 @@ def export_decode(
         platforms: some of ``PLATFORMS``.
 
     Raises:
-        ValueError: a platform that is not one of these, or none.
+        ValueError: a platform that is not one of these, or none; attention of cuDNN's.
     """
     constraints = ["tokens <= slots", f"slots <= {model.config.n_positions}"]
     sizes: Any = export.symbolic_shape("batch, tokens, slots", constraints=constraints)
@@ -182,6 +182,11 @@ def _by_saved_names(
     model: OpenAIGPTPreTrainedModel,
 ) -> tuple[dict[str, jax.ShapeDtypeStruct], Callable[[Mapping[str, jax.Array]], Any]]:
     """Return what a checkpoint of the model holds, and the model as a function of that."""
+    if model.attention == "cudnn":
+        raise ValueError(
+            "attention is 'cudnn', which no program for other platforms can hold: "
+            "load the model with attention='manual' or 'xla' to export it"
+        )
     graphdef, params = split(model)
     leaves = flatten(params)
     config, architecture = model.config.to_dict(), type(model).__name__

@@ -234,6 +234,13 @@ def test_wrong_input(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
+def test_attention_of_one_platform_alone() -> None:
+    model = small_model(LM, n_layer=1)
+    model.attention = "cudnn"  # as a model on a GPU has it
+    with pytest.raises(ValueError, match="attention is 'cudnn', which no program for other"):
+        export_forward(model)
+
+
 @pytest.mark.parametrize("platforms", [[], ["cpu", "gpu"]])
 def test_wrong_platforms(platforms: list[str], tmp_path: Path) -> None:
     right = "must be some of cpu, cuda, tpu"
