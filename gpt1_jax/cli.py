@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 import conversion
+from gpt1_jax.compilation_cache import keep_programs
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, resolve
 from gpt1_jax.explore.commands import COMMANDS as EXPLORE_COMMANDS
@@ -58,6 +59,9 @@ def generate(
     pipeline: Pipeline | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    compilation_cache: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
+    ] = None,
 ) -> None:
     """Continue one text or several, each printed with its continuation.
 
@@ -88,7 +92,9 @@ def generate(
             checkpoint's by default.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
+        compilation_cache: keep compiled programs in this folder, for the next run.
     """
+    keep_programs(compilation_cache)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
     if json and ids:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
+from gpt1_jax.compilation_cache import keep_programs
 from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import pretrain as pretraining
 from gpt1_jax.training.evaluate import evaluate as measures_of
@@ -29,6 +30,7 @@ File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="")]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+Cache = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
 MaybeModel = Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")]
 
@@ -45,6 +47,7 @@ def pretrain(
     settings: Group[PretrainSettings] = PretrainSettings(),
     optimizer: Group[OptimizerSettings] = pretraining.OPTIMIZER,
     loop: Group[LoopSettings] = LoopSettings(),
+    compilation_cache: Cache = None,
 ) -> None:
     """Train a language model on text files. The defaults are the paper's recipe.
 
@@ -61,7 +64,9 @@ def pretrain(
         settings: how long to train, on how much.
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
+        compilation_cache: keep compiled programs in this folder, for the next run.
     """
+    keep_programs(compilation_cache)
     progress = pretraining.pretrain(
         texts,
         out,
@@ -87,6 +92,7 @@ def finetune(
     settings: Group[FinetuneSettings] = FinetuneSettings(),
     optimizer: Group[OptimizerSettings] = finetuning.OPTIMIZER,
     loop: Group[LoopSettings] = LoopSettings(),
+    compilation_cache: Cache = None,
 ) -> None:
     """Train a model for a task on a labelled set. The defaults are the paper's recipe.
 
@@ -108,7 +114,9 @@ def finetune(
         settings: what to train, for how long.
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
+        compilation_cache: keep compiled programs in this folder, for the next run.
     """
+    keep_programs(compilation_cache)
     named = {}
     for pair in columns:
         role, _, name = pair.partition("=")
@@ -138,6 +146,7 @@ def evaluate(
     json: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
+    compilation_cache: Cache = None,
 ) -> None:
     """Measure a language model on texts, or a fine-tuned model on labelled sets.
 
@@ -150,9 +159,11 @@ def evaluate(
         json: print a JSON object a file.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
+        compilation_cache: keep compiled programs in this folder, for the next run.
     """
     if not files:
         raise ValueError("give at least one file")
+    keep_programs(compilation_cache)
     found = measures_of(
         model,
         files,
