@@ -17,7 +17,7 @@ import tyro
 from benchmarks.machine import Platform
 from benchmarks.peers import OURS
 from benchmarks.suite import DEFAULTS, Options, Suite, opened, show_seconds
-from benchmarks.timing import cores, interleave
+from benchmarks.timing import Spread, cores, interleave
 from gpt1_jax import Tokenizer
 from gpt1_jax.demo import FOLDER as DEMO
 
@@ -130,6 +130,10 @@ def _race(suite: Suite, folder: Path, cache: str) -> None:
         for name, it in compilations.items()
     }
     show_seconds(f"To the first token; medians of {suite.rounds} rounds", seconds, notes)
+    if CACHED in seconds:
+        rounds = zip(seconds[OURS], seconds[CACHED], strict=True)
+        saved = Spread.of([cold - warm for cold, warm in rounds])
+        print(f"  the cache saves {saved.median:.3f} s ({saved.low:.3f} to {saved.high:.3f})")
     suite.add(case={"new tokens": 1}, seconds=seconds, compilations=compilations)
 
 

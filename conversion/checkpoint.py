@@ -106,6 +106,7 @@ def write(
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
     companions: str | os.PathLike[str] | None = None,
+    files: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """Write a checkpoint that transformers, or OpenAI's own code, loads.
 
@@ -123,6 +124,7 @@ def write(
         safe_serialization: model.safetensors; if false, pytorch_model.bin, which needs torch.
         companions: a folder whose other files of a checkpoint, such as the tokenizer's, are copied
             along.
+        files: contents of files beside Hugging Face's weights that belong to them, by their names.
 
     Raises:
         ValueError: the parameters do not fit the config, or the format cannot hold them.
@@ -139,14 +141,15 @@ def write(
             architecture,
             leaves,
             copies,
+            files=files,
             max_shard_size=max_shard_size,
             safe_serialization=safe_serialization,
         )
     elif format == "openai":
-        if max_shard_size != "5GB" or not safe_serialization:
+        if max_shard_size != "5GB" or not safe_serialization or files:
             raise ValueError(
-                "OpenAI's format is ten npy files: max_shard_size and safe_serialization are "
-                "Hugging Face's alone"
+                "OpenAI's format is ten npy files: max_shard_size, safe_serialization and files "
+                "are Hugging Face's alone"
             )
         openai.write_folder(Path(folder), config, architecture, leaves, copies)
     else:

@@ -6,6 +6,7 @@ import shutil
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,7 @@ def write_folder(
     leaves: Sequence[tuple[Parameter, Stored]],
     copies: Sequence[Path] = (),
     *,
+    files: Mapping[str, bytes] = MappingProxyType({}),
     max_shard_size: int | str = "5GB",
     safe_serialization: bool = True,
 ) -> None:
@@ -73,6 +75,7 @@ def write_folder(
         architecture: one of ``ARCHITECTURES``.
         leaves: the table's rows with their leaves.
         copies: files to copy into the folder.
+        files: contents of other files to write, by their names.
         max_shard_size: weights above this size are split into several files with an index; bytes,
             or a number with KB, MB, GB or TB.
         safe_serialization: model.safetensors; if false, pytorch_model.bin, which needs torch.
@@ -87,7 +90,7 @@ def write_folder(
     save = _save_safetensors if safe_serialization else _save_pickle
     name = SAFETENSORS if safe_serialization else PICKLE
     text = config_text(config, architecture, {one.dtype for _, one in leaves})
-    saved = {_saved_name(row, config, architecture): (row, one) for row, one in leaves}
+    saved = {saved_name(row, config, architecture): (row, one) for row, one in leaves}
     shards, index = _split(
         {key: one.nbytes for key, (_, one) in saved.items()}, name, max_shard_size
     )
@@ -98,6 +101,8 @@ def write_folder(
             new(name + _INDEX).write_text(index, encoding="utf-8")
         for path in copies:
             shutil.copyfile(path, new(path.name))
+        for file, content in files.items():
+            new(file).write_bytes(content)
         # Last, so that a folder never has a new config beside old weights.
         new(CONFIG).write_text(text, encoding="utf-8")
 
@@ -183,7 +188,8 @@ def _open_shards(index: Path) -> list[Stored]:
     return found
 
 
-def _saved_name(row: Parameter, config: Mapping[str, Any], architecture: str) -> str:
+def saved_name(row: Parameter, config: Mapping[str, Any], architecture: str) -> str:
+    """The name that a parameter has in a file of weights: torch's, or that of its second use."""
     # Tied, transformers keeps one of the two names: of the double heads model it is the head's.
     tokens = row.path[-2] == "tokens_embed"
     if tokens and architecture == DOUBLE_HEADS and tied(config):

@@ -12,12 +12,13 @@ import numpy as np
 import tyro
 
 import conversion
+from gpt1_jax.compilation_cache import keep_programs
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, resolve
 from gpt1_jax.explore.commands import COMMANDS as EXPLORE_COMMANDS
 from gpt1_jax.generation import GenerateOutput, GenerationSettings, stream
 from gpt1_jax.generation.batches import generate_batches, in_order
-from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
+from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import cast_params
 from gpt1_jax.prompt_file import Prompt, read_prompt_file
 from gpt1_jax.setting_flags import (
@@ -58,6 +59,9 @@ def generate(
     pipeline: Pipeline | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    compilation_cache: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
+    ] = None,
 ) -> None:
     """Continue one text or several, each printed with its continuation.
 
@@ -88,7 +92,9 @@ def generate(
             checkpoint's by default.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
+        compilation_cache: keep compiled programs in this folder, for the next run.
     """
+    keep_programs(compilation_cache)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
     if json and ids:
@@ -182,6 +188,46 @@ def convert(
         companions=folder,
     )
     print(f"{target}: {config['architectures'][0]} in {format} format")
+
+
+@app.command
+def export(
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|HUB-ID")],
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu"),
+    text: bool = False,
+    dtype: DType | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> None:
+    """Write a model as programs that JAX runs without this package, beside its weights.
+
+    The folder is a checkpoint in Hugging Face's layout, with its tokenizer, and has the model's
+    forward in forward.jax and, of a language model, the forward with a cache in decode.jax.
+
+    Args:
+        model: a checkpoint.
+        target: the folder to write.
+        platforms: that the programs are for.
+        text: also write the programs as StableHLO text, forward.mlir and decode.mlir.
+        dtype: of the computation; the checkpoint's by default. The weights keep theirs, which
+            convert changes.
+        revision: branch, tag or commit on the hub.
+        local_files_only: do without the network.
+    """
+    from gpt1_jax.export import export_model
+
+    folder = resolve(model, revision=revision, local_files_only=local_files_only)
+    held = conversion.named_architecture(conversion.read_config(folder))
+    cls = MODELS[held or OpenAIGPTLMHeadModel.__name__]
+    export_model(
+        cls.from_pretrained(folder, dtype=dtype),
+        target,
+        platforms=platforms,
+        text=text,
+        companions=folder,
+    )
+    print(f"{target}: {cls.__name__} for {', '.join(platforms)}")
 
 
 @app.command

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import PrecisionLike
 
+from gpt1_jax.attention import Backend
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.dtypes import at_least_float32
 from gpt1_jax.products import dot_general, table_product
@@ -31,6 +32,7 @@ class Layers:
         dtype: of the computation.
         param_dtype: of the parameters.
         precision: of the matrix products; None takes JAX's default for the device.
+        attention: what computes the attention.
         rngs: keys of the initial weights.
     """
 
@@ -38,6 +40,7 @@ class Layers:
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     precision: PrecisionLike
+    attention: Backend
     rngs: nnx.Rngs
 
     def linear(self, features: int, outputs: int) -> nnx.Linear:

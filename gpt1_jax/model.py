@@ -12,6 +12,7 @@ N heads, H = E / N, V ``vocab_size``.
 """
 
 import dataclasses
+import functools
 import math
 from typing import Any, TypedDict, Unpack
 
@@ -20,7 +21,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gpt1_jax.attention import Cache, LayerCache, Mask, attend, attention_weights
+from gpt1_jax.attention import (
+    Backend,
+    Cache,
+    LayerCache,
+    Mask,
+    attend,
+    attend_fused,
+    attention_weights,
+)
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.dtypes import at_least_float32
 from gpt1_jax.inputs import ArrayLike, check_arguments
@@ -63,6 +72,7 @@ class Attention(nnx.Module):
         self.n_head = config.n_head
         self.parts = 1
         self.precision = layers.precision
+        self.backend: Backend = layers.attention
         self.c_attn = layers.linear(config.n_embd, 3 * config.n_embd)  # q, k, v in that order
         self.c_proj = layers.linear(config.n_embd, config.n_embd)
         self.attn_dropout = nnx.Dropout(config.attn_pdrop)
@@ -110,17 +120,27 @@ class Attention(nnx.Module):
         mask: Mask,
         past: LayerCache | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array, LayerCache | None]:
-        """(B, T, E) -> (B, T, E), the weights (B, N, T, S), and ``past`` with these keys in it."""
+        *,
+        need_weights: bool = True,
+    ) -> tuple[jax.Array, jax.Array | None, LayerCache | None]:
+        """(B, T, E) -> (B, T, E), the weights (B, N, T, S), and ``past`` with these keys in it.
+
+        The weights may be None unless they are needed.
+        """
         attn_key, resid_key = split_key(dropout_key, 2)
         query, key, value = map(self.split_heads, self.thirds(self.c_attn(x)))
         if past is not None:
             past = past.append(key, value)
             key, value = past.keys.astype(query.dtype), past.values.astype(query.dtype)
-        weights = attention_weights(query, key, mask, self.precision)
-        weights = dropout(self.attn_dropout, weights, attn_key)
-        a = self.merge_heads(attend(weights, value, self.precision))
-        return dropout(self.resid_dropout, self.c_proj(a), resid_key), weights, past
+        drop = attn_key is not None and self.attn_dropout.rate > 0
+        if self.backend == "manual" or need_weights or drop:
+            weights = attention_weights(query, key, mask, self.precision)
+            weights = dropout(self.attn_dropout, weights, attn_key)
+            mixed = attend(weights, value, self.precision)
+        else:
+            weights, mixed = None, attend_fused(query, key, value, mask, self.backend)
+        a = self.c_proj(self.merge_heads(mixed))
+        return dropout(self.resid_dropout, a, resid_key), weights, past
 
 
 class MLP(nnx.Module):
@@ -152,10 +172,12 @@ class Block(nnx.Module):
         mask: Mask,
         past: LayerCache | None = None,
         dropout_key: jax.Array | None = None,
-    ) -> tuple[jax.Array, jax.Array, LayerCache | None]:
+        *,
+        need_weights: bool = True,
+    ) -> tuple[jax.Array, jax.Array | None, LayerCache | None]:
         """(B, T, E) -> (B, T, E), with the attention's weights and cache."""
         attn_key, mlp_key = split_key(dropout_key, 2)
-        a, weights, past = self.attn(x, mask, past, attn_key)
+        a, weights, past = self.attn(x, mask, past, attn_key, need_weights=need_weights)
         n = self.ln_1(x + a).astype(x.dtype)
         h = self.ln_2(n + self.mlp(n, mlp_key)).astype(x.dtype)
         return h, weights, past
@@ -303,6 +325,7 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         hidden_states, attentions, layers = [x], [], []
         for i, (block, key) in enumerate(zip(self.h, block_keys, strict=True)):
             # A cache is for decoding, which has no backward pass.
+            block = functools.partial(block, need_weights=output_attentions)
             block = rematerialize(block, self.remat if cache is None else "none")
             x, weights, layer = block(x, mask, None if cache is None else cache.layer(i), key)
             hidden_states.append(x)

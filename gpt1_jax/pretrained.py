@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import PrecisionLike
 
 import conversion
+from gpt1_jax.attention import Attention, Backend, choose_backend
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.dtypes import float_dtype
@@ -82,6 +83,12 @@ class Numerics(TypedDict, total=False):
         param_dtype: of the parameters; float32 by default.
         precision: of the matrix products, as ``jax.lax.Precision``; by default JAX's for the
             device, which on GPU and TPU is coarser than float32.
+        attention: what computes it. "manual", the default, is GPT-1's formula. "xla" and "cudnn"
+            are ``jax.nn.dot_product_attention``: equal at tokens but for rounding, not at padding.
+            Where the weights are asked for (``output_attentions``) or dropped out in a training,
+            the formula takes their place. "cudnn" needs bfloat16 or float16 and an NVIDIA GPU.
+            "auto" chooses by the platform: "cudnn" on such a GPU, if it can; else "xla" on a GPU or
+            TPU, "manual" on a CPU.
         remat: what the backward pass of a training computes again instead of keeping it: "none";
             "cheap", all but the products of linear layers (so scores, softmax, dropout, GELU and
             norms); or "all", whole blocks, of which then only the inputs are kept. On a CPU it
@@ -92,6 +99,7 @@ class Numerics(TypedDict, total=False):
     dtype: jax.typing.DTypeLike | None
     param_dtype: jax.typing.DTypeLike
     precision: PrecisionLike
+    attention: Attention
     remat: Remat
 
 
@@ -101,11 +109,13 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     Attributes:
         config: the model's configuration.
         dtype: of the computation.
+        attention: the backend that computes it, "auto" resolved; see ``Numerics``.
         remat: what the backward pass computes again; see ``Numerics``.
     """
 
     config: OpenAIGPTConfig
     dtype: jnp.dtype
+    attention: Backend
     remat: Remat
 
     def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
@@ -119,6 +129,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         precision: PrecisionLike = None,
+        attention: Attention = "manual",
         remat: Remat = "none",
     ) -> Layers:
         """Set what every model holds, and return the maker of its layers; see ``Numerics``."""
@@ -128,7 +139,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         self.config = config
         self.remat = remat
         self.dtype = param_dtype if dtype is None else float_dtype("dtype", dtype)
-        return Layers(config, self.dtype, param_dtype, precision, rngs)
+        self.attention = choose_backend(attention, config, self.dtype, precision)
+        return Layers(config, self.dtype, param_dtype, precision, self.attention, rngs)
 
     @property
     def params(self) -> Params:
@@ -180,6 +192,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike | None = None,
         precision: PrecisionLike = None,
+        attention: Attention = "manual",
         remat: Remat = "none",
         rngs: nnx.Rngs | None = None,
         revision: str | None = None,
@@ -196,6 +209,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             dtype: of the computation; the parameters' by default.
             param_dtype: of the parameters; the file's by default.
             precision: of the matrix products.
+            attention: what computes it; see ``Numerics``.
             remat: what a training's backward pass computes again; see ``Numerics``.
             rngs: keys of a head that the checkpoint lacks. Without them such a checkpoint is an
                 error.
@@ -246,6 +260,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             dtype=dtype,
             param_dtype=param_dtype or jnp.result_type(*{leaf.dtype for leaf in leaves.values()}),
             precision=precision,
+            attention=attention,
             remat=remat,
         )
         model = nnx.eval_shape(lambda: make(rngs=NoRngs()))

@@ -75,8 +75,9 @@ def table_product(
         kind = jnp.finfo(logits.dtype)
         return jax.lax.reduce_precision(logits, kind.nexp, kind.nmant)
 
-    # In half precision both forms are alike.
-    if 1 < x.size // E <= FEW and x.dtype.itemsize > 2:
+    rows = x.size // E
+    # In half precision both forms are alike. A symbol, as an export has it, is no known number.
+    if isinstance(rows, int) and 1 < rows <= FEW and x.dtype.itemsize > 2:
         return jax.lax.platform_dependent(x, table, cpu=table_first, default=whole)
     return whole(x, table)
 

@@ -40,11 +40,13 @@ def small_model(
     dtype: Any = None,
     param_dtype: Any = jnp.float32,
     precision: Any = None,
+    attention: Any = "manual",
     **fields: Any,
 ) -> Model:
     """A model whose every parameter is random, biases and gains too, and far from uniform."""
     config = small_config(**fields)
-    make = functools.partial(cls, config, dtype=dtype, param_dtype=param_dtype, precision=precision)
+    numerics = {"dtype": dtype, "param_dtype": param_dtype, "precision": precision}
+    make = functools.partial(cls, config, **numerics, attention=attention)
     model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
     model.load_params(random_params(model, seed))
     return model

@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
+from gpt1_jax.compilation_cache import keep_programs
 from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import pretrain as pretraining
 from gpt1_jax.training import processes
@@ -31,6 +32,7 @@ File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="")]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
+Cache = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
 MaybeModel = Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")]
 
@@ -48,6 +50,7 @@ def pretrain(
     optimizer: Group[OptimizerSettings] = pretraining.OPTIMIZER,
     loop: Group[LoopSettings] = LoopSettings(),
     devices: Group[DeviceSettings] = DeviceSettings(),
+    compilation_cache: Cache = None,
 ) -> None:
     """Train a language model on text files. The defaults are the paper's recipe.
 
@@ -65,7 +68,9 @@ def pretrain(
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
         devices: what devices to train on.
+        compilation_cache: keep compiled programs in this folder, for the next run.
     """
+    keep_programs(compilation_cache)
     with processes.devices(devices) as mesh:
         progress = pretraining.pretrain(
             texts,
@@ -95,6 +100,7 @@ def finetune(
     optimizer: Group[OptimizerSettings] = finetuning.OPTIMIZER,
     loop: Group[LoopSettings] = LoopSettings(),
     devices: Group[DeviceSettings] = DeviceSettings(),
+    compilation_cache: Cache = None,
 ) -> None:
     """Train a model for a task on a labelled set. The defaults are the paper's recipe.
 
@@ -117,7 +123,9 @@ def finetune(
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
         devices: what devices to train on.
+        compilation_cache: keep compiled programs in this folder, for the next run.
     """
+    keep_programs(compilation_cache)
     named = {}
     for pair in columns:
         role, _, name = pair.partition("=")
@@ -150,6 +158,7 @@ def evaluate(
     json: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
+    compilation_cache: Cache = None,
 ) -> None:
     """Measure a language model on texts, or a fine-tuned model on labelled sets.
 
@@ -162,9 +171,11 @@ def evaluate(
         json: print a JSON object a file.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
+        compilation_cache: keep compiled programs in this folder, for the next run.
     """
     if not files:
         raise ValueError("give at least one file")
+    keep_programs(compilation_cache)
     found = measures_of(
         model,
         files,

@@ -1,0 +1,27 @@
+"""JAX's persistent cache of compiled programs, as the command's flag turns it on."""
+
+from pathlib import Path
+
+import jax
+
+
+def keep_programs(folder: Path | None) -> None:
+    """Keep what this process compiles in a folder, and take from there what others have compiled.
+
+    JAX's own ``JAX_COMPILATION_CACHE_DIR`` does the same for programs that take a second to
+    compile; here all are kept, since a command has many small ones. To be called before anything is
+    compiled: JAX decides then whether it has a cache.
+
+    Args:
+        folder: made by JAX if need be; None leaves JAX as it is.
+
+    Raises:
+        ValueError: it is a file.
+    """
+    if folder is None:
+        return
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"the compilation cache {folder} is a file, but must be a folder")
+    jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

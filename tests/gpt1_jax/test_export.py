@@ -1,0 +1,249 @@
+"""Exported programs: what a process without this package makes of them, and what is refused."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from small_models import MODELS, difference, random_ids, small_model
+
+import conversion
+import gpt1_jax as gpt1
+from gpt1_jax.export import PLATFORMS, export_decode, export_forward, export_model
+
+LM = gpt1.OpenAIGPTLMHeadModel
+DOUBLE = gpt1.OpenAIGPTDoubleHeadsModel
+CLASSIFICATION = gpt1.OpenAIGPTForSequenceClassification
+README = Path(__file__).parents[2] / "README.md"
+SHAPES = [(1, 1), (2, 5), (5, 8)]  # three numbers of rows, three lengths
+
+# Reads folders of programs with inputs in them, and writes beside these what comes out.
+CALL = """
+import sys
+
+for folder in sys.argv[1:]:
+    weights = load_file(f"{folder}/model.safetensors")
+    forward = load(f"{folder}/forward.jax")
+    given, outputs = np.load(f"{folder}/given.npz"), {}
+    for i in range(3):
+        inputs = [given[f"{i} {n}"] for n in range(3) if f"{i} {n}" in given]
+        for name, array in forward(weights, *inputs).items():
+            outputs[f"{i} {name}"] = array
+    np.savez(f"{folder}/outputs.npz", **outputs)
+"""
+ALONE = """
+assert not {"gpt1_jax", "conversion", "flax"} & {name.partition(".")[0] for name in sys.modules}
+"""
+
+
+def printed(name: str) -> str:
+    """The program that the README prints under a comment of this name."""
+    found = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def child(program: str, folder: Path, *arguments: object) -> str:
+    """Run a program in a folder, with another process's Python: what it prints."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def inputs_of(cls: Any, rows: int, tokens: int) -> list[np.ndarray]:
+    """Ids with padding on the right, by which a classification finds the end of a row."""
+    shape = (rows, 3, tokens) if cls is DOUBLE else (rows, tokens)
+    lengths = np.random.default_rng(tokens).integers(1, tokens + 1, shape[:-1])
+    mask = (np.arange(tokens) < lengths[..., None]).astype(np.int32)
+    ids = np.where(mask, np.maximum(random_ids(*shape), 1), 0)
+    return [ids, mask, lengths - 1] if cls is DOUBLE else [ids, mask]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of programs for each of the models, and what a process without this package gets."""
+    root = tmp_path_factory.mktemp("models")
+    for cls in MODELS:
+        folder = root / cls.__name__
+        export_model(small_model(cls, n_layer=1, pad_token_id=0), folder)
+        given: Any = {
+            f"{i} {n}": array
+            for i, shape in enumerate(SHAPES)
+            for n, array in enumerate(inputs_of(cls, *shape))
+        }
+        np.savez(folder / "given.npz", **given)
+    export_model(LM.from_pretrained("demo"), root / "exported")
+    child(printed("loader") + CALL + ALONE, root, *(cls.__name__ for cls in MODELS))
+    return root
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_a_process_without_this_package(cls: Any, exported: Path) -> None:
+    """One program for all numbers of rows and tokens."""
+    apply, params = gpt1.functional(small_model(cls, n_layer=1, pad_token_id=0))
+    outputs = np.load(exported / cls.__name__ / "outputs.npz")
+    for i, shape in enumerate(SHAPES):
+        ids, mask, *places = inputs_of(cls, *shape)
+        more = {"mc_token_ids": places[0]} if places else {}
+        out: Any = apply(params, ids, mask, **more)
+        names = [name for name, array in vars(out).items() if array is not None]
+        assert sorted(names) == sorted(
+            key.removeprefix(f"{i} ") for key in outputs if key.startswith(f"{i} ")
+        )
+        for name in names:
+            # Measured: 1.3e-7; at full size 0.
+            assert difference(outputs[f"{i} {name}"], out[name]) <= 1e-6
+
+
+def test_decoding_as_the_readme_prints_it(exported: Path) -> None:
+    program = printed("loader") + printed("decoding")
+    show = "print(logits.shape, *ids[0])\nimport sys\n"
+    *shape, ids = child(program + show + ALONE, exported).partition(") ")
+    model = LM.from_pretrained("demo")
+    prompt = [481, 544, 246]
+    assert shape[0] == f"(1, 3, {model.config.vocab_size}"
+    expected = gpt1.generate(model, [prompt], max_new_tokens=20)[0]
+    assert list(map(int, ids.split())) == expected.tolist()
+
+
+def test_decoding_of_padded_rows_and_in_parts() -> None:
+    """Rows of unequal length in pieces of 3, 1 and 2 tokens, against the whole at once."""
+    model = small_model(LM)
+    apply, params = gpt1.functional(model)
+    weights = saved(model)
+    program = export_decode(model, ["cpu"])
+    ids, mask = random_ids(2, 6), np.ones((2, 6), np.int32)
+    mask[0, :2] = 0
+    cache: Any = vars(gpt1.Cache.empty(model.config, batch=2, length=7))
+    whole = apply(params, ids, mask, positions_from_mask=True).logits
+    for start, end in ((0, 3), (3, 4), (4, 6)):
+        out = program.call(weights, ids[:, start:end], mask[:, start:end], cache)
+        cache = out["cache"]
+        assert difference(out["logits"], whole[:, end - 1]) <= 1e-6
+
+
+def saved(model: Any) -> dict[str, Any]:
+    """The tensors of a model's checkpoint: the names and the order of dimensions are torch's."""
+    rows = conversion.layout(model.config.to_dict(), type(model).__name__)
+    leaves = {row.torch: row.path for row in rows}
+
+    def at(path: tuple[str, ...]) -> np.ndarray:
+        node = model.params
+        for key in path:
+            node = node[key]
+        return np.asarray(node)
+
+    return {row.torch: row.to_torch(at(leaves[row.torch])) for row in rows}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_weights_are_a_checkpoint(tied: bool, tmp_path: Path) -> None:
+    """Transformers' names, and for an untied head its order of dimensions."""
+    model = small_model(LM, n_layer=1, tie_word_embeddings=tied)
+    export_model(model, tmp_path)
+    again = LM.from_pretrained(tmp_path)
+    ids, mask = inputs_of(LM, 2, 5)
+    np.testing.assert_array_equal(again(ids, mask).logits, model(ids, mask).logits)
+    program = jax.export.deserialize(bytearray((tmp_path / "forward.jax").read_bytes()))
+    out = program.call(load_file(tmp_path / "model.safetensors"), ids, mask)
+    assert difference(out["logits"], model(ids, mask).logits) <= 1e-6
+
+
+def test_platforms() -> None:
+    model = small_model(LM, n_layer=1)
+    for export in (export_forward, export_decode):
+        assert export(model).platforms == PLATFORMS == ("cpu", "cuda", "tpu")
+        assert export(model, ["tpu"]).platforms == ("tpu",)
+
+
+def test_half_precision() -> None:
+    """The program computes as the model does, from weights in the dtype that it has them in."""
+    model = small_model(LM, n_layer=1, dtype=jnp.bfloat16)
+    ids, mask = inputs_of(LM, 2, 5)
+    out = export_forward(model, ["cpu"]).call(saved(model), ids, mask)
+    assert out["logits"].dtype == np.float32
+    assert difference(out["logits"], model(ids, mask).logits) <= 2e-2
+
+
+def test_a_classification_without_padding_takes_one_row() -> None:
+    model = small_model(CLASSIFICATION, n_layer=1)
+    program, weights = export_forward(model, ["cpu"]), saved(model)
+    ids = random_ids(1, 4)
+    out = program.call(weights, ids, np.ones_like(ids))
+    assert difference(out["logits"], model(ids).logits) <= 1e-6
+    with pytest.raises(ValueError, match=r"args\[1\]"):
+        program.call(weights, random_ids(2, 4), np.ones((2, 4), np.int32))
+
+
+def test_too_many_tokens_are_refused_when_called() -> None:
+    """JAX's error; its cause says what was expected."""
+    model = small_model(LM, n_layer=1)
+    program = jax.export.deserialize(export_forward(model, ["cpu"]).serialize())
+    ids = random_ids(1, 9)
+    with pytest.raises(ValueError, match="shapes") as error:
+        program.call(saved(model), ids, np.ones_like(ids))
+    assert "constraint tokens <= 8" in str(error.value.__cause__)
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_command(run: Run, tmp_path: Path) -> None:
+    model = small_model(DOUBLE, n_layer=1)
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "vocab.json").write_text("{}")
+    target = tmp_path / "exported"
+    status, out, err = run("export", tmp_path / "model", target, "--text", "--platforms", "cpu")
+    assert (status, err) == (0, "")
+    assert out == f"{target}: OpenAIGPTDoubleHeadsModel for cpu\n"
+    assert sorted(path.name for path in target.iterdir()) == [
+        "config.json",
+        "forward.jax",
+        "forward.mlir",
+        "model.safetensors",
+        "vocab.json",
+    ]
+    text = (target / "forward.mlir").read_text()
+    assert "module @jit_forward" in text
+    assert "stablehlo.dot_general" in text
+
+
+def test_wrong_input(run: Run, tmp_path: Path) -> None:
+    small_model(LM, n_layer=1).save_pretrained(tmp_path / "model")
+    status, _, err = run("export", tmp_path / "absent", tmp_path / "target")
+    assert status == 2
+    assert err.startswith(f"gpt1: there is no folder '{tmp_path / 'absent'}'")
+    status, _, err = run("export", tmp_path / "model", tmp_path / "target", "--platforms", "rocm")
+    assert status == 2
+    assert "'rocm'" in err
+    file = tmp_path / "file"
+    file.write_text("")
+    status, _, err = run("export", tmp_path / "model", file)
+    assert status == 2
+    assert err == f"gpt1: [Errno 20] cannot write to {file}: it is a file, not a folder\n"
+    assert file.read_text() == ""
+    assert not (tmp_path / "target").exists()
+
+
+def test_attention_of_one_platform_alone() -> None:
+    model = small_model(LM, n_layer=1)
+    model.attention = "cudnn"  # as a model on a GPU has it
+    with pytest.raises(ValueError, match="attention is 'cudnn', which no program for other"):
+        export_forward(model)
+
+
+@pytest.mark.parametrize("platforms", [[], ["cpu", "gpu"]])
+def test_wrong_platforms(platforms: list[str], tmp_path: Path) -> None:
+    right = "must be some of cpu, cuda, tpu"
+    with pytest.raises(ValueError, match=f"platforms (has 'gpu'|is empty), but {right}"):
+        export_model(small_model(LM, n_layer=1), tmp_path / "target", platforms=platforms)
+    assert not (tmp_path / "target").exists()
