@@ -19,6 +19,7 @@ from gpt1_jax.explore.commands import COMMANDS as EXPLORE_COMMANDS
 from gpt1_jax.generation import GenerateOutput, GenerationSettings, stream
 from gpt1_jax.generation.batches import generate_batches, in_order
 from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
+from gpt1_jax.plan.commands import plan
 from gpt1_jax.pretrained import cast_params
 from gpt1_jax.prompt_file import Prompt, read_prompt_file
 from gpt1_jax.setting_flags import (
@@ -35,7 +36,7 @@ from gpt1_jax.training.commands import COMMANDS, with_config
 DType = Literal["float32", "bfloat16", "float16"]
 Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
 app = tyro.extras.SubcommandApp()
-for command in (*COMMANDS.values(), *EXPLORE_COMMANDS):
+for command in (*COMMANDS.values(), *EXPLORE_COMMANDS, plan):
     app.command(command)
 
 

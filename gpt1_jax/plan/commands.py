@@ -1,0 +1,93 @@
+"""The command ``gpt1 plan``."""
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from conversion.atomic import replacing
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.plan.machines import CHIPS, machine
+from gpt1_jax.plan.plan import TIMEOUT
+from gpt1_jax.plan.plan import plan as planned
+from gpt1_jax.plan.table import described, markdown
+from gpt1_jax.rematerialization import Remat
+
+DType = Literal["float32", "bfloat16"]
+
+
+def plan(
+    machines: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MACHINE...")],
+    mesh: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None,
+    forward: int = 32,
+    prefill: int = 32,
+    decode: int = 64,
+    train: int = 64,
+    length: int = 512,
+    dtype: tuple[DType, ...] = ("float32", "bfloat16"),
+    remat: Remat = "cheap",
+    model: Annotated[
+        str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")
+    ] = None,
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    table: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    timeout: float = TIMEOUT,
+) -> None:
+    """Compile a model's programs for machines that need not be here, and show what they take.
+
+    Memory of a device against what it has, operations, bytes, what devices exchange, and by the
+    chip's public figures the least time that a call can take. Needs the extra "plan".
+
+    Args:
+        machines: v5e:2x2, v6e:4x4, v5p:2x2x1 (a TPU and the shape of its slice), h100, or cpu, the
+            one at hand; cpu:8 for eight simulated devices.
+        mesh: how to split the work over devices, such as data=4,fsdp=2; all along data by default.
+        forward: rows of a forward; these and the next three are for each part that the mesh splits
+            a batch into, and 0 leaves the program out.
+        prefill: rows of prompts read into a cache.
+        decode: rows of a step of decoding, with a full cache.
+        train: rows of a step of training, Adam included.
+        length: tokens of a row.
+        dtype: of the computation, one or several.
+        remat: what training computes again in place of keeping it.
+        model: a checkpoint, of which only the configuration is read; GPT-1's by default.
+        json: write everything to this file.
+        table: write the table to this file, as Markdown.
+        timeout: seconds after which a compiler is given up.
+    """
+    if not machines:
+        raise ValueError(f"give a machine: cpu, or one of {', '.join(CHIPS)}, a TPU with its shape")
+    rows = {"forward": forward, "prefill": prefill, "decode": decode, "train": train}
+    if min(rows.values()) < 0 or not any(rows.values()):
+        raise ValueError("rows must be at least 0, and those of one program at least 1")
+    config = OpenAIGPTConfig() if model is None else OpenAIGPTConfig.from_pretrained(model)
+    for name in machines:
+        machine(name)  # before the first compilation
+    plans = []
+    for name in machines:
+        for kind in dtype:
+            for program, number in rows.items():
+                if number == 0:
+                    continue
+                chosen: Any = program
+                one = planned(
+                    name,
+                    chosen,
+                    config,
+                    mesh=mesh,
+                    rows=number,
+                    length=length,
+                    dtype=kind,
+                    remat=remat,
+                    timeout=timeout,
+                )
+                print(described(one), flush=True)
+                plans.append(one)
+    if table is not None:
+        with replacing(table.absolute().parent) as new:
+            new(table.name).write_text(markdown(plans), encoding="utf-8")
+    if json is not None:
+        with replacing(json.absolute().parent) as new:
+            text = json_format.dumps([one.to_dict() for one in plans], indent=1)
+            new(json.name).write_text(text + "\n", encoding="utf-8")

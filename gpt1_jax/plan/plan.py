@@ -1,0 +1,189 @@
+"""A program on a machine: the memory it takes, what its devices exchange, and how long at least."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.plan.collectives import Collective
+from gpt1_jax.plan.machines import Machine, machine
+from gpt1_jax.plan.names import Name
+from gpt1_jax.rematerialization import Remat
+
+# What the compilers of other machines are called, where Python looks for them.
+MODULES = {"tpu": ("libtpu",), "cuda": ("jax_cuda13_plugin",), "cpu": ()}
+TIMEOUT = 1800.0  # seconds
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A program, compiled for a machine.
+
+    All bytes and operations are those of one device and one call.
+
+    Attributes:
+        machine: what it was compiled for.
+        program: which.
+        mesh: how the work is split, None for all devices along "data".
+        rows: for each part that the mesh splits a batch into.
+        length: tokens of a row.
+        dtype: of the computation.
+        tokens: that all devices together read or write.
+        arguments: bytes of parameters and whatever else goes in.
+        outputs: bytes that come out.
+        donated: bytes of outputs that lie where arguments were.
+        temporaries: bytes in between.
+        flops: operations, the greater of XLA's count, which counts a loop's body once, and that of
+            the matrix products by their shapes.
+        bytes: that are read and written, by XLA's count; for a GPU, where it does not tell, those
+            of arguments and outputs, each once.
+        collectives: what is exchanged.
+        refused: why the compiler refused it, where that was for lack of memory; the rest is 0 then.
+    """
+
+    machine: Machine
+    program: Name
+    mesh: str | None
+    rows: int
+    length: int
+    dtype: str
+    tokens: int = 0
+    arguments: int = 0
+    outputs: int = 0
+    donated: int = 0
+    temporaries: int = 0
+    flops: float = 0.0
+    bytes: float = 0.0
+    collectives: tuple[Collective, ...] = ()
+    refused: str | None = None
+
+    @property
+    def memory(self) -> int:
+        """Bytes of a device that are taken at once."""
+        return self.arguments + self.outputs - self.donated + self.temporaries
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has that much."""
+        return self.refused is None and self.memory <= self.machine.chip.memory
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Seconds at least, for what the chip is known to do: the roofline model's three bounds.
+
+        Computing, moving to and from memory, and exchanging go on at the same time at best
+        (Williams et al. 2009).
+        """
+        chip = self.machine.chip
+        found = {}
+        if chip.flops is not None:
+            found["compute"] = self.flops / chip.flops[self.dtype]
+        if chip.bandwidth is not None:
+            found["memory"] = self.bytes / chip.bandwidth
+        if chip.links is not None and self.machine.devices > 1:
+            found["interconnect"] = sum(each.wire for each in self.collectives) / chip.links
+        return found
+
+    @property
+    def bound(self) -> tuple[str, float] | None:
+        """Which of the bounds holds, and its seconds; None where nothing is known of the chip."""
+        return max(self.times.items(), key=lambda item: item[1], default=None)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON holds it, the machine by its name."""
+        fields = dataclasses.asdict(self)
+        bound = self.bound
+        return {
+            **fields,
+            "machine": self.machine.name,
+            "devices": self.machine.devices,
+            "memory": self.memory,
+            "capacity": self.machine.chip.memory,
+            "fits": self.fits,
+            "seconds": self.times,
+            "bound": None if bound is None else bound[0],
+            "source": self.machine.chip.source,
+        }
+
+
+def plan(
+    name: str,
+    program: Name,
+    config: OpenAIGPTConfig | None = None,
+    *,
+    mesh: str | None = None,
+    rows: int = 32,
+    length: int = 512,
+    dtype: str = "float32",
+    remat: Remat = "cheap",
+    timeout: float = TIMEOUT,
+) -> Plan:
+    """Compile a program for a machine, in a process of its own, and return what it takes.
+
+    Args:
+        name: of the machine, see ``machines.machine``.
+        program: "forward", "prefill", "decode" or "train", see ``programs.program``.
+        config: of the model; GPT-1's by default.
+        mesh: such as "data=4,fsdp=2", see ``parallel``; by default all devices along "data".
+        rows: for each part that the mesh splits a batch into.
+        length: tokens of a row.
+        dtype: of the computation, "float32" or "bfloat16".
+        remat: what training computes again.
+        timeout: seconds after which the compiler is given up.
+
+    Raises:
+        ValueError: there is no such machine, or the mesh or the length does not fit.
+        ImportError: the machine's compiler is not installed.
+        TimeoutError: the compiler took too long.
+        OSError: it failed.
+    """
+    target = machine(name)
+    missing = [each for each in MODULES[target.compiler] if not importlib.util.find_spec(each)]
+    if missing:
+        raise ImportError(
+            f'compiling for {name} needs {missing[0]}: pip install "gpt1-jax[plan]", '
+            "in an environment of its own"
+        )
+    request = {
+        "machine": name,
+        "mesh": mesh,
+        "config": (config or OpenAIGPTConfig()).to_dict(),
+        "program": program,
+        "rows": rows,
+        "length": length,
+        "dtype": dtype,
+        "remat": remat,
+    }
+    answer = _ask(request, target, timeout)
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    answer["collectives"] = tuple(Collective(**each) for each in answer.get("collectives", ()))
+    return Plan(target, program, mesh, rows, length, dtype, **answer)
+
+
+def _ask(request: dict[str, Any], target: Machine, timeout: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "answer.json"
+        try:
+            done = subprocess.run(
+                [sys.executable, "-m", "gpt1_jax.plan.compiled", str(file)],
+                input=json.dumps(request),
+                env={**os.environ, **target.environment()},
+                capture_output=True,
+                text=True,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            raise TimeoutError(
+                f"compiling {request['program']} for {target.name} took more than {timeout:.0f} s"
+            ) from None
+        if not file.is_file():
+            last = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+            raise OSError(f"the compiler for {target.name} failed: {last}")
+        return json.loads(file.read_text(encoding="utf-8"))
