@@ -7,6 +7,19 @@ Span = tuple[int, int]  # the first character and the one after the last
 _COMPARED = 1000  # characters: difflib takes up to the square of their number
 
 
+def repaired(text: str, *, tagged: bool) -> str:
+    """Return a piece of a text as ``ftfy.fix_text`` has it within the whole.
+
+    Args:
+        text: the piece.
+        tagged: whether the text holds an HTML tag before it: from the first one on, ftfy leaves
+            entities alone.
+    """
+    import ftfy
+
+    return ftfy.fix_text(text, unescape_html=False if tagged else "auto")
+
+
 def aligned(text: str) -> tuple[str, list[Span]]:
     """Return ``ftfy.fix_text(text)``, and for each of its characters where that came from.
 
@@ -20,12 +33,13 @@ def aligned(text: str) -> tuple[str, list[Span]]:
     spans: list[Span] = []
     start = 0
     tagged = False
+    longest = ftfy.TextFixerConfig().max_decode_length
     # As fix_text goes through it: by lines, and long ones in parts.
     while start < len(text):
         line_end = text.find("\n", start) + 1 or len(text)
-        line = text[start : min(line_end, start + ftfy.TextFixerConfig().max_decode_length)]
-        tagged = tagged or "<" in line  # from the first tag on, entities are left alone
-        new = ftfy.fix_text(line, unescape_html=False if tagged else "auto")
+        line = text[start : min(line_end, start + longest)]
+        new = repaired(line, tagged=tagged)
+        tagged = tagged or "<" in line
         fixed.append(new)
         spans += ((start + first, start + end) for first, end in _origins(line, new))
         start += len(line)

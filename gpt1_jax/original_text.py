@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gpt1_jax.alignment import Span, aligned
+from gpt1_jax.alignment import Span, aligned, repaired
 
 if TYPE_CHECKING:  # importing them takes a second, which only this pipeline need pay
     import tokenizers
@@ -59,11 +59,7 @@ def standardized(text: str, *, tagged: bool = False) -> str:
         text: or a piece of one.
         tagged: whether an earlier piece of the text holds an HTML tag.
     """
-    import ftfy
-
-    # ftfy leaves entities alone from the first tag of a text on.
-    fixed = ftfy.fix_text(text, unescape_html=False if tagged else "auto")
-    return _spaced(fixed.translate(_PLAIN))
+    return _spaced(repaired(text, tagged=tagged).translate(_PLAIN))
 
 
 def _spaced(text: str) -> str:

@@ -94,8 +94,9 @@ def mesh_of(tree: Any) -> Mesh | None:
     """Return the mesh that arrays lie on, or None if it is none of ``make_mesh``."""
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and sharding.mesh.axis_names == AXES:
-            return sharding.mesh  # type: ignore[return-value]  # an array's is concrete
+        mesh = sharding.mesh if isinstance(sharding, NamedSharding) else None
+        if isinstance(mesh, Mesh) and mesh.axis_names == AXES:
+            return mesh
     return None
 
 

@@ -80,7 +80,7 @@ def blend(share: float, colour: Colour) -> Colour:
 
 
 def ansi(text: str, background: Colour | None) -> str:
-    """Return text on a background, black unless that is dark, as terminals with 24-bit colour do.
+    """Return text in black on a background, as terminals with 24-bit colour show it.
 
     Line ends are left out of the colour, which some terminals would stretch to the margin. Other
     control characters become pictures.
@@ -122,6 +122,23 @@ def table(rows: list[list[str]], header: list[str]) -> str:
         "<tr>" + "".join(f"<td {cell}>{content}</td>" for content in row) + "</tr>" for row in rows
     )
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class Lines:
+    """Something shown in lines, whose cells have backgrounds on a terminal."""
+
+    def _lines(self) -> list[list[tuple[str, Colour | None]]]:
+        """The cells of each line, aligned, with their backgrounds."""
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return "\n".join("".join(text for text, _ in line).rstrip() for line in self._lines())
+
+    __repr__ = __str__
+
+    def ansi(self) -> str:
+        """Return the lines as a terminal colours them."""
+        return "\n".join("".join(ansi(*cell) for cell in line) for line in self._lines())
 
 
 @dataclasses.dataclass(frozen=True)

@@ -38,12 +38,12 @@ def draw_attention(reading: Reading, layer: int, head: int | None = None) -> Pic
     side = 2.6 if head is None else max(3.5, 0.3 * min(T, LABELLED) + 1.5)
     picture = _figure(side * columns + 1, side * rows + 0.4)
     labels = [_label(token) for token in reading.tokens]
-    drawn, image = [], None
+    drawn = []
     for number, shown_head in enumerate(shown, start=1):
         axes: Axes = picture.figure.add_subplot(rows, columns, number)
         drawn.append(axes)
         weights = reading.attentions[layer, shown_head]
-        image = axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
         axes.set_title(f"layer {layer}, head {shown_head}", fontsize=10)
         # Of many small maps only those at the edges name the tokens.
         named = T <= LABELLED
@@ -54,8 +54,7 @@ def draw_attention(reading: Reading, layer: int, head: int | None = None) -> Pic
         axes.tick_params(labelsize=8 if head is not None else 7, length=2)
     picture.figure.supxlabel("looks at", fontsize=9)
     picture.figure.supylabel("token", fontsize=9)
-    assert image is not None  # a layer has heads
-    picture.figure.colorbar(image, ax=drawn, shrink=0.6, label="share")
+    picture.figure.colorbar(drawn[0].images[0], ax=drawn, shrink=0.6, label="share")
     return picture
 
 

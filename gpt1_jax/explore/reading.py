@@ -5,6 +5,7 @@ import math
 import operator
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -12,6 +13,7 @@ from gpt1_jax.explore.display import (
     RED,
     Colour,
     ColouredText,
+    Lines,
     ansi,
     bar,
     blend,
@@ -23,7 +25,7 @@ from gpt1_jax.explore.display import (
 from gpt1_jax.model import OpenAIGPTDoubleHeadsModel, OpenAIGPTLMHeadModel, lm_logits
 from gpt1_jax.tokenizer import Tokenizer
 
-MOST_BITS = 16.0  # of surprisal, which are shown in full red
+SCALE = (0, 4, 8, 12, 16)  # bits of surprisal, of which the last are shown in full red
 WIDTH = 80  # of what is printed, in columns
 BAR: Colour = (120, 170, 220)
 
@@ -91,7 +93,7 @@ def read(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Reading:
         spans=tuple(encoding["offset_mapping"]),
         hidden_states=np.stack([np.asarray(states[0], np.float32) for states in out.hidden_states]),
         attentions=np.stack([np.asarray(weights[0], np.float32) for weights in out.attentions]),
-        log_probs=_log_softmax(np.asarray(out.logits[0], np.float32)),
+        log_probs=_log_probs(out.logits[0]),
         vocabulary=(*known, *map(str, range(len(known), V))),
     )
 
@@ -130,7 +132,7 @@ class Surprisal:
 
     def ansi(self) -> str:
         """Return the text as a terminal colours it, and a line about it."""
-        scale = "".join(ansi(f" {bits} ", _heat(bits)) for bits in (0, 4, 8, 12, 16))
+        scale = "".join(ansi(f" {bits} ", _heat(bits)) for bits in SCALE)
         return f"{self.coloured().ansi()}\n{scale} bits; {self._summary()}"
 
     def coloured(self) -> ColouredText:
@@ -140,7 +142,7 @@ class Surprisal:
         return ColouredText.of(self.reading.text, [*self.reading.spans], colours, notes)
 
     def _repr_html_(self) -> str:
-        scale = "".join(span(f" {bits} ", _heat(bits)) for bits in (0, 4, 8, 12, 16))
+        scale = "".join(span(f" {bits} ", _heat(bits)) for bits in SCALE)
         return self.coloured().html() + preformatted(f"{scale} bits; {self._summary()}")
 
     def _summary(self) -> str:
@@ -237,7 +239,7 @@ def next_tokens(reading: Reading, count: int = 10, place: int = -1) -> NextToken
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class LogitLens:
+class LogitLens(Lines):
     """What the model would say next if it ended after each of its layers.
 
     Printed, it is as wide as a terminal: of a long text the last places, after three dots.
@@ -259,15 +261,6 @@ class LogitLens:
     def names(self) -> tuple[str, ...]:
         """Of the rows: that of the embeddings, and the layers."""
         return ("embedding", *(f"layer {layer}" for layer in range(len(self.tokens) - 1)))
-
-    def __str__(self) -> str:
-        return "\n".join("".join(text for text, _ in line).rstrip() for line in self._lines())
-
-    __repr__ = __str__
-
-    def ansi(self) -> str:
-        """Return the table as a terminal colours it, by probability."""
-        return "\n".join("".join(ansi(*cell) for cell in line) for line in self._lines())
 
     def _repr_html_(self) -> str:
         rows = [
@@ -321,7 +314,7 @@ def logit_lens(model: LanguageModel, reading: Reading) -> LogitLens:
     _check_head(model)
     ids, probabilities = [], []
     for states in reading.hidden_states:
-        row = _log_softmax(np.asarray(lm_logits(model, jnp.asarray(states)[None])[0], np.float32))
+        row = _log_probs(lm_logits(model, jnp.asarray(states)[None])[0])
         best = row.argmax(-1)
         ids.append(best)
         probabilities.append(np.exp(row[np.arange(len(best)), best]))
@@ -339,12 +332,9 @@ def _check_head(model: object) -> None:
         raise ValueError(f"a {type(model).__name__} predicts no tokens: load an {right}")
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True, dtype=np.float64)).astype(
-        np.float32
-    )
+def _log_probs(logits: jax.Array) -> np.ndarray:
+    return np.asarray(jax.nn.log_softmax(logits), np.float32)
 
 
 def _heat(bits: float) -> Colour:
-    return blend(min(float(bits) / MOST_BITS, 1.0), RED)
+    return blend(min(float(bits) / SCALE[-1], 1.0), RED)

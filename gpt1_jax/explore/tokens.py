@@ -4,12 +4,12 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 
-from gpt1_jax.explore.display import RED, Colour, ColouredText, ansi, span, table, token_colour
+from gpt1_jax.explore.display import RED, Colour, ColouredText, Lines, span, table, token_colour
 from gpt1_jax.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class TokenTable:
+class TokenTable(Lines):
     """Tokens and their ids: printed, or at the end of a notebook's cell, as a table.
 
     Attributes:
@@ -29,32 +29,22 @@ class TokenTable:
     unknown: int | None
     ids_first: bool
 
-    def __str__(self) -> str:
-        return "\n".join("".join(text for text, _ in line) for line in self._lines())
-
-    __repr__ = __str__
-
     def ansi(self) -> str:
         """Return the text, if it was given, and the table as a terminal colours them."""
-        lines = ["".join(ansi(*cell) for cell in line) for line in self._lines()]
-        return "\n".join(lines if self.ids_first else [self.text.ansi(), *lines])
+        above = "" if self.ids_first else self.text.ansi()
+        return "\n".join(filter(None, [above, super().ansi()]))
 
     def _repr_html_(self) -> str:
         rows = []
-        for place, (token, id_, _) in enumerate(self._entries()):
+        for place, (token, id_) in enumerate(zip(self.tokens, self.ids, strict=True)):
             note = self._note(place)
-            cells = [str(place), span(repr(token), self._colour(id_)), str(id_), span(note, None)]
+            colour = _colour(id_, self.unknown)
+            cells = [str(place), span(repr(token), colour), str(id_), span(note, None)]
             if self.ids_first:
                 cells[1], cells[2] = cells[2], cells[1]
             rows.append(cells)
         header = ["place", *(("id", "token") if self.ids_first else ("token", "id")), ""]
         return self.text.html() + table(rows, header)
-
-    def _entries(self) -> list[tuple[str, int, str]]:
-        return list(zip(self.tokens, self.ids, self.written, strict=True))
-
-    def _colour(self, id_: int) -> Colour:
-        return RED if id_ == self.unknown else token_colour(id_)
 
     def _note(self, place: int) -> str:
         if self.ids[place] != self.unknown:
@@ -62,13 +52,12 @@ class TokenTable:
         return f"unknown: {self.written[place]!r}" if self.written[place] else "unknown"
 
     def _lines(self) -> list[list[tuple[str, Colour | None]]]:
-        """The cells of each line, aligned, with their backgrounds."""
         places = len(str(len(self.ids) - 1))
         tokens = max((len(repr(token)) for token in self.tokens), default=0)
         ids = max((len(str(id_)) for id_ in self.ids), default=0)
         lines = []
-        for place, (token, id_, _) in enumerate(self._entries()):
-            colour = self._colour(id_)
+        for place, (token, id_) in enumerate(zip(self.tokens, self.ids, strict=True)):
+            colour = _colour(id_, self.unknown)
             spelled = repr(token)
             space = " " * (tokens - len(spelled))
             note = self._note(place)
@@ -81,6 +70,10 @@ class TokenTable:
                 cells += [(f"  {note}", None)] if note else []
             lines.append(cells)
         return lines
+
+
+def _colour(id_: int, unknown: int | None) -> Colour:
+    return RED if id_ == unknown else token_colour(id_)
 
 
 def token_table(tokenizer: Tokenizer, given: str | Sequence[int]) -> TokenTable:
@@ -104,7 +97,7 @@ def token_table(tokenizer: Tokenizer, given: str | Sequence[int]) -> TokenTable:
     unknown = tokenizer.unk_token_id
     coloured = ColouredText(((text, None, ""),))
     if spans:
-        colours = [RED if id_ == unknown else token_colour(id_) for id_ in ids]
+        colours = [_colour(id_, unknown) for id_ in ids]
         notes = [f"{token} {id_}" for token, id_ in zip(tokens, ids, strict=True)]
         coloured = ColouredText.of(text, spans, [*colours], notes)
     written = [text[slice(*span)] for span in spans] or [""] * len(ids)

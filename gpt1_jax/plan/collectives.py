@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "s32": 32, "u32": 32, "f64": 64, "s64": 64}
@@ -82,8 +81,4 @@ def _group(line: str, devices: int) -> int:
     if match["listed"] is not None:
         return max(1, len(list(filter(None, match["listed"].split(",")))))
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", match["mesh"]))
-    return _product(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match["axes"]))
-
-
-def _product(numbers: Iterable[int]) -> int:
-    return math.prod(numbers)
+    return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", match["axes"]))

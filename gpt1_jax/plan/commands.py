@@ -1,20 +1,19 @@
 """The command ``gpt1 plan``."""
 
+import itertools
 import json as json_format
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated
 
 import tyro
 
 from conversion.atomic import replacing
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.plan.machines import CHIPS, machine
-from gpt1_jax.plan.plan import TIMEOUT
+from gpt1_jax.plan.plan import TIMEOUT, DType, Name
 from gpt1_jax.plan.plan import plan as planned
 from gpt1_jax.plan.table import described, markdown
 from gpt1_jax.rematerialization import Remat
-
-DType = Literal["float32", "bfloat16"]
 
 
 def plan(
@@ -58,32 +57,35 @@ def plan(
     """
     if not machines:
         raise ValueError(f"give a machine: cpu, or one of {', '.join(CHIPS)}, a TPU with its shape")
-    rows = {"forward": forward, "prefill": prefill, "decode": decode, "train": train}
+    rows: dict[Name, int] = {
+        "forward": forward,
+        "prefill": prefill,
+        "decode": decode,
+        "train": train,
+    }
     if min(rows.values()) < 0 or not any(rows.values()):
         raise ValueError("rows must be at least 0, and those of one program at least 1")
     config = OpenAIGPTConfig() if model is None else OpenAIGPTConfig.from_pretrained(model)
     for name in machines:
         machine(name)  # before the first compilation
+    chosen: list[tuple[Name, int]] = [
+        (program, number) for program, number in rows.items() if number
+    ]
     plans = []
-    for name in machines:
-        for kind in dtype:
-            for program, number in rows.items():
-                if number == 0:
-                    continue
-                chosen: Any = program
-                one = planned(
-                    name,
-                    chosen,
-                    config,
-                    mesh=mesh,
-                    rows=number,
-                    length=length,
-                    dtype=kind,
-                    remat=remat,
-                    timeout=timeout,
-                )
-                print(described(one), flush=True)
-                plans.append(one)
+    for name, kind, (program, number) in itertools.product(machines, dtype, chosen):
+        one = planned(
+            name,
+            program,
+            config,
+            mesh=mesh,
+            rows=number,
+            length=length,
+            dtype=kind,
+            remat=remat,
+            timeout=timeout,
+        )
+        print(described(one), flush=True)
+        plans.append(one)
     if table is not None:
         with replacing(table.absolute().parent) as new:
             new(table.name).write_text(markdown(plans), encoding="utf-8")

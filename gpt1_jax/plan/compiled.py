@@ -14,6 +14,7 @@ from jax.experimental import topologies
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.parallel import make_mesh
+from gpt1_jax.placement import DATA
 from gpt1_jax.plan.collectives import collectives
 from gpt1_jax.plan.machines import H100, Machine, machine
 from gpt1_jax.plan.programs import program
@@ -34,7 +35,7 @@ def devices(target: Machine) -> list[Any]:
             )
         else:
             return jax.devices()
-    except Exception as error:  # whatever class the plugin raises
+    except jax.errors.JaxRuntimeError as error:
         raise ValueError(f"XLA cannot compile for {target.name}: {error}") from None
     return list(topology.devices)
 
@@ -53,7 +54,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     """
     target = machine(request["machine"])
     found = devices(target)
-    mesh = make_mesh(request["mesh"] or f"data={len(found)}", found)
+    mesh = make_mesh(request["mesh"] or f"{DATA}={len(found)}", found)
     chosen = program(
         request["program"],
         OpenAIGPTConfig.from_dict(request["config"]),

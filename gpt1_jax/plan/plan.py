@@ -8,13 +8,16 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.placement import DATA
 from gpt1_jax.plan.collectives import Collective
 from gpt1_jax.plan.machines import Machine, machine
-from gpt1_jax.plan.names import Name
 from gpt1_jax.rematerialization import Remat
+
+Name = Literal["forward", "prefill", "decode", "train"]
+DType = Literal["float32", "bfloat16"]
 
 # What the compilers of other machines are called, where Python looks for them.
 MODULES = {"tpu": ("libtpu",), "cuda": ("jax_cuda13_plugin",), "cpu": ()}
@@ -62,6 +65,11 @@ class Plan:
     bytes: float = 0.0
     collectives: tuple[Collective, ...] = ()
     refused: str | None = None
+
+    @property
+    def split(self) -> str:
+        """How the work is split, spelled out."""
+        return self.mesh or f"{DATA}={self.machine.devices}"
 
     @property
     def memory(self) -> int:
@@ -120,7 +128,7 @@ def plan(
     mesh: str | None = None,
     rows: int = 32,
     length: int = 512,
-    dtype: str = "float32",
+    dtype: DType = "float32",
     remat: Remat = "cheap",
     timeout: float = TIMEOUT,
 ) -> Plan:

@@ -14,9 +14,8 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.functional import merge, split
 from gpt1_jax.layers import NoRngs
 from gpt1_jax.model import OpenAIGPTLMHeadModel
-from gpt1_jax.parallel import by_name, by_rows, check_heads
-from gpt1_jax.placement import ROWS
-from gpt1_jax.plan.names import Name
+from gpt1_jax.parallel import by_name, by_rows, check_heads, row_parts
+from gpt1_jax.plan.plan import DType, Name
 from gpt1_jax.rematerialization import Remat
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import make_optimizer
@@ -52,7 +51,7 @@ def program(
     *,
     rows: int,
     length: int,
-    dtype: str,
+    dtype: DType,
     remat: Remat,
 ) -> Program:
     """Return a program of a language model.
@@ -85,10 +84,7 @@ def program(
         )
     )
     graphdef, params = split(model)
-    parts = 1
-    for axis in ROWS:
-        parts *= mesh.shape[axis]
-    batch = rows * parts
+    batch = rows * row_parts(mesh, 1)
 
     def ids(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32)

@@ -7,7 +7,8 @@ from gpt1_jax.plan.plan import Plan
 
 def described(plan: Plan) -> str:
     """Return a plan for a reader."""
-    head = f"{_case(plan)} on {plan.machine.name}"
+    sizes = f"{plan.rows} x {plan.length} for each part"
+    head = f"{plan.program}, {sizes}, {plan.dtype}, {plan.split}, on {plan.machine.name}"
     if plan.refused is not None:
         return f"{head}: does not fit, says its compiler: {plan.refused}"
     share = plan.memory / plan.machine.chip.memory
@@ -38,8 +39,8 @@ def markdown(plans: Sequence[Plan]) -> str:
     columns += ("exchanged", "at least")
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for plan in plans:
-        mesh = plan.mesh or f"data={plan.machine.devices}"
-        cells = [plan.machine.name, mesh, f"{plan.program} {plan.rows} x {plan.length}", plan.dtype]
+        case = f"{plan.program} {plan.rows} x {plan.length}"
+        cells = [plan.machine.name, plan.split, case, plan.dtype]
         if plan.refused is not None:
             cells += ["does not fit", "", "", "", ""]
         else:
@@ -55,11 +56,6 @@ def markdown(plans: Sequence[Plan]) -> str:
     sources = dict.fromkeys(plan.machine.chip.source for plan in plans)
     note = "Peaks, memory and links of the chips: " + "; ".join(sources) + "."
     return "\n".join([*rows, "", note, ""])
-
-
-def _case(plan: Plan) -> str:
-    mesh = plan.mesh or f"data={plan.machine.devices}"
-    return f"{plan.program}, {plan.rows} x {plan.length} for each part, {plan.dtype}, {mesh},"
 
 
 def _size(number: float) -> str:

@@ -35,8 +35,8 @@ def mesh_of(text: str) -> AbstractMesh:
 
 def shapes_of(name: str = "OpenAIGPTLMHeadModel", **fields: Any) -> Any:
     """The parameters of a model, by default at full size, as shapes."""
-    make = lambda: MODELS[name](gpt1.OpenAIGPTConfig(**fields), rngs=nnx.Rngs(0))  # noqa: E731
-    return nnx.eval_shape(make).params
+    config = gpt1.OpenAIGPTConfig(**fields)
+    return nnx.eval_shape(lambda: MODELS[name](config, rngs=nnx.Rngs(0))).params
 
 
 # On eight devices.
@@ -111,9 +111,9 @@ def test_the_state_of_a_training_follows_its_parameters() -> None:
     params = shapes_of()
     optimizer = optax.adamw(1e-3)
     state = jax.eval_shape(lambda params: TrainState.create(params, optimizer, seed=0), params)
-    shardings = parallel.by_name(mesh, state)
+    shardings: Any = parallel.by_name(mesh, state)
     expected = parallel.by_name(mesh, params)
-    adam: Any = shardings.opt_state[0]  # type: ignore[index]
+    adam = shardings.opt_state[0]
     assert shardings.params == adam.mu == adam.nu == expected
     assert adam.count.spec == shardings.step.spec == shardings.key.spec == P()
 
@@ -135,13 +135,13 @@ def test_fsdp_leaves_a_device_its_share_at_full_size() -> None:
 def test_a_batch_and_a_cache_are_split_by_rows() -> None:
     mesh = mesh_of("data=2,fsdp=2,tensor=2")
     cache = gpt1.Cache.empty(small_config(), 4, 8)
-    found = parallel.by_rows(mesh, {"cache": cache, "tokens": np.zeros((4, 3))})
-    assert found["tokens"].spec == P(("data", "fsdp"))  # type: ignore[attr-defined]
-    where: Any = found["cache"]
+    found: Any = parallel.by_rows(mesh, {"cache": cache, "tokens": np.zeros((4, 3))})
+    assert found["tokens"].spec == P(("data", "fsdp"))
+    where = found["cache"]
     assert where.keys[0].spec == where.values[1].spec == P(("data", "fsdp"), "tensor")
     assert (where.mask.spec, where.index.spec) == (P(("data", "fsdp")), P())
-    micro = parallel.by_rows(mesh, np.zeros((3, 4, 2)), axis=1)
-    assert micro.spec == P(None, ("data", "fsdp"))  # type: ignore[attr-defined]
+    micro: Any = parallel.by_rows(mesh, np.zeros((3, 4, 2)), axis=1)
+    assert micro.spec == P(None, ("data", "fsdp"))
 
 
 # What is wrong.
