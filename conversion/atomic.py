@@ -9,14 +9,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")  # the names that ``replacing`` works with
+# What ``gpt1 export`` writes beside weights.
+PROGRAMS = ("forward.jax", "forward.mlir", "decode.jax", "decode.mlir")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Every file in ``folder`` that is weights, in any of the formats that can be read."""
+    """Every file in ``folder`` that is weights, in any format, or a program that takes them."""
     return [path for path in sorted(folder.iterdir()) if _is_weights(path.name)]
 
 
 def _is_weights(name: str) -> bool:
+    if name in PROGRAMS:
+        return True
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if name in (stem + suffix, f"{stem}{suffix}.index.json"):
             return True
@@ -53,8 +57,8 @@ def replacing(folder: Path, *, weights: bool = False) -> Iterator[Callable[[str]
 
     Args:
         folder: made if it does not exist.
-        weights: remove weights that lie there under other names than the new ones, since a folder
-            holds one checkpoint.
+        weights: remove weights and exported programs that lie there under other names than the new
+            ones, since a folder holds one checkpoint.
 
     Raises:
         OSError: the folder cannot be made or written; the message names it.

@@ -243,7 +243,7 @@ def choose_backend(
         return attention
     if attention == "auto":
         if jax.default_backend() == "cpu":
-            return "manual"  # measured: XLA's takes 1.02 times as long, in either dtype
+            return "manual"  # no slower than XLA's there, as far as could be measured
         for backend in FUSED:
             if _obstacle(backend, config, dtype, precision) is None:
                 return backend

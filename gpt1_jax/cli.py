@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 import conversion
+from gpt1_jax.attention import Attention
 from gpt1_jax.compilation_cache import keep_programs
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, resolve
@@ -57,6 +58,7 @@ def generate(
     json: bool = False,
     ids: bool = False,
     dtype: DType | None = None,
+    attention: Attention = "manual",
     pipeline: Pipeline | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -89,6 +91,8 @@ def generate(
         json: print a JSON object a text, one a line.
         ids: print token ids instead of text.
         dtype: of the computation; the checkpoint's by default.
+        attention: what computes it: manual, GPT-1's formula; xla or cudnn, JAX's fused ones; or
+            auto, by the platform.
         pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
             checkpoint's by default.
         revision: branch, tag or commit on the hub.
@@ -118,7 +122,9 @@ def generate(
     tokenizer = Tokenizer.from_pretrained(folder, pipeline=pipeline)
     encoded = [prompt.encode(tokenizer, config.vocab_size) for prompt in given]
     _check_lengths(config, settings, given, encoded)
-    language_model = OpenAIGPTLMHeadModel.from_pretrained(model, dtype=dtype, **hub)
+    language_model = OpenAIGPTLMHeadModel.from_pretrained(
+        model, dtype=dtype, attention=attention, **hub
+    )
 
     one_text = len(given) == settings.num_beams == settings.num_return_sequences == 1
     if one_text and given[0].text and sys.stdout.isatty() and not json and not ids:

@@ -53,7 +53,7 @@ def export_model(
         model: any of the four models; see ``export_forward`` and, for a language model, which gets
             both programs, ``export_decode``.
         folder: created if need be. It holds one checkpoint: weights that lie there in another
-            format are removed.
+            format, and older programs, are removed.
         platforms: that the programs are for, some of ``PLATFORMS``.
         text: also write the programs as StableHLO text.
         companions: a checkpoint whose tokenizer is copied along.

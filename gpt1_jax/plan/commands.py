@@ -8,9 +8,10 @@ from typing import Annotated
 import tyro
 
 from conversion.atomic import replacing
+from gpt1_jax.attention import Backend
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.plan.machines import CHIPS, machine
-from gpt1_jax.plan.plan import TIMEOUT, DType, Name
+from gpt1_jax.plan.plan import TIMEOUT, DType, Name, Plan
 from gpt1_jax.plan.plan import plan as planned
 from gpt1_jax.plan.table import described, markdown
 from gpt1_jax.rematerialization import Remat
@@ -26,6 +27,7 @@ def plan(
     length: int = 512,
     dtype: tuple[DType, ...] = ("float32", "bfloat16"),
     remat: Remat = "cheap",
+    attention: Backend = "manual",
     model: Annotated[
         str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")
     ] = None,
@@ -50,9 +52,11 @@ def plan(
         length: tokens of a row.
         dtype: of the computation, one or several.
         remat: what training computes again in place of keeping it.
+        attention: what computes it, where nothing is dropped out; cudnn for an h100, where
+            nvidia-cudnn-cu13 is installed too.
         model: a checkpoint, of which only the configuration is read; GPT-1's by default.
-        json: write everything to this file.
-        table: write the table to this file, as Markdown.
+        json: write everything to this file, anew after each program.
+        table: write the table to this file, as Markdown, anew after each program.
         timeout: seconds after which a compiler is given up.
     """
     if not machines:
@@ -71,7 +75,7 @@ def plan(
     chosen: list[tuple[Name, int]] = [
         (program, number) for program, number in rows.items() if number
     ]
-    plans = []
+    plans: list[Plan] = []
     for name, kind, (program, number) in itertools.product(machines, dtype, chosen):
         one = planned(
             name,
@@ -82,14 +86,19 @@ def plan(
             length=length,
             dtype=kind,
             remat=remat,
+            attention=attention,
             timeout=timeout,
         )
         print(described(one), flush=True)
         plans.append(one)
-    if table is not None:
-        with replacing(table.absolute().parent) as new:
-            new(table.name).write_text(markdown(plans), encoding="utf-8")
-    if json is not None:
-        with replacing(json.absolute().parent) as new:
+        # After each: a compilation takes minutes, and a later one may fail.
+        if table is not None:
+            _write(table, markdown(plans))
+        if json is not None:
             text = json_format.dumps([one.to_dict() for one in plans], indent=1)
-            new(json.name).write_text(text + "\n", encoding="utf-8")
+            _write(json, text + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    with replacing(file.absolute().parent) as new:
+        new(file.name).write_text(text, encoding="utf-8")

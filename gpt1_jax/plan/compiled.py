@@ -63,6 +63,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         length=request["length"],
         dtype=request["dtype"],
         remat=request["remat"],
+        attention=request["attention"],
     )
     try:
         run: Any = chosen.run

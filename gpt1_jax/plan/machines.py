@@ -102,7 +102,8 @@ class Machine:
         if self.compiler == "cuda":
             return {"JAX_PLATFORMS": "cpu", "JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
         count = f"--xla_force_host_platform_device_count={self.devices}"
-        return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": count}
+        flags = f"{os.environ.get('XLA_FLAGS', '')} {count}".strip()  # the last one counts
+        return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
 def machine(name: str) -> Machine:

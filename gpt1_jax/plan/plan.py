@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt1_jax.attention import Backend
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.placement import DATA
 from gpt1_jax.plan.collectives import Collective
@@ -37,6 +38,8 @@ class Plan:
         rows: for each part that the mesh splits a batch into.
         length: tokens of a row.
         dtype: of the computation.
+        remat: what training computes again.
+        attention: what computes it.
         tokens: that all devices together read or write.
         arguments: bytes of parameters and whatever else goes in.
         outputs: bytes that come out.
@@ -56,6 +59,8 @@ class Plan:
     rows: int
     length: int
     dtype: str
+    remat: Remat = "cheap"
+    attention: Backend = "manual"
     tokens: int = 0
     arguments: int = 0
     outputs: int = 0
@@ -130,6 +135,7 @@ def plan(
     length: int = 512,
     dtype: DType = "float32",
     remat: Remat = "cheap",
+    attention: Backend = "manual",
     timeout: float = TIMEOUT,
 ) -> Plan:
     """Compile a program for a machine, in a process of its own, and return what it takes.
@@ -143,6 +149,8 @@ def plan(
         length: tokens of a row.
         dtype: of the computation, "float32" or "bfloat16".
         remat: what training computes again.
+        attention: what computes it; of the four programs, training drops out and so computes its
+            own by the formula, whatever this is.
         timeout: seconds after which the compiler is given up.
 
     Raises:
@@ -167,12 +175,13 @@ def plan(
         "length": length,
         "dtype": dtype,
         "remat": remat,
+        "attention": attention,
     }
     answer = _ask(request, target, timeout)
     if "error" in answer:
         raise ValueError(answer["error"])
     answer["collectives"] = tuple(Collective(**each) for each in answer.get("collectives", ()))
-    return Plan(target, program, mesh, rows, length, dtype, **answer)
+    return Plan(target, program, mesh, rows, length, dtype, remat, attention, **answer)
 
 
 def _ask(request: dict[str, Any], target: Machine, timeout: float) -> dict[str, Any]:
@@ -189,7 +198,7 @@ def _ask(request: dict[str, Any], target: Machine, timeout: float) -> dict[str, 
             )
         except subprocess.TimeoutExpired:
             raise TimeoutError(
-                f"compiling {request['program']} for {target.name} took more than {timeout:.0f} s"
+                f"compiling {request['program']} for {target.name} took more than {timeout:g} s"
             ) from None
         if not file.is_file():
             last = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]

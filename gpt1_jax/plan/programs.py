@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from gpt1_jax.attention import Cache
+from gpt1_jax.attention import Backend, Cache
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.functional import merge, split
 from gpt1_jax.layers import NoRngs
@@ -53,6 +53,7 @@ def program(
     length: int,
     dtype: DType,
     remat: Remat,
+    attention: Backend,
 ) -> Program:
     """Return a program of a language model.
 
@@ -68,9 +69,11 @@ def program(
         length: tokens of a row.
         dtype: of the computation; parameters are kept in float32 for training, else in this one.
         remat: what training computes again in its backward pass.
+        attention: what computes it.
 
     Raises:
-        ValueError: the mesh does not divide the model, or the length is above its positions.
+        ValueError: the mesh does not divide the model, or the length is above its positions, or
+            attention cannot be computed so.
     """
     if not 1 <= length <= config.n_positions:
         raise ValueError(
@@ -80,7 +83,12 @@ def program(
     kept = "float32" if name == "train" else dtype
     model = nnx.eval_shape(
         lambda: OpenAIGPTLMHeadModel(
-            config, rngs=NoRngs(), dtype=dtype, param_dtype=kept, remat=remat
+            config,
+            rngs=NoRngs(),
+            dtype=dtype,
+            param_dtype=kept,
+            remat=remat,
+            attention=attention,
         )
     )
     graphdef, params = split(model)

@@ -8,7 +8,10 @@ from gpt1_jax.plan.plan import Plan
 def described(plan: Plan) -> str:
     """Return a plan for a reader."""
     sizes = f"{plan.rows} x {plan.length} for each part"
-    head = f"{plan.program}, {sizes}, {plan.dtype}, {plan.split}, on {plan.machine.name}"
+    how = f", remat {plan.remat}" if plan.program == "train" else ""
+    if plan.attention != "manual":
+        how += f", attention {plan.attention}"
+    head = f"{plan.program}, {sizes}, {plan.dtype}, {plan.split}{how}, on {plan.machine.name}"
     if plan.refused is not None:
         return f"{head}: does not fit, says its compiler: {plan.refused}"
     share = plan.memory / plan.machine.chip.memory
@@ -40,6 +43,8 @@ def markdown(plans: Sequence[Plan]) -> str:
     rows = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for plan in plans:
         case = f"{plan.program} {plan.rows} x {plan.length}"
+        if plan.program == "train":
+            case += f", remat {plan.remat}"
         cells = [plan.machine.name, plan.split, case, plan.dtype]
         if plan.refused is not None:
             cells += ["does not fit", "", "", "", ""]

@@ -507,6 +507,8 @@ def test_openai_format_refuses_what_it_would_ignore(checkpoint, tmp_path):
         ("params_0.npy", True),
         ("params_12.npy", True),
         ("params_shapes.json", True),
+        ("forward.jax", True),
+        ("decode.mlir", True),
         ("params_mine.npy", False),
         ("model-1.safetensors", False),
         ("model-a-of-b.safetensors", False),

@@ -1,5 +1,6 @@
 """What computes the attention: the same at every token, and errors for what a backend cannot do."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from small_models import MODELS, difference, leaves_equal, random_ids, small_con
 import gpt1_jax as gpt1
 from gpt1_jax import model as model_module
 
+Run = Callable[..., tuple[int, str, str]]
 LM = gpt1.OpenAIGPTLMHeadModel
 IDS = random_ids(4, 7)
 # Whole, padded on the left, on the right, and in between.
@@ -129,6 +131,18 @@ def test_from_pretrained(tmp_path: Path) -> None:
     assert LM.from_pretrained(tmp_path).attention == "manual"
     model = LM.from_pretrained(tmp_path, attention="xla")
     assert model.attention == model.transformer.attention == "xla"
+
+
+def test_flag(run: Run) -> None:
+    texts = [
+        run("generate", "He was", "--max-new-tokens", 5, "--attention", backend)
+        for backend in ("manual", "xla", "auto")
+    ]
+    assert texts[0][0] == 0
+    assert texts[0] == texts[1] == texts[2]
+    status, _, err = run("generate", "He was", "--attention", "cudnn")
+    assert status == 2
+    assert "attention is 'cudnn', which computes in bfloat16 or float16" in err
 
 
 @pytest.mark.parametrize(

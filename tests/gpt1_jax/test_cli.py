@@ -17,6 +17,8 @@ import conversion
 import gpt1_jax as gpt1
 from gpt1_jax import cli
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 VOCABULARY = ["<unk>", *"abcdefghij", *(f"{c}</w>" for c in "abcdefghij"), "ab", "abc</w>"]
 MERGES = ["a b", "ab c</w>"]
 

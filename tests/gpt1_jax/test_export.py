@@ -1,5 +1,6 @@
 """Exported programs: what a process without this package makes of them, and what is refused."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -23,7 +24,7 @@ LM = gpt1.OpenAIGPTLMHeadModel
 DOUBLE = gpt1.OpenAIGPTDoubleHeadsModel
 CLASSIFICATION = gpt1.OpenAIGPTForSequenceClassification
 README = Path(__file__).parents[2] / "README.md"
-SHAPES = [(1, 1), (2, 5), (5, 8)]  # three numbers of rows, three lengths
+ROWS, LENGTHS = (1, 2, 5), (1, 5, 8)
 
 # Reads folders of programs with inputs in them, and writes beside these what comes out.
 CALL = """
@@ -33,7 +34,7 @@ for folder in sys.argv[1:]:
     weights = load_file(f"{folder}/model.safetensors")
     forward = load(f"{folder}/forward.jax")
     given, outputs = np.load(f"{folder}/given.npz"), {}
-    for i in range(3):
+    for i in sorted({name.partition(" ")[0] for name in given}):
         inputs = [given[f"{i} {n}"] for n in range(3) if f"{i} {n}" in given]
         for name, array in forward(weights, *inputs).items():
             outputs[f"{i} {name}"] = array
@@ -59,6 +60,15 @@ def child(program: str, folder: Path, *arguments: object) -> str:
     return done.stdout
 
 
+def shapes(cls: Any) -> list[tuple[int, int]]:
+    """Every number of rows with every length for the language model, once each for the others."""
+    return (
+        list(itertools.product(ROWS, LENGTHS))
+        if cls is LM
+        else list(zip(ROWS, LENGTHS, strict=True))
+    )
+
+
 def inputs_of(cls: Any, rows: int, tokens: int) -> list[np.ndarray]:
     """Ids with padding on the right, by which a classification finds the end of a row."""
     shape = (rows, 3, tokens) if cls is DOUBLE else (rows, tokens)
@@ -77,7 +87,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
         export_model(small_model(cls, n_layer=1, pad_token_id=0), folder)
         given: Any = {
             f"{i} {n}": array
-            for i, shape in enumerate(SHAPES)
+            for i, shape in enumerate(shapes(cls))
             for n, array in enumerate(inputs_of(cls, *shape))
         }
         np.savez(folder / "given.npz", **given)
@@ -91,7 +101,7 @@ def test_a_process_without_this_package(cls: Any, exported: Path) -> None:
     """One program for all numbers of rows and tokens."""
     apply, params = gpt1.functional(small_model(cls, n_layer=1, pad_token_id=0))
     outputs = np.load(exported / cls.__name__ / "outputs.npz")
-    for i, shape in enumerate(SHAPES):
+    for i, shape in enumerate(shapes(cls)):
         ids, mask, *places = inputs_of(cls, *shape)
         more = {"mc_token_ids": places[0]} if places else {}
         out: Any = apply(params, ids, mask, **more)
@@ -202,6 +212,7 @@ def test_command(run: Run, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "vocab.json").write_text("{}")
     target = tmp_path / "exported"
+    export_model(small_model(LM, n_layer=1), target, platforms=["cpu"])  # with a decode.jax
     status, out, err = run("export", tmp_path / "model", target, "--text", "--platforms", "cpu")
     assert (status, err) == (0, "")
     assert out == f"{target}: OpenAIGPTDoubleHeadsModel for cpu\n"

@@ -17,6 +17,8 @@ import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.functional import merge
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 LM = gpt1.OpenAIGPTLMHeadModel
 IDS = random_ids(2, 4)
 

@@ -13,6 +13,8 @@ from small_models import MODELS, difference, numpy_logits, random_ids, small_mod
 import gpt1_jax as gpt1
 from gpt1_jax import layers
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 BASE, LM, DOUBLE, CLASSIFIER = MODELS
 V, E, N, L = 13, 8, 2, 2
 ROWS = {BASE: (2,), LM: (2,), DOUBLE: (2, 2), CLASSIFIER: (2,)}

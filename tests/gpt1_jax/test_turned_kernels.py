@@ -16,6 +16,8 @@ from gpt1_jax.pretrained import flatten
 from gpt1_jax.products import FEW
 from gpt1_jax.turned_kernels import as_turned, pays, turned
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 IDS = np.array([[1, 5, 2], [3, 3, 9]], np.int32)
 
 

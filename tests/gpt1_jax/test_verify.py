@@ -14,6 +14,8 @@ import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.verify import GPT1, Check, Published, verify
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 
 @pytest.fixture(scope="module")
 def model() -> gpt1.OpenAIGPTLMHeadModel:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 Run = Callable[..., tuple[int, str, str]]
 TEXT = "The old man smiled."
 

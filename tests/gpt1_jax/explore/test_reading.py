@@ -15,6 +15,8 @@ import gpt1_jax as gpt1
 from gpt1_jax.explore import logit_lens, next_tokens, read, surprisal
 from gpt1_jax.explore.display import show
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 TEXT = "The thing is a"  # five tokens
 
 

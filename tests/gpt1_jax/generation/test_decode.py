@@ -17,6 +17,8 @@ import gpt1_jax as gpt1
 from gpt1_jax.functional import split
 from gpt1_jax.generation import decode
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 CONFIG = gpt1.OpenAIGPTConfig(
     vocab_size=29, n_positions=64, n_layer=2, n_embd=12, n_head=2, initializer_range=0.5
 )

@@ -17,6 +17,8 @@ from gpt1_jax.generation import decode
 from gpt1_jax.generation.lookup import guess
 from gpt1_jax.generation.processors import Context
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 V = 23
 CONFIG = gpt1.OpenAIGPTConfig(
     vocab_size=V, n_positions=64, n_layer=1, n_embd=12, n_head=2, initializer_range=0.5

@@ -14,6 +14,8 @@ from small_tokenizer import SIZE, small_vocab, write_small
 
 import gpt1_jax as gpt1
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 TEXT = "the king is in the spring . this is it , the press in spring . the end is in the night ."
 NEW = 24
 

@@ -10,6 +10,8 @@ from small_models import small_model
 
 import gpt1_jax as gpt1
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 V, N, NEW = 29, 40, 90
 
 

@@ -133,7 +133,7 @@ def test_machines(name: str, devices: int) -> None:
         (["cpu:4", "--mesh", "data=3"], "is for 3 devices, but there are 4"),
         (["cpu:8", "--mesh", "tensor=8"], "n_head = 12 attention heads cannot be split"),
         (["cpu", "--length", "513"], "length is 513, but must be 1 to 512"),
-        (["cpu", "--timeout", "0.01"], "took more than 0 s"),
+        (["cpu", "--timeout", "0.01"], "took more than 0.01 s"),
     ],
 )
 def test_wrong_input(run: Run, arguments: list[str], message: str) -> None:

@@ -20,6 +20,8 @@ from gpt1_jax.training.checkpoints import KEPT, Checkpoints
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import TrainState
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 REST: dict[str, Any] = {
     "position": {"next_index": 3, "nested": [1, None, "x"]},
     "progress": {"best": {"loss": 0.1 + 0.2}, "stopped": False},

@@ -13,6 +13,8 @@ import gpt1_jax as gpt1
 from gpt1_jax.pretrained import flatten
 from gpt1_jax.training.freezing import join, split_frozen
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 LAYERS = 3
 PARAMS = {cls: small_model(cls, n_layer=LAYERS, num_labels=2).params for cls in MODELS}
 

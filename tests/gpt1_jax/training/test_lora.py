@@ -28,6 +28,8 @@ from gpt1_jax.training.lora import (
     save_adapters,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 BASE, LM, DOUBLE, CLASSIFIER = MODELS
 ALL = ("c_attn", "c_proj", "c_fc")
 IDS = random_ids(2, 5)

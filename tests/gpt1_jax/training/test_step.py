@@ -18,6 +18,8 @@ from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import TrainState, make_step, micro_batches
 
+pytestmark = pytest.mark.usefixtures("quick_compilations")
+
 T = SIZES["n_positions"]
 LM = gpt1.OpenAIGPTLMHeadModel
 small = functools.partial(small_model, LM, n_layer=1)
