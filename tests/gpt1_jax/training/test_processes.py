@@ -9,18 +9,34 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from small_training import QUICK, write_text
+from small_training import QUICK, words, write_checkpoint, write_rows, write_text
 
 from gpt1_jax.training.processes import DeviceSettings, devices
 
-FIELDS = {
+PRETRAIN = {
     **QUICK,
+    "valid": "valid.txt",
+    "steps": 20,
     "batch_size": 16,
     "accumulate": 2,
     "dropout": 0.1,
     "eval_every": 10,
     "checkpoint_every": 5,
+    "mesh": "data=4,fsdp=2",
+}
+FINETUNE = {
+    "task": "classification",
+    "train": "train.csv",
+    "valid": "valid.csv",
+    "model": "base",
+    "epochs": 1,
+    "batch_size": 16,
+    "dropout": 0.1,
+    "learning_rate": 3e-3,
+    "warmup": 0,
+    "log_every": 1,
     "mesh": "data=4,fsdp=2",
 }
 TIMEOUT = 600  # seconds, in which a run has to end, even on a busy machine
@@ -32,12 +48,13 @@ def port() -> int:
         return free.getsockname()[1]
 
 
-def start(out: Path, number: int, steps: int) -> list[subprocess.Popen[str]]:
+def start(
+    out: Path, number: int, command: list[str], fields: dict[str, Any]
+) -> list[subprocess.Popen[str]]:
     """Begin a training in so many processes, which have eight devices together."""
     coordinator = f"127.0.0.1:{port()}"
-    command = [sys.executable, "-m", "gpt1_jax.cli", "pretrain", "train.txt", "--valid"]
-    command += ["valid.txt", "--out", out.name, "--steps", str(steps)]
-    for name, value in FIELDS.items():
+    command = [sys.executable, "-m", "gpt1_jax.cli", *command, "--out", out.name]
+    for name, value in fields.items():
         command += [f"--{name.replace('_', '-')}", str(value)]
     environment = {
         **os.environ,
@@ -82,9 +99,10 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path: Path) -> No
     write_text(tmp_path / "train.txt")
     write_text(tmp_path / "valid.txt", lines=8, seed=1)
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(start(one, 1, steps=20), one)
+    command = ["pretrain", "train.txt"]
+    finish(start(one, 1, command, PRETRAIN), one)
 
-    runs = start(two, 2, steps=20)
+    runs = start(two, 2, command, PRETRAIN)
     wait_for_step(two, 5)
     runs[1].kill()
     runs[1].wait()
@@ -94,8 +112,29 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path: Path) -> No
     error = (tmp_path / "two0.err").read_text()
     assert "another task died" in error or "have lost each other" in error
 
-    finish(start(two, 2, steps=20), two)
-    ours, expected = records(two), records(one)
+    finish(start(two, 2, command, PRETRAIN), two)
+    compare(records(two), records(one))
+
+
+@pytest.mark.slow
+def test_two_processes_finetune_as_one(tmp_path: Path) -> None:
+    """Ragged rows, each process reading its own; the last batch is not full."""
+    write_checkpoint(tmp_path / "base")
+    rng = np.random.default_rng(0)
+    for name, number in (("train", 72), ("valid", 11)):
+        labels = rng.choice(["good", "bad"], number)
+        rows = [
+            {"text": " ".join([*words(rng, int(rng.integers(1, 8))), label]), "label": label}
+            for label in labels
+        ]
+        write_rows(tmp_path / f"{name}.csv", rows)
+    one, two = tmp_path / "one", tmp_path / "two"
+    finish(start(one, 1, ["finetune"], FINETUNE), one)
+    finish(start(two, 2, ["finetune"], FINETUNE), two)
+    compare(records(two), records(one))
+
+
+def compare(ours: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert [record.keys() for record in ours] == [record.keys() for record in expected]
     for record, other in zip(ours, expected, strict=True):
         for name, value in other.items():
