@@ -198,7 +198,7 @@ def attend_fused(
         value: (B, N, S, H).
         mask: which keys each query sees.
         backend: of ``jax.nn.dot_product_attention``. cuDNN takes no mask for an odd number of
-            queries or keys in a training; XLA computes these.
+            queries or keys, such as one token that is decoded; XLA computes these.
 
     Returns:
         (B, N, T, H).
@@ -262,6 +262,8 @@ def _obstacle(
     if dtype == jnp.float64:
         return "takes the softmax in float32, so the dtype cannot be float64"
     if backend == "xla":
+        if dtype == jnp.float16 and jax.default_backend() == "cpu":
+            return "computes in float32 or bfloat16 on a CPU, so the dtype cannot be float16"
         return None
     if dtype.itemsize != 2:
         return f"computes in bfloat16 or float16, so the dtype cannot be {dtype.name}"

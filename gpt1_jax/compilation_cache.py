@@ -13,15 +13,18 @@ def keep_programs(folder: Path | None) -> None:
     compiled: JAX decides then whether it has a cache.
 
     Args:
-        folder: made by JAX if need be; None leaves JAX as it is.
+        folder: made if need be; None leaves JAX as it is.
 
     Raises:
-        ValueError: it is a file.
+        OSError: it cannot be made, or is a file.
     """
     if folder is None:
         return
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"the compilation cache {folder} is a file, but must be a folder")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"the compilation cache {folder} cannot be made: {reason}") from error
     jax.config.update("jax_compilation_cache_dir", str(folder.absolute()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -115,8 +115,10 @@ def export_forward(
     weights, merged = _by_saved_names(model)
 
     def forward(weights: Mapping[str, jax.Array], *arrays: jax.Array) -> dict[str, jax.Array]:
+        given = dict(zip(inputs, arrays, strict=True))
+        given["input_ids"] = _not_from_the_end(given["input_ids"], model.config.vocab_size)
         out = merged(weights)(
-            **dict(zip(inputs, arrays, strict=True)),
+            **given,
             output_attentions=False,
             output_hidden_states=False,
         )
@@ -160,7 +162,7 @@ def export_decode(
         cache: Mapping[str, Any],
     ) -> dict[str, Any]:
         out = merged(weights)(
-            input_ids,
+            _not_from_the_end(input_ids, model.config.vocab_size),
             attention_mask,
             positions_from_mask=True,
             cache=Cache(**cache),
@@ -172,6 +174,11 @@ def export_decode(
 
     ids = _integers(batch, tokens)
     return _export(decode, platforms, weights, ids, ids, vars(empty))
+
+
+def _not_from_the_end(ids: jax.Array, vocabulary: int) -> jax.Array:
+    """Ids below 0, by which JAX counts from the end, as ids beyond the vocabulary: to give NaN."""
+    return jnp.where(ids < 0, jnp.int32(vocabulary), ids)
 
 
 def _integers(*shape: Any) -> jax.ShapeDtypeStruct:

@@ -75,19 +75,28 @@ def make_mesh(sizes: str | Mapping[str, int], devices: Sequence[Any] | None = No
         devices: by default all there are, those of other processes too.
 
     Raises:
-        ValueError: see ``parse_mesh``; or sizes that do not multiply to the number of devices.
+        ValueError: see ``parse_mesh`` and ``check_devices``.
     """
     text = sizes if isinstance(sizes, str) else ",".join(f"{a}={n}" for a, n in sizes.items())
     shape = parse_mesh(text)
     devices = jax.devices() if devices is None else devices
-    places = math.prod(shape.values())
-    if places != len(devices):
-        raise ValueError(
-            f"the mesh {text!r} is for {places} devices, but there are {len(devices)}: "
-            "the sizes of its axes must multiply to that"
-        )
+    check_devices(text, len(devices))
     axis_types = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(tuple(shape.values()), AXES, axis_types, devices=devices)
+
+
+def check_devices(text: str, devices: int) -> None:
+    """Check that a mesh such as "data=4,fsdp=2" takes so many devices.
+
+    Raises:
+        ValueError: its sizes do not multiply to that.
+    """
+    places = math.prod(parse_mesh(text).values())
+    if places != devices:
+        raise ValueError(
+            f"the mesh {text!r} is for {places} devices, but there are {devices}: "
+            "the sizes of its axes must multiply to that"
+        )
 
 
 def mesh_of(tree: Any) -> Mesh | None:
@@ -225,8 +234,10 @@ def distribute(model: OpenAIGPTPreTrainedModel, mesh: Mesh) -> None:
     """Place a model's parameters on a mesh: ``functional`` and ``generate`` then compute there.
 
     Raises:
-        ValueError: the mesh does not divide its heads or parameters.
+        ValueError: the mesh is none of ``make_mesh``, or does not divide its heads or parameters.
     """
+    if mesh.axis_names != AXES:
+        raise ValueError(f"the mesh has the axes {mesh.axis_names}, but must be of make_mesh")
     check_heads(mesh, model.config)
     params = model.params
     model.load_params(place(params, by_name(mesh, params)))
@@ -252,6 +263,13 @@ def own_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray:
     Raises:
         ValueError: the mesh does not divide the micro-batches.
     """
+    if rows // accumulate != row_parts(mesh, rows // accumulate):
+        parts = row_parts(mesh, 1)
+        times = "" if accumulate == 1 else f" x accumulate = {accumulate}"
+        raise ValueError(
+            f"a batch of {rows} rows cannot be split over this mesh: its size must be a multiple "
+            f"of data x fsdp = {parts}{times}"
+        )
     numbers = np.arange(rows).reshape(accumulate, -1)
     sharding: Any = by_rows(mesh, numbers, axis=1)
     indices = sharding.addressable_devices_indices_map(numbers.shape).values()

@@ -146,11 +146,14 @@ def report(meshes: list[str]) -> dict[str, Any]:
     # Nearly all of the time is XLA's, at work on programs that then run for milliseconds.
     jax.config.update("jax_disable_most_optimizations", True)
 
-    def greedy(mesh: Any) -> np.ndarray:
+    def texts(mesh: Any) -> np.ndarray:
+        """Of as many prompts as no mesh divides: greedily, and of beams."""
         model = model_on(mesh, gpt1.OpenAIGPTLMHeadModel)
-        return gpt1.generate(model, IDS[:, :5], max_new_tokens=10)
+        return np.stack(
+            [gpt1.generate(model, IDS[:5, :5], max_new_tokens=10, num_beams=n) for n in (1, 3)]
+        )
 
-    one = heads(None), greedy(None), train(None)
+    one = heads(None), texts(None), train(None)
     found = {}
     for name in meshes:
         mesh = parallel.make_mesh(name)
@@ -158,7 +161,7 @@ def report(meshes: list[str]) -> dict[str, Any]:
         said, cache_facts = heads(mesh)
         found[name] = {
             "heads": {head: difference(said[head], x) for head, x in one[0][0].items()},
-            "ids": bool((greedy(mesh) == one[1]).all()),
+            "ids": bool((texts(mesh) == one[1]).all()),
             "losses": difference(losses, one[2][0]),
             "params": max(jax.tree.leaves(jax.tree.map(difference, params, one[2][1]))),
             "share": share(mesh),

@@ -1,6 +1,7 @@
 """``generate``: prompts and settings in, texts out."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -12,6 +13,7 @@ from gpt1_jax.generation.settings import GenerationSettings
 from gpt1_jax.generation.stop import StopStrings
 from gpt1_jax.inputs import ArrayLike
 from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.parallel import mesh_of, row_parts
 from gpt1_jax.tokenizer import Tokenizer
 
 # An array (batch, ...), or, for prompts of unequal lengths, a list of rows.
@@ -152,9 +154,11 @@ def finished(
         tokenizer: for stop strings.
         steps: tokens a compiled call, where an interruption is to be heard in between.
     """
+    texts = len(prompts) * settings.num_return_sequences
+    prompts, settings = filled(model, prompts, settings)
     if settings.num_beams > 1:
         beams = beam_search(model, prompts, settings)
-        return beams.progress, beams.scores
+        return _first(beams.progress, texts), beams.scores[:texts]
     rows = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
     ended = None
     if settings.stop_strings:
@@ -163,4 +167,20 @@ def finished(
         ended, steps = StopStrings(tokenizer, rows, settings.stop_strings), STEPS
     seeds = settings.seeds(len(prompts))
     *_, last = decode(model, rows, settings, seeds, steps=steps, ended=ended)
-    return last, None
+    return _first(last, texts), None
+
+
+def filled(
+    model: OpenAIGPTLMHeadModel, prompts: list[np.ndarray], settings: GenerationSettings
+) -> tuple[list[np.ndarray], GenerationSettings]:
+    """Return the prompts, the last of them repeated until the model's mesh divides their number."""
+    mesh = mesh_of(model.params)
+    more = 0 if mesh is None else row_parts(mesh, len(prompts)) - len(prompts)
+    if more and isinstance(settings.seed, Sequence):
+        seeds = [*settings.seed, *settings.seed[-1:] * more]
+        settings = dataclasses.replace(settings, seed=seeds)
+    return prompts + prompts[-1:] * more, settings
+
+
+def _first(progress: Progress, texts: int) -> Progress:
+    return Progress(**{name: rows[:texts] for name, rows in vars(progress).items()})

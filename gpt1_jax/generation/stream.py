@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from gpt1_jax.generation.decode import decode
-from gpt1_jax.generation.generate import check_call
+from gpt1_jax.generation.generate import check_call, filled
 from gpt1_jax.generation.settings import GenerationSettings
 from gpt1_jax.generation.stop import StopStrings
 from gpt1_jax.model import OpenAIGPTLMHeadModel
@@ -47,10 +47,13 @@ def stream(
             raise ValueError(f"{name} is {getattr(settings, name)}, but must be 1 to be streamed")
     if type(steps) is not int or steps < 1:
         raise ValueError(f"steps is {steps!r}, but must be an integer, at least 1")
+    prompts, settings = filled(model, prompts, settings)
     ended = None
     if settings.stop_strings:
         ended = StopStrings(tokenizer, prompts, settings.stop_strings)
-    progress = decode(model, prompts, settings, settings.seeds(1), steps=steps, ended=ended)
+    progress = decode(
+        model, prompts, settings, settings.seeds(len(prompts)), steps=steps, ended=ended
+    )
 
     def pieces() -> Iterator[str]:
         printed = len(tokenizer.decode(prompts[0]))

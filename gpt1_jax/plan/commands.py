@@ -10,6 +10,7 @@ import tyro
 from conversion.atomic import replacing
 from gpt1_jax.attention import Backend
 from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.parallel import check_devices
 from gpt1_jax.plan.machines import CHIPS, machine
 from gpt1_jax.plan.plan import TIMEOUT, DType, Name, Plan
 from gpt1_jax.plan.plan import plan as planned
@@ -69,9 +70,20 @@ def plan(
     }
     if min(rows.values()) < 0 or not any(rows.values()):
         raise ValueError("rows must be at least 0, and those of one program at least 1")
+    if not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout is {timeout:g}, but must be seconds above 0")
+    if json is not None and table is not None and json.absolute() == table.absolute():
+        raise ValueError(f"json and table are both {json}, but must be two files")
+    for file in (json, table):
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file} is a folder, but must be a file")
     config = OpenAIGPTConfig() if model is None else OpenAIGPTConfig.from_pretrained(model)
-    for name in machines:
-        machine(name)  # before the first compilation
+    for name in machines:  # before the first compilation
+        target = machine(name)
+        if mesh is not None:
+            check_devices(mesh, target.devices)
+        if attention == "cudnn" and (target.compiler != "cuda" or "float32" in dtype):
+            raise ValueError("attention 'cudnn' is for an h100, with --dtype bfloat16")
     chosen: list[tuple[Name, int]] = [
         (program, number) for program, number in rows.items() if number
     ]

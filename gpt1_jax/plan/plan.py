@@ -47,8 +47,8 @@ class Plan:
         temporaries: bytes in between.
         flops: operations, the greater of XLA's count, which counts a loop's body once, and that of
             the matrix products by their shapes.
-        bytes: that are read and written, by XLA's count; for a GPU, where it does not tell, those
-            of arguments and outputs, each once.
+        bytes: that are read and written by XLA's count, which takes what one operation hands to
+            the next for a way to memory and back; 0 for a GPU, where it does not tell.
         collectives: what is exchanged.
         refused: why the compiler refused it, where that was for lack of memory; the rest is 0 then.
     """
@@ -82,6 +82,11 @@ class Plan:
         return self.arguments + self.outputs - self.donated + self.temporaries
 
     @property
+    def moved(self) -> int:
+        """Bytes that have to be moved: arguments and outputs once, but for what stays in place."""
+        return self.arguments + self.outputs - self.donated
+
+    @property
     def fits(self) -> bool:
         """Whether a device has that much."""
         return self.refused is None and self.memory <= self.machine.chip.memory
@@ -98,7 +103,7 @@ class Plan:
         if chip.flops is not None:
             found["compute"] = self.flops / chip.flops[self.dtype]
         if chip.bandwidth is not None:
-            found["memory"] = self.bytes / chip.bandwidth
+            found["memory"] = self.moved / chip.bandwidth
         if chip.links is not None and self.machine.devices > 1:
             found["interconnect"] = sum(each.wire for each in self.collectives) / chip.links
         return found
@@ -117,6 +122,7 @@ class Plan:
             "machine": self.machine.name,
             "devices": self.machine.devices,
             "memory": self.memory,
+            "moved": self.moved,
             "capacity": self.machine.chip.memory,
             "fits": self.fits,
             "seconds": self.times,
@@ -149,8 +155,8 @@ def plan(
         length: tokens of a row.
         dtype: of the computation, "float32" or "bfloat16".
         remat: what training computes again.
-        attention: what computes it; of the four programs, training drops out and so computes its
-            own by the formula, whatever this is.
+        attention: what computes it where it can: training drops weights out and so takes the
+            formula, and cuDNN's leaves a single query, or an odd number, to XLA's.
         timeout: seconds after which the compiler is given up.
 
     Raises:
@@ -159,6 +165,7 @@ def plan(
         TimeoutError: the compiler took too long.
         OSError: it failed.
     """
+    config = config or OpenAIGPTConfig()
     target = machine(name)
     missing = [each for each in MODULES[target.compiler] if not importlib.util.find_spec(each)]
     if missing:
@@ -166,10 +173,11 @@ def plan(
             f'compiling for {name} needs {missing[0]}: pip install "gpt1-jax[plan]", '
             "in an environment of its own"
         )
+    attention = _computing(attention, program, length, config)
     request = {
         "machine": name,
         "mesh": mesh,
-        "config": (config or OpenAIGPTConfig()).to_dict(),
+        "config": config.to_dict(),
         "program": program,
         "rows": rows,
         "length": length,
@@ -184,23 +192,41 @@ def plan(
     return Plan(target, program, mesh, rows, length, dtype, remat, attention, **answer)
 
 
+def _computing(attention: Backend, program: Name, length: int, config: OpenAIGPTConfig) -> Backend:
+    """What attention is computed by in a program, when this is asked for."""
+    if program == "train" and config.attn_pdrop > 0:
+        return "manual"
+    odd = program == "decode" or (program == "prefill" and length % 2 == 1)
+    return "xla" if attention == "cudnn" and odd else attention
+
+
 def _ask(request: dict[str, Any], target: Machine, timeout: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "answer.json"
-        try:
-            done = subprocess.run(
+        file, errors = Path(folder) / "answer.json", Path(folder) / "errors"
+        with (
+            errors.open("wb") as stderr,
+            subprocess.Popen(
                 [sys.executable, "-m", "gpt1_jax.plan.compiled", str(file)],
-                input=json.dumps(request),
                 env={**os.environ, **target.environment()},
-                capture_output=True,
-                text=True,
-                timeout=timeout,
-            )
-        except subprocess.TimeoutExpired:
-            raise TimeoutError(
-                f"compiling {request['program']} for {target.name} took more than {timeout:g} s"
-            ) from None
+                stdin=subprocess.PIPE,
+                stdout=stderr,
+                stderr=stderr,
+            ) as compiler,
+        ):
+            assert compiler.stdin is not None
+            # It stays open while this process lives: when it closes, the compiler ends.
+            compiler.stdin.write(json.dumps(request).encode() + b"\n")
+            compiler.stdin.flush()
+            try:
+                compiler.wait(timeout)
+            except subprocess.TimeoutExpired:
+                raise TimeoutError(
+                    f"compiling {request['program']} for {target.name} took more than {timeout:g} s"
+                ) from None
+            finally:
+                compiler.kill()
         if not file.is_file():
-            last = (done.stderr.strip() or f"status {done.returncode}").splitlines()[-1]
+            said = errors.read_text(encoding="utf-8", errors="replace").strip()
+            last = (said or f"status {compiler.returncode}").splitlines()[-1]
             raise OSError(f"the compiler for {target.name} failed: {last}")
         return json.loads(file.read_text(encoding="utf-8"))

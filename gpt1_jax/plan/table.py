@@ -20,11 +20,12 @@ def described(plan: Plan) -> str:
         f"{name} {_size(getattr(plan, name))}"
         for name in ("arguments", "outputs", "donated", "temporaries")
     )
+    counted = f" ({_size(plan.bytes)} by XLA's count)" if plan.bytes else ""
     lines = [
         head,
         f"  memory    {_size(plan.memory)}, {verdict}{'' if plan.fits else ': DOES NOT FIT'}",
         f"            ({parts})",
-        f"  work      {plan.flops / 1e9:,.1f} GFLOP, {_size(plan.bytes)} read and written",
+        f"  work      {plan.flops / 1e9:,.1f} GFLOP, {_size(plan.moved)} moved{counted}",
     ]
     exchanged = [f"{each.count} {each.kind} of {_size(each.bytes)}" for each in plan.collectives]
     lines.append(f"  exchanged {', '.join(exchanged) or 'nothing'}")
@@ -45,6 +46,8 @@ def markdown(plans: Sequence[Plan]) -> str:
         case = f"{plan.program} {plan.rows} x {plan.length}"
         if plan.program == "train":
             case += f", remat {plan.remat}"
+        if plan.attention != "manual":
+            case += f", attention {plan.attention}"
         cells = [plan.machine.name, plan.split, case, plan.dtype]
         if plan.refused is not None:
             cells += ["does not fit", "", "", "", ""]

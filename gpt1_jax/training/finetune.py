@@ -28,7 +28,7 @@ from gpt1_jax.training.freezing import join, split_frozen
 from gpt1_jax.training.labelled import Row, read_rows
 from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
-from gpt1_jax.training.processes import is_first
+from gpt1_jax.training.processes import check_alike, is_first
 from gpt1_jax.training.run_settings import (
     RunSettings,
     check_modules,
@@ -186,6 +186,7 @@ def finetune(
         "columns": named,
         **fields_of(settings, optimizer, loop),
     }
+    check_alike({**run, "mesh": None if mesh is None else tuple(mesh.shape.items())})
     run_folder.check(out, run)
 
     task_model = _model(folder, transformed, config, settings)

@@ -27,7 +27,7 @@ from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.perplexity import text_measures
-from gpt1_jax.training.processes import first_alone, is_first
+from gpt1_jax.training.processes import check_alike, first_alone, is_first
 from gpt1_jax.training.run_settings import (
     RunSettings,
     check_files,
@@ -176,6 +176,7 @@ def pretrain(
         "given_content": None if source is None else run_folder.checkpoint_content(source),
         **fields_of(new, settings, optimizer, loop),
     }
+    check_alike({**run, "mesh": None if mesh is None else tuple(mesh.shape.items())})
     known = out if run_folder.check(out, run) else source
     if known is None:
         text_tokenizer = _learned_tokenizer(texts, new.merges)

@@ -6,9 +6,12 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from gpt1_jax.parallel import make_mesh, parse_mesh
@@ -82,7 +85,7 @@ def devices(settings: DeviceSettings, *, start: int = START) -> Iterator[Mesh | 
 
     Raises:
         ValueError: the mesh does not fit the devices, or nothing tells where the processes are.
-        OSError: the coordinator cannot be reached.
+        OSError: the coordinator cannot be reached, or, in process 0, its port is taken.
     """
     if settings.distributed:
         _join(settings, start)
@@ -92,7 +95,8 @@ def devices(settings: DeviceSettings, *, start: int = START) -> Iterator[Mesh | 
     try:
         yield None if sizes is None else make_mesh(sizes)
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        # Out of memory, all are, and the same command again would be too.
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         reason = str(error).splitlines()[0]
         print(
@@ -107,8 +111,11 @@ def devices(settings: DeviceSettings, *, start: int = START) -> Iterator[Mesh | 
 def _join(settings: DeviceSettings, start: int) -> None:
     # Without an accelerator processes talk over gloo; for others JAX has its own ways.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    if settings.coordinator is not None and settings.process_id:
-        _wait_for(settings.coordinator, start)
+    if settings.coordinator is not None:
+        if settings.process_id:
+            _wait_for(settings.coordinator, start)
+        else:
+            _check_free(settings.coordinator)
     try:
         jax.distributed.initialize(
             settings.coordinator,
@@ -141,6 +148,44 @@ def _wait_for(coordinator: str, seconds: int) -> None:
                     f"({reason}): it must be the address of process 0, which has to run"
                 ) from error
         time.sleep(0.2)
+
+
+def _check_free(coordinator: str) -> None:
+    """Check that process 0 can listen there: JAX, where it cannot, would crash."""
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        with socket.create_server(("", port)):
+            return
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(
+            f"process 0 cannot listen at port {port} of the coordinator {coordinator} ({reason}): "
+            "give all processes another one"
+        ) from error
+
+
+def check_alike(settings: Mapping[str, Any]) -> None:
+    """Check that all processes train the same: each would compute its part of something else.
+
+    Args:
+        settings: all that the result depends on, by name.
+
+    Raises:
+        ValueError: in every process; the message names what differs.
+    """
+    from jax.experimental.multihost_utils import process_allgather
+
+    if jax.process_count() == 1:
+        return
+    own = [zlib.crc32(repr(settings[name]).encode()) for name in sorted(settings)]
+    everyones = np.asarray(process_allgather(np.array(own, np.uint32)))
+    differing = (everyones != everyones[0]).any(axis=0)
+    if differing.any():
+        names = ", ".join(np.array(sorted(settings))[differing])
+        raise ValueError(
+            f"the processes of this training were given different settings ({names}): "
+            "give all of them the same command, but for process_id"
+        )
 
 
 def is_first() -> bool:

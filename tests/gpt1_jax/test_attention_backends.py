@@ -153,6 +153,7 @@ def test_flag(run: Run) -> None:
             "attention is 'flash', but must be one of manual, cudnn, xla, auto",
         ),
         ({"attention": "xla", "precision": "highest"}, "'xla', which has no precision of its own"),
+        ({"attention": "xla", "dtype": jnp.float16}, "on a CPU, so the dtype cannot be float16"),
         ({"attention": "cudnn"}, "computes in bfloat16 or float16, so the dtype cannot be float32"),
         ({"attention": "cudnn", "dtype": jnp.bfloat16}, "takes heads as wide as .*, not 4"),
         (

@@ -35,7 +35,7 @@ def test_a_file_is_no_cache(run: Callable[..., tuple[int, str, str]], tmp_path: 
     file.write_text("")
     status, _, err = run(*COMMAND, "--compilation-cache", file)
     assert status == 2
-    assert err == f"gpt1: the compilation cache {file} is a file, but must be a folder\n"
+    assert err == f"gpt1: the compilation cache {file} cannot be made: File exists\n"
 
 
 @pytest.mark.slow

@@ -194,6 +194,14 @@ def test_a_classification_without_padding_takes_one_row() -> None:
         program.call(weights, random_ids(2, 4), np.ones((2, 4), np.int32))
 
 
+def test_ids_outside_the_vocabulary_give_nan() -> None:
+    model = small_model(LM, n_layer=1)
+    program, weights = export_forward(model, ["cpu"]), saved(model)
+    for wrong in (-1, model.config.vocab_size):
+        ids = np.array([[1, wrong, 3]], np.int32)
+        assert np.isnan(program.call(weights, ids, np.ones_like(ids))["logits"]).any()
+
+
 def test_too_many_tokens_are_refused_when_called() -> None:
     """JAX's error; its cause says what was expected."""
     model = small_model(LM, n_layer=1)

@@ -132,6 +132,19 @@ def test_fsdp_leaves_a_device_its_share_at_full_size() -> None:
     assert part / whole < 1.01 / 8  # measured: 1.0072 / 8
 
 
+def test_a_mesh_of_others() -> None:
+    model = gpt1.OpenAIGPTLMHeadModel(small_config(), rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"axes \('x',\), but must be of make_mesh"):
+        parallel.distribute(model, jax.make_mesh((1,), ("x",)))
+
+
+def test_a_batch_that_cannot_be_split() -> None:
+    mesh: Any = mesh_of("data=2,fsdp=2")
+    right = "a batch of 24 rows cannot be .* multiple of data x fsdp = 4 x accumulate = 4"
+    with pytest.raises(ValueError, match=right):
+        parallel.own_rows(mesh, 24, accumulate=4)
+
+
 def test_a_batch_and_a_cache_are_split_by_rows() -> None:
     mesh = mesh_of("data=2,fsdp=2,tensor=2")
     cache = gpt1.Cache.empty(small_config(), 4, 8)

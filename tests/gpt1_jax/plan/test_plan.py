@@ -78,20 +78,22 @@ def test_a_step_of_decoding_keeps_its_cache_in_place() -> None:
 
 def test_the_roofline(trained: Any) -> None:
     four = Machine("v5e:2x2", "tpu", 4)
-    there = dataclasses.replace(trained, machine=four, flops=197e12, bytes=819e9 / 2)
+    moved = {"arguments": int(819e9 / 4), "outputs": int(819e9 / 2), "donated": int(819e9 / 4)}
+    there = dataclasses.replace(trained, machine=four, flops=197e12, **moved)
     wire = sum(each.wire for each in there.collectives)
     assert there.times == {"compute": 1.0, "memory": 0.5, "interconnect": wire / 200e9}
     assert there.bound == ("compute", 1.0)
     lines = described(there)
     assert "at least  1000.0 ms, by compute" in lines
-    assert "DOES NOT FIT" not in lines
-    large = dataclasses.replace(there, temporaries=17_000_000_000)
+    small = dataclasses.replace(trained, machine=four)
+    assert "DOES NOT FIT" not in described(small)
+    large = dataclasses.replace(small, temporaries=17_000_000_000)
     assert not large.fits
     assert "DOES NOT FIT" in described(large)
     refused = dataclasses.replace(there, refused="RESOURCE_EXHAUSTED: too much")
     assert not refused.fits
     assert "does not fit, says its compiler: RESOURCE_EXHAUSTED" in described(refused)
-    header, line, *rows = markdown([there, large, refused]).splitlines()
+    header, line, *rows = markdown([small, large, refused]).splitlines()
     columns = header.count("|")
     assert [row.count("|") for row in (line, *rows[:3])] == [columns] * 4
     assert "does not fit" in rows[2]
@@ -133,7 +135,12 @@ def test_machines(name: str, devices: int) -> None:
         (["cpu:4", "--mesh", "data=3"], "is for 3 devices, but there are 4"),
         (["cpu:8", "--mesh", "tensor=8"], "n_head = 12 attention heads cannot be split"),
         (["cpu", "--length", "513"], "length is 513, but must be 1 to 512"),
+        (["cpu:2", "cpu:4", "--mesh", "data=2"], "is for 2 devices, but there are 4"),
         (["cpu", "--timeout", "0.01"], "took more than 0.01 s"),
+        (["cpu", "--timeout", "nan"], "timeout is nan, but must be seconds above 0"),
+        (["cpu", "--json", "."], ". is a folder, but must be a file"),
+        (["cpu", "--json", "a", "--table", "a"], "json and table are both a, but must be two"),
+        (["cpu", "--attention", "cudnn"], "'cudnn' is for an h100, with --dtype bfloat16"),
     ],
 )
 def test_wrong_input(run: Run, arguments: list[str], message: str) -> None:

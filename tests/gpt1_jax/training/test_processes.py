@@ -49,9 +49,13 @@ def port() -> int:
 
 
 def start(
-    out: Path, number: int, command: list[str], fields: dict[str, Any]
+    out: Path,
+    number: int,
+    command: list[str],
+    fields: dict[str, Any],
+    last: tuple[str, ...] = (),
 ) -> list[subprocess.Popen[str]]:
-    """Begin a training in so many processes, which have eight devices together."""
+    """Begin a training in so many processes, the last with flags of its own, on eight devices."""
     coordinator = f"127.0.0.1:{port()}"
     command = [sys.executable, "-m", "gpt1_jax.cli", *command, "--out", out.name]
     for name, value in fields.items():
@@ -68,6 +72,7 @@ def start(
         if number > 1:
             own += ["--distributed", "--coordinator", coordinator]
             own += ["--process-id", str(i), "--num-processes", str(number)]
+        own += last if i == number - 1 else ()
         with out.with_name(f"{out.name}{i}.err").open("w") as errors:
             runs.append(
                 subprocess.Popen(own, cwd=out.parent, env=environment, stderr=errors, text=True)
@@ -132,6 +137,32 @@ def test_two_processes_finetune_as_one(tmp_path: Path) -> None:
     finish(start(one, 1, ["finetune"], FINETUNE), one)
     finish(start(two, 2, ["finetune"], FINETUNE), two)
     compare(records(two), records(one))
+
+
+@pytest.mark.slow
+def test_processes_with_different_settings(tmp_path: Path) -> None:
+    write_text(tmp_path / "train.txt")
+    out = tmp_path / "run"
+    fields = {
+        name: value for name, value in PRETRAIN.items() if name not in ("valid", "eval_every")
+    }
+    runs = start(out, 2, ["pretrain", "train.txt"], fields, last=("--seed", "1"))
+    for i, run in enumerate(runs):
+        assert run.wait(TIMEOUT) == 2
+        error = (tmp_path / f"run{i}.err").read_text().splitlines()[-1]
+        assert error.startswith("gpt1: the processes of this training were given different settin")
+        assert "(seed)" in error
+    assert not out.exists()
+
+
+def test_a_port_that_is_taken() -> None:
+    with socket.create_server(("", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        settings = DeviceSettings(
+            distributed=True, coordinator=address, process_id=0, num_processes=2
+        )
+        with pytest.raises(OSError, match="process 0 cannot listen at port"), devices(settings):
+            pass
 
 
 def compare(ours: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
