@@ -177,7 +177,7 @@ def filled(
     mesh = mesh_of(model.params)
     more = 0 if mesh is None else row_parts(mesh, len(prompts)) - len(prompts)
     if more and isinstance(settings.seed, Sequence):
-        seeds = [*settings.seed, *settings.seed[-1:] * more]
+        seeds = [*settings.seed, *[settings.seed[-1]] * more]
         settings = dataclasses.replace(settings, seed=seeds)
     return prompts + prompts[-1:] * more, settings
 
