@@ -9,17 +9,15 @@ from small_training import pretrain
 from gpt1_jax.demo import FOLDER
 from gpt1_jax.training.log import read_log
 
-PROJECT = Path(__file__).parents[3]
-
 
 @pytest.mark.slow
 def test_the_loss_falls_as_in_float32(tmp_path: Path) -> None:
-    """Two hundred steps of a model of the demo's size and vocabulary, on the project's own text."""
-    texts = [PROJECT / "README.md", *sorted((PROJECT / "gpt1_jax").glob("*.py"))]
+    """Two hundred steps of a model of the demo's size and vocabulary, at the paper's rate."""
+    text = Path(__file__).parents[3] / "LICENSE"  # prose that does not change
     losses = []
     for dtype in ("float32", "bfloat16"):
         pretrain(
-            texts,
+            [text],
             tmp_path / dtype,
             tokenizer=FOLDER,
             n_layer=4,
@@ -28,7 +26,7 @@ def test_the_loss_falls_as_in_float32(tmp_path: Path) -> None:
             n_positions=64,
             batch_size=4,
             steps=200,
-            learning_rate=1e-3,
+            learning_rate=2.5e-4,
             warmup=20,
             dropout=0.1,
             dtype=dtype,
@@ -38,6 +36,6 @@ def test_the_loss_falls_as_in_float32(tmp_path: Path) -> None:
     full, half = losses
     assert len(full) == len(half) == 200
     assert full[-20:].mean() < full[:20].mean() - 2  # there is a curve
-    # Measured: 7e-5. With half as many tokens in a batch, one step parts by 1.4 %: a token lies
-    # between two predictions, where float32 has a gradient norm of 90 too, of the same weights.
+    # Measured: 2.5e-4. Four times the rate, or half the batch, makes single steps part by a percent
+    # or more: a token that lies between two predictions falls to either, as any rounding has it.
     assert 0 < np.abs(half / full - 1).max() < 1e-2
