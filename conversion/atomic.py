@@ -9,8 +9,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")  # the names that ``replacing`` works with
-# What ``gpt1 export`` writes beside weights.
-PROGRAMS = ("forward.jax", "forward.mlir", "decode.jax", "decode.mlir")
+# Programs that take the weights beside them, as ``gpt1 export`` writes them.
+FORWARD, DECODE = "forward", "decode"
+PROGRAM, TEXT = ".jax", ".mlir"
+PROGRAMS = {name + suffix for name in (FORWARD, DECODE) for suffix in (PROGRAM, TEXT)}
 
 
 def weight_files(folder: Path) -> list[Path]:

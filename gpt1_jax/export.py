@@ -23,6 +23,7 @@ from flax.traverse_util import unflatten_dict
 from jax import export
 
 import conversion
+from conversion.atomic import DECODE, FORWARD, PROGRAM, TEXT
 from conversion.huggingface import saved_name
 from gpt1_jax.attention import Cache
 from gpt1_jax.functional import merge, split
@@ -34,9 +35,6 @@ from gpt1_jax.model import (
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, flatten
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-FORWARD = "forward"
-DECODE = "decode"
-PROGRAM, TEXT = ".jax", ".mlir"
 
 
 def export_model(

@@ -263,8 +263,8 @@ def own_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray:
     Raises:
         ValueError: the mesh does not divide the micro-batches.
     """
-    if rows // accumulate != row_parts(mesh, rows // accumulate):
-        parts = row_parts(mesh, 1)
+    parts = row_parts(mesh, 1)
+    if rows // accumulate % parts:
         times = "" if accumulate == 1 else f" x accumulate = {accumulate}"
         raise ValueError(
             f"a batch of {rows} rows cannot be split over this mesh: its size must be a multiple "

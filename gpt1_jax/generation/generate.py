@@ -174,7 +174,7 @@ def filled(
     model: OpenAIGPTLMHeadModel, prompts: list[np.ndarray], settings: GenerationSettings
 ) -> tuple[list[np.ndarray], GenerationSettings]:
     """Return the prompts, the last of them repeated until the model's mesh divides their number."""
-    mesh = mesh_of(model.params)
+    mesh = mesh_of(model.transformer.tokens_embed.embedding.get_value())  # where all of it lies
     more = 0 if mesh is None else row_parts(mesh, len(prompts)) - len(prompts)
     if more and isinstance(settings.seed, Sequence):
         seeds = [*settings.seed, *[settings.seed[-1]] * more]

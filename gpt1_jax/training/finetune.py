@@ -186,7 +186,7 @@ def finetune(
         "columns": named,
         **fields_of(settings, optimizer, loop),
     }
-    check_alike({**run, "mesh": None if mesh is None else tuple(mesh.shape.items())})
+    check_alike(run, mesh)
     run_folder.check(out, run)
 
     task_model = _model(folder, transformed, config, settings)

@@ -176,7 +176,7 @@ def pretrain(
         "given_content": None if source is None else run_folder.checkpoint_content(source),
         **fields_of(new, settings, optimizer, loop),
     }
-    check_alike({**run, "mesh": None if mesh is None else tuple(mesh.shape.items())})
+    check_alike(run, mesh)
     known = out if run_folder.check(out, run) else source
     if known is None:
         text_tokenizer = _learned_tokenizer(texts, new.merges)

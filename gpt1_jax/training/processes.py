@@ -164,11 +164,12 @@ def _check_free(coordinator: str) -> None:
         ) from error
 
 
-def check_alike(settings: Mapping[str, Any]) -> None:
+def check_alike(settings: Mapping[str, Any], mesh: Mesh | None) -> None:
     """Check that all processes train the same: each would compute its part of something else.
 
     Args:
         settings: all that the result depends on, by name.
+        mesh: what they are about to train on.
 
     Raises:
         ValueError: in every process; the message names what differs.
@@ -177,6 +178,7 @@ def check_alike(settings: Mapping[str, Any]) -> None:
 
     if jax.process_count() == 1:
         return
+    settings = {**settings, "mesh": None if mesh is None else tuple(mesh.shape.items())}
     own = [zlib.crc32(repr(settings[name]).encode()) for name in sorted(settings)]
     everyones = np.asarray(process_allgather(np.array(own, np.uint32)))
     differing = (everyones != everyones[0]).any(axis=0)
