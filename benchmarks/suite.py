@@ -5,7 +5,6 @@ import dataclasses
 import json as json_format
 import os
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +15,7 @@ import tyro
 from flax import nnx
 
 import gpt1_jax as gpt1
-from benchmarks import machine
+from benchmarks import machine, timing
 from benchmarks.peers import OURS, PEERS, Kind, Peer, taking_part
 from benchmarks.timing import Seconds, Spread, interleave, ratio
 from conversion.atomic import replacing
@@ -108,9 +107,9 @@ class Pace:
 
     def measure(self, name: str, size: float, run: Callable[[], object]) -> None:
         """Run a function that is warm, and remember its pace."""
-        start = time.perf_counter()
+        start = timing.clock()
         run()
-        self._seconds[name] = (time.perf_counter() - start) / size
+        self._seconds[name] = (timing.clock() - start) / size
 
 
 @dataclasses.dataclass(frozen=True)

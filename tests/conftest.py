@@ -1,14 +1,17 @@
-"""Settings for all tests, made before JAX is imported: the CPU, and no silent promotion."""
+"""Settings for all tests, made before JAX is imported, and the order in which they run."""
 
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from support.compilation_cache import cache_folder, prune, variables
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.update({"JAX_PLATFORMS": "cpu", **variables(cache_folder()), **os.environ})
 
 import jax
+from support.optimization import set_optimization
+from support.order import is_unoptimized, place
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -18,6 +21,26 @@ settings.register_profile(
     "gpt1", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI"))
 )
 settings.load_profile("gpt1")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):
+        prune(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+
+
+def pytest_report_header() -> str:
+    folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    sizes = [path.stat().st_size for path in folder.glob("*")]
+    return f"compilation cache: {folder}, {len(sizes)} programs, {sum(sizes) / 1e6:.0f} MB"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=place)
+
+
+@pytest.hookimpl(tryfirst=True)  # before the test's fixtures, which compile too
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    set_optimization(not is_unoptimized(item))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import small_model
+from support.small_models import small_model
 
 import gpt1_jax as gpt1
 from benchmarks.generate import generate
@@ -22,6 +22,7 @@ def options(tmp_path: Path) -> Options:
     return Options(model=tmp_path / "tiny", rounds=2)
 
 
+@pytest.mark.nightly
 def test_a_race(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "result.json"
     able = [OURS, "gpt1-jax-bfloat16", "ctranslate2"]

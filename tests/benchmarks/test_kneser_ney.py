@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_tokenizer import SIZE, write_small
+from support.small_tokenizer import SIZE, write_small
 
 from benchmarks import kneser_ney as suite
 from benchmarks.kneser_ney import FALLBACK, KneserNey

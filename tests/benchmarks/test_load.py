@@ -1,7 +1,5 @@
 """Loading, between those who are installed, on a tiny model: its record, not its times."""
 
-import importlib.util
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +10,6 @@ import pytest
 from benchmarks import load as suite
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.suite import Options
-
-
-@pytest.mark.slow
-def test_seconds_and_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "record.json"
-    peers = (OURS, "ctranslate2")
-    record = suite.load(Options(quick=True, rounds=2, peers=peers, json=file))
-    assert record == json.loads(file.read_text())
-    assert record["suite"] == "load"
-    converts = importlib.util.find_spec("ctranslate2") is not None
-    present = {*peers} if converts else {OURS}
-    assert record["absent"].keys() == {*peers} - present
-
-    (case,) = record["cases"]
-    assert case["case"].keys() == {"checkpoint bytes"}
-    assert 100e3 < case["case"]["checkpoint bytes"] < 200e3
-    assert case["seconds"].keys() == present
-    assert list(case["bytes"]) == [OURS]  # in a quick run
-    assert all(len(times) == 2 and min(times) > 0 for times in case["seconds"].values())
-    assert all(len(speeds) == 2 for speeds in case["limits"].values())
-    assert min(case["bytes"].values()) > 10e6
-
-    out = capsys.readouterr().out
-    assert "of the speed of a plain sum" in out
-    assert ("ctranslate2 converts it first" in out) == converts
 
 
 def test_a_model_is_dropped_before_the_next_is_loaded(

@@ -27,7 +27,7 @@ def test_the_best_of_each_kind_is_the_limit() -> None:
     assert speeds(work, seconds) == {"bytes": [10.0, 5.0], "float32": [8.0, 8.0]}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
 def test_peak_is_that_of_a_fresh_process() -> None:
     here = np.ones(1 << 27)  # a gigabyte, that the other process does not have

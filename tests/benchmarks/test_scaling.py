@@ -1,48 +1,18 @@
 """The growth of times: the fit on known data, and the record of a tiny model."""
 
-import importlib.util
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from benchmarks import scaling as suite
-from benchmarks.peers import OURS, PEERS, Peer
+from benchmarks.peers import PEERS, Peer
 from benchmarks.suite import Options
-
-
-@pytest.mark.slow
-def test_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "record.json"
-    peers = (OURS, "ctranslate2")
-    record = suite.scaling(Options(quick=True, rounds=2, peers=peers, json=file))
-    assert record == json.loads(file.read_text())
-    assert record["suite"] == "scaling"
-    present = {*peers} if importlib.util.find_spec("ctranslate2") else {OURS}
-    assert record["absent"].keys() == {*peers} - present
-
-    *cases, last = record["cases"]
-    parts = {"decode": "context", "length": "tokens", "batch": "batch"}
-    assert [case["case"] for case in cases] == [
-        {"what": what, size: n} for what, size in parts.items() for n in suite.QUICK
-    ]
-    for case in cases:
-        assert case["seconds"].keys() == present
-        assert all(len(times) == 2 for times in case["seconds"].values())
-        assert case["left_out"] == {}
-        assert "bytes" in case["limits"]
-    assert last["case"] == {"what": "exponents"}
-    assert last["exponents"].keys() == parts.keys()
-    assert last["exponents"]["length"].keys() == present
-    assert "grows as the power" in capsys.readouterr().out
 
 
 def test_a_slow_peer_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("benchmarks.suite.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.timing.clock", lambda: clock[0])
     monkeypatch.setattr("benchmarks.suite.machine.limits", dict)
 
     def slow(ids: np.ndarray) -> None:
@@ -62,7 +32,7 @@ def test_a_token_is_timed_without_the_reading_of_the_context(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr("benchmarks.timing.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("benchmarks.timing.clock", lambda: clock[0])
     monkeypatch.setattr("benchmarks.suite.machine.limits", dict)
 
     def write(prompt: np.ndarray, new: int) -> np.ndarray:

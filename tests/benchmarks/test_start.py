@@ -1,32 +1,14 @@
 """A cold command, on a tiny model: its record, not its times."""
 
-import json
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import start as suite
-from benchmarks.peers import OURS
 from benchmarks.suite import Options
 from gpt1_jax import Tokenizer
 from gpt1_jax.demo import FOLDER
-
-
-@pytest.mark.slow
-def test_the_command_with_and_without_a_cache(tmp_path: Path) -> None:
-    file = tmp_path / "record.json"
-    record = suite.start(Options(quick=True, rounds=1, peers=(OURS,), json=file))
-    assert record == json.loads(file.read_text())
-    assert record["suite"] == "start"
-    (case,) = record["cases"]
-    assert case["case"] == {"new tokens": 1}
-    assert list(case["seconds"]) == list(case["compilations"]) == [OURS, suite.CACHED]
-    assert all(len(times) == 1 and times[0] > 0 for times in case["seconds"].values())
-    cold, warm = case["compilations"].values()
-    assert cold["count"] == warm["count"] == warm["from the cache"] > 0
-    assert cold["from the cache"] == 0
-    assert cold["seconds"] > warm["seconds"] > 0
 
 
 def test_a_tokenizer_is_added_only_where_there_is_none(tmp_path: Path) -> None:

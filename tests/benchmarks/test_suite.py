@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from small_models import small_config
+from support.small_models import small_config
 
 from benchmarks.suite import Options, Work, choose, opened, share, write_json
 

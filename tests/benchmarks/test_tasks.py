@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_models import small_model
-from small_tokenizer import SIZE, write_small
+from support.small_models import small_model
+from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
 from benchmarks import tasks as suite
@@ -208,7 +208,7 @@ def test_fine_tuned_models_are_measured_with_every_seed(
     assert "pre-trained                  77.0%   (76.0%, 78.0%)" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_fine_tuned_model_is_tested_on_the_test_rows(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE, n_positions=16)

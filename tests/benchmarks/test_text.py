@@ -12,7 +12,7 @@ pytest.importorskip("ftfy")
 pytest.importorskip("spacy")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, record_file = tmp_path / "text.txt", tmp_path / "record.json"
     file.write_text("“Wait…” she said.\nHe didn't.\n" * 50, encoding="utf-8")

@@ -1,14 +1,13 @@
 """The race of training steps, between those who are installed, on a tiny model."""
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from small_models import small_model
+from support.small_models import small_model
 
 import gpt1_jax as gpt1
 from benchmarks.peers import OURS, PEERS, Peer
@@ -33,6 +32,7 @@ def standard_promotion() -> Iterator[None]:
         yield
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_race(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
     record = train(options, (CASE,))
@@ -57,13 +57,6 @@ def test_other_losses_are_no_race(options: Options, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(PEERS, "wrong", Peer((), 0, train=lambda *_: lambda ids: 2.5))
     with pytest.raises(ValueError, match="wrong has the losses"):
         train(dataclasses.replace(options, peers=(OURS, "wrong"), rounds=1), (CASE,))
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
-def test_memory(options: Options) -> None:
-    record = train(dataclasses.replace(options, peers=(OURS,), memory=True), (CASE,))
-    assert 1e8 < record["cases"][0]["bytes"][OURS] < 1e10
 
 
 def test_wrong_settings(options: Options) -> None:

@@ -49,7 +49,7 @@ def write_full_size(folder: Path, format: str) -> int:
     return 4 * 116_534_784
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("format", ["huggingface", "openai"])
 def test_reading_holds_about_one_copy(tmp_path, format, record_property):

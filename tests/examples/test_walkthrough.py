@@ -28,7 +28,7 @@ def kinds(notebook: Any) -> list[list[list[str]]]:
     return cells
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_it_runs_and_shows_what_is_committed(tmp_path: Path) -> None:
     committed = nbformat.read(NOTEBOOK, as_version=4)
     assert sum(map(len, kinds(committed))) > 15

@@ -1,9 +1,8 @@
-"""What tests share: the command as a user runs it, its main function, and quick compilations."""
+"""What tests share: the main function of the command."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-import jax
 import pytest
 
 from gpt1_jax import cli
@@ -26,14 +25,3 @@ def run(
         return status, out, err
 
     return gpt1_command
-
-
-@pytest.fixture(scope="module")
-def quick_compilations() -> Iterator[None]:
-    """Programs as XLA leaves them without optimisation, which takes most of a small test's time.
-
-    For tests of behaviour. Those of parity run the programs that users run.
-    """
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)

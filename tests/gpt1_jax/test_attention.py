@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from small_models import (
+from support.small_models import (
     difference,
     numpy_logits,
     numpy_weights,

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_models import MODELS, difference, leaves_equal, random_ids, small_config, small_model
+from support.small_models import (
+    MODELS,
+    difference,
+    leaves_equal,
+    random_ids,
+    small_config,
+    small_model,
+)
 
 import gpt1_jax as gpt1
 from gpt1_jax import model as model_module
@@ -85,6 +92,7 @@ def test_decoding_with_a_cache() -> None:
     assert difference(at_tokens(np.concatenate(parts, axis=1)), at_tokens(whole)) <= 1e-6
 
 
+@pytest.mark.unoptimized
 def test_generation(fused: list[str]) -> None:
     prompts = [[1, 2, 3], [4], [5, 6]]
     expected, found = (
@@ -133,6 +141,7 @@ def test_from_pretrained(tmp_path: Path) -> None:
     assert model.attention == model.transformer.attention == "xla"
 
 
+@pytest.mark.unoptimized
 def test_flag(run: Run) -> None:
     texts = [
         run("generate", "He was", "--max-new-tokens", 5, "--attention", backend)
@@ -172,9 +181,8 @@ def test_float64_is_the_formula_s() -> None:
         LM(small_config(), rngs=nnx.Rngs(0), dtype="float64", attention="xla")
 
 
-@pytest.mark.slow
-def test_full_size() -> None:
-    config = gpt1.OpenAIGPTConfig()
+def test_full_width() -> None:
+    config = gpt1.OpenAIGPTConfig(n_layer=2)
     apply, params = gpt1.functional(LM(config, rngs=nnx.Rngs(0)))
     shell = nnx.eval_shape(lambda: LM(config, rngs=nnx.Rngs(0), attention="xla"))
     fused_apply, _ = gpt1.functional(shell)

@@ -17,7 +17,7 @@ import conversion
 import gpt1_jax as gpt1
 from gpt1_jax import cli
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 VOCABULARY = ["<unk>", *"abcdefghij", *(f"{c}</w>" for c in "abcdefghij"), "ab", "abc</w>"]
 MERGES = ["a b", "ab c</w>"]

@@ -38,7 +38,7 @@ def test_a_file_is_no_cache(run: Callable[..., tuple[int, str, str]], tmp_path: 
     assert err == f"gpt1: the compilation cache {file} cannot be made: File exists\n"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_variable_of_jax(tmp_path: Path) -> None:
     """It works by itself; so that small programs are kept, JAX has a second one."""
     variables = {

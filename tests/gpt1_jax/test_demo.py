@@ -66,7 +66,7 @@ def test_the_command_needs_no_model_and_no_network(tmp_path: Path) -> None:
     assert len(printed["new_ids"]) == 8
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_figures_of_the_model_card(data_folder: Path, tmp_path: Path) -> None:
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained("demo")
     tokenizer = gpt1.Tokenizer.from_pretrained("demo")

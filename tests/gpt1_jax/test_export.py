@@ -14,11 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from small_models import MODELS, difference, random_ids, small_model
+from support.small_models import MODELS, difference, random_ids, small_model
 
 import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.export import PLATFORMS, export_decode, export_forward, export_model
+
+pytestmark = pytest.mark.unoptimized
 
 LM = gpt1.OpenAIGPTLMHeadModel
 DOUBLE = gpt1.OpenAIGPTDoubleHeadsModel

@@ -12,21 +12,26 @@ from typing import Any
 
 import jax
 import numpy as np
+import optax
 import pytest
 from golden.compare_ids import compare
 
 torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
+from support.torch_reference import flax_model  # noqa: E402
 
 import conversion  # noqa: E402
 import gpt1_jax as gpt1  # noqa: E402
 from gpt1_jax.pretrained import flatten  # noqa: E402
 
-pytestmark = pytest.mark.slow
-
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "generation.json").read_text())
 # All fifty prompts take minutes: make_generation.py --check continues them. Here are the shortest,
-# of 2 to 43 tokens, and, without further settings, some of the long ones.
+# of 2 to 43 tokens, and, without further settings, the longest four.
+PLAIN = ("greedy-plain", "beams-plain")
+CASES = [
+    pytest.param(case, id=case["name"], marks=() if case["name"] in PLAIN else pytest.mark.nightly)
+    for case in GOLDEN["cases"]
+]
 SHORTEST = sorted(range(len(GOLDEN["prompts"])), key=lambda i: len(GOLDEN["prompts"][i]))
 
 
@@ -80,9 +85,9 @@ def rms(errors: np.ndarray) -> float:
     return float(np.sqrt((errors**2).mean()))
 
 
-def test_gradients(reference: Any, model: gpt1.OpenAIGPTLMHeadModel) -> None:
+def test_gradients_and_an_adamw_step(reference: Any, model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    reference = copy.deepcopy(reference)
     ids = torch.randint(40478, (2, 32), generator=torch.Generator().manual_seed(2))
-    reference.zero_grad()
     loss = reference(ids, labels=ids).loss
     loss.backward()
     apply, params = gpt1.functional(model)
@@ -95,46 +100,64 @@ def test_gradients(reference: Any, model: gpt1.OpenAIGPTLMHeadModel) -> None:
     for row in conversion.layout(model.config.to_dict(), "OpenAIGPTLMHeadModel"):
         difference = np.abs(np.asarray(leaves[row.path]) - named[row.torch].grad.numpy()).max()
         assert difference <= 2e-6 * largest, row.torch  # measured: 1.2e-6
-    reference.zero_grad(set_to_none=True)
+
+    # With an epsilon above the rounding of the gradients: with a smaller one Adam divides those
+    # that are rounding and nothing else by their own size.
+    settings = {"eps": 1e-6, "weight_decay": 0.01}
+    optimizer = optax.adamw(2.5e-4, **settings)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam is not strict
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    after: Any = flatten(optax.apply_updates(params, updates))
+    torch.optim.AdamW(reference.parameters(), lr=2.5e-4, **settings).step()
+    for row in conversion.layout(model.config.to_dict(), "OpenAIGPTLMHeadModel"):
+        difference = np.abs(np.asarray(after[row.path]) - named[row.torch].detach().numpy())
+        if row.path[-2:] == ("c_attn", "bias"):
+            # The gradients of the keys' biases are rounding, see training/test_trajectory.py.
+            difference = np.delete(difference.reshape(3, -1), 1, axis=0)
+        assert difference.max() <= 1e-5, row.torch  # measured: 2.4e-6
 
 
-@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", CASES)
 def test_generated_ids(model: gpt1.OpenAIGPTLMHeadModel, case: dict[str, Any]) -> None:
     """In a ragged batch of eight and alone: what transformers generates from each prompt."""
-    numbers = SHORTEST[:8]
-    compare(model, GOLDEN, case, numbers, size=8)
-    compare(model, GOLDEN, case, numbers[-1:], size=1)
-    if case["name"] in ("greedy-plain", "beams-plain"):
-        compare(model, GOLDEN, case, [*SHORTEST[:4], *SHORTEST[-4:]], size=8)
-        compare(model, GOLDEN, case, SHORTEST[20:21], size=1)
+    long = SHORTEST[-4:] if case["name"] in PLAIN else SHORTEST[4:8]
+    compare(model, GOLDEN, case, [*SHORTEST[:4], *long], size=8)
+    compare(model, GOLDEN, case, SHORTEST[7:8], size=1)
+
+
+# What holds for every block is shown on two of them.
+
+
+@pytest.fixture(scope="module")
+def shallow() -> Any:
+    torch.manual_seed(0)
+    return transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(n_layer=2)).eval()
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_every_decode_step_equals_the_full_forward(
-    model: gpt1.OpenAIGPTLMHeadModel, rows: int
-) -> None:
+def test_every_decode_step_equals_the_full_forward(shallow: Any, rows: int) -> None:
+    model = flax_model(shallow)
     ids = np.random.default_rng(3).integers(40478, size=(rows, 48))
     apply, params = gpt1.functional(model)
     full = np.asarray(apply(params, ids).logits)
     out = apply(params, ids[:, :32], cache=gpt1.Cache.empty(model.config, rows, 48))
-    # measured: 2.9e-6, of the steps of one row
+    # measured, of twelve blocks: 2.9e-6, of the steps of one row
     np.testing.assert_allclose(out.logits, full[:, :32], rtol=0, atol=1e-5)
     for t in range(32, 48):
         out = apply(params, ids[:, t : t + 1], cache=out.cache)
         np.testing.assert_allclose(out.logits[:, 0], full[:, t], rtol=0, atol=1e-5)
 
 
-def test_bfloat16_is_as_close_as_torch_bfloat16(
-    reference: Any, folder: Path, model: gpt1.OpenAIGPTLMHeadModel
-) -> None:
+def test_bfloat16_is_as_close_as_torch_bfloat16(shallow: Any, tmp_path: Path) -> None:
     ids = torch.randint(40478, (1, 64), generator=torch.Generator().manual_seed(4))
+    shallow.save_pretrained(tmp_path)
     with torch.no_grad():
-        exact = reference(ids).logits.numpy()
-        theirs = copy.deepcopy(reference).bfloat16()(ids).logits.float().numpy()
+        exact = shallow(ids).logits.numpy()
+        theirs = copy.deepcopy(shallow).bfloat16()(ids).logits.float().numpy()
     half = gpt1.OpenAIGPTLMHeadModel.from_pretrained(
-        folder, dtype="bfloat16", param_dtype="bfloat16"
+        tmp_path, dtype="bfloat16", param_dtype="bfloat16"
     )
     apply, params = gpt1.functional(half)
     ours = np.asarray(apply(params, ids.numpy()).logits)
-    error = [float(np.sqrt(((logits - exact) ** 2).mean())) for logits in (ours, theirs)]
+    error = [rms(logits - exact) for logits in (ours, theirs)]
     assert error[0] <= error[1], f"{error[0]:.2e} against torch's {error[1]:.2e}"

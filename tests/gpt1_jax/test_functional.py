@@ -8,16 +8,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compilations import compilations
 from flax import nnx
 from flax.traverse_util import flatten_dict
-from small_models import MODELS, difference, leaves_equal, random_ids, small_config, small_model
+from support.compilations import compilations
+from support.small_models import (
+    MODELS,
+    difference,
+    leaves_equal,
+    random_ids,
+    small_config,
+    small_model,
+)
 
 import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.functional import merge
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 LM = gpt1.OpenAIGPTLMHeadModel
 IDS = random_ids(2, 4)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from small_models import SIZES, small_config, small_model
+from support.small_models import SIZES, small_config, small_model
 
 import gpt1_jax as gpt1
 

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import MODELS, difference, numpy_logits, random_ids, small_model
+from support.small_models import MODELS, difference, numpy_logits, random_ids, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax import layers
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 BASE, LM, DOUBLE, CLASSIFIER = MODELS
 V, E, N, L = 13, 8, 2, 2

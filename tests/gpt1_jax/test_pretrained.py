@@ -11,9 +11,18 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
-from small_models import MODELS, difference, leaves_equal, random_ids, small_config, small_model
+from support.small_models import (
+    MODELS,
+    difference,
+    leaves_equal,
+    random_ids,
+    small_config,
+    small_model,
+)
 
 import gpt1_jax as gpt1
+
+pytestmark = pytest.mark.unoptimized
 
 BASE, LM, DOUBLE, CLASSIFIER = MODELS
 IDS = random_ids(1, 4)

@@ -29,7 +29,7 @@ def close(ours: jax.Array, x: jax.Array, weights: jax.Array) -> None:
 
 
 @given(leading=LEADING, K=st.integers(1, 49), N=st.integers(1, 9))
-@settings(max_examples=40)
+@settings(max_examples=15)
 def test_linear(leading: tuple[int, ...], K: int, N: int) -> None:
     """Whatever the number of parts that K falls into: 1, 2, 3 or 6."""
     x, kernel = normal(*leading, K), normal(K, N, seed=1)
@@ -37,7 +37,7 @@ def test_linear(leading: tuple[int, ...], K: int, N: int) -> None:
 
 
 @given(leading=LEADING, K=st.integers(1, 49), N=st.integers(1, 9))
-@settings(max_examples=40)
+@settings(max_examples=15)
 def test_turned_kernel(leading: tuple[int, ...], K: int, N: int) -> None:
     """Whether N falls into two parts or not."""
     x, turned = normal(*leading, K), normal(N, K, seed=1)
@@ -45,7 +45,7 @@ def test_turned_kernel(leading: tuple[int, ...], K: int, N: int) -> None:
 
 
 @given(leading=LEADING, E=st.integers(1, 49), V=st.sampled_from([1, 2, 15, 67, 74, 131, 67 * 67]))
-@settings(max_examples=40)
+@settings(max_examples=15)
 def test_table(leading: tuple[int, ...], E: int, V: int) -> None:
     """Whatever the number of parts that V falls into, and where it has no small divisor."""
     x, table = normal(*leading, E), normal(V, E, seed=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from small_tokenizer import SIZE, small_vocab, write_small
+from support.small_tokenizer import SIZE, small_vocab, write_small
 
 import gpt1_jax as gpt1
 from gpt1_jax.prompt_file import Prompt, read_prompt_file

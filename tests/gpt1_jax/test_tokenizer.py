@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizer import MERGES, SIZE, small_vocab, write_small
+from support.small_tokenizer import MERGES, SIZE, small_vocab, write_small
 from tokenizers import AddedToken
 
 import conversion

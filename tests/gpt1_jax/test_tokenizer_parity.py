@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_tokenizer import SIZE, write_small
+from support.small_tokenizer import SIZE, write_small
 from tokenizers import AddedToken
 
 from gpt1_jax.tokenizer import Tokenizer

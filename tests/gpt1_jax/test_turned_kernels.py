@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import small_model
+from support.small_models import small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax import turned_kernels
@@ -16,7 +16,7 @@ from gpt1_jax.pretrained import flatten
 from gpt1_jax.products import FEW
 from gpt1_jax.turned_kernels import as_turned, pays, turned
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 IDS = np.array([[1, 5, 2], [3, 3, 9]], np.int32)
 

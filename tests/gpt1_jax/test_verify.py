@@ -14,7 +14,7 @@ import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.verify import GPT1, Check, Published, verify
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import random_ids, small_model
-from small_tokenizer import write_small
+from support.small_models import random_ids, small_model
+from support.small_tokenizer import write_small
 
 import gpt1_jax as gpt1
 from gpt1_jax.explore import embedding, h_0, nearest

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_models import small_model
-from small_tokenizer import SIZE, write_small
+from support.small_models import small_model
+from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
 from gpt1_jax.explore import (

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import log_softmax
-from small_models import small_model
-from small_tokenizer import SIZE, write_small
+from support.small_models import small_model
+from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
 from gpt1_jax.explore import logit_lens, next_tokens, read, surprisal
 from gpt1_jax.explore.display import show
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 TEXT = "The thing is a"  # five tokens
 

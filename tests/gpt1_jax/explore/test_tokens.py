@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_tokenizer import TOKENS, write_small
+from support.small_tokenizer import TOKENS, write_small
 
 from gpt1_jax.explore import token_table
 from gpt1_jax.explore.display import RED

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from flax import nnx
-from small_models import small_config, small_model
+from support.small_models import small_config, small_model
 
 import gpt1_jax as gpt1
 

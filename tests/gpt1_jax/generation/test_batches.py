@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from flax import nnx
-from small_tokenizer import SIZE, write_small
+from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
 from gpt1_jax.generation import batches
 from gpt1_jax.generation.batches import generate_batches, in_order
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 CONFIG = gpt1.OpenAIGPTConfig(
     vocab_size=SIZE, n_positions=64, n_layer=1, n_embd=12, n_head=2, initializer_range=0.5

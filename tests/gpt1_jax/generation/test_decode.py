@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import given, settings
-from jax import monitoring
+from support.compilations import compilations
 
 import gpt1_jax as gpt1
 from gpt1_jax.functional import split
 from gpt1_jax.generation import decode
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 CONFIG = gpt1.OpenAIGPTConfig(
     vocab_size=29, n_positions=64, n_layer=2, n_embd=12, n_head=2, initializer_range=0.5
@@ -77,8 +77,10 @@ def test_shapes_and_kinds_of_prompts(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     assert all(row.dtype == np.int32 for row in ragged)
 
 
-@pytest.mark.parametrize("rows", [1, 3])  # two are decoded as three are
-@pytest.mark.parametrize("longest", [33, 64, 65, 129, 130, 161, 200, 257])
+@pytest.mark.parametrize(  # two rows are decoded as three are
+    ("longest", "rows"),
+    [(33, 1), (64, 3), (65, 1), (129, 3), (130, 1), (161, 3), (200, 1), (257, 3)],
+)
 def test_long_prompts_are_read_whole(longest: int, rows: int) -> None:
     """Whatever the pieces: 128 tokens at once, 64 and 32."""
     config = dataclasses.replace(CONFIG, n_positions=300, n_layer=1)
@@ -219,40 +221,24 @@ def random_settings(rng: np.random.Generator) -> dict[str, Any]:
     return chosen | {name: value for name, value in optional.items() if rng.integers(2)}
 
 
-@pytest.fixture
-def compilations() -> Iterator[list[float]]:
-    """Seconds of every compilation that XLA makes during a test."""
-    seconds: list[float] = []
-
-    def listen(event: str, duration_secs: float, **_: Any) -> None:
-        if event == "/jax/core/compile/backend_compile_duration":
-            seconds.append(duration_secs)
-
-    monitoring.register_event_duration_secs_listener(listen)
-    yield seconds
-    monitoring.unregister_event_duration_listener(listen)
-
-
-def test_settings_and_lengths_share_compilations(
-    model: gpt1.OpenAIGPTLMHeadModel, compilations: list[float]
-) -> None:
+def test_settings_and_lengths_share_compilations(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     """100 prompts with settings of all kinds: one compilation for every length of the cache."""
     decoder: Any = decode._decoder(nnx.graphdef(model), 0, False)
     decoder.clear_cache()
     twin = gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(1))
     # Texts have at most 61 tokens and are read in pieces of 32: the cache has 32 or 64 slots.
     for new in (1, 33):
-        before = len(compilations)
-        gpt1.generate(model, [[1]], max_new_tokens=new)
-        assert len(compilations) > before, "compilations are not counted"
-    compilations.clear()
+        with compilations() as found:
+            gpt1.generate(model, [[1]], max_new_tokens=new)
+        assert found, "compilations are not counted"
     rng = np.random.default_rng(0)
-    for _ in range(100):
-        prompt = rng.integers(29, size=rng.integers(1, 33)).tolist()
-        gpt1.generate(model, [prompt], **random_settings(rng))
-    gpt1.generate(twin, [[1]], max_new_tokens=3, do_sample=True)
+    with compilations() as found:
+        for _ in range(100):
+            prompt = rng.integers(29, size=rng.integers(1, 33)).tolist()
+            gpt1.generate(model, [prompt], **random_settings(rng))
+        gpt1.generate(twin, [[1]], max_new_tokens=3, do_sample=True)
     assert decoder._cache_size() == 2
-    assert compilations == []
+    assert found == []
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import given, settings
-from scripted_model import scripted_model
+from support.scripted_model import scripted_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.generation import decode
 from gpt1_jax.generation.lookup import guess
 from gpt1_jax.generation.processors import Context
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 V = 23
 CONFIG = gpt1.OpenAIGPTConfig(

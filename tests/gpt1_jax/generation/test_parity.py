@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from scipy import stats
 
 torch = pytest.importorskip("torch")
-from torch_reference import flax_model, torch_model  # noqa: E402
+from support.torch_reference import flax_model, torch_model  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
 import gpt1_jax as gpt1  # noqa: E402
@@ -71,7 +71,7 @@ def reference(model: Any, prompt: list[int], chosen: dict[str, Any]) -> Any:
 
 
 @given(seed=st.integers(0, 3), rows=st.lists(prompts, min_size=3, max_size=3), chosen=calls(False))
-@settings(max_examples=35)
+@settings(max_examples=20)
 def test_greedy(seed: int, rows: list[list[int]], chosen: dict[str, Any]) -> None:
     """Every row of a ragged batch is what transformers makes of it alone."""
     ours = gpt1.generate(TWINS[seed], rows, **chosen, return_dict=True)
@@ -89,7 +89,7 @@ def test_greedy(seed: int, rows: list[list[int]], chosen: dict[str, Any]) -> Non
 
 
 @given(seed=st.integers(0, 3), rows=st.lists(prompts, min_size=3, max_size=3), chosen=calls(True))
-@settings(max_examples=35)
+@settings(max_examples=20)
 def test_beams(seed: int, rows: list[list[int]], chosen: dict[str, Any]) -> None:
     """Every row of a ragged batch is what transformers makes of it alone."""
     each = chosen["num_return_sequences"]

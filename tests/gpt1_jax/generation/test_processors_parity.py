@@ -16,7 +16,7 @@ from hypothesis import given, settings
 
 torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
-from torch_reference import torch_model  # noqa: E402
+from support.torch_reference import torch_model  # noqa: E402
 from transformers.generation import logits_process as reference  # noqa: E402
 
 from gpt1_jax import GenerationSettings, OpenAIGPTConfig  # noqa: E402

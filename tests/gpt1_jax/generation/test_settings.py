@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given
-from random_settings import valid_settings
+from support.random_settings import valid_settings
 
 from gpt1_jax import GenerationSettings, OpenAIGPTConfig
 from gpt1_jax.generation.settings import DEFAULTS, FILE, UNSUPPORTED

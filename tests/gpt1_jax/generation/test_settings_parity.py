@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 
 torch = pytest.importorskip("torch")
-from random_settings import valid_settings  # noqa: E402
-from torch_reference import torch_model  # noqa: E402
+from support.random_settings import valid_settings  # noqa: E402
+from support.torch_reference import torch_model  # noqa: E402
 from transformers import GenerationConfig  # noqa: E402
 
 from gpt1_jax import GenerationSettings  # noqa: E402

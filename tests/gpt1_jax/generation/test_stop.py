@@ -8,13 +8,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
-from scripted_model import SIZES, scripted_model
-from small_models import small_model
-from small_tokenizer import SIZE, small_vocab, write_small
+from support.scripted_model import SIZES, scripted_model
+from support.small_models import small_model
+from support.small_tokenizer import SIZE, small_vocab, write_small
 
 import gpt1_jax as gpt1
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 TEXT = "the king is in the spring . this is it , the press in spring . the end is in the night ."
 NEW = 24
@@ -293,7 +293,7 @@ def transformers_tokenizer(folder: Path) -> Any:
 def twins() -> Any:
     """A model of transformers and ours, with equal weights."""
     pytest.importorskip("torch")
-    from torch_reference import flax_model, torch_model
+    from support.torch_reference import flax_model, torch_model
 
     theirs = torch_model("OpenAIGPTLMHeadModel", **SIZES)
     return theirs, flax_model(theirs)

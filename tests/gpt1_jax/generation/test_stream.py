@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import given, settings
-from scripted_model import SIZES, scripted_model
-from small_models import small_model
-from small_tokenizer import SIZE, small_vocab, write_small
+from support.scripted_model import SIZES, scripted_model
+from support.small_models import small_model
+from support.small_tokenizer import SIZE, small_vocab, write_small
 
 import gpt1_jax as gpt1
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 TEXT = "the king is in the spring . this is it , the press in spring . the end is in the night ."
 PROMPT = "the king"

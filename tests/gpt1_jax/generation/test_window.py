@@ -6,11 +6,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from small_models import small_model
+from support.small_models import small_model
 
 import gpt1_jax as gpt1
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 V, N, NEW = 29, 40, 90
 

@@ -12,7 +12,7 @@ import gpt1_jax as gpt1
 from gpt1_jax.plan import plan
 from gpt1_jax.plan.machines import machine
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.nightly
 SMALL = gpt1.OpenAIGPTConfig(vocab_size=128, n_positions=128, n_embd=128, n_layer=2, n_head=4)
 
 

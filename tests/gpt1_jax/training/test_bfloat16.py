@@ -4,13 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_training import pretrain
+from support.small_training import pretrain
 
 from gpt1_jax.demo import FOLDER
 from gpt1_jax.training.log import read_log
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_loss_falls_as_in_float32(tmp_path: Path) -> None:
     """Two hundred steps of a model of the demo's size and vocabulary, at the paper's rate."""
     text = Path(__file__).parents[3] / "LICENSE"  # prose that does not change

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import leaves_equal, small_model
+from support.small_models import leaves_equal, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.training.checkpoints import KEPT, Checkpoints
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import TrainState
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 REST: dict[str, Any] = {
     "position": {"next_index": 3, "nested": [1, None, "x"]},
@@ -213,7 +213,6 @@ with Checkpoints(Path(sys.argv[1])) as checkpoints:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="files are limited by resource.setrlimit")
 def test_a_disk_that_refuses(tmp_path: Path) -> None:
     """The system itself does, in the middle of the arrays."""

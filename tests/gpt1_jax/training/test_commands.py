@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_training import QUICK, SIZES, write_checkpoint, write_rows, write_text
+from support.small_training import QUICK, SIZES, write_checkpoint, write_rows, write_text
 
 import gpt1_jax as gpt1
 from gpt1_jax.training import checkpoints, commands
@@ -26,7 +26,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
-from small_tokenizer import SIZE, write_small
+from support.small_tokenizer import SIZE, write_small
 
 from gpt1_jax.tokenizer import Tokenizer
 from gpt1_jax.training import corpus

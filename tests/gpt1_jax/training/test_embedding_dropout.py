@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import small_model
+from support.small_models import small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.functional import merge, split
 from gpt1_jax.pretrained import flatten
 from gpt1_jax.training.embedding_dropout import drop_from_tables, with_dropped_tables
+
+pytestmark = pytest.mark.unoptimized
 
 RATE = 0.3
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from small_training import finetune, write_checkpoint, write_rows, write_text
+from support.small_training import finetune, write_checkpoint, write_rows, write_text
 
 import gpt1_jax as gpt1
 from gpt1_jax.training import finetune as finetuning
@@ -25,7 +25,7 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 
 @pytest.fixture(scope="module")

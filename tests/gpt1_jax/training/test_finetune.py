@@ -1,13 +1,14 @@
 """Fine-tuning: every task end to end, what is trained and what is not, and what is wrong."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from small_models import difference
-from small_training import finetune, write_checkpoint, write_rows
+from support.small_models import difference
+from support.small_training import Begun, begin, finetune, write_checkpoint, write_rows
 
 import conversion
 import gpt1_jax as gpt1
@@ -23,7 +24,7 @@ Rows = list[dict[str, Any]]
 NEW = ("_start_", "_delimiter_", "_classify_")
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 
 @pytest.fixture(scope="module")
@@ -108,11 +109,11 @@ def params_of(folder: Path) -> dict[str, np.ndarray]:
     ("task", "suffix", "fields"),
     [
         ("classification", ".tsv", {}),
-        pytest.param("regression", ".csv", {}, marks=pytest.mark.slow),
-        pytest.param("entailment", ".jsonl", {}, marks=pytest.mark.slow),
+        ("regression", ".csv", {}),
+        ("entailment", ".jsonl", {}),
         ("similarity", ".csv", {}),
         ("multiple-choice", ".tsv", {}),
-        pytest.param("similarity", ".jsonl", {"numbers": True}, marks=pytest.mark.slow),
+        pytest.param("similarity", ".jsonl", {"numbers": True}, marks=pytest.mark.nightly),
     ],
 )
 def test_a_task_is_learned(
@@ -231,7 +232,25 @@ def test_with_adapters_they_and_the_head_alone_are_trained(
 # What the settings do.
 
 
-@pytest.mark.slow
+BEGUN: dict[str, Any] = {"epochs": 0.5, "dropout": 0.1, "validates": False}
+
+
+@pytest.fixture(scope="module")
+def begun(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Begun]:
+    """A run with other settings than the plain one, up to its first step."""
+
+    def begun_with(**change: Any) -> Begun:
+        folder, fields = tmp_path_factory.mktemp("begun"), {**BEGUN, **change}
+        return begin(lambda: run(base, folder, "classification", **fields))
+
+    return begun_with
+
+
+@pytest.fixture(scope="module")
+def plainly_begun(begun: Callable[..., Begun]) -> Begun:
+    return begun()
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -242,21 +261,28 @@ def test_with_adapters_they_and_the_head_alone_are_trained(
         {"dtype": "bfloat16"},
         {"seed": 1},
         {"batch_size": 16},
-        {"epochs": 1.5},
-        {"lora_rank": 2},
     ],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_a_setting_changes_the_result(base: Path, tmp_path: Path, change: dict[str, Any]) -> None:
-    common: dict[str, Any] = {"epochs": 0.5, "dropout": 0.1, "validates": False}
-    _, plain = run(base, tmp_path / "plain", "classification", **common)
-    _, changed = run(base, tmp_path / "changed", "classification", **{**common, **change})
-    first, second = params_of(plain), params_of(changed)
-    assert first.keys() == second.keys()
-    assert max(difference(leaf, second[name]) for name, leaf in first.items()) > 1e-4
+def test_a_setting_of_the_loss_changes_the_first_one(
+    begun: Callable[..., Begun], plainly_begun: Begun, change: dict[str, Any]
+) -> None:
+    changed = begun(**change)
+    assert changed.first_loss != plainly_begun.first_loss
+    assert changed.updates == plainly_begun.updates
 
 
-@pytest.mark.slow
+def test_the_same_settings_begin_the_same_run(
+    begun: Callable[..., Begun], plainly_begun: Begun
+) -> None:
+    assert begun() == plainly_begun
+
+
+def test_epochs_are_so_many_steps(begun: Callable[..., Begun], plainly_begun: Begun) -> None:
+    assert plainly_begun.steps == 3  # of 48 rows in batches of 8
+    assert begun(epochs=1.5).steps == 9
+
+
 @pytest.mark.parametrize("change", [{"remat": "all"}, {"accumulate": 4}])
 def test_a_setting_that_saves_memory_does_not_change_the_result(
     base: Path, tmp_path: Path, change: dict[str, Any]

@@ -10,8 +10,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import transformers  # noqa: E402
-from small_training import finetune, write_checkpoint, write_rows  # noqa: E402
-from torch_reference import largest_difference, to_torch  # noqa: E402
+from support.small_training import finetune, write_checkpoint, write_rows  # noqa: E402
+from support.torch_reference import largest_difference, to_torch  # noqa: E402
 
 import conversion  # noqa: E402
 import gpt1_jax as gpt1  # noqa: E402
@@ -38,7 +38,7 @@ ROWS: dict[Any, list[dict[str, Any]]] = {
 }
 
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 
 @pytest.fixture(scope="module")

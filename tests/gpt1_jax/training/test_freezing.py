@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given
-from small_models import MODELS, small_model
+from support.small_models import MODELS, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.pretrained import flatten
 from gpt1_jax.training.freezing import join, split_frozen
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 LAYERS = 3
 PARAMS = {cls: small_model(cls, n_layer=LAYERS, num_labels=2).params for cls in MODELS}

@@ -1,7 +1,7 @@
 """Runs that are killed at random moments and begun again end bit by bit as if they had not been.
 
-``GPT1_KILLS=20 pytest -s tests/gpt1_jax/training/test_killed.py`` kills each kind of run twenty
-times, and says in the midst of what.
+``pytest -s -m nightly tests/gpt1_jax/training/test_killed.py`` kills each kind of run twenty times,
+and says in the midst of what.
 """
 
 import json
@@ -17,17 +17,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from small_models import leaves_equal
-from small_training import QUICK, SIZES, write_checkpoint, write_rows, write_text
+from support.compilation_cache import variables
+from support.small_models import leaves_equal
+from support.small_training import QUICK, SIZES, write_checkpoint, write_rows, write_text
 
-KILLS = int(os.environ.get("GPT1_KILLS", "2"))
 START = 0.25  # the share of kills at any moment after the start; the others are in the loop
 TIMEOUT = 600  # seconds, in which a run has to begin or end, even on a busy machine
 # Validations with and without a checkpoint after them.
 OFTEN = {"dropout": 0.1, "checkpoint_every": 4, "eval_every": 26}
 COMMON = {**QUICK, **OFTEN}
-
-pytestmark = pytest.mark.slow
 
 
 def flags(fields: dict[str, Any]) -> list[str]:
@@ -56,15 +54,6 @@ def finetuning(folder: Path) -> list[str]:
     return ["finetune", *flags({**files, **fields, "epochs": 16})]  # 80 steps
 
 
-def cache(folder: Path) -> dict[str, str]:
-    """Have all processes of a test share what they compile: they start a dozen times."""
-    return {
-        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
-
-
 class Attempt:
     """One process of a command, and what its log tells from outside."""
 
@@ -79,7 +68,8 @@ class Attempt:
                 cwd=out.parent,
                 stdout=errors,
                 stderr=errors,
-                env={**os.environ, "JAX_PLATFORMS": "cpu", **cache(out.parent)},
+                # A kill while JAX writes to its cache damages that: it must not be the suite's.
+                env={**os.environ, **variables(out.parent / "compiled")},
             )
 
     def wait(self) -> None:
@@ -153,8 +143,15 @@ def files_of(out: Path) -> set[str]:
 
 # orbax warns that arrays come back on the devices that they were saved from, which is right here.
 @pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
-@pytest.mark.parametrize("kind", [pretraining, finetuning])
-def test_killed_and_begun_again(kind: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "kills"),
+    [
+        (pretraining, 2),
+        pytest.param(pretraining, 20, marks=pytest.mark.nightly),
+        pytest.param(finetuning, 20, marks=pytest.mark.nightly),
+    ],
+)
+def test_killed_and_begun_again(kind: Any, kills: int, tmp_path: Path) -> None:
     command = kind(tmp_path)
     whole = tmp_path / "whole"
     attempt = Attempt(command, whole)
@@ -168,18 +165,18 @@ def test_killed_and_begun_again(kind: Any, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     killed: Counter[str] = Counter()
     runs = 0
-    while killed.total() < KILLS:
+    while killed.total() < kills:
         runs += 1
         out = tmp_path / f"killed{runs}"
         done = False
-        while killed.total() < KILLS and not done:
+        while killed.total() < kills and not done:
             left_before = unfinished(out)
             attempt = Attempt(command, out)
             in_loop = rng.random() >= START
             if in_loop:
                 in_loop = attempt.wait_for_the_loop()
             # So that all kills together find their place in one run.
-            longest = 2 * looping / KILLS if in_loop else starting
+            longest = 2 * looping / kills if in_loop else starting
             done = not attempt.kill_after(rng.uniform(0, longest))
             if not done:
                 killed[what_was_going_on(out, in_loop, left_before)] += 1

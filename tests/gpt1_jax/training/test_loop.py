@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_models import leaves_equal
+from support.small_models import leaves_equal
 
 from gpt1_jax.training import log, loop
 from gpt1_jax.training.checkpoints import Checkpoints

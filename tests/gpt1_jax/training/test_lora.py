@@ -13,7 +13,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from hypothesis import given, settings
 from safetensors.numpy import load_file, save_file
-from small_models import MODELS, difference, leaves_equal, random_ids, small_model
+from support.small_models import MODELS, difference, leaves_equal, random_ids, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.pretrained import flatten
@@ -28,7 +28,7 @@ from gpt1_jax.training.lora import (
     save_adapters,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 BASE, LM, DOUBLE, CLASSIFIER = MODELS
 ALL = ("c_attn", "c_proj", "c_fc")
@@ -313,7 +313,7 @@ def ours(cls: Any, params: Any) -> list[np.ndarray]:
 
 
 def theirs(model: Any, cls: Any) -> list[np.ndarray]:
-    from torch_reference import to_torch
+    from support.torch_reference import to_torch
 
     model.eval()
     return outputs(model(**{name: to_torch(value) for name, value in inputs(cls).items()}))

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from hypothesis import given, settings
-from small_models import MODELS, difference, small_model
+from support.small_models import MODELS, difference, small_model
 
 from gpt1_jax.pretrained import flatten
 from gpt1_jax.training.optimizer import (

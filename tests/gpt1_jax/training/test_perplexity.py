@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 from hypothesis import given
-from small_models import SIZES, numpy_logits, random_ids, small_model
+from support.small_models import SIZES, numpy_logits, random_ids, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.functional import split
 from gpt1_jax.training.corpus import Tokens
 from gpt1_jax.training.perplexity import text_measures, windows
+
+pytestmark = pytest.mark.unoptimized
 
 T = SIZES["n_positions"]
 MODEL = small_model(gpt1.OpenAIGPTLMHeadModel)

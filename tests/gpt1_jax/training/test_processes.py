@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_training import QUICK, words, write_checkpoint, write_rows, write_text
+from support.small_training import QUICK, words, write_checkpoint, write_rows, write_text
 
 from gpt1_jax.training.processes import DeviceSettings, devices
 
@@ -99,7 +99,7 @@ def wait_for_step(out: Path, step: int) -> None:
         time.sleep(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path: Path) -> None:
     write_text(tmp_path / "train.txt")
     write_text(tmp_path / "valid.txt", lines=8, seed=1)
@@ -121,7 +121,7 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path: Path) -> No
     compare(records(two), records(one))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_finetune_as_one(tmp_path: Path) -> None:
     """Ragged rows, each process reading its own; the last batch is not full."""
     write_checkpoint(tmp_path / "base")
@@ -139,7 +139,6 @@ def test_two_processes_finetune_as_one(tmp_path: Path) -> None:
     compare(records(two), records(one))
 
 
-@pytest.mark.slow
 def test_processes_with_different_settings(tmp_path: Path) -> None:
     write_text(tmp_path / "train.txt")
     out = tmp_path / "run"

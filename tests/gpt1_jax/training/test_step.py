@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compilations import compilations
-from small_models import SIZES, difference, leaves_equal, random_ids, small_model
+from support.compilations import compilations
+from support.small_models import SIZES, difference, leaves_equal, random_ids, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.functional import merge, split
@@ -18,7 +18,7 @@ from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import TrainState, make_step, micro_batches
 
-pytestmark = pytest.mark.usefixtures("quick_compilations")
+pytestmark = pytest.mark.unoptimized
 
 T = SIZES["n_positions"]
 LM = gpt1.OpenAIGPTLMHeadModel

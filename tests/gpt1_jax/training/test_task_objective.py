@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import difference, numpy_logits, small_model
+from support.small_models import difference, numpy_logits, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.functional import merge, split
 from gpt1_jax.training import task_objective
 from gpt1_jax.training.task_objective import task_loss, task_outputs
 from gpt1_jax.training.tasks import Example, collate
+
+pytestmark = pytest.mark.unoptimized
 
 VOCABULARY, POSITIONS, CLASSIFY, ROWS = 13, 16, 12, 4
 # float32 against float64, relative to the loss where that is above 1. Measured: 3e-7.

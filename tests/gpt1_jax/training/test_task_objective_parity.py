@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch")
 
 import transformers  # noqa: E402
 from flax import nnx  # noqa: E402
-from small_models import small_config  # noqa: E402
-from small_tokenizer import SIZE, write_small  # noqa: E402
-from torch_reference import flax_model, largest_difference, to_torch, torch_model  # noqa: E402
+from support.small_models import small_config  # noqa: E402
+from support.small_tokenizer import SIZE, write_small  # noqa: E402
+from support.torch_reference import flax_model, largest_difference, to_torch, torch_model  # noqa: E402
 
 import gpt1_jax as gpt1  # noqa: E402
 from gpt1_jax.functional import merge, split  # noqa: E402

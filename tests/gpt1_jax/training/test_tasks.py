@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_models import small_config
-from small_tokenizer import SIZE, write_small
+from support.small_models import small_config
+from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
 from gpt1_jax.training.labelled import Row

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
-from small_models import small_model
-from small_tokenizer import SIZE
+from support.small_models import small_model
+from support.small_tokenizer import SIZE
 
 import gpt1_jax as gpt1
 

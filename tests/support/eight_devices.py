@@ -1,4 +1,6 @@
-"""What each mesh of eight simulated devices computes, against one device: a report in JSON.
+"""What a mesh of eight simulated devices computes, against one device: a report in JSON.
+
+    cd tests && python -m support.eight_devices MESH
 
 A process of its own: JAX makes the devices when it starts.
 """
@@ -15,7 +17,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import numpy as np
-from small_models import MODELS, difference, random_ids, small_model
+from support.small_models import MODELS, difference, random_ids, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax import parallel
@@ -140,7 +142,7 @@ def forward(mesh: Any, n_layer: int) -> dict[str, int]:
     return collectives(run.lower(params, by_rows(mesh, IDS)).compile())
 
 
-def report(meshes: list[str]) -> dict[str, Any]:
+def report(name: str) -> dict[str, Any]:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
     # Nearly all of the time is XLA's, at work on programs that then run for milliseconds.
@@ -154,25 +156,23 @@ def report(meshes: list[str]) -> dict[str, Any]:
         )
 
     one = heads(None), texts(None), train(None)
-    found = {}
-    for name in meshes:
-        mesh = parallel.make_mesh(name)
-        losses, params, facts = train(mesh)
-        said, cache_facts = heads(mesh)
-        found[name] = {
-            "heads": {head: difference(said[head], x) for head, x in one[0][0].items()},
-            "ids": bool((texts(mesh) == one[1]).all()),
-            "losses": difference(losses, one[2][0]),
-            "params": max(jax.tree.leaves(jax.tree.map(difference, params, one[2][1]))),
-            "share": share(mesh),
-            **cache_facts,
-            **facts,
-        }
-        if mesh.shape["tensor"] > 1:
-            more, less = forward(mesh, 2), forward(mesh, 1)
-            found[name]["block"] = {kind: more[kind] - less[kind] for kind in more}
+    mesh = parallel.make_mesh(name)
+    losses, params, facts = train(mesh)
+    said, cache_facts = heads(mesh)
+    found = {
+        "heads": {head: difference(said[head], x) for head, x in one[0][0].items()},
+        "ids": bool((texts(mesh) == one[1]).all()),
+        "losses": difference(losses, one[2][0]),
+        "params": max(jax.tree.leaves(jax.tree.map(difference, params, one[2][1]))),
+        "share": share(mesh),
+        **cache_facts,
+        **facts,
+    }
+    if mesh.shape["tensor"] > 1:
+        more, less = forward(mesh, 2), forward(mesh, 1)
+        found["block"] = {kind: more[kind] - less[kind] for kind in more}
     return found
 
 
 if __name__ == "__main__":
-    json.dump(report(sys.argv[1:]), sys.stdout)
+    json.dump(report(sys.argv[1]), sys.stdout)

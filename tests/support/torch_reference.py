@@ -17,21 +17,13 @@ from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
 
 @contextlib.contextmanager
 def computing_in(dtype: str) -> Iterator[None]:
-    """Allow float64, in which Flax's own layer norm is not strict about promotion.
-
-    Float64 shows that the formula is right, so its programs are left as they are; float32 runs the
-    programs that users run, for which XLA takes half of the time.
-    """
-    with jax.enable_x64(dtype == "float64"):
-        if dtype != "float64":
-            yield
-            return
-        jax.config.update("jax_disable_most_optimizations", True)
-        try:
-            with jax.numpy_dtype_promotion("standard"):
-                yield
-        finally:
-            jax.config.update("jax_disable_most_optimizations", False)
+    """Allow float64, in which Flax's own layer norm is not strict about promotion."""
+    x64 = dtype == "float64"
+    with (
+        jax.enable_x64(x64),
+        jax.numpy_dtype_promotion("standard" if x64 else "strict"),
+    ):
+        yield
 
 
 def torch_model(architecture: str, seed: int = 0, **fields: Any) -> Any:

@@ -3,18 +3,21 @@
 import csv
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 import gpt1_jax as gpt1
 from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import pretrain as pretraining
 from gpt1_jax.training.finetune import FinetuneSettings
-from gpt1_jax.training.loop import LoopSettings, Progress
+from gpt1_jax.training.loop import LoopSettings, Progress, Training
 from gpt1_jax.training.optimizer import OptimizerSettings
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
 from gpt1_jax.training.vocabulary import train_tokenizer
@@ -113,6 +116,52 @@ def finetune(
         loop=LoopSettings(**_of(LoopSettings, given)),
         **given,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Begun:
+    """What a run that stops before its first step would have done.
+
+    Attributes:
+        steps: how many it would take.
+        first_loss: of the first batch, with the masks of dropout that its seed gives.
+        updates: that its optimizer makes of three gradients, one after the other.
+    """
+
+    steps: int
+    first_loss: float
+    updates: tuple[float, ...]
+
+    @classmethod
+    def of(cls, training: Training) -> Self:
+        """Compute what is compared of a training."""
+        model = training.combine(training.params, training.frozen)
+        batch, key = next(training.batches), jax.random.key(training.seed)
+        loss, weight = jax.jit(training.objective)(model, batch, key)
+        # Of matrices and vectors, whose weight decay differs; the model's would take long.
+        params = {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.5)}
+        state, updates = training.optimizer.init(params), []
+        with jax.numpy_dtype_promotion("standard"):  # optax's AdamW is not strict about it
+            for size in (1.0, 2.0, 4.0):
+                gradients = jax.tree.map(lambda p, size=size: size * p, params)
+                update, state = training.optimizer.update(gradients, state, params)
+                updates += [float(leaf.ravel()[0]) for leaf in jax.tree.leaves(update)]
+        return cls(training.steps, float(loss / weight), tuple(updates))
+
+
+def begin(run: Callable[[], object]) -> Begun:
+    """Call what pre-trains or fine-tunes, up to the first step."""
+    handed_over: list[Training] = []
+
+    def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
+        handed_over.append(training)
+        return Progress()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (pretraining, finetuning):
+            patch.setattr(module, "fit", fit)
+        run()
+    return Begun.of(handed_over[0])
 
 
 def _of(settings: Any, given: dict[str, Any]) -> dict[str, Any]:
