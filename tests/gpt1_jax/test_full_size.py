@@ -55,7 +55,7 @@ def model(folder: Path) -> gpt1.OpenAIGPTLMHeadModel:
 
 
 def test_logits(reference: Any, model: gpt1.OpenAIGPTLMHeadModel) -> None:
-    ids = torch.randint(40478, (2, 256), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(40478, (1, 256), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs = reference(ids).logits.numpy()
         exact = copy.deepcopy(reference).double()(ids).logits.numpy()

@@ -98,7 +98,7 @@ def both(reference: Any, model: Any, arguments: dict[str, Any]) -> tuple[Any, An
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @given(data=st.data())
-@settings(LADDER, max_examples=5)
+@settings(LADDER, max_examples=4)
 def test_modules_states_attentions_and_logits(
     architecture: str, dtype: str, data: st.DataObject
 ) -> None:
@@ -129,7 +129,7 @@ def test_modules_states_attentions_and_logits(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-@settings(LADDER, max_examples=5)
+@settings(LADDER, max_examples=4)
 def test_lm_loss_gradients_and_an_adamw_step(dtype: str, data: st.DataObject) -> None:
     with computing_in(dtype):
         config = data.draw(configs(TRAINED))
@@ -148,7 +148,7 @@ def test_lm_loss_gradients_and_an_adamw_step(dtype: str, data: st.DataObject) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-@settings(LADDER, max_examples=5)
+@settings(LADDER, max_examples=4)
 def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) -> None:
     with computing_in(dtype):
         problem = data.draw(
@@ -172,7 +172,7 @@ def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) ->
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-@settings(LADDER, max_examples=5)
+@settings(LADDER, max_examples=4)
 def test_double_heads_with_choices(dtype: str, data: st.DataObject) -> None:
     """Inputs (batch, choices, T): the case that Hugging Face has for "cls_index" alone."""
     with computing_in(dtype):

@@ -49,7 +49,7 @@ FAULTS = (
         "epsilon=self.config.layer_norm_epsilon,",
         "",
     ),
-    Fault("later keys masked with -1e9", "gpt1_jax/attention.py", "AFTER = -1e4", "AFTER = -1e9"),
+    Fault("later keys masked out", "gpt1_jax/attention.py", "AFTER = -1e4", "AFTER = -math.inf"),
     Fault(
         "a mean over ignored labels too",
         "gpt1_jax/losses.py",
