@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from support.compilation_cache import cache_folder, prune, variables
+from support.compilation_cache import cache_folder, cache_variables, prune, sizes_and_times
 
-os.environ.update({"JAX_PLATFORMS": "cpu", **variables(cache_folder()), **os.environ})
+os.environ.update({"JAX_PLATFORMS": "cpu", **cache_variables(cache_folder()), **os.environ})
 
 import jax
 from support.optimization import set_optimization
-from support.order import is_unoptimized, place
+from support.order import arrange, is_unoptimized
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -25,17 +25,17 @@ settings.load_profile("gpt1")
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     if not hasattr(session.config, "workerinput"):
-        prune(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
+        prune()
 
 
 def pytest_report_header() -> str:
     folder = Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
-    sizes = [path.stat().st_size for path in folder.glob("*")]
+    sizes = [size for size, _ in sizes_and_times(folder).values()]
     return f"compilation cache: {folder}, {len(sizes)} programs, {sum(sizes) / 1e6:.0f} MB"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=place)
+    arrange(items)
 
 
 @pytest.hookimpl(tryfirst=True)  # before the test's fixtures, which compile too

@@ -8,27 +8,34 @@ import pytest
 from support.compilation_cache import prune
 from support.compilations import compilations
 from support.optimization import set_optimization
-from support.order import SLOWEST
+from support.order import SLOWEST, TESTS
+from support.planted_faults import FAULTS
 from support.small_models import random_ids, small_model
 
 import gpt1_jax as gpt1
 
 
-def test_prune_removes_what_was_used_least_recently(tmp_path: Path) -> None:
-    for age, name in enumerate(("newest", "middle", "oldest")):
+def test_prune_removes_the_oldest_programs(tmp_path: Path) -> None:
+    (tmp_path / "0.10").mkdir()
+    names = ("newest-cache", "middle-cache", "0.10/oldest-cache", "older file")
+    for age, name in enumerate(names):
         (tmp_path / name).write_bytes(bytes(100))
         os.utime(tmp_path / name, (1e9 - age, 1e9 - age))
     prune(tmp_path, 250)
-    assert {path.name for path in tmp_path.iterdir()} == {"newest", "middle"}
+    assert {name for name in names if not (tmp_path / name).exists()} == {"0.10/oldest-cache"}
     prune(tmp_path / "not there yet")
 
 
-def test_the_slowest_files_are_tests() -> None:
-    names = {path.name for path in Path(__file__).parent.rglob("test_*.py")}
-    assert set(SLOWEST) <= names
+def test_slowest_names_files() -> None:
+    assert all((TESTS / name).is_file() for name in SLOWEST)
 
 
-def test_programs_without_optimization_do_not_stay() -> None:
+def test_faults_can_be_planted() -> None:
+    for fault in FAULTS:
+        assert (TESTS.parent / fault.file).read_text().count(fault.right) == 1, fault.name
+
+
+def test_set_optimization_drops_unoptimized_programs() -> None:
     """The package keeps its functions, and JAX their programs, whatever they were compiled with."""
     apply, params = gpt1.functional(small_model(gpt1.OpenAIGPTLMHeadModel, n_embd=4))
     ids = random_ids(1, 3)
@@ -38,6 +45,7 @@ def test_programs_without_optimization_do_not_stay() -> None:
             apply(params, ids)
         return len(found)
 
+    jax.clear_caches()
     try:
         set_optimization(False)
         assert compiled() == 1
@@ -49,5 +57,5 @@ def test_programs_without_optimization_do_not_stay() -> None:
 
 
 @pytest.mark.parametrize("off", [False, pytest.param(True, marks=pytest.mark.unoptimized)])
-def test_the_mark_switches_optimization_off(off: bool) -> None:
+def test_unoptimized_switches_optimization_off(off: bool) -> None:
     assert jax.config.values["jax_disable_most_optimizations"] is off

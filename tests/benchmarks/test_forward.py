@@ -21,7 +21,6 @@ def options(tmp_path: Path) -> Options:
     return Options(model=tmp_path / "tiny", rounds=2, peers=HERE)
 
 
-@pytest.mark.nightly
 def test_a_race(options: Options) -> None:
     record = forward(options, ((2, 3), (1, 1)))
     here = [name for name in HERE if name not in record["absent"]]

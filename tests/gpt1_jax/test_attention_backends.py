@@ -181,8 +181,9 @@ def test_float64_is_the_formula_s() -> None:
         LM(small_config(), rngs=nnx.Rngs(0), dtype="float64", attention="xla")
 
 
-def test_full_width() -> None:
-    config = gpt1.OpenAIGPTConfig(n_layer=2)
+@pytest.mark.parametrize("n_layer", [2, pytest.param(12, marks=pytest.mark.nightly)])
+def test_full_width(n_layer: int) -> None:
+    config = gpt1.OpenAIGPTConfig(n_layer=n_layer)
     apply, params = gpt1.functional(LM(config, rngs=nnx.Rngs(0)))
     shell = nnx.eval_shape(lambda: LM(config, rngs=nnx.Rngs(0), attention="xla"))
     fused_apply, _ = gpt1.functional(shell)

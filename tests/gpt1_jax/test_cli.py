@@ -409,3 +409,12 @@ def test_out_of_memory(
     assert (status, out) == (2, "")
     assert err.startswith("gpt1: out of memory: smaller batches")
     assert err.count("\n") == 1
+
+
+def test_generate_refuses_a_classification(run: Run, folder: Path, tmp_path: Path) -> None:
+    config = gpt1.OpenAIGPTConfig.from_pretrained(folder)
+    gpt1.OpenAIGPTForSequenceClassification(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
+    status, out, err = run("generate", "a", "--model", tmp_path)
+    assert (status, out) == (2, "")
+    assert "is a classification, OpenAIGPTForSequenceClassification; it was not trained" in err
+    assert err.count("\n") == 1

@@ -655,3 +655,16 @@ def test_rates_of_zero_change_nothing() -> None:
     on = apply(params, ids_for(DOUBLE), deterministic=False, dropout_key=jax.random.key(0))
     np.testing.assert_array_equal(on.logits, off.logits)
     np.testing.assert_array_equal(on.mc_logits, off.mc_logits)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "message"),
+    [
+        ("int8", "^dtype is 'int8', but must be one of float32, "),
+        ("nonsense", "^dtype is 'nonsense', but must be one of float32, "),
+        ("float64", "^dtype is float64, which needs jax.config.update"),
+    ],
+)
+def test_dtype_must_be_a_float_that_jax_has(dtype: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        small_model(gpt1.OpenAIGPTLMHeadModel, dtype=dtype)

@@ -1,5 +1,6 @@
 """The suite's compilation cache: one folder for all workers, child processes and later runs."""
 
+import contextlib
 import platform
 import zlib
 from pathlib import Path
@@ -8,18 +9,19 @@ import jaxlib
 import numpy as np
 from platformdirs import user_cache_path
 
+ROOT = user_cache_path("gpt1-jax") / "tests"
 MAX_BYTES = 1_000_000_000
 
 
 def cache_folder() -> Path:
-    """The folder of this jaxlib and processor, for which alone its programs are compiled."""
+    """Return the folder for this jaxlib and processor."""
     features = np.show_config(mode="dicts")["SIMD Extensions"]  # pyright: ignore
     processor = f"{platform.machine()}-{zlib.crc32(repr(features).encode()):08x}"
-    return user_cache_path("gpt1-jax") / "tests" / f"{jaxlib.__version__}-{processor}"
+    return ROOT / f"{jaxlib.__version__}-{processor}"
 
 
-def variables(folder: Path) -> dict[str, str]:
-    """The environment of a process that keeps every program it compiles in a folder."""
+def cache_variables(folder: Path) -> dict[str, str]:
+    """Return the environment variables that make JAX keep every program in a folder."""
     return {
         "JAX_COMPILATION_CACHE_DIR": str(folder),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -27,12 +29,22 @@ def variables(folder: Path) -> dict[str, str]:
     }
 
 
-def prune(folder: Path, max_bytes: int = MAX_BYTES) -> None:
-    """Remove the programs that were used least recently, until the others fit into a size."""
-    programs = [(path, path.stat()) for path in folder.glob("*") if path.is_file()]
-    programs.sort(key=lambda each: max(each[1].st_atime, each[1].st_mtime), reverse=True)
-    total = 0
-    for path, stat in programs:
-        total += stat.st_size
-        if total > max_bytes:
-            path.unlink(missing_ok=True)
+def sizes_and_times(folder: Path) -> dict[Path, tuple[int, float]]:
+    """Return the size in bytes and the time of writing of every program below a folder."""
+    found = {}
+    for path in folder.rglob("*-cache"):
+        with contextlib.suppress(FileNotFoundError):  # another run may be pruning
+            stat = path.stat()
+            found[path] = stat.st_size, stat.st_mtime
+    return found
+
+
+def prune(folder: Path = ROOT, max_bytes: int = MAX_BYTES) -> None:
+    """Remove the oldest programs below a folder until the others fit into a size."""
+    programs = sizes_and_times(folder)
+    total = sum(size for size, _ in programs.values())
+    for path in sorted(programs, key=lambda path: programs[path][1]):
+        if total <= max_bytes:
+            break
+        total -= programs[path][0]
+        path.unlink(missing_ok=True)

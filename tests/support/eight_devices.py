@@ -90,6 +90,10 @@ def heads(mesh: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         for name in ("last_hidden_state", "logits", "mc_logits"):
             if hasattr(out, name):
                 said[f"{cls.__name__}.{name}"] = np.asarray(getattr(out, name))
+    apply, params = gpt1.functional(
+        model_on(mesh, gpt1.OpenAIGPTLMHeadModel, tie_word_embeddings=False)
+    )
+    said["untied.logits"] = np.asarray(apply(params, by_rows(mesh, IDS)).logits)
     return said, facts
 
 

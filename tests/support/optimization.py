@@ -4,11 +4,11 @@ import jax
 
 
 def set_optimization(on: bool) -> None:
-    """Compile from here on with XLA's optimisation or without it.
+    """Compile all later programs with XLA's optimisation, or without it.
 
-    The flag is no part of the key by which ``jax.jit`` finds a program again. So all programs are
-    forgotten when optimisation comes back: a parity test must not run what a test of behaviour
-    compiled.
+    The flag is not part of the key by which ``jax.jit`` finds a compiled program. All programs are
+    therefore dropped when optimisation comes back: a parity test must not run what a test of
+    behaviour compiled.
     """
     if on and jax.config.values["jax_disable_most_optimizations"]:
         jax.clear_caches()

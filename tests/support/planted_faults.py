@@ -1,9 +1,9 @@
-"""Ten faults that are easily made, planted one at a time: does the ladder of parity catch each?
+"""Plant ten typical faults, one at a time, and print the test that catches each.
 
     python tests/support/planted_faults.py [CHECKOUT]
 
-Each is planted in a copy of the checkout, whose tests of that part then run until one fails; which
-one it is, is printed. The exit status is 1 where a fault goes unnoticed.
+Each fault is planted in a copy of the checkout, and the tests of that part run until one fails. The
+exit status is 1 if a fault goes unnoticed.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ CONVERSION = ("tests/conversion",)
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """A wrong text in the place of the right one, which stands once in a file."""
+    """A replacement of one text, which occurs once in a file, by a wrong one."""
 
     name: str
     file: str
@@ -108,7 +108,7 @@ def first_failure(fault: Fault, checkout: Path) -> str | None:
         file = copy / fault.file
         text = file.read_text()
         if text.count(fault.right) != 1:
-            sys.exit(f"{fault.name}: {fault.file} does not hold {fault.right!r} once")
+            sys.exit(f"{fault.name}: {fault.file} must contain {fault.right!r} exactly once")
         file.write_text(text.replace(fault.right, fault.wrong))
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", *fault.tests],

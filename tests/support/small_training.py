@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -119,26 +120,32 @@ def finetune(
 
 
 @dataclasses.dataclass(frozen=True)
-class Begun:
-    """What a run that stops before its first step would have done.
+class Prepared:
+    """What a run has prepared when it takes its first step.
 
     Attributes:
-        steps: how many it would take.
-        first_loss: of the first batch, with the masks of dropout that its seed gives.
-        updates: that its optimizer makes of three gradients, one after the other.
+        steps: the number of steps it would take.
+        batch: a checksum of the first batch.
+        weights: a checksum of the initial trained parameters.
+        dtypes: the dtypes of the trained parameters.
+        first_loss: the loss of the first batch, with dropout by the run's seed.
+        updates: the optimizer's updates for three gradients, one after the other.
     """
 
     steps: int
+    batch: int
+    weights: int
+    dtypes: frozenset[str]
     first_loss: float
     updates: tuple[float, ...]
 
     @classmethod
     def of(cls, training: Training) -> Self:
-        """Compute what is compared of a training."""
+        """Summarise a training."""
         model = training.combine(training.params, training.frozen)
         batch, key = next(training.batches), jax.random.key(training.seed)
         loss, weight = jax.jit(training.objective)(model, batch, key)
-        # Of matrices and vectors, whose weight decay differs; the model's would take long.
+        # A matrix and a vector, since weight decay tells them apart.
         params = {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.5)}
         state, updates = training.optimizer.init(params), []
         with jax.numpy_dtype_promotion("standard"):  # optax's AdamW is not strict about it
@@ -146,11 +153,23 @@ class Begun:
                 gradients = jax.tree.map(lambda p, size=size: size * p, params)
                 update, state = training.optimizer.update(gradients, state, params)
                 updates += [float(leaf.ravel()[0]) for leaf in jax.tree.leaves(update)]
-        return cls(training.steps, float(loss / weight), tuple(updates))
+        return cls(
+            steps=training.steps,
+            batch=checksum(batch),
+            weights=checksum(training.params),
+            dtypes=frozenset(str(leaf.dtype) for leaf in jax.tree.leaves(training.params)),
+            first_loss=float(loss / weight),
+            updates=tuple(updates),
+        )
 
 
-def begin(run: Callable[[], object]) -> Begun:
-    """Call what pre-trains or fine-tunes, up to the first step."""
+def checksum(tree: Any) -> int:
+    """Return a number that differs where any bit of any array does."""
+    return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)))
+
+
+def prepare(run: Callable[[], object]) -> Prepared:
+    """Run pre-training or fine-tuning up to the first step."""
     handed_over: list[Training] = []
 
     def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
@@ -161,7 +180,7 @@ def begin(run: Callable[[], object]) -> Begun:
         for module in (pretraining, finetuning):
             patch.setattr(module, "fit", fit)
         run()
-    return Begun.of(handed_over[0])
+    return Prepared.of(handed_over[0])
 
 
 def _of(settings: Any, given: dict[str, Any]) -> dict[str, Any]:

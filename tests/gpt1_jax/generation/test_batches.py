@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unoptimized
 CONFIG = gpt1.OpenAIGPTConfig(
     vocab_size=SIZE, n_positions=64, n_layer=1, n_embd=12, n_head=2, initializer_range=0.5
 )
-LENGTHS = (3, 17, 1, 30, 3, 8, 2, 30, 5)
+LENGTHS = (3, 17, 1, 30, 3, 8, 3, 2, 30, 5, 1)
 
 
 @pytest.fixture(scope="module")

@@ -293,3 +293,9 @@ def test_a_ragged_list_with_its_masks(model: gpt1.OpenAIGPTLMHeadModel) -> None:
         np.testing.assert_array_equal(a, b)
     with pytest.raises(TypeError, match="model is Rngs, but must be OpenAIGPTLMHeadModel"):
         gpt1.generate(nnx.Rngs(0), rows)  # pyright: ignore[reportArgumentType]
+
+
+def test_generate_refuses_settings_of_another_type(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    settings: Any = {"max_new_tokens": 2}
+    with pytest.raises(TypeError, match="settings is a dict, but must be GenerationSettings"):
+        gpt1.generate(model, [[1]], settings=settings)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.compilation_cache import cache_variables
 from support.small_models import leaves_equal, small_model
 
 import gpt1_jax as gpt1
@@ -218,7 +219,11 @@ def test_a_disk_that_refuses(tmp_path: Path) -> None:
     """The system itself does, in the middle of the arrays."""
     run = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
+        env={
+            **os.environ,
+            **cache_variables(tmp_path.with_name("compiled")),  # whose files are limited as well
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        },
         capture_output=True,
         text=True,
         check=True,

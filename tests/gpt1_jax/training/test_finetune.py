@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.small_models import difference
-from support.small_training import Begun, begin, finetune, write_checkpoint, write_rows
+from support.small_training import Prepared, finetune, prepare, write_checkpoint, write_rows
 
 import conversion
 import gpt1_jax as gpt1
@@ -232,23 +232,23 @@ def test_with_adapters_they_and_the_head_alone_are_trained(
 # What the settings do.
 
 
-BEGUN: dict[str, Any] = {"epochs": 0.5, "dropout": 0.1, "validates": False}
+DEFAULT: dict[str, Any] = {"epochs": 0.5, "dropout": 0.1, "validates": False}
 
 
 @pytest.fixture(scope="module")
-def begun(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Begun]:
-    """A run with other settings than the plain one, up to its first step."""
+def prepared(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Prepared]:
+    """Prepare a run with some settings changed."""
 
-    def begun_with(**change: Any) -> Begun:
-        folder, fields = tmp_path_factory.mktemp("begun"), {**BEGUN, **change}
-        return begin(lambda: run(base, folder, "classification", **fields))
+    def prepared_with(**change: Any) -> Prepared:
+        folder, fields = tmp_path_factory.mktemp("prepared"), {**DEFAULT, **change}
+        return prepare(lambda: run(base, folder, "classification", **fields))
 
-    return begun_with
+    return prepared_with
 
 
 @pytest.fixture(scope="module")
-def plainly_begun(begun: Callable[..., Begun]) -> Begun:
-    return begun()
+def prepared_by_default(prepared: Callable[..., Prepared]) -> Prepared:
+    return prepared()
 
 
 @pytest.mark.parametrize(
@@ -264,23 +264,34 @@ def plainly_begun(begun: Callable[..., Begun]) -> Begun:
     ],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_a_setting_of_the_loss_changes_the_first_one(
-    begun: Callable[..., Begun], plainly_begun: Begun, change: dict[str, Any]
+def test_settings_of_the_loss_change_the_first_loss(
+    prepared: Callable[..., Prepared], prepared_by_default: Prepared, change: dict[str, Any]
 ) -> None:
-    changed = begun(**change)
-    assert changed.first_loss != plainly_begun.first_loss
-    assert changed.updates == plainly_begun.updates
+    changed = prepared(**change)
+    assert changed.first_loss != prepared_by_default.first_loss
+    assert changed.dtypes == {"float32"}
+    assert changed.updates == prepared_by_default.updates
 
 
-def test_the_same_settings_begin_the_same_run(
-    begun: Callable[..., Begun], plainly_begun: Begun
+def test_seed_changes_weights_and_order(
+    prepared: Callable[..., Prepared], prepared_by_default: Prepared
 ) -> None:
-    assert begun() == plainly_begun
+    changed = prepared(seed=1)
+    assert changed.batch != prepared_by_default.batch
+    assert changed.weights != prepared_by_default.weights
 
 
-def test_epochs_are_so_many_steps(begun: Callable[..., Begun], plainly_begun: Begun) -> None:
-    assert plainly_begun.steps == 3  # of 48 rows in batches of 8
-    assert begun(epochs=1.5).steps == 9
+def test_equal_settings_prepare_equal_runs(
+    prepared: Callable[..., Prepared], prepared_by_default: Prepared
+) -> None:
+    assert prepared() == prepared_by_default
+
+
+def test_epochs_set_the_number_of_steps(
+    prepared: Callable[..., Prepared], prepared_by_default: Prepared
+) -> None:
+    assert prepared_by_default.steps == 3  # of 48 rows in batches of 8
+    assert prepared(epochs=1.5).steps == 9
 
 
 @pytest.mark.parametrize("change", [{"remat": "all"}, {"accumulate": 4}])

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from support.compilation_cache import variables
+from support.compilation_cache import cache_variables
 from support.small_models import leaves_equal
 from support.small_training import QUICK, SIZES, write_checkpoint, write_rows, write_text
 
@@ -68,8 +68,8 @@ class Attempt:
                 cwd=out.parent,
                 stdout=errors,
                 stderr=errors,
-                # A kill while JAX writes to its cache damages that: it must not be the suite's.
-                env={**os.environ, **variables(out.parent / "compiled")},
+                # A kill can damage the compilation cache, so it must not be the suite's.
+                env={**os.environ, **cache_variables(out.parent / "compiled")},
             )
 
     def wait(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.small_models import difference, leaves_equal
-from support.small_training import Begun, begin, pretrain, write_checkpoint, write_text
+from support.small_training import Prepared, prepare, pretrain, write_checkpoint, write_text
 
 import conversion
 import gpt1_jax as gpt1
@@ -165,21 +165,21 @@ def test_without_validation_the_last_model_is_saved(plain: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def begun(
+def prepared(
     texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Begun]:
-    """A run with other settings than the plain one, up to its first step."""
+) -> Callable[..., Prepared]:
+    """Prepare a run with some settings changed."""
 
-    def begun_with(**change: Any) -> Begun:
-        out, fields = tmp_path_factory.mktemp("begun") / "run", {**PLAIN, **change}
-        return begin(lambda: pretrain([texts[0]], out, **fields))
+    def prepared_with(**change: Any) -> Prepared:
+        out, fields = tmp_path_factory.mktemp("prepared") / "run", {**PLAIN, **change}
+        return prepare(lambda: pretrain([texts[0]], out, **fields))
 
-    return begun_with
+    return prepared_with
 
 
 @pytest.fixture(scope="module")
-def plainly_begun(begun: Callable[..., Begun]) -> Begun:
-    return begun()
+def prepared_by_default(prepared: Callable[..., Prepared]) -> Prepared:
+    return prepared()
 
 
 @pytest.mark.parametrize(
@@ -194,12 +194,13 @@ def plainly_begun(begun: Callable[..., Begun]) -> Begun:
     ],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_a_setting_of_the_loss_changes_the_first_one(
-    begun: Callable[..., Begun], plainly_begun: Begun, change: dict[str, Any]
+def test_settings_of_the_loss_change_the_first_loss(
+    prepared: Callable[..., Prepared], prepared_by_default: Prepared, change: dict[str, Any]
 ) -> None:
-    changed = begun(**change)
-    assert changed.first_loss != plainly_begun.first_loss
-    assert changed.updates == plainly_begun.updates
+    changed = prepared(**change)
+    assert changed.first_loss != prepared_by_default.first_loss
+    assert changed.dtypes == {"float32"}
+    assert changed.updates == prepared_by_default.updates
 
 
 @pytest.mark.parametrize(
@@ -214,22 +215,32 @@ def test_a_setting_of_the_loss_changes_the_first_one(
     ],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_a_setting_of_the_optimizer_changes_its_updates(
-    begun: Callable[..., Begun], plainly_begun: Begun, change: dict[str, Any]
+def test_settings_of_the_optimizer_change_its_updates(
+    prepared: Callable[..., Prepared], prepared_by_default: Prepared, change: dict[str, Any]
 ) -> None:
-    changed = begun(**change)
-    assert changed.first_loss == plainly_begun.first_loss
-    assert changed.updates != plainly_begun.updates
+    changed = prepared(**change)
+    assert changed.first_loss == prepared_by_default.first_loss
+    assert changed.updates != prepared_by_default.updates
 
 
-def test_the_same_settings_begin_the_same_run(
-    begun: Callable[..., Begun], plainly_begun: Begun
+def test_seed_changes_weights_and_order(
+    prepared: Callable[..., Prepared], prepared_by_default: Prepared
 ) -> None:
-    assert begun() == plainly_begun
+    changed = prepared(seed=1)
+    assert changed.batch != prepared_by_default.batch
+    assert changed.weights != prepared_by_default.weights
 
 
-def test_steps_are_so_many(begun: Callable[..., Begun], plainly_begun: Begun) -> None:
-    assert (plainly_begun.steps, begun(steps=5).steps) == (4, 5)
+def test_equal_settings_prepare_equal_runs(
+    prepared: Callable[..., Prepared], prepared_by_default: Prepared
+) -> None:
+    assert prepared() == prepared_by_default
+
+
+def test_steps_set_the_number_of_steps(
+    prepared: Callable[..., Prepared], prepared_by_default: Prepared
+) -> None:
+    assert (prepared_by_default.steps, prepared(steps=5).steps) == (4, 5)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.compilation_cache import cache_variables
 from support.small_training import QUICK, words, write_checkpoint, write_rows, write_text
 
 from gpt1_jax.training.processes import DeviceSettings, devices
@@ -65,6 +66,8 @@ def start(
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # nearly all of the time is XLA's
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // number}",
+        # A kill can damage the compilation cache, so it must not be the suite's.
+        **cache_variables(out.parent / "compiled"),
     }
     runs = []
     for i in range(number):

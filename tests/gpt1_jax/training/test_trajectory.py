@@ -136,7 +136,7 @@ def test_full_width(n_layer: int) -> None:
     del model
     ours = flax_trajectory(twin, batches, settings)
     # Measured: from 11.02 to 8.81 in six steps of two layers, from 10.80 to 3.35 in ten of twelve.
-    assert theirs.losses[-1] < 0.85 * theirs.losses[0]
+    assert theirs.losses[-1] < (0.85 if n_layer == 2 else 0.5) * theirs.losses[0]
     assert loss_difference(ours, theirs) <= 1e-4  # measured: 1.4e-5
     parameters, keys = parameter_differences(ours, theirs)
     # Measured: 1.0e-6; and 6.1e-5 over ten batches of which none comes twice, where Adam divides
