@@ -11,7 +11,7 @@ os.environ.update({"JAX_PLATFORMS": "cpu", **cache_variables(cache_folder()), **
 
 import jax
 from support.optimization import set_optimization
-from support.order import arrange, is_unoptimized
+from support.order import arrange
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before the test's fixtures, which compile too
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    set_optimization(not is_unoptimized(item))
+    set_optimization(item.get_closest_marker("unoptimized") is None)
 
 
 @pytest.fixture(scope="session")

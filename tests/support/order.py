@@ -25,26 +25,14 @@ SLOWEST = (
 )
 
 
-def is_unoptimized(item: pytest.Item) -> bool:
-    """Return whether a test compiles without XLA's optimisation."""
-    return item.get_closest_marker("unoptimized") is not None
-
-
 def arrange(items: list[pytest.Item]) -> None:
-    """Sort tests in place.
+    """Sort tests in place, the slowest files first.
 
     pytest-xdist gives each worker one stretch of the list, from whose end others may steal. The
-    files are dealt to the two halves in turn; each half starts with its slow files, and has its
-    unoptimised tests together, since a switch drops the compiled programs.
+    files are therefore dealt to the two halves of the list in turn.
     """
-    files = dict.fromkeys(item.path.relative_to(TESTS).as_posix() for item in items)
-    ordered = [name for name in SLOWEST if name in files]
-    ordered += [name for name in files if name not in SLOWEST]
-    rank = {name: i for i, name in enumerate(ordered)}
-
-    def key(item: pytest.Item) -> tuple[int, int, bool, int]:
-        name = item.path.relative_to(TESTS).as_posix()
-        slow = rank[name] if name in SLOWEST else len(SLOWEST)
-        return rank[name] % 2, slow, is_unoptimized(item), rank[name]
-
-    items.sort(key=key)
+    files = [item.path.relative_to(TESTS).as_posix() for item in items]
+    order = [*(name for name in SLOWEST if name in files), *files]
+    rank = {name: i for i, name in enumerate(dict.fromkeys(order))}
+    ranks = {item: rank[name] for item, name in zip(items, files, strict=True)}
+    items.sort(key=lambda item: (ranks[item] % 2, ranks[item]))
