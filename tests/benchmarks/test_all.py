@@ -21,7 +21,7 @@ from benchmarks.start import CACHED
 
 @pytest.mark.nightly
 def test_all_suites_on_a_tiny_model(tmp_path: Path) -> None:
-    """One test: the run takes minutes, and workers share no fixture."""
+    """Check every suite in one test, since workers would each repeat a fixture of minutes."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "all", "--quick", "--out", str(tmp_path)],
         cwd=Path(benchmarks.__path__[0]).parent,

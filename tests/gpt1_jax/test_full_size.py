@@ -35,11 +35,15 @@ CASES = [
 SHORTEST = sorted(range(len(GOLDEN["prompts"])), key=lambda i: len(GOLDEN["prompts"][i]))
 
 
+def random_reference(n_layer: int) -> Any:
+    torch.manual_seed(0)
+    return transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(n_layer=n_layer)).eval()
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("full-size")
-    torch.manual_seed(0)
-    transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig()).save_pretrained(path)
+    random_reference(12).save_pretrained(path)
     yield path
     shutil.rmtree(path)
 
@@ -121,20 +125,14 @@ def test_gradients_and_an_adamw_step(reference: Any, model: gpt1.OpenAIGPTLMHead
 @pytest.mark.parametrize("case", CASES)
 def test_generated_ids(model: gpt1.OpenAIGPTLMHeadModel, case: dict[str, Any]) -> None:
     """In a ragged batch of eight and alone: what transformers generates from each prompt."""
-    long = SHORTEST[-4:] if case["name"] in PLAIN else SHORTEST[4:8]
-    compare(model, GOLDEN, case, [*SHORTEST[:4], *long], size=8)
-    compare(
-        model, GOLDEN, case, SHORTEST[20:21] if case["name"] in PLAIN else SHORTEST[7:8], size=1
-    )
+    plain = case["name"] in PLAIN
+    longer, alone = (SHORTEST[-4:], SHORTEST[20]) if plain else (SHORTEST[4:8], SHORTEST[7])
+    compare(model, GOLDEN, case, [*SHORTEST[:4], *longer], size=8)
+    compare(model, GOLDEN, case, [alone], size=1)
 
 
 # What holds for every block is shown on two of them, and at night on twelve.
 LAYERS = [2, pytest.param(12, marks=pytest.mark.nightly)]
-
-
-def random_reference(n_layer: int) -> Any:
-    torch.manual_seed(0)
-    return transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(n_layer=n_layer)).eval()
 
 
 @pytest.mark.parametrize("rows", [1, 2])
