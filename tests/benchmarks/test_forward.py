@@ -12,6 +12,8 @@ from benchmarks.forward import forward
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.suite import Options
 
+pytestmark = pytest.mark.unoptimized
+
 HERE = (OURS, "gpt1-jax-bfloat16", "transformers", "ctranslate2", "ctranslate2-int8")
 
 

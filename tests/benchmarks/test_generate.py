@@ -13,6 +13,8 @@ from benchmarks.generate import generate
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.suite import Options
 
+pytestmark = pytest.mark.unoptimized
+
 CASE = (2, 3, 4)
 
 

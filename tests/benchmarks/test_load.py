@@ -11,6 +11,8 @@ from benchmarks import load as suite
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.suite import Options
 
+pytestmark = pytest.mark.unoptimized
+
 
 def test_a_model_is_dropped_before_the_next_is_loaded(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path

@@ -7,6 +7,8 @@ from benchmarks import scaling as suite
 from benchmarks.peers import PEERS, Peer
 from benchmarks.suite import Options
 
+pytestmark = pytest.mark.unoptimized
+
 
 def test_a_slow_peer_is_left_out(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

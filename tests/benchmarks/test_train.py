@@ -14,6 +14,8 @@ from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.suite import Options
 from benchmarks.train import train
 
+pytestmark = pytest.mark.unoptimized
+
 # torch.compile has no place here: it takes a minute, whatever the size of the model.
 HERE = (OURS, "transformers")
 CASE = (2, 8)

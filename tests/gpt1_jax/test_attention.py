@@ -22,6 +22,8 @@ from support.small_models import (
 import gpt1_jax as gpt1
 from gpt1_jax.attention import AFTER, Mask, attend, attention_weights
 
+pytestmark = pytest.mark.unoptimized
+
 B, N, T, H = 3, 2, 5, 4
 # float32 against float64. Measured: 4e-7.
 TOLERANCE = 2e-6
@@ -114,7 +116,7 @@ def test_half_precision_weights_are_those_of_the_rounded_inputs(dtype: str) -> N
 # The cache. T tokens are read into SLOTS slots; a call is compiled for each size of a chunk.
 
 SLOTS = 7
-MODEL = small_model(gpt1.OpenAIGPTLMHeadModel)
+MODEL = small_model(gpt1.OpenAIGPTLMHeadModel, n_layer=1)
 APPLY, PARAMS = gpt1.functional(MODEL)
 IDS = random_ids(2, T)
 ONES = np.ones((2, T), np.float32)

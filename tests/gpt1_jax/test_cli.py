@@ -29,7 +29,7 @@ Run = Callable[..., tuple[int, str, str]]
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("tiny")
     config = gpt1.OpenAIGPTConfig(
-        vocab_size=len(VOCABULARY), n_positions=32, n_layer=3, n_embd=8, n_head=2
+        vocab_size=len(VOCABULARY), n_positions=32, n_layer=1, n_embd=8, n_head=2
     )
     gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)).save_pretrained(path)
     vocabulary = {token: id_ for id_, token in enumerate(VOCABULARY)}
@@ -238,8 +238,8 @@ def test_tree(run: Run, folder: Path) -> None:
     status, out, _ = run("tree", folder)
     assert status == 0
     assert out.startswith("OpenAIGPTLMHeadModel(\n  (transformer): OpenAIGPTModel(\n")
-    assert "    (h): List(\n      (0-2): 3 x Block(\n" in out
-    assert out.splitlines()[-1] == "3,056 parameters"
+    assert "    (h): List(\n      (0): Block(\n" in out
+    assert out.splitlines()[-1] == "1,312 parameters"
 
 
 def test_tokens_both_ways(run: Run, folder: Path) -> None:
@@ -281,7 +281,7 @@ def test_tokens_of_either_pipeline(run: Run, folder: Path) -> None:
 def test_verify(run: Run, folder: Path) -> None:
     status, out, _ = run("verify", folder)
     assert status == 0
-    assert "ok       layout: OpenAIGPTLMHeadModel, 3,056 parameters" in out
+    assert "ok       layout: OpenAIGPTLMHeadModel, 1,312 parameters" in out
     assert "not run  published outputs: this is not the published GPT-1" in out
 
 

@@ -124,11 +124,12 @@ def test_gradients_and_an_adamw_step(reference: Any, model: gpt1.OpenAIGPTLMHead
 
 @pytest.mark.parametrize("case", CASES)
 def test_generated_ids(model: gpt1.OpenAIGPTLMHeadModel, case: dict[str, Any]) -> None:
-    """In a ragged batch of eight and alone: what transformers generates from each prompt."""
+    """In a ragged batch of eight and, without beams, alone: what transformers generates."""
     plain = case["name"] in PLAIN
     longer, alone = (SHORTEST[-4:], SHORTEST[20]) if plain else (SHORTEST[4:8], SHORTEST[7])
     compare(model, GOLDEN, case, [*SHORTEST[:4], *longer], size=8)
-    compare(model, GOLDEN, case, [alone], size=1)
+    if case["name"] != "beams-plain":  # the other cases with beams are also run alone
+        compare(model, GOLDEN, case, [alone], size=1)
 
 
 # What holds for every block is shown on two of them, and at night on twelve.

@@ -19,6 +19,8 @@ from gpt1_jax.losses import (
     cross_entropy,
 )
 
+pytestmark = pytest.mark.unoptimized
+
 # float32 against float64, relative. Measured: 3e-7, and 8e-7 between two orders of the classes.
 TOLERANCE = 3e-6
 

@@ -16,7 +16,7 @@ from gpt1_jax import layers
 pytestmark = pytest.mark.unoptimized
 
 BASE, LM, DOUBLE, CLASSIFIER = MODELS
-V, E, N, L = 13, 8, 2, 2
+V, E, N, L = 13, 8, 2, 1
 ROWS = {BASE: (2,), LM: (2,), DOUBLE: (2, 2), CLASSIFIER: (2,)}
 T = 4
 PAD = 0
@@ -26,7 +26,7 @@ TOLERANCE = 2e-6
 
 @functools.cache
 def made(cls: Any, **fields: Any) -> Any:
-    return small_model(cls, pad_token_id=PAD, num_labels=3, **fields)
+    return small_model(cls, n_layer=L, pad_token_id=PAD, num_labels=3, **fields)
 
 
 @functools.cache
@@ -139,7 +139,7 @@ def test_eager_equals_compiled(cls: Any) -> None:
 
 
 def test_the_configuration_sets_what_is_put_out() -> None:
-    model = small_model(LM, output_attentions=True, output_hidden_states=True)
+    model = small_model(LM, n_layer=L, output_attentions=True, output_hidden_states=True)
     out = jax.eval_shape(lambda ids: model(ids), ids_for(LM))
     assert (len(out.hidden_states), len(out.attentions)) == (L + 1, L)
     out = jax.eval_shape(
@@ -448,7 +448,7 @@ def test_of_embeddings_and_without_a_pad_token_the_last_place_is_classified() ->
     assert by_embeddings.hidden_states is not None
     expected = np.asarray(by_embeddings.hidden_states[-1], np.float64)[:, -1] @ kernel
     assert difference(by_embeddings.logits, expected) < TOLERANCE
-    padless = small_model(CLASSIFIER, num_labels=3)
+    padless = small_model(CLASSIFIER, n_layer=L, num_labels=3)
     assert difference(padless(ids).logits, expected) < TOLERANCE
 
 
@@ -514,7 +514,7 @@ def equations(jaxpr: Any, name: str) -> list[Any]:
 def test_every_product_has_the_precision_and_sums_in_float32(
     cls: Any, tied: bool, dtype: str
 ) -> None:
-    model = small_model(cls, dtype=dtype, precision="highest", tie_word_embeddings=tied)
+    model = small_model(cls, n_layer=L, dtype=dtype, precision="highest", tie_word_embeddings=tied)
     apply, params = gpt1.functional(model)
     ids = ids_for(cls) if cls is not CLASSIFIER else ids_for(cls)[:1]
     products = equations(jax.make_jaxpr(apply)(params, ids).jaxpr, "dot_general")
@@ -592,17 +592,18 @@ def test_every_site_has_its_rate_and_a_mask_of_its_own(monkeypatch: pytest.Monke
     compiled = dropped(0)  # before the spy, which must not be compiled in
     monkeypatch.setattr("gpt1_jax.model.dropout", spy)
     model, _, _ = dropping()
+    blocks = model.config.n_layer
     key = jax.random.key(0)
     out = model(MANY, deterministic=False, dropout_key=key, output_attentions=True)
     # A compiled call drops the same. Measured, at this width: 3e-6.
     assert difference(out.logits, compiled.logits) < 1e-5
     assert difference(out.mc_logits, compiled.mc_logits) < 1e-5
     # The weights put out are those after dropout.
-    for weights, site in zip(out.attentions, sites[1 : 1 + 3 * L : 3], strict=True):
+    for weights, site in zip(out.attentions, sites[1 : 1 + 3 * blocks : 3], strict=True):
         np.testing.assert_array_equal(weights[:, 0], site[2])
 
     block = ["attn_pdrop", "resid_pdrop", "resid_pdrop"]  # weights, c_proj, the MLP's c_proj
-    names = ["embd_pdrop", *block * L, "summary_first_dropout", "summary_last_dropout"]
+    names = ["embd_pdrop", *block * blocks, "summary_first_dropout", "summary_last_dropout"]
     for name, (_, before, after) in zip(names, sites, strict=True):
         rate, there = RATES[name], before != 0
         kept = (after != 0)[there]
@@ -617,7 +618,7 @@ def test_every_site_has_its_rate_and_a_mask_of_its_own(monkeypatch: pytest.Monke
     for name in ("attn_pdrop", "resid_pdrop"):
         pairs = (site for site_name, site in zip(names, sites, strict=True) if site_name == name)
         masks = [(after != 0)[before != 0] for _, before, after in pairs]
-        assert len(masks) == (L if name == "attn_pdrop" else 2 * L)
+        assert len(masks) == (blocks if name == "attn_pdrop" else 2 * blocks)
         for one, other in itertools.combinations(masks, 2):
             expected = 2 * RATES[name] * (1 - RATES[name])
             error = 5 * np.sqrt(expected * (1 - expected) / one.size)  # five standard errors

@@ -39,8 +39,9 @@ TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
 DTYPES = [pytest.param("float64", marks=pytest.mark.unoptimized), "float32"]
 ARCHITECTURES = conversion.ARCHITECTURES
 VOCABULARY, POSITIONS = 13, 7
-# Gradients take several times as many operations: of one size, so that they are compiled once.
-TRAINED = ((2, 3),)
+# Gradients take several times as many operations: one block of one size, to be compiled quickly.
+# Gradients through twelve blocks are compared in test_full_size.py.
+TRAINED = {"heads": ((2, 3),), "blocks": 1}
 # Without shrinking: an example takes a second, and the assertion names what differs.
 LADDER = settings(
     phases=(hypothesis.Phase.explicit, hypothesis.Phase.reuse, hypothesis.Phase.generate)
@@ -48,12 +49,12 @@ LADDER = settings(
 
 
 @st.composite
-def configs(draw: st.DrawFn, heads: Any = ((2, 3), (3, 4))) -> dict[str, Any]:
+def configs(draw: st.DrawFn, heads: Any = ((2, 3), (3, 4)), blocks: int = 2) -> dict[str, Any]:
     n_head, width = draw(st.sampled_from(heads))
     return {
         "vocab_size": VOCABULARY,
         "n_positions": POSITIONS,
-        "n_layer": draw(st.integers(1, 2)),
+        "n_layer": draw(st.integers(1, blocks)),
         "n_head": n_head,
         "n_embd": n_head * width,
         "afn": draw(st.sampled_from(["gelu", "relu", "silu", "swish"])),
@@ -132,7 +133,7 @@ def test_modules_states_attentions_and_logits(
 @settings(LADDER, max_examples=4)
 def test_lm_loss_gradients_and_an_adamw_step(dtype: str, data: st.DataObject) -> None:
     with computing_in(dtype):
-        config = data.draw(configs(TRAINED))
+        config = data.draw(configs(**TRAINED))
         reference = torch_model("OpenAIGPTLMHeadModel", data.draw(st.integers(0, 99)), **config)
         arguments = data.draw(inputs())
         ids = arguments["input_ids"]
@@ -143,7 +144,8 @@ def test_lm_loss_gradients_and_an_adamw_step(dtype: str, data: st.DataObject) ->
         arguments["labels"] = labels
         if data.draw(st.booleans()):
             arguments["num_items_in_batch"] = 7
-        compare_training(reference, arguments, dtype)
+        model = compare_training(reference, arguments, dtype)
+        compare_adamw_step(reference, model, dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -157,7 +159,7 @@ def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) ->
             )
         )
         n = 3 if problem == "single_label_classification" else data.draw(st.sampled_from([1, 3]))
-        config = {**data.draw(configs(TRAINED)), "num_labels": n, "problem_type": problem}
+        config = {**data.draw(configs(**TRAINED)), "num_labels": n, "problem_type": problem}
         reference = torch_model("OpenAIGPTForSequenceClassification", **config)
         arguments = data.draw(inputs(rows=3))
         rng = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -177,7 +179,7 @@ def test_double_heads_with_choices(dtype: str, data: st.DataObject) -> None:
     """Inputs (batch, choices, T): the case that Hugging Face has for "cls_index" alone."""
     with computing_in(dtype):
         config = {
-            **data.draw(configs(TRAINED)),
+            **data.draw(configs(**TRAINED)),
             "summary_type": "cls_index",
             "summary_use_proj": True,
         }
@@ -276,8 +278,8 @@ def test_positions_from_mask_are_those_of_hugging_face_generate() -> None:
     assert largest_difference(default.logits, theirs.logits) > 0.01
 
 
-def compare_training(reference: Any, arguments: dict[str, Any], dtype: str) -> None:
-    """Compare the losses, every gradient, and the parameters after a step of AdamW."""
+def compare_training(reference: Any, arguments: dict[str, Any], dtype: str) -> Any:
+    """Compare the losses and every gradient; return the model. Torch's gradients are kept."""
     model = flax_model(reference, dtype)
     graphdef, params = nnx.graphdef(model), model.params
 
@@ -297,45 +299,47 @@ def compare_training(reference: Any, arguments: dict[str, Any], dtype: str) -> N
     assert largest_difference(loss, expected_loss) <= TOLERANCE[dtype], "loss"
     assert out.loss.dtype == dtype
 
-    rows = conversion.layout(model.config.to_dict(), type(reference).__name__)
-    named, leaves = dict(reference.named_parameters()), flatten(gradients)
-    tied = {"transformer.tokens_embed.weight": "lm_head.weight"}
-
-    def parameter(row: Any) -> Any:
-        return named[row.torch if row.torch in named else tied[row.torch]]
-
+    leaves, rows = flatten(gradients), parameters_of(reference, model)
     assert len(leaves) == len(rows)
-    for row in rows:
-        gradient = parameter(row).grad
+    for row, parameter in rows:
+        gradient = parameter.grad
         expected = np.zeros(row.torch_shape) if gradient is None else gradient.numpy()
         ours = np.asarray(leaves[row.path])
         ours = ours.T if row.transposed else ours
         assert largest_difference(ours, expected) <= TOLERANCE[dtype], f"gradient of {row.torch}"
+    return model
 
-    # A key's bias adds the same to all scores of a query, so its exact gradient is zero, and Adam
-    # divides rounding by rounding: the step therefore starts from torch's gradients.
-    leaves = {
-        row.path: jnp.asarray(row.from_torch(gradient.numpy()))
-        for row in rows
-        if (gradient := parameter(row).grad) is not None
-    }
-    before = {path: leaf for path, leaf in flatten(params).items() if path in leaves}
+
+def parameters_of(reference: Any, model: Any) -> list[tuple[Any, Any]]:
+    """Each row of the layout with torch's parameter."""
+    named = dict(reference.named_parameters())
+    tied = {"transformer.tokens_embed.weight": "lm_head.weight"}
+    rows = conversion.layout(model.config.to_dict(), type(reference).__name__)
+    return [(row, named[row.torch if row.torch in named else tied[row.torch]]) for row in rows]
+
+
+def compare_adamw_step(reference: Any, model: Any, dtype: str) -> None:
+    """Compare the parameters after a step of AdamW, from the gradients that torch has.
+
+    A key's bias adds the same to all scores of a query, so its exact gradient is zero, and from
+    gradients of its own each side would divide rounding by rounding.
+    """
+    rows = [row for row in parameters_of(reference, model) if row[1].grad is not None]
+    gradients = {row.path: jnp.asarray(row.from_torch(p.grad.numpy())) for row, p in rows}
+    before = {path: leaf for path, leaf in flatten(model.params).items() if path in gradients}
     rates: dict[str, Any] = {"weight_decay": 0.01, "eps": 1e-8}
     optimizer = optax.adamw(1e-3, b1=0.9, b2=0.999, **rates)
 
     @jax.jit
-    def step(leaves: Any, before: Any) -> Any:
-        updates, _ = optimizer.update(leaves, optimizer.init(before), before)
+    def step(gradients: Any, before: Any) -> Any:
+        updates, _ = optimizer.update(gradients, optimizer.init(before), before)
         return optax.apply_updates(before, updates)
 
     with jax.numpy_dtype_promotion("standard"):  # optax's own arithmetic is not strict
-        after = step(leaves, before)
+        after = step(gradients, before)
     torch.optim.AdamW(reference.parameters(), lr=1e-3, betas=(0.9, 0.999), **rates).step()
-    for row in rows:
-        if parameter(row).grad is None:
-            continue
-        ours = np.asarray(after[row.path])
-        expected = parameter(row).detach().numpy()
+    for row, parameter in rows:
+        ours, expected = np.asarray(after[row.path]), parameter.detach().numpy()
         difference = largest_difference(ours.T if row.transposed else ours, expected)
         assert difference <= TOLERANCE[dtype], f"{row.torch} after a step"
 

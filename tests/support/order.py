@@ -7,21 +7,20 @@ import pytest
 TESTS = Path(__file__).parents[1]
 # The files that take longest, slowest first.
 SLOWEST = (
-    "gpt1_jax/test_parity.py",
     "gpt1_jax/test_full_size.py",
-    "gpt1_jax/generation/test_parity.py",
-    "gpt1_jax/training/test_killed.py",
-    "gpt1_jax/test_parallel.py",
+    "gpt1_jax/test_parity.py",
     "gpt1_jax/training/test_finetune.py",
-    "gpt1_jax/test_model.py",
-    "gpt1_jax/test_attention_backends.py",
-    "gpt1_jax/test_cli.py",
-    "gpt1_jax/training/test_trajectory.py",
+    "gpt1_jax/generation/test_decode.py",
+    "gpt1_jax/generation/test_parity.py",
     "gpt1_jax/training/test_pretrain.py",
     "gpt1_jax/test_rematerialization.py",
-    "gpt1_jax/generation/test_decode.py",
-    "gpt1_jax/plan/test_plan.py",
+    "gpt1_jax/test_model.py",
+    "gpt1_jax/test_parallel.py",
     "gpt1_jax/test_export.py",
+    "gpt1_jax/test_attention_backends.py",
+    "gpt1_jax/generation/test_batches.py",
+    "gpt1_jax/test_cli.py",
+    "gpt1_jax/plan/test_plan.py",
 )
 
 

@@ -20,7 +20,7 @@ from gpt1_jax.generation import decode
 pytestmark = pytest.mark.unoptimized
 
 CONFIG = gpt1.OpenAIGPTConfig(
-    vocab_size=29, n_positions=64, n_layer=2, n_embd=12, n_head=2, initializer_range=0.5
+    vocab_size=29, n_positions=64, n_layer=1, n_embd=12, n_head=2, initializer_range=0.5
 )
 
 
@@ -79,7 +79,7 @@ def test_shapes_and_kinds_of_prompts(model: gpt1.OpenAIGPTLMHeadModel) -> None:
 
 @pytest.mark.parametrize(  # two rows are decoded as three are
     ("longest", "rows"),
-    [(33, 1), (64, 3), (65, 1), (129, 3), (130, 1), (161, 3), (200, 1), (257, 3)],
+    [(33, 1), (64, 3), (65, 1), (161, 3), (200, 1), (257, 3)],
 )
 def test_long_prompts_are_read_whole(longest: int, rows: int) -> None:
     """Whatever the pieces: 128 tokens at once, 64 and 32."""

@@ -32,7 +32,7 @@ REST: dict[str, Any] = {
 def make_state(name: Any = "openai", seed: int = 0, dtype: str = "float32") -> TrainState:
     """A state as it is after some steps: no leaf is what it starts from."""
     settings = OptimizerSettings(optimizer=name, learning_rate=0.1, schedule="linear", warmup=0)
-    params = small_model(gpt1.OpenAIGPTLMHeadModel, seed=seed, param_dtype=dtype).params
+    params = small_model(gpt1.OpenAIGPTLMHeadModel, n_layer=1, seed=seed, param_dtype=dtype).params
     state = TrainState.create(params, make_optimizer(settings, 100), seed)
     rng = np.random.default_rng(seed)
 

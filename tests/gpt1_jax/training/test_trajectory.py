@@ -121,22 +121,20 @@ def test_tiny(schedule: Any) -> None:
     assert keys <= 2 * len(batches) * settings.learning_rate  # measured: 2.4e-3
 
 
-@pytest.mark.parametrize("n_layer", [2, pytest.param(12, marks=pytest.mark.nightly)])
-def test_full_width(n_layer: int) -> None:
+@pytest.mark.nightly
+def test_full_size() -> None:
     settings = OptimizerSettings(
         optimizer="adamw", learning_rate=2.5e-4, schedule="linear", warmup=2
     )
     torch.manual_seed(0)
-    config = transformers.OpenAIGPTConfig(n_layer=n_layer)
-    model = transformers.OpenAIGPTLMHeadModel(config).eval()
+    model = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig()).eval()
     twin = flax_model(model)
     few = np.random.default_rng(0).integers(0, 40478, (2, 2, 64))
-    batches = np.tile(few, (3 if n_layer == 2 else 5, 1, 1))
+    batches = np.tile(few, (5, 1, 1))
     theirs = torch_trajectory(model, batches, settings)
     del model
     ours = flax_trajectory(twin, batches, settings)
-    # Measured: from 11.02 to 8.81 in six steps of two layers, from 10.80 to 3.35 in ten of twelve.
-    assert theirs.losses[-1] < (0.85 if n_layer == 2 else 0.5) * theirs.losses[0]
+    assert theirs.losses[-1] < 0.5 * theirs.losses[0]  # measured: from 10.80 to 3.35
     assert loss_difference(ours, theirs) <= 1e-4  # measured: 1.4e-5
     parameters, keys = parameter_differences(ours, theirs)
     # Measured: 1.0e-6; and 6.1e-5 over ten batches of which none comes twice, where Adam divides
