@@ -18,7 +18,7 @@ import gpt1_jax as gpt1
 from benchmarks import machine, timing
 from benchmarks.peers import OURS, PEERS, Kind, Peer, taking_part
 from benchmarks.timing import Seconds, Spread, interleave, ratio
-from conversion.atomic import replacing
+from conversion.files import replacing
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 TINY: dict[str, Any] = {

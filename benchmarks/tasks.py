@@ -20,8 +20,8 @@ import tyro
 from flax import nnx
 
 import gpt1_jax as gpt1
+from gpt1_jax.training.data.labelled import read_rows
 from gpt1_jax.training.evaluate import evaluate
-from gpt1_jax.training.labelled import read_rows
 
 Row = dict[str, Any]
 Rows = list[Row]

@@ -12,7 +12,7 @@ import gpt1_jax as gpt1
 from benchmarks.machine import STATUS, environment, peak
 from benchmarks.suite import write_json
 from benchmarks.timing import Spread, interleave, ratio
-from gpt1_jax.training.corpus import read_pieces
+from gpt1_jax.training.data.corpus import read_pieces
 
 PIPELINES = ("huggingface", "original")
 FIRST_TIME = "original, first time"

@@ -11,7 +11,7 @@ import tyro
 from benchmarks.machine import peak
 from benchmarks.peers import PEERS
 from benchmarks.suite import DEFAULTS, Options, Suite, Work, opened, show, show_memory
-from gpt1_jax.rematerialization import Remat
+from gpt1_jax.nn.remat import Remat
 from gpt1_jax.training.optimizer import OptimizerSettings
 
 CASES = ((8, 64), (4, 256), (8, 512))

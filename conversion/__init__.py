@@ -10,9 +10,9 @@ numpy's.
 
 from conversion.checkpoint import read, read_config, write
 from conversion.config_file import named_architecture
-from conversion.fit import DTYPES, HeadMissing
 from conversion.hub import resolve
 from conversion.layout import ARCHITECTURES, Parameter, layout
+from conversion.match import DTYPES, HeadMissing
 from conversion.torch_module import from_torch, to_torch
 
 __all__ = [

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from conversion import config_file, huggingface, openai
 from conversion.config_file import CONFIG, named_architecture, required_architecture
-from conversion.fit import fit, fit_tree
 from conversion.hub import COMPANIONS, resolve
 from conversion.layout import (
     ARCHITECTURES,
@@ -18,6 +17,7 @@ from conversion.layout import (
     LM_HEAD,
     layout,
 )
+from conversion.match import fit, fit_tree
 from conversion.tree import Leaf, load_tree, same
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from conversion.atomic import replacing
 from conversion.config_file import CONFIG, config_text, read_json
-from conversion.fit import Stored
+from conversion.files import replacing
 from conversion.layout import DOUBLE_HEADS, Parameter, tied
+from conversion.match import Stored
 from conversion.torch_module import import_torch, state_dict, stored_tensors
 
 SAFETENSORS = "model.safetensors"

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from conversion.atomic import replacing
 from conversion.config_file import CONFIG, MODEL_TYPE, config_text, read_config, read_json
-from conversion.fit import Stored
+from conversion.files import replacing
 from conversion.layout import ALIASES, BASE, Parameter, layout
+from conversion.match import Stored
 
 SHAPES = "params_shapes.json"
 PIECES = 10  # OpenAI's own loader reads exactly so many

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conversion.config_file import required_architecture
-from conversion.fit import DTYPES, Stored, fit, fit_tree
 from conversion.layout import ARCHITECTURES, tied
+from conversion.match import DTYPES, Stored, fit, fit_tree
 from conversion.tree import Leaf, load_tree, same
 
 if TYPE_CHECKING:

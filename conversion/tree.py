@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from conversion.fit import Stored
 from conversion.layout import Parameter
+from conversion.match import Stored
 
 # What becomes of each array as soon as it is read: jnp.asarray, say.
 Leaf = Callable[[np.ndarray], Any]

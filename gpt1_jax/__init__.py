@@ -1,9 +1,7 @@
 """GPT-1 in Flax, equal to PyTorch's: the model, its checkpoints, its tokenizer and generation."""
 
-from gpt1_jax.attention import Cache
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.explore.tree import tree
-from gpt1_jax.functional import functional
+from gpt1_jax.explore.module_tree import tree
 from gpt1_jax.generation import GenerateOutput, GenerationSettings, generate, stream
 from gpt1_jax.model import (
     OpenAIGPTDoubleHeadsModel,
@@ -11,7 +9,9 @@ from gpt1_jax.model import (
     OpenAIGPTLMHeadModel,
     OpenAIGPTModel,
 )
-from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.nn.attention import Cache
+from gpt1_jax.pure import functional
+from gpt1_jax.text.tokenizer import Tokenizer
 
 __all__ = [
     "Cache",

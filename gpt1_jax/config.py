@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import conversion
-from conversion.atomic import replacing
+from conversion.files import replacing
 from conversion.layout import ALIASES as SPELLINGS
 from gpt1_jax.demo import resolve
 

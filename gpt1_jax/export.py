@@ -10,7 +10,7 @@ can call the other.
 What a program cannot do is look at its arguments before it runs: an id outside the vocabulary gives
 NaN, where the model raises an error. Shapes are checked, as JAX does it: a ValueError, of which the
 cause above it says that ``tokens <= 512`` was expected. Nor does it know its number of rows, and so
-few rows on a CPU are not multiplied in their fastest form (``products.py``).
+few rows on a CPU are not multiplied in their fastest form (``nn/matmul.py``).
 """
 
 import os
@@ -23,16 +23,16 @@ from flax.traverse_util import unflatten_dict
 from jax import export
 
 import conversion
-from conversion.atomic import DECODE, FORWARD, PROGRAM, TEXT
+from conversion.files import DECODE, FORWARD, PROGRAM, TEXT
 from conversion.huggingface import saved_name
-from gpt1_jax.attention import Cache
-from gpt1_jax.functional import merge, split
 from gpt1_jax.model import (
     OpenAIGPTDoubleHeadsModel,
     OpenAIGPTForSequenceClassification,
     OpenAIGPTLMHeadModel,
 )
+from gpt1_jax.nn.attention import Cache
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, flatten
+from gpt1_jax.pure import merge, split
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 

@@ -4,7 +4,7 @@ Modules, names and order are those of Hugging Face's ``models/openai``, so that 
 here spells its name there. Every numeric choice follows torch:
 
 - post-norm blocks without a final norm: n = ln_1(x + attn(x)), h = ln_2(n + mlp(n));
-- a key after its query scores -1e4, padding adds the lowest number (``attention.py``);
+- a key after its query scores -1e4, padding adds the lowest number (``nn/attention.py``);
 - positions are 0..T-1 whatever the mask, unless ``positions_from_mask``.
 
 Dimensions: B rows (all leading dimensions of an input, flattened), T tokens, S keys, E ``n_embd``,
@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gpt1_jax.attention import (
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.nn.attention import (
     Backend,
     Cache,
     LayerCache,
@@ -30,20 +31,19 @@ from gpt1_jax.attention import (
     attend_fused,
     attention_weights,
 )
-from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.dtypes import at_least_float32
-from gpt1_jax.inputs import ArrayLike, check_arguments
-from gpt1_jax.layers import Layers, TiedLinear, dropout, split_key
-from gpt1_jax.losses import causal_lm_loss, classification_loss, cross_entropy
+from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.layers import Layers, TiedLinear, dropout, split_key
+from gpt1_jax.nn.losses import causal_lm_loss, classification_loss, cross_entropy
+from gpt1_jax.nn.partitioning import ROWS, TENSOR, spread, ways
+from gpt1_jax.nn.remat import rematerialize
+from gpt1_jax.nn.validation import ArrayLike, check_arguments
 from gpt1_jax.outputs import (
     BaseModelOutput,
     CausalLMOutput,
     OpenAIGPTDoubleHeadsModelOutput,
     SequenceClassifierOutput,
 )
-from gpt1_jax.placement import ROWS, TENSOR, spread, ways
 from gpt1_jax.pretrained import Numerics, OpenAIGPTPreTrainedModel
-from gpt1_jax.rematerialization import rematerialize
 
 
 def gelu_new(x: jax.Array) -> jax.Array:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from gpt1_jax.attention import Cache
+from gpt1_jax.nn.attention import Cache
 
 
 class ModelOutput:

@@ -15,12 +15,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import PrecisionLike
 
 import conversion
-from gpt1_jax.attention import Attention, Backend, choose_backend
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
-from gpt1_jax.dtypes import float_dtype
-from gpt1_jax.layers import Layers, NoRngs
-from gpt1_jax.rematerialization import KEPT, Remat
+from gpt1_jax.nn.attention import Attention, Backend, choose_backend
+from gpt1_jax.nn.dtypes import float_dtype
+from gpt1_jax.nn.layers import Layers, NoRngs
+from gpt1_jax.nn.remat import KEPT, Remat
 
 Params = dict[str, Any]
 
@@ -92,7 +92,7 @@ class Numerics(TypedDict, total=False):
         remat: what the backward pass of a training computes again instead of keeping it: "none";
             "cheap", all but the products of linear layers (so scores, softmax, dropout, GELU and
             norms); or "all", whole blocks, of which then only the inputs are kept. On a CPU it
-            needs ``rematerialization.compiler_options``.
+            needs ``nn.remat.compiler_options``.
     """
 
     rngs: Required[nnx.Rngs]

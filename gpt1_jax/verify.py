@@ -18,11 +18,11 @@ import numpy as np
 import conversion
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
-from gpt1_jax.functional import functional
 from gpt1_jax.generation import generate
 from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import flatten
-from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.pure import functional
+from gpt1_jax.text.tokenizer import Tokenizer
 
 # The largest difference of float32 outputs between torch and JAX, relative to the largest output
 # where that is above 1: measured 5.7e-6 on random weights, 4.1e-6 on ones with logits up to 15.

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 import gpt1_jax as gpt1
-from gpt1_jax.functional import merge, split
-from gpt1_jax.rematerialization import Remat
+from gpt1_jax.nn.remat import Remat
+from gpt1_jax.pure import merge, split
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import Batch, TrainState, make_step, micro_batches

@@ -8,7 +8,7 @@ import tyro
 from benchmarks.report.page import write_page
 from benchmarks.report.pictures import draw_pictures
 from benchmarks.report.records import read_records
-from conversion.atomic import replacing
+from conversion.files import replacing
 
 
 def report(

@@ -12,8 +12,7 @@ from gpt1_jax.explore.embeddings import (
     h_0,
     nearest,
 )
-from gpt1_jax.explore.pictures import draw_attention, draw_logit_lens, draw_next_tokens
-from gpt1_jax.explore.reading import (
+from gpt1_jax.explore.forward_trace import (
     LogitLens,
     NextTokens,
     Reading,
@@ -23,8 +22,9 @@ from gpt1_jax.explore.reading import (
     read,
     surprisal,
 )
+from gpt1_jax.explore.module_tree import tree
+from gpt1_jax.explore.pictures import draw_attention, draw_logit_lens, draw_next_tokens
 from gpt1_jax.explore.tokens import TokenTable, token_table
-from gpt1_jax.explore.tree import tree
 
 __all__ = [
     "FirstState",

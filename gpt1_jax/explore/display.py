@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from conversion.atomic import replacing
-from gpt1_jax.tokenizer_files import END_OF_WORD
+from conversion.files import replacing
+from gpt1_jax.text.tokenizer_files import END_OF_WORD
 
 if TYPE_CHECKING:  # importing it takes a second
     from matplotlib.figure import Figure

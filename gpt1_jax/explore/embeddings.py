@@ -12,8 +12,8 @@ import numpy as np
 from gpt1_jax.explore.display import preformatted, span, table, token_colour
 from gpt1_jax.model import OpenAIGPTModel
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
-from gpt1_jax.tokenizer import Tokenizer
-from gpt1_jax.tokenizer_files import END_OF_WORD
+from gpt1_jax.text.tokenizer import Tokenizer
+from gpt1_jax.text.tokenizer_files import END_OF_WORD
 
 SIGNS = {"+": 1.0, "-": -1.0}
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from gpt1_jax.explore import display
 from gpt1_jax.explore.display import Picture
-from gpt1_jax.explore.reading import LogitLens, NextTokens, Reading
+from gpt1_jax.explore.forward_trace import LogitLens, NextTokens, Reading
 
 if TYPE_CHECKING:  # importing it takes a second
     from matplotlib.axes import Axes

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Sequence
 
 from gpt1_jax.explore.display import RED, Colour, ColouredText, Lines, span, table, token_colour
-from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -1,7 +1,7 @@
 """Text from a language model: greedy decoding, sampling and beam search, on a cache."""
 
-from gpt1_jax.generation.generate import GenerateOutput, generate
-from gpt1_jax.generation.settings import GenerationSettings
-from gpt1_jax.generation.stream import stream
+from gpt1_jax.generation.api import GenerateOutput, generate
+from gpt1_jax.generation.streaming import stream
+from gpt1_jax.generation_config import GenerationSettings
 
 __all__ = ["GenerateOutput", "GenerationSettings", "generate", "stream"]

@@ -7,11 +7,11 @@ from typing import TypeVar
 
 import numpy as np
 
-from gpt1_jax.generation.generate import STEPS, GenerateOutput, check_call, finished
+from gpt1_jax.generation.api import STEPS, GenerateOutput, check_call, finished
 from gpt1_jax.generation.prompts import join
-from gpt1_jax.generation.settings import GenerationSettings
+from gpt1_jax.generation_config import GenerationSettings
 from gpt1_jax.model import OpenAIGPTLMHeadModel
-from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.text.tokenizer import Tokenizer
 
 # Prompts are sorted by length within so many batches: enough that those of a batch are alike, few
 # enough that the texts of the first prompts come soon.

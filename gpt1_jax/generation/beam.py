@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gpt1_jax.attention import Cache
-from gpt1_jax.functional import merge, split
 from gpt1_jax.generation.decode import Progress, Rules, read
 from gpt1_jax.generation.processors import Array, Context, process, pytree
 from gpt1_jax.generation.prompts import PIECE, align, bucket, pieces
-from gpt1_jax.generation.settings import GenerationSettings, as_ids
+from gpt1_jax.generation.transposed_kernels import as_turned, pays, turned
+from gpt1_jax.generation_config import GenerationSettings, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
-from gpt1_jax.parallel import by_rows, mesh_of, place
+from gpt1_jax.nn.attention import Cache
 from gpt1_jax.pretrained import Params
-from gpt1_jax.turned_kernels import as_turned, pays, turned
+from gpt1_jax.pure import merge, split
+from gpt1_jax.sharding.mesh import by_rows, mesh_of, place
 
 # In place of -inf for texts that are out of the running, as Hugging Face has it: added to a score,
 # it leaves it comparable.

@@ -17,9 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gpt1_jax.attention import Cache
-from gpt1_jax.functional import merge, split
-from gpt1_jax.generation.lookup import guess
 from gpt1_jax.generation.processors import (
     Array,
     Context,
@@ -31,11 +28,14 @@ from gpt1_jax.generation.processors import (
     warpers,
 )
 from gpt1_jax.generation.prompts import AT_ONCE, PIECE, align, bucket, pieces
-from gpt1_jax.generation.settings import GenerationSettings, as_ids
+from gpt1_jax.generation.speculation import guess
+from gpt1_jax.generation.transposed_kernels import as_turned, pays, turned
+from gpt1_jax.generation_config import GenerationSettings, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
-from gpt1_jax.parallel import by_rows, keep, mesh_of, place
+from gpt1_jax.nn.attention import Cache
 from gpt1_jax.pretrained import Params
-from gpt1_jax.turned_kernels import as_turned, pays, turned
+from gpt1_jax.pure import merge, split
+from gpt1_jax.sharding.mesh import by_rows, keep, mesh_of, place
 
 
 @pytree

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt1_jax.generation.settings import GenerationSettings, as_ids
+from gpt1_jax.generation_config import GenerationSettings, as_ids
 
 Array = jax.Array | np.ndarray
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt1_jax.inputs import check_ids
+from gpt1_jax.nn.validation import check_ids
 
 # Prompts are read so many tokens at a time, each piece in one forward pass.
 PIECE = 32

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import jax
 
-from conversion.atomic import os_error
+from conversion.files import os_error
 from gpt1_jax.training.step import TrainState
 
 KEPT = 2  # the latest, and the one before in case the disk loses the latest

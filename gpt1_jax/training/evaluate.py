@@ -9,12 +9,12 @@ from typing import Any
 import conversion
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
-from gpt1_jax.functional import split
 from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
-from gpt1_jax.tokenizer import Tokenizer
-from gpt1_jax.training.corpus import load_tokens
+from gpt1_jax.pure import split
+from gpt1_jax.text.tokenizer import Tokenizer
+from gpt1_jax.training.data.corpus import load_tokens
+from gpt1_jax.training.data.labelled import read_rows
 from gpt1_jax.training.finetune import TASK, read_task, task_measures
-from gpt1_jax.training.labelled import read_rows
 from gpt1_jax.training.perplexity import check_stride, text_measures
 from gpt1_jax.training.run_settings import check_files, check_modules, check_vocabulary
 

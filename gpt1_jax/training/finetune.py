@@ -13,22 +13,32 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from conversion.atomic import replacing
+from conversion.files import replacing
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
-from gpt1_jax.functional import merge, split
 from gpt1_jax.model import MODELS
-from gpt1_jax.parallel import by_rows, check_heads, gather, mesh_of, own_rows, place, row_parts
 from gpt1_jax.pretrained import Params
-from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.pure import merge, split
+from gpt1_jax.sharding.mesh import by_rows, check_heads, gather, mesh_of, own_rows, place, row_parts
+from gpt1_jax.sharding.processes import check_alike, is_first
+from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import lora, metrics, run_folder
-from gpt1_jax.training.batches import shuffled_batches
+from gpt1_jax.training.data.batches import shuffled_batches
+from gpt1_jax.training.data.labelled import Row, read_rows
+from gpt1_jax.training.data.tasks import (
+    Example,
+    Task,
+    TaskName,
+    check_no_numbers,
+    collate,
+    find_classes,
+    prepare_tokenizer,
+    task_columns,
+)
 from gpt1_jax.training.embedding_dropout import place_dropout
 from gpt1_jax.training.freezing import join, split_frozen
-from gpt1_jax.training.labelled import Row, read_rows
 from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
-from gpt1_jax.training.processes import check_alike, is_first
 from gpt1_jax.training.run_settings import (
     RunSettings,
     check_modules,
@@ -40,16 +50,6 @@ from gpt1_jax.training.task_objective import (
     prediction_loss,
     task_loss,
     task_outputs,
-)
-from gpt1_jax.training.tasks import (
-    Example,
-    Task,
-    TaskName,
-    check_no_numbers,
-    collate,
-    find_classes,
-    prepare_tokenizer,
-    task_columns,
 )
 
 OPTIMIZER = OptimizerSettings(

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from gpt1_jax.layers import TiedLinear
-from gpt1_jax.losses import chunked_cross_entropy
 from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.nn.layers import TiedLinear
+from gpt1_jax.nn.losses import chunked_cross_entropy
 from gpt1_jax.training.step import Batch
 
 
@@ -15,7 +15,7 @@ def lm_loss(
     """Return the loss of a batch as a sum, so that micro-batches add up, and what divides it.
 
     Args:
-        model: as ``functional.merge`` returns it.
+        model: as ``pure.merge`` returns it.
         batch: ``tokens`` (B, T + 1) integer, of which the last T are predicted, each from those
             before it; and, where some do not count, ``weights`` (B, T).
         dropout_key: that every dropout mask is drawn from; None for no dropout.

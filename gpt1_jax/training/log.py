@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conversion.atomic import os_error, replacing
+from conversion.files import os_error, replacing
 
 
 class Log:

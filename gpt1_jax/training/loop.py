@@ -15,12 +15,12 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from gpt1_jax.parallel import assemble, by_name, gather, place
 from gpt1_jax.pretrained import Params
+from gpt1_jax.sharding.mesh import assemble, by_name, gather, place
+from gpt1_jax.sharding.processes import is_first
 from gpt1_jax.training.checkpoints import Checkpoints
 from gpt1_jax.training.freezing import join
 from gpt1_jax.training.log import Log, draw_losses
-from gpt1_jax.training.processes import is_first
 from gpt1_jax.training.step import Batch, Combine, Objective, TrainState, make_step, micro_batches
 
 
@@ -77,7 +77,7 @@ class Training:
         optimizer: makes updates of its gradients.
         learning_rate: of the number of steps taken before, for the log.
         batches: an iterator of grain's, which knows its position; each batch is a dict of arrays,
-            of the rows that are this process's own (``parallel.own_rows``).
+            of the rows that are this process's own (``mesh.own_rows``).
         tokens: how many tokens of a batch are trained on.
         steps: how many to take.
         seed: of dropout.

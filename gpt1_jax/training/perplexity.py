@@ -8,11 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from gpt1_jax.functional import merge, split
 from gpt1_jax.model import OpenAIGPTLMHeadModel
-from gpt1_jax.parallel import by_rows, mesh_of, place, row_parts
 from gpt1_jax.pretrained import Params
-from gpt1_jax.training.corpus import Tokens
+from gpt1_jax.pure import merge, split
+from gpt1_jax.sharding.mesh import by_rows, mesh_of, place, row_parts
+from gpt1_jax.training.data.corpus import Tokens
 from gpt1_jax.training.lm_objective import lm_loss
 
 

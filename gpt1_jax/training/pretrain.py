@@ -14,20 +14,21 @@ from jax.sharding import Mesh
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
-from gpt1_jax.functional import merge, split
 from gpt1_jax.model import OpenAIGPTLMHeadModel
-from gpt1_jax.parallel import check_heads, own_rows
 from gpt1_jax.pretrained import Params
-from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.pure import merge, split
+from gpt1_jax.sharding.mesh import check_heads, own_rows
+from gpt1_jax.sharding.processes import check_alike, first_alone, is_first
+from gpt1_jax.text.bpe_training import train_tokenizer
+from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import run_folder
-from gpt1_jax.training.batches import shuffled_batches
-from gpt1_jax.training.corpus import Blocks, load_tokens, read_pieces
+from gpt1_jax.training.data.batches import shuffled_batches
+from gpt1_jax.training.data.corpus import Blocks, load_tokens, read_pieces
 from gpt1_jax.training.embedding_dropout import place_dropout
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.perplexity import text_measures
-from gpt1_jax.training.processes import check_alike, first_alone, is_first
 from gpt1_jax.training.run_settings import (
     RunSettings,
     check_files,
@@ -35,7 +36,6 @@ from gpt1_jax.training.run_settings import (
     check_vocabulary,
     fields_of,
 )
-from gpt1_jax.training.vocabulary import train_tokenizer
 
 OPTIMIZER = OptimizerSettings(
     optimizer="openai", learning_rate=2.5e-4, schedule="cosine", warmup=2000

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from conversion.atomic import remove_unfinished, replacing
+from conversion.files import remove_unfinished, replacing
 
 SETTINGS = "run.json"
 CHECKPOINT = (".json", ".txt", ".bpe", ".safetensors", ".bin", ".npy")

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gpt1_jax.rematerialization import Remat
-from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.nn.remat import Remat
+from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.embedding_dropout import EmbeddingDropout
 
 # Not float16, whose gradients underflow without a scaled loss.

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt1_jax.parallel import by_name, keep
+from gpt1_jax.nn.remat import compiler_options
 from gpt1_jax.pretrained import Params
-from gpt1_jax.rematerialization import compiler_options
+from gpt1_jax.sharding.mesh import by_name, keep
 from gpt1_jax.training.freezing import join
 
 Batch = Mapping[str, Any]

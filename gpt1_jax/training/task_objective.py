@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from gpt1_jax.layers import dropout, split_key
-from gpt1_jax.losses import IGNORED, chunked_cross_entropy, cross_entropy
 from gpt1_jax.model import OpenAIGPTDoubleHeadsModel, OpenAIGPTForSequenceClassification
+from gpt1_jax.nn.layers import dropout, split_key
+from gpt1_jax.nn.losses import IGNORED, chunked_cross_entropy, cross_entropy
 
 TaskModel = OpenAIGPTDoubleHeadsModel | OpenAIGPTForSequenceClassification
 Batch = Mapping[str, jax.Array | np.ndarray]  # as tasks.collate makes it
@@ -30,7 +30,7 @@ def task_outputs(
     """Return the logits of the classes or choices, or the predicted number.
 
     Args:
-        model: as ``functional.merge`` returns it, configured by ``Task.configure``.
+        model: as ``pure.merge`` returns it, configured by ``Task.configure``.
         batch: see ``tasks.collate``; rows of any weight.
         dropout_key: that every dropout mask is drawn from; None for no dropout.
         classifier_dropout: the rate on the state before the head, in place of the config's

@@ -11,7 +11,7 @@ from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
 from benchmarks import tasks as suite
-from gpt1_jax.training.labelled import read_rows
+from gpt1_jax.training.data.labelled import read_rows
 
 SENTIMENT = ("amazon_cells", "imdb", "yelp")
 ITEM = """

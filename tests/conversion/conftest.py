@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from conversion.fit import DTYPES
 from conversion.layout import layout
+from conversion.match import DTYPES
 
 TINY = {
     "model_type": "openai-gpt",

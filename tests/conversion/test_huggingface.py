@@ -12,13 +12,13 @@ from safetensors.numpy import load_file, save_file
 
 from conversion import (
     ARCHITECTURES,
-    atomic,
     huggingface,
     read,
     read_config,
     write,
 )
-from conversion.fit import DTYPES
+from conversion import files as conversion_files
+from conversion.match import DTYPES
 
 BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
 
@@ -519,7 +519,7 @@ def test_openai_format_refuses_what_it_would_ignore(checkpoint, tmp_path):
 )
 def test_what_counts_as_weights(tmp_path, name, is_weights):
     (tmp_path / name).touch()
-    assert bool(atomic.weight_files(tmp_path)) == is_weights
+    assert bool(conversion_files.weight_files(tmp_path)) == is_weights
 
 
 def test_the_config_alone(checkpoint, folder, tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from conversion import ARCHITECTURES, read, write
-from conversion.fit import DTYPES
+from conversion.match import DTYPES
 from conversion.torch_module import state_dict
 
 torch = pytest.importorskip("torch")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from conversion import ARCHITECTURES, from_torch, layout, read, to_torch, write
-from conversion.fit import DTYPES
+from conversion.match import DTYPES
 
 BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
 

@@ -11,7 +11,7 @@ import pytest
 
 import gpt1_jax as gpt1
 from gpt1_jax import demo
-from gpt1_jax.training.corpus import load_tokens
+from gpt1_jax.training.data.corpus import load_tokens
 from gpt1_jax.training.perplexity import text_measures
 
 SENTENCE = "the old man looked at her and"

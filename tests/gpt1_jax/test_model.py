@@ -11,7 +11,7 @@ import pytest
 from support.small_models import MODELS, difference, numpy_logits, random_ids, small_model
 
 import gpt1_jax as gpt1
-from gpt1_jax import layers
+from gpt1_jax.nn import layers
 
 pytestmark = pytest.mark.unoptimized
 
@@ -317,7 +317,7 @@ def test_a_tied_head_has_no_parameter_and_one_gradient() -> None:
     assert untied_params["lm_head"]["kernel"].shape == (E, V)
     untied_params = {**params, "lm_head": {"kernel": table.T}}
     ids = ids_for(LM)
-    # On a CPU the two heads sum in different orders: see ``products``.
+    # On a CPU the two heads sum in different orders: see ``nn/matmul.py``.
     assert (
         difference(apply(params, ids).logits, untied_apply(untied_params, ids).logits) < TOLERANCE
     )

@@ -29,9 +29,9 @@ from support.torch_reference import (  # noqa: E402
 )
 
 import conversion  # noqa: E402
-from gpt1_jax.attention import Mask  # noqa: E402
-from gpt1_jax.functional import merge  # noqa: E402
+from gpt1_jax.nn.attention import Mask  # noqa: E402
 from gpt1_jax.pretrained import flatten  # noqa: E402
+from gpt1_jax.pure import merge  # noqa: E402
 
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
 # Float64 shows that the formula is right, so its programs are left as they are; float32 runs the

@@ -20,8 +20,8 @@ import numpy as np
 from support.small_models import MODELS, difference, random_ids, small_model
 
 import gpt1_jax as gpt1
-from gpt1_jax import parallel
-from gpt1_jax.functional import merge, split
+from gpt1_jax.pure import merge, split
+from gpt1_jax.sharding import mesh as sharding
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import TrainState, make_step, micro_batches
@@ -46,7 +46,7 @@ def share(mesh: Any) -> float:
     # Twice as wide as otherwise: of so narrow a model much is biases, which every device has.
     params = model_on(mesh, gpt1.OpenAIGPTLMHeadModel, n_embd=2 * SIZES["n_embd"]).params
     state = TrainState.create(params, make_optimizer(OPTIMIZER, STEPS), seed=0)
-    tree = parallel.place(state, parallel.by_name(mesh, state))
+    tree = sharding.place(state, sharding.by_name(mesh, state))
     held: collections.Counter[Any] = collections.Counter()
     for leaf in jax.tree.leaves(tree):
         for part in leaf.addressable_shards:
@@ -60,13 +60,13 @@ def lie_alike(tree: Any, expected: Any) -> bool:
 
 
 def by_rows(mesh: Any, tree: Any, axis: int = 0) -> Any:
-    return tree if mesh is None else parallel.place(tree, parallel.by_rows(mesh, tree, axis))
+    return tree if mesh is None else sharding.place(tree, sharding.by_rows(mesh, tree, axis))
 
 
 def model_on(mesh: Any, cls: Any, **fields: Any) -> Any:
     model = small_model(cls, **{**SIZES, "pad_token_id": 0, **fields})
     if mesh is not None:
-        parallel.distribute(model, mesh)
+        sharding.distribute(model, mesh)
     return model
 
 
@@ -82,7 +82,7 @@ def heads(mesh: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             cache = by_rows(mesh, gpt1.Cache.empty(model.config, ROWS, TOKENS))
             out = apply(params, by_rows(mesh, IDS), cache=cache)
             if mesh is not None:
-                facts["cache_kept"] = lie_alike(out.cache, parallel.by_rows(mesh, cache))
+                facts["cache_kept"] = lie_alike(out.cache, sharding.by_rows(mesh, cache))
                 buffers = (*cache.keys, *cache.values)
                 facts["cache_donated"] = all(buffer.is_deleted() for buffer in buffers)
         else:
@@ -123,8 +123,8 @@ def train(mesh: Any) -> tuple[list[float], Any, dict[str, Any]]:
     state = TrainState.create(params, optimizer, seed=0)
     before, facts, shardings = state, {}, None
     if mesh is not None:
-        shardings = parallel.by_name(mesh, state)
-        state = parallel.place(state, shardings)
+        shardings = sharding.by_name(mesh, state)
+        state = sharding.place(state, shardings)
     losses = []
     for text in TEXTS:
         before = state
@@ -160,7 +160,7 @@ def report(name: str) -> dict[str, Any]:
         )
 
     one = heads(None), texts(None), train(None)
-    mesh = parallel.make_mesh(name)
+    mesh = sharding.make_mesh(name)
     losses, params, facts = train(mesh)
     said, cache_facts = heads(mesh)
     found = {

@@ -13,14 +13,14 @@ SLOWEST = (
     "gpt1_jax/generation/test_decode.py",
     "gpt1_jax/generation/test_parity.py",
     "gpt1_jax/training/test_pretrain.py",
-    "gpt1_jax/test_rematerialization.py",
+    "gpt1_jax/nn/test_remat.py",
     "gpt1_jax/test_model.py",
-    "gpt1_jax/test_parallel.py",
+    "gpt1_jax/sharding/test_mesh.py",
     "gpt1_jax/test_export.py",
-    "gpt1_jax/test_attention_backends.py",
+    "gpt1_jax/nn/test_attention_backends.py",
     "gpt1_jax/generation/test_batches.py",
-    "gpt1_jax/test_cli.py",
-    "gpt1_jax/plan/test_plan.py",
+    "gpt1_jax/cli/test_cli.py",
+    "gpt1_jax/estimate/test_planning.py",
 )
 
 

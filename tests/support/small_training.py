@@ -15,13 +15,13 @@ import pytest
 from flax import nnx
 
 import gpt1_jax as gpt1
+from gpt1_jax.text.bpe_training import train_tokenizer
 from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import pretrain as pretraining
 from gpt1_jax.training.finetune import FinetuneSettings
 from gpt1_jax.training.loop import LoopSettings, Progress, Training
 from gpt1_jax.training.optimizer import OptimizerSettings
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
-from gpt1_jax.training.vocabulary import train_tokenizer
 
 WORDS = "the a cat dog king queen sat ran saw went to on in hill mat house red blue big small"
 ROW_WORDS = f"{WORDS} good bad yes no maybe"

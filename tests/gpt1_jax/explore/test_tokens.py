@@ -9,7 +9,7 @@ from support.small_tokenizer import TOKENS, write_small
 
 from gpt1_jax.explore import token_table
 from gpt1_jax.explore.display import RED
-from gpt1_jax.tokenizer import Tokenizer
+from gpt1_jax.text.tokenizer import Tokenizer
 
 TEXT = "The thing,\n中 is <b>"
 

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from support.compilations import compilations
 
 import gpt1_jax as gpt1
-from gpt1_jax.functional import split
 from gpt1_jax.generation import decode
+from gpt1_jax.pure import split
 
 pytestmark = pytest.mark.unoptimized
 

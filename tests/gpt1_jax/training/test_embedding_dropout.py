@@ -7,8 +7,8 @@ import pytest
 from support.small_models import small_model
 
 import gpt1_jax as gpt1
-from gpt1_jax.functional import merge, split
 from gpt1_jax.pretrained import flatten
+from gpt1_jax.pure import merge, split
 from gpt1_jax.training.embedding_dropout import drop_from_tables, with_dropped_tables
 
 pytestmark = pytest.mark.unoptimized

@@ -12,7 +12,7 @@ from support.small_training import finetune, write_checkpoint, write_rows, write
 
 import gpt1_jax as gpt1
 from gpt1_jax.training import finetune as finetuning
-from gpt1_jax.training.corpus import load_tokens
+from gpt1_jax.training.data.corpus import load_tokens
 from gpt1_jax.training.evaluate import evaluate
 from gpt1_jax.training.perplexity import text_measures
 

@@ -13,10 +13,10 @@ from support.small_training import Prepared, finetune, prepare, write_checkpoint
 import conversion
 import gpt1_jax as gpt1
 import gpt1_jax.training.finetune as finetuning
-from gpt1_jax.functional import split
 from gpt1_jax.pretrained import flatten
+from gpt1_jax.pure import split
+from gpt1_jax.training.data.labelled import read_rows
 from gpt1_jax.training.finetune import FinetuneSettings, read_task, task_measures
-from gpt1_jax.training.labelled import read_rows
 from gpt1_jax.training.log import read_log
 from gpt1_jax.training.loop import Progress
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from support.small_models import SIZES, numpy_logits, random_ids, small_model
 
 import gpt1_jax as gpt1
-from gpt1_jax.functional import split
-from gpt1_jax.training.corpus import Tokens
+from gpt1_jax.pure import split
+from gpt1_jax.training.data.corpus import Tokens
 from gpt1_jax.training.perplexity import text_measures, windows
 
 pytestmark = pytest.mark.unoptimized

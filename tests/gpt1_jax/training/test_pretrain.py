@@ -14,7 +14,7 @@ from support.small_training import Prepared, prepare, pretrain, write_checkpoint
 import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.pretrained import flatten
-from gpt1_jax.training.corpus import load_tokens
+from gpt1_jax.training.data.corpus import load_tokens
 from gpt1_jax.training.log import read_log
 from gpt1_jax.training.loop import Progress
 from gpt1_jax.training.perplexity import text_measures

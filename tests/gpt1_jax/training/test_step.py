@@ -12,8 +12,8 @@ from support.compilations import compilations
 from support.small_models import SIZES, difference, leaves_equal, random_ids, small_model
 
 import gpt1_jax as gpt1
-from gpt1_jax.functional import merge, split
-from gpt1_jax.losses import IGNORED, cross_entropy
+from gpt1_jax.nn.losses import IGNORED, cross_entropy
+from gpt1_jax.pure import merge, split
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import TrainState, make_step, micro_batches

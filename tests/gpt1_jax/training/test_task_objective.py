@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from support.small_models import difference, numpy_logits, small_model
 
 import gpt1_jax as gpt1
-from gpt1_jax.functional import merge, split
+from gpt1_jax.pure import merge, split
 from gpt1_jax.training import task_objective
+from gpt1_jax.training.data.tasks import Example, collate
 from gpt1_jax.training.task_objective import task_loss, task_outputs
-from gpt1_jax.training.tasks import Example, collate
 
 pytestmark = pytest.mark.unoptimized
 

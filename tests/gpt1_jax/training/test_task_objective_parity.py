@@ -16,10 +16,10 @@ from support.small_tokenizer import SIZE, write_small  # noqa: E402
 from support.torch_reference import flax_model, largest_difference, to_torch, torch_model  # noqa: E402
 
 import gpt1_jax as gpt1  # noqa: E402
-from gpt1_jax.functional import merge, split  # noqa: E402
-from gpt1_jax.training.labelled import Row  # noqa: E402
+from gpt1_jax.pure import merge, split  # noqa: E402
+from gpt1_jax.training.data.labelled import Row  # noqa: E402
+from gpt1_jax.training.data.tasks import Example, Task, collate, prepare_tokenizer  # noqa: E402
 from gpt1_jax.training.task_objective import task_loss, task_outputs  # noqa: E402
-from gpt1_jax.training.tasks import Example, Task, collate, prepare_tokenizer  # noqa: E402
 
 # float32, as in the ladder of parity. Measured: 5e-7.
 TOLERANCE = 5e-6

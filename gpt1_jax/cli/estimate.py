@@ -1,0 +1,116 @@
+"""The command ``gpt1 plan``."""
+
+import itertools
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from conversion.files import replacing
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.estimate.planning import TIMEOUT, DType, Name, Plan
+from gpt1_jax.estimate.planning import plan as planned
+from gpt1_jax.estimate.table import described, markdown
+from gpt1_jax.estimate.targets import CHIPS, machine
+from gpt1_jax.nn.attention import Backend
+from gpt1_jax.nn.remat import Remat
+from gpt1_jax.sharding.mesh import check_devices
+
+
+def plan(
+    machines: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MACHINE...")],
+    mesh: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None,
+    forward: int = 32,
+    prefill: int = 32,
+    decode: int = 64,
+    train: int = 64,
+    length: int = 512,
+    dtype: tuple[DType, ...] = ("float32", "bfloat16"),
+    remat: Remat = "cheap",
+    attention: Backend = "manual",
+    model: Annotated[
+        str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")
+    ] = None,
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    table: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    timeout: float = TIMEOUT,
+) -> None:
+    """Compile a model's programs for machines that need not be here, and show what they take.
+
+    Memory of a device against what it has, operations, bytes, what devices exchange, and by the
+    chip's public figures the least time that a call can take. Needs the extra "plan".
+
+    Args:
+        machines: v5e:2x2, v6e:4x4, v5p:2x2x1 (a TPU and the shape of its slice), h100, or cpu, the
+            one at hand; cpu:8 for eight simulated devices.
+        mesh: how to split the work over devices, such as data=4,fsdp=2; all along data by default.
+        forward: rows of a forward; these and the next three are for each part that the mesh splits
+            a batch into, and 0 leaves the program out.
+        prefill: rows of prompts read into a cache.
+        decode: rows of a step of decoding, with a full cache.
+        train: rows of a step of training, Adam included.
+        length: tokens of a row.
+        dtype: of the computation, one or several.
+        remat: what training computes again in place of keeping it.
+        attention: what computes it, where nothing is dropped out; cudnn for an h100, where
+            nvidia-cudnn-cu13 is installed too.
+        model: a checkpoint, of which only the configuration is read; GPT-1's by default.
+        json: write everything to this file, anew after each program.
+        table: write the table to this file, as Markdown, anew after each program.
+        timeout: seconds after which a compiler is given up.
+    """
+    if not machines:
+        raise ValueError(f"give a machine: cpu, or one of {', '.join(CHIPS)}, a TPU with its shape")
+    rows: dict[Name, int] = {
+        "forward": forward,
+        "prefill": prefill,
+        "decode": decode,
+        "train": train,
+    }
+    if min(rows.values()) < 0 or not any(rows.values()):
+        raise ValueError("rows must be at least 0, and those of one program at least 1")
+    if not 0 < timeout < float("inf"):
+        raise ValueError(f"timeout is {timeout:g}, but must be seconds above 0")
+    if json is not None and table is not None and json.absolute() == table.absolute():
+        raise ValueError(f"json and table are both {json}, but must be two files")
+    for file in (json, table):
+        if file is not None and file.is_dir():
+            raise ValueError(f"{file} is a folder, but must be a file")
+    config = OpenAIGPTConfig() if model is None else OpenAIGPTConfig.from_pretrained(model)
+    for name in machines:  # before the first compilation
+        target = machine(name)
+        if mesh is not None:
+            check_devices(mesh, target.devices)
+        if attention == "cudnn" and (target.compiler != "cuda" or "float32" in dtype):
+            raise ValueError("attention 'cudnn' is for an h100, with --dtype bfloat16")
+    chosen: list[tuple[Name, int]] = [
+        (program, number) for program, number in rows.items() if number
+    ]
+    plans: list[Plan] = []
+    for name, kind, (program, number) in itertools.product(machines, dtype, chosen):
+        one = planned(
+            name,
+            program,
+            config,
+            mesh=mesh,
+            rows=number,
+            length=length,
+            dtype=kind,
+            remat=remat,
+            attention=attention,
+            timeout=timeout,
+        )
+        print(described(one), flush=True)
+        plans.append(one)
+        # After each: a compilation takes minutes, and a later one may fail.
+        if table is not None:
+            _write(table, markdown(plans))
+        if json is not None:
+            text = json_format.dumps([one.to_dict() for one in plans], indent=1)
+            _write(json, text + "\n")
+
+
+def _write(file: Path, text: str) -> None:
+    with replacing(file.absolute().parent) as new:
+        new(file.name).write_text(text, encoding="utf-8")

@@ -1,0 +1,162 @@
+"""The programs that a plan compiles, with the shapes and the places of what goes in."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.estimate.planning import DType, Name
+from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.nn.attention import Backend, Cache
+from gpt1_jax.nn.layers import NoRngs
+from gpt1_jax.nn.remat import Remat
+from gpt1_jax.pure import merge, split
+from gpt1_jax.sharding.mesh import by_name, by_rows, check_heads, row_parts
+from gpt1_jax.training.lm_objective import lm_loss
+from gpt1_jax.training.optimizer import make_optimizer
+from gpt1_jax.training.pretrain import OPTIMIZER
+from gpt1_jax.training.step import TrainState, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A compiled function to be.
+
+    Attributes:
+        name: of it.
+        run: jitted.
+        arguments: shapes, dtypes and shardings of what it takes.
+        tokens: that it reads or writes in one call, on all devices.
+        flops: of its matrix products on all devices, by their shapes: 2 for each weight and token
+            and for each query and key, three times as many with a backward pass. (What
+            rematerialisation computes again is not counted.)
+    """
+
+    name: Name
+    run: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    tokens: int
+    flops: float
+
+
+def program(
+    name: Name,
+    config: OpenAIGPTConfig,
+    mesh: Mesh,
+    *,
+    rows: int,
+    length: int,
+    dtype: DType,
+    remat: Remat,
+    attention: Backend,
+) -> Program:
+    """Return a program of a language model.
+
+    ``forward`` gives the logits of all tokens, ``prefill`` reads a prompt into a cache and gives
+    those of its last token, ``decode`` reads one token more with a full cache of ``length``
+    positions, ``train`` is a step of ``gpt1 pretrain``: loss, gradients, clipping, Adam.
+
+    Args:
+        name: of the program.
+        config: of the model.
+        mesh: of ``mesh.make_mesh``.
+        rows: for each part that the mesh splits a batch into.
+        length: tokens of a row.
+        dtype: of the computation; parameters are kept in float32 for training, else in this one.
+        remat: what training computes again in its backward pass.
+        attention: what computes it.
+
+    Raises:
+        ValueError: the mesh does not divide the model, or the length is above its positions, or
+            attention cannot be computed so.
+    """
+    if not 1 <= length <= config.n_positions:
+        raise ValueError(
+            f"length is {length}, but must be 1 to {config.n_positions}, the positions"
+        )
+    check_heads(mesh, config)
+    kept = "float32" if name == "train" else dtype
+    model = nnx.eval_shape(
+        lambda: OpenAIGPTLMHeadModel(
+            config,
+            rngs=NoRngs(),
+            dtype=dtype,
+            param_dtype=kept,
+            remat=remat,
+            attention=attention,
+        )
+    )
+    graphdef, params = split(model)
+    batch = rows * row_parts(mesh, 1)
+
+    def ids(*shape: int) -> Any:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    def placed(tree: Any, shardings: Any) -> Any:
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            tree,
+            shardings,
+        )
+
+    def rows_placed(tree: Any, axis: int = 0) -> Any:
+        return placed(tree, by_rows(mesh, tree, axis))
+
+    if name == "train":
+        tokens = ids(1, batch, length + 1)
+        step, arguments = _training(graphdef, params, mesh, tokens, placed, rows_placed)
+        flops = 3 * _flops(config, batch * length, length, batch * length)
+        return Program(name, step, arguments, batch * length, flops)
+    params = placed(params, by_name(mesh, params))
+    if name == "forward":
+
+        @jax.jit
+        def forward(params: Any, ids: jax.Array) -> jax.Array:
+            return merge(graphdef, params)(ids).logits
+
+        arguments = params, rows_placed(ids(batch, length))
+        tokens = batch * length
+        return Program(name, forward, arguments, tokens, _flops(config, tokens, length, tokens))
+
+    cache = rows_placed(jax.eval_shape(lambda: Cache.empty(config, batch, length, dtype)))
+
+    def read(params: Any, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+        out = merge(graphdef, params)(ids, cache=cache, logits_to_keep=1)
+        return out.logits, out.cache
+
+    run = jax.jit(read, donate_argnums=2)
+    new = length if name == "prefill" else 1
+    arguments = params, rows_placed(ids(batch, new)), cache
+    return Program(name, run, arguments, batch * new, _flops(config, batch * new, length, batch))
+
+
+def _flops(config: OpenAIGPTConfig, tokens: int, keys: int, predicted: int) -> float:
+    E = config.n_embd
+    block = 4 * E * E + 2 * E * config.n_inner + 2 * E * keys
+    return 2.0 * (tokens * config.n_layer * block + predicted * E * config.vocab_size)
+
+
+def _training(
+    graphdef: Any, params: Any, mesh: Mesh, ids: Any, placed: Callable[..., Any], rows_placed: Any
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """The step of ``gpt1 pretrain``, and what it takes."""
+    optimizer = make_optimizer(OPTIMIZER, total_steps=10_000)
+
+    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return lm_loss(merge(graphdef, params), batch, key)
+
+    state = jax.eval_shape(lambda: TrainState.create(_zeros(params), optimizer, 0))
+    state = placed(state, by_name(mesh, state))
+    # Without the options of the compiler that is at hand: it is another one that compiles here.
+    plain: Any = make_step(objective, optimizer)
+    step = jax.jit(plain.__wrapped__, donate_argnums=0)
+    return step, (state, {}, {"tokens": rows_placed(ids, axis=1)})
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

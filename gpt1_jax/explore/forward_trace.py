@@ -1,0 +1,340 @@
+"""What a model makes of a text: its states, where it looks, what it expects, and its surprise."""
+
+import dataclasses
+import math
+import operator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gpt1_jax.explore.display import (
+    RED,
+    Colour,
+    ColouredText,
+    Lines,
+    ansi,
+    bar,
+    blend,
+    label,
+    preformatted,
+    span,
+    table,
+)
+from gpt1_jax.model import OpenAIGPTDoubleHeadsModel, OpenAIGPTLMHeadModel, lm_logits
+from gpt1_jax.text.tokenizer import Tokenizer
+
+SCALE = (0, 4, 8, 12, 16)  # bits of surprisal, of which the last are shown in full red
+WIDTH = 80  # of what is printed, in columns
+BAR: Colour = (120, 170, 220)
+
+LanguageModel = OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Reading:
+    """One pass of a model over a text, with everything that can be seen, as numpy arrays.
+
+    Attributes:
+        text: as given.
+        ids: (T,) int32.
+        tokens: T tokens as the vocabulary spells them.
+        spans: for each token its first character in the text, and the one after its last.
+        hidden_states: (n_layer + 1, T, E) float32, the embedding first.
+        attentions: (n_layer, n_head, T, T) float32: how much of each token (last axis) goes into
+            each place.
+        log_probs: (T, V) float32, in nats: of every token to come next, after each place.
+        vocabulary: V tokens, those that the tokenizer does not know as their ids.
+    """
+
+    text: str
+    ids: np.ndarray
+    tokens: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
+    hidden_states: np.ndarray
+    attentions: np.ndarray
+    log_probs: np.ndarray
+    vocabulary: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        arrays = ("hidden_states", "attentions", "log_probs")
+        shapes = ", ".join(f"{name} {getattr(self, name).shape}" for name in arrays)
+        return f"Reading({len(self.ids)} tokens, {shapes})"
+
+
+def read(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Reading:
+    """Read a text, and keep everything.
+
+    Args:
+        model: with a language-modelling head.
+        tokenizer: the model's.
+        text: of one token at least, and no more than the model has positions.
+
+    Raises:
+        TypeError: not a string.
+        ValueError: a model without such a head, a text without tokens or with too many.
+    """
+    _check_head(model)
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, not {type(text).__name__}")
+    encoding = tokenizer(text, return_offsets_mapping=True)
+    ids, T = encoding.input_ids, len(encoding.input_ids)
+    if not 0 < T <= model.config.n_positions:
+        right = f"1 to {model.config.n_positions}, the model's positions"
+        raise ValueError(f"the text has {T} tokens, but must have {right}")
+    out: Any = model(jnp.asarray([ids]), output_hidden_states=True, output_attentions=True)
+    V = out.logits.shape[-1]
+    known = tokenizer.convert_ids_to_tokens(range(min(V, len(tokenizer))))
+    return Reading(
+        text=text,
+        ids=np.array(ids, np.int32),
+        tokens=tuple(tokenizer.convert_ids_to_tokens(ids)),
+        spans=tuple(encoding["offset_mapping"]),
+        hidden_states=np.stack([np.asarray(states[0], np.float32) for states in out.hidden_states]),
+        attentions=np.stack([np.asarray(weights[0], np.float32) for weights in out.attentions]),
+        log_probs=_log_probs(out.logits[0]),
+        vocabulary=(*known, *map(str, range(len(known), V))),
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Surprisal:
+    """How much each token of a text surprised the model; coloured, red is much.
+
+    Attributes:
+        reading: of the text.
+        bits: (T,) float64: minus the binary logarithm of the token's probability after those before
+            it; NaN for the first, before which there is none.
+    """
+
+    reading: Reading
+    bits: np.ndarray
+
+    @property
+    def mean(self) -> float:
+        """Bits a token; NaN where there is no second token."""
+        return float(np.mean(self.bits[1:])) if len(self.bits) > 1 else math.nan
+
+    @property
+    def perplexity(self) -> float:
+        """2 to the power of the mean."""
+        return 2.0**self.mean
+
+    def __str__(self) -> str:
+        lines = [
+            f"{place:>4}  {'' if np.isnan(bits) else f'{bits:.2f}':>6}  {token!r}"
+            for place, (bits, token) in enumerate(zip(self.bits, self.reading.tokens, strict=True))
+        ]
+        return "\n".join(["      bits    token", *lines, self._summary()])
+
+    __repr__ = __str__
+
+    def ansi(self) -> str:
+        """Return the text as a terminal colours it, and a line about it."""
+        scale = "".join(ansi(f" {bits} ", _heat(bits)) for bits in SCALE)
+        return f"{self.coloured().ansi()}\n{scale} bits; {self._summary()}"
+
+    def coloured(self) -> ColouredText:
+        """Return the text, each token on the colour of its surprisal, the bits as its note."""
+        colours = [None if np.isnan(bits) else _heat(bits) for bits in self.bits]
+        notes = ["" if np.isnan(bits) else f"{bits:.2f} bits" for bits in self.bits]
+        return ColouredText.of(self.reading.text, [*self.reading.spans], colours, notes)
+
+    def _repr_html_(self) -> str:
+        scale = "".join(span(f" {bits} ", _heat(bits)) for bits in SCALE)
+        return self.coloured().html() + preformatted(f"{scale} bits; {self._summary()}")
+
+    def _summary(self) -> str:
+        if len(self.bits) == 1:
+            return "a single token: nothing was expected of it"
+        return f"{self.mean:.2f} bits a token, perplexity {self.perplexity:.1f}"
+
+
+def surprisal(reading: Reading) -> Surprisal:
+    """Return the surprisal of each token of a text."""
+    T = len(reading.ids)
+    nats = reading.log_probs[np.arange(T - 1), reading.ids[1:]].astype(np.float64)
+    return Surprisal(reading, np.concatenate([[np.nan], -nats / math.log(2)]))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class NextTokens:
+    """The tokens that a model most expects next, as a bar chart.
+
+    Attributes:
+        after: the token that they come after.
+        tokens: as the vocabulary spells them, the most probable first.
+        ids: of the tokens.
+        probabilities: of the tokens.
+    """
+
+    after: str
+    tokens: tuple[str, ...]
+    ids: tuple[int, ...]
+    probabilities: np.ndarray
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{spelled}{space}  {probability:6.2%}  {'█' * length}"
+            for spelled, space, probability, length in self._bars()
+        )
+
+    __repr__ = __str__
+
+    def ansi(self) -> str:
+        """Return the bars as a terminal colours them."""
+        return "\n".join(
+            f"{spelled}{space}  {probability:6.2%}  {ansi(' ' * length, BAR)}"
+            for spelled, space, probability, length in self._bars()
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [span(spelled, None), f"{probability:.2%}", bar(length, BAR)]
+            for spelled, _, probability, length in self._bars()
+        ]
+        return table(rows, ["next", "probability", ""])
+
+    def _bars(self) -> list[tuple[str, str, float, int]]:
+        """Each token, the space after it, its probability, and the length of its bar."""
+        width = max(len(repr(token)) for token in self.tokens)
+        longest = WIDTH - width - len("  100.00%  ")
+        return [
+            (
+                repr(token),
+                " " * (width - len(repr(token))),
+                float(probability),
+                round(longest * float(probability / self.probabilities[0])),
+            )
+            for token, probability in zip(self.tokens, self.probabilities, strict=True)
+        ]
+
+
+def next_tokens(reading: Reading, count: int = 10, place: int = -1) -> NextTokens:
+    """Return the tokens that are most expected after a place of a text.
+
+    Args:
+        reading: of the text.
+        count: how many tokens.
+        place: after which token; the last one by default.
+
+    Raises:
+        ValueError: a count below 1, or no such place.
+    """
+    count, place = operator.index(count), operator.index(place)
+    if count < 1:
+        raise ValueError(f"count is {count}, but must be at least 1")
+    T = len(reading.ids)
+    if not -T <= place < T:
+        raise ValueError(f"place is {place}, but must be {-T} to {T - 1}")
+    row = reading.log_probs[place]
+    ids = np.argsort(-row, kind="stable")[:count]
+    return NextTokens(
+        after=reading.tokens[place],
+        tokens=tuple(reading.vocabulary[id_] for id_ in ids),
+        ids=tuple(ids.tolist()),
+        probabilities=np.exp(row[ids]),
+    )
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class LogitLens(Lines):
+    """What the model would say next if it ended after each of its layers.
+
+    Printed, it is as wide as a terminal: of a long text the last places, after three dots.
+
+    Attributes:
+        reading: of the text.
+        tokens: (n_layer + 1) rows of T tokens, the most probable after each place; the first row
+            is of the embeddings alone.
+        ids: (n_layer + 1, T) their ids.
+        probabilities: (n_layer + 1, T) their probabilities.
+    """
+
+    reading: Reading
+    tokens: tuple[tuple[str, ...], ...]
+    ids: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the rows: that of the embeddings, and the layers."""
+        return ("embedding", *(f"layer {layer}" for layer in range(len(self.tokens) - 1)))
+
+    def _repr_html_(self) -> str:
+        rows = [
+            [
+                self.names[layer],
+                *(
+                    span(label(token), blend(float(p), BAR), f"{p:.1%}")
+                    for token, p in zip(self.tokens[layer], self.probabilities[layer], strict=True)
+                ),
+            ]
+            for layer in reversed(range(len(self.tokens)))
+        ]
+        return table(rows, ["after", *map(label, self.reading.tokens)])
+
+    def _lines(self) -> list[list[tuple[str, Colour | None]]]:
+        """The header and a line for each layer, the last first: as many places as there is room."""
+        heads = [label(token) for token in self.reading.tokens]
+        cells = [[label(token) for token in row] for row in self.tokens]
+        widths = [2 + max(map(len, column)) for column in zip(heads, *cells, strict=True)]
+        name = max(map(len, self.names))
+        dots = "  …"
+        room, first = WIDTH - name - len(dots), len(heads)
+        while first > 0 and widths[first - 1] <= room:
+            first -= 1
+            room -= widths[first]
+        shown = range(min(first, len(heads) - 1), len(heads))
+        header: list[tuple[str, Colour | None]] = [(f"{'after':<{name}}", None)]
+        header += [(dots, None)] if shown[0] else []
+        header += [(f"  {heads[place]:<{widths[place] - 2}}", None) for place in shown]
+        lines = [header]
+        for layer in reversed(range(len(cells))):
+            line: list[tuple[str, Colour | None]] = [(f"{self.names[layer]:<{name}}", None)]
+            line += [(" " * len(dots), None)] if shown[0] else []
+            for place in shown:
+                colour = blend(float(self.probabilities[layer, place]), BAR)
+                line += [("  ", None), (f"{cells[layer][place]:<{widths[place] - 2}}", colour)]
+            lines.append(line)
+        return lines
+
+
+def logit_lens(model: LanguageModel, reading: Reading) -> LogitLens:
+    """Put each layer's states through the head, as if they were the last ones.
+
+    GPT-1 has no layer norm between its last block and the head, so neither has the lens
+    (nostalgebraist, "interpreting GPT: the logit lens", 2020).
+
+    Args:
+        model: the one that made the reading.
+        reading: of the text.
+    """
+    _check_head(model)
+    ids, probabilities = [], []
+    for states in reading.hidden_states:
+        row = _log_probs(lm_logits(model, jnp.asarray(states)[None])[0])
+        best = row.argmax(-1)
+        ids.append(best)
+        probabilities.append(np.exp(row[np.arange(len(best)), best]))
+    return LogitLens(
+        reading=reading,
+        tokens=tuple(tuple(reading.vocabulary[id_] for id_ in row) for row in ids),
+        ids=np.stack(ids),
+        probabilities=np.stack(probabilities),
+    )
+
+
+def _check_head(model: object) -> None:
+    if not isinstance(model, OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel):
+        right = "OpenAIGPTLMHeadModel or OpenAIGPTDoubleHeadsModel"
+        raise ValueError(f"a {type(model).__name__} predicts no tokens: load an {right}")
+
+
+def _log_probs(logits: jax.Array) -> np.ndarray:
+    return np.asarray(jax.nn.log_softmax(logits), np.float32)
+
+
+def _heat(bits: float) -> Colour:
+    return blend(min(float(bits) / SCALE[-1], 1.0), RED)

@@ -1,0 +1,76 @@
+"""Text while it is being decoded."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from gpt1_jax.generation.api import check_call, filled
+from gpt1_jax.generation.decode import decode
+from gpt1_jax.generation.stop_strings import StopStrings
+from gpt1_jax.generation_config import GenerationSettings
+from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.text.tokenizer import Tokenizer
+
+
+def stream(
+    model: OpenAIGPTLMHeadModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    settings: GenerationSettings | None = None,
+    *,
+    steps: int = 4,
+    **changes: Any,
+) -> Iterator[str]:
+    """Continue one text, and yield its new pieces as they come.
+
+    A piece ends where a word does: words of several tokens and characters of several bytes come
+    out whole. Joined, the pieces are what the decoded text of ``generate`` has after the prompt.
+    Closing the iterator stops the work.
+
+    Args:
+        model: a language model.
+        tokenizer: the model's.
+        prompt: the beginning of the text.
+        settings: how to choose tokens, as for ``generate``.
+        steps: tokens decoded in one go, between two looks at the text. More are a little faster,
+            fewer come sooner.
+        **changes: fields of ``GenerationSettings`` that take the place of those in ``settings``.
+
+    Raises:
+        ValueError: what ``generate`` raises, at the call and not at the first piece; also for
+            beams or several texts, which have no pieces that stay as they are.
+    """
+    prompts, _, settings = check_call(model, [tokenizer.encode(prompt)], None, settings, changes)
+    for name in ("num_beams", "num_return_sequences"):
+        if getattr(settings, name) != 1:
+            raise ValueError(f"{name} is {getattr(settings, name)}, but must be 1 to be streamed")
+    if type(steps) is not int or steps < 1:
+        raise ValueError(f"steps is {steps!r}, but must be an integer, at least 1")
+    prompts, settings = filled(model, prompts, settings)
+    ended = None
+    if settings.stop_strings:
+        ended = StopStrings(tokenizer, prompts, settings.stop_strings)
+    progress = decode(
+        model, prompts, settings, settings.seeds(len(prompts)), steps=steps, ended=ended
+    )
+
+    def pieces() -> Iterator[str]:
+        printed = len(tokenizer.decode(prompts[0]))
+        text = ""
+        for so_far in progress:
+            new = so_far.tokens[0, : so_far.lengths[0]]
+            text = tokenizer.decode(np.concatenate([prompts[0], new]))
+            whole = end_of_words(text)
+            if whole > printed:
+                yield text[printed:whole]
+                printed = whole
+        if text[printed:]:
+            yield text[printed:]
+
+    return pieces()
+
+
+def end_of_words(text: str) -> int:
+    """Return where the last word that no further token can change ends."""
+    return max(text.rfind(" "), text.rfind("\n"), 0)

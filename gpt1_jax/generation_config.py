@@ -1,0 +1,449 @@
+"""What a user may ask of generation: Hugging Face's names, checked as a whole before any work."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import jax
+import numpy as np
+
+from conversion.config_file import read_json
+from conversion.files import replacing
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import resolve
+
+FILE = "generation_config.json"
+MOST = 2**20  # tokens or texts, beyond which memory could not hold them
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
+BEAMS = ("length_penalty", "early_stopping")
+
+# What transformers knows besides and would change the text, with the values that change nothing.
+# Whatever else its files hold (versions, output flags, caches) is no matter of ours.
+UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+    "min_length": (0,),
+    "max_time": (),
+    "num_beam_groups": (1,),
+    "diversity_penalty": (0.0,),
+    "constraints": (),
+    "force_words_ids": (),
+    "penalty_alpha": (0.0,),
+    "dola_layers": (),
+    "sequence_bias": (),
+    "begin_suppress_tokens": ((), []),
+    "exponential_decay_length_penalty": (),
+    "epsilon_cutoff": (0.0,),
+    "eta_cutoff": (0.0,),
+    "top_h": (),
+    "guidance_scale": (1.0,),
+    "renormalize_logits": (False,),
+    "remove_invalid_values": (False,),
+    "token_healing": (False,),
+    "watermarking_config": (),
+    # Without an encoder, transformers takes the prompt for what it has read.
+    "encoder_repetition_penalty": (1.0,),
+    "encoder_no_repeat_ngram_size": (0,),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationSettings:
+    """How to choose the next tokens; names and defaults are those of Hugging Face's ``generate``.
+
+    But for top_k: what it takes for unset is 50.
+
+    Attributes:
+        max_new_tokens: how many tokens to add to each prompt at most.
+        min_new_tokens: no end token is chosen before so many.
+        do_sample: draw the next token (True) or take the likeliest (False).
+        temperature: divides the logits before they are sampled from.
+        top_k: sample from the so many likeliest tokens; None for all.
+        top_p: sample from the likeliest tokens that together have this probability
+            (arXiv:1904.09751).
+        min_p: sample from the tokens at least so likely relative to the likeliest
+            (arXiv:2407.01082).
+        typical_p: sample from the tokens whose information is nearest to the entropy and that
+            together have this probability (arXiv:2202.00666).
+        repetition_penalty: divides the positive and multiplies the negative logits of tokens that
+            the text, prompt included, holds already (arXiv:1909.05858, section 4.1).
+        no_repeat_ngram_size: no sequence of so many tokens occurs twice, prompt included; 0 to
+            allow it.
+        bad_words_ids: sequences of tokens that are not completed.
+        suppress_tokens: tokens that are never chosen. (Where the rules come to leave none, the
+            text goes on with id 0 and a score of NaN.)
+        forced_bos_token_id: the token chosen after a prompt of one token.
+        forced_eos_token_id: the token, or one of the tokens, chosen last if max_new_tokens is
+            reached.
+        eos_token_id: the token, or tokens, that end a text. None takes the model configuration's;
+            an empty sequence is for none.
+        pad_token_id: what follows the end of a text in an array; by default the model
+            configuration's, else the (first) end token.
+        stop_strings: a text ends with the token that completes one of these in the decoded text,
+            which is lower-case and has spaces around punctuation; needs a tokenizer.
+        num_beams: how many texts to follow at once, keeping the likeliest.
+        length_penalty: a text's score is its log-probability over its number of new tokens to this
+            power; within bounds that depend on max_new_tokens, where scores are numbers apart.
+        early_stopping: with beams: stop as soon as num_beams texts have ended (True), when a
+            running one is unlikely to become better (False), or cannot ("never").
+        num_return_sequences: how many texts to return for each prompt: draws, or the best beams.
+        sliding_window: what to do where prompt and new tokens are more than the model's positions.
+            None makes it an error. Otherwise a text that has used up all positions is cut to its
+            last so many tokens; these are read again, from position 0, and the text goes on from
+            them: what lies before is forgotten. n_positions forgets one token at a time, and reads
+            the whole window for each.
+        prompt_lookup_num_tokens: read up to so many tokens at once, guessed from what the text
+            holds already, where its last token occurs earlier. In float32 it changes no text (see
+            ``generate``). It is faster for a text that repeats itself or its prompt, as fast for
+            one without any repetition, and slower where the guesses are wrong.
+        seed: of the draws; row i of a batch draws with seed + i, so that a row can be had again
+            alone. Or a sequence, one a prompt. 0 by default.
+    """
+
+    max_new_tokens: int = 20
+    min_new_tokens: int = 0
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float = 1.0
+    min_p: float = 0.0
+    typical_p: float = 1.0
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words_ids: Sequence[Sequence[int]] = ()
+    suppress_tokens: Sequence[int] = ()
+    forced_bos_token_id: int | None = None
+    forced_eos_token_id: int | Sequence[int] | None = None
+    eos_token_id: int | Sequence[int] | None = None
+    pad_token_id: int | None = None
+    stop_strings: str | Sequence[str] = ()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    num_return_sequences: int = 1
+    sliding_window: int | None = None
+    prompt_lookup_num_tokens: int | None = None
+    seed: int | Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in DEFAULTS:
+            value: Any = getattr(self, name)
+            if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.ndim == 0:
+                self._set(name, value.item())
+        for name in (
+            "max_new_tokens",
+            "min_new_tokens",
+            "no_repeat_ngram_size",
+            "num_beams",
+            "num_return_sequences",
+        ):
+            least = 0 if name in ("min_new_tokens", "no_repeat_ngram_size") else 1
+            self._check(name, _is_integer(_value := getattr(self, name)), "an integer")
+            self._check(name, _value >= least, f"at least {least}")
+            self._check(name, _value <= MOST, f"at most {MOST}")
+        for name in ("top_k", "sliding_window", "prompt_lookup_num_tokens"):
+            value = getattr(self, name)
+            self._check(name, value is None or _is_integer(value), "an integer, or None")
+            self._check(name, value is None or value >= 1, "at least 1, or None")
+        for name, (low, high) in {
+            # Beyond these, logits divided or multiplied by it leave float32's range.
+            "temperature": (1e-6, 1e6),
+            "repetition_penalty": (1e-6, 1e6),
+            "length_penalty": (-100.0, 100.0),
+            "min_p": (0.0, 1.0),
+        }.items():
+            value = getattr(self, name)
+            self._check(name, _is_number(value), "a number")
+            self._check(name, low <= value <= high, f"in [{low:g}, {high:g}]")
+        for name in ("top_p", "typical_p"):
+            value = getattr(self, name)
+            self._check(name, _is_number(value), "a number")
+            self._check(name, 0 < value <= 1, "in (0, 1]")
+        self._check("do_sample", isinstance(self.do_sample, bool), "True or False")
+        self._check(
+            "early_stopping",
+            isinstance(self.early_stopping, bool) or self.early_stopping == "never",
+            'True, False or "never"',
+        )
+        for name in ("forced_bos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            self._check(name, value is None or _is_integer(value), "an id, or None")
+        for name in ("eos_token_id", "forced_eos_token_id"):
+            value = getattr(self, name)
+            if value is not None and not _is_integer(value):
+                self._set(name, self._ids(name, value, "an id or several"))
+        self._set("suppress_tokens", self._ids("suppress_tokens", self.suppress_tokens, "ids"))
+        words = self._sequence("bad_words_ids", self.bad_words_ids, "sequences of ids")
+        ids = [self._ids("bad_words_ids", word, "sequences of ids") for word in words]
+        self._check("bad_words_ids", all(ids), "sequences of at least one id")
+        self._set("bad_words_ids", tuple(ids))
+        stops = (self.stop_strings,) if isinstance(self.stop_strings, str) else self.stop_strings
+        stops = self._sequence("stop_strings", stops, "strings")
+        whole = all(isinstance(stop, str) and stop for stop in stops)
+        self._check("stop_strings", whole, "strings of at least one character")
+        self._set("stop_strings", stops)
+        if self.seed is not None:
+            right = "an integer in [0, 2**32), or one a prompt"
+            several = not _is_integer(self.seed)
+            seeds: Any = self._ids("seed", self.seed, right) if several else (self.seed,)
+            self._check("seed", bool(seeds) and all(0 <= s < 2**32 for s in seeds), right)
+            if several:
+                self._set("seed", seeds)
+        self._check_together()
+
+    def _check_together(self) -> None:
+        """Check that no setting is without effect or contradicts another."""
+        if not self.do_sample:
+            self._check_unused(SAMPLING, "do_sample is True")
+        if self.num_beams == 1:
+            self._check_unused(BEAMS, "num_beams is above 1")
+        self._check(
+            "min_new_tokens",
+            self.min_new_tokens <= self.max_new_tokens,
+            f"at most max_new_tokens = {self.max_new_tokens}",
+        )
+        if self.num_beams > 1:
+            self._check(
+                "num_return_sequences",
+                self.num_return_sequences <= self.num_beams,
+                f"at most num_beams = {self.num_beams}",
+            )
+            alone = ("stop_strings", "sliding_window", "prompt_lookup_num_tokens")
+            self._check_unused(alone, "num_beams is 1")
+            self._check_length_penalty()
+        elif not self.do_sample:
+            right = "1 unless do_sample is True or num_beams is above 1: greedy texts are all equal"
+            self._check("num_return_sequences", self.num_return_sequences == 1, right)
+        if self.sliding_window is not None:
+            self._check_unused(("prompt_lookup_num_tokens",), "sliding_window is None")
+        for name in ("forced_bos_token_id", "forced_eos_token_id"):
+            forced = as_ids(getattr(self, name))
+            if forced and set(forced) <= set(self.suppress_tokens):
+                right = "a token that suppress_tokens allows"
+                self._check(name, False, right)
+
+    def _check_length_penalty(self) -> None:
+        """Check that scores can be told apart.
+
+        They must stay above -1e9, the score of a text that is out of the running, even at 50 nats
+        a token (a guess among all tokens costs 10.6), and not all become 0.
+        """
+        n = self.max_new_tokens
+        if n > 1:
+            low = 1 - math.log(1e9 / 50) / math.log(n)
+            high = math.log(1e30) / math.log(n)
+            low, high = math.ceil(low * 100) / 100, math.floor(high * 100) / 100
+            right = f"in [{low:g}, {high:g}] for texts of max_new_tokens = {n}"
+            self._check("length_penalty", low <= self.length_penalty <= high, right)
+
+    def _check_unused(self, names: Iterable[str], condition: str) -> None:
+        for name in names:
+            unset = getattr(self, name) == DEFAULTS[name]
+            self._check(name, unset, f"left alone unless {condition}")
+
+    def _check(self, name: str, right: bool, description: str) -> None:
+        if not right:
+            raise ValueError(f"{name} is {getattr(self, name)!r}, but must be {description}")
+
+    def _sequence(self, name: str, value: Any, right: str) -> tuple[Any, ...]:
+        is_sequence = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+        self._check(name, is_sequence, right)
+        return tuple(value)
+
+    def _ids(self, name: str, value: Any, right: str) -> tuple[int, ...]:
+        ids = self._sequence(name, value, right)
+        self._check(name, all(map(_is_integer, ids)), right)
+        return tuple(map(int, ids))
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def check_for(self, config: OpenAIGPTConfig, prompts: int, longest: int) -> None:
+        """Check the settings against a model and so many prompts, the longest so long.
+
+        Raises:
+            ValueError: the texts would not fit in the model's positions, an id is out of range, or
+                the seeds are not one a prompt.
+        """
+        limit, V = config.n_positions, config.vocab_size
+        if self.sliding_window is not None:
+            right = f"at most {limit}, the positions of the model"
+            self._check("sliding_window", self.sliding_window <= limit, right)
+        elif longest + self.max_new_tokens > limit:
+            raise ValueError(
+                f"a prompt of {longest} tokens and max_new_tokens = {self.max_new_tokens} are more "
+                f"than the model's n_positions = {limit}; sliding_window = {limit // 2} would "
+                "forget the oldest tokens"
+            )
+        words = [id_ for word in self.bad_words_ids for id_ in word]
+        for name, ids in {
+            "eos_token_id": as_ids(self.eos_token_id),
+            "pad_token_id": as_ids(self.pad_token_id),
+            "forced_bos_token_id": as_ids(self.forced_bos_token_id),
+            "forced_eos_token_id": as_ids(self.forced_eos_token_id),
+            "suppress_tokens": tuple(self.suppress_tokens),
+            "bad_words_ids": tuple(words),
+        }.items():
+            for id_ in ids:
+                if not 0 <= id_ < V:
+                    raise ValueError(f"{name} is {id_}, but must be in [0, {V})")
+        most = config.n_positions - 1
+        lookup = self.prompt_lookup_num_tokens
+        right = f"at most {most}, the positions of the model but one"
+        self._check("prompt_lookup_num_tokens", lookup is None or lookup <= most, right)
+        # The candidates of a search are numbered in 32 bits.
+        self._check("num_beams", self.num_beams * V < 2**31, f"below {2**31 // V + 1}")
+        self._check_allowed(V)
+        if isinstance(self.seed, Sequence):
+            self._check("seed", len(self.seed) == prompts, f"one a prompt, {prompts} in all")
+
+    def _check_allowed(self, V: int) -> None:
+        """Check that a token is left to choose, as far as that can be known beforehand."""
+        eos = set(as_ids(self.eos_token_id))
+        suppressed = set(self.suppress_tokens)
+        bad = {word[0] for word in self.bad_words_ids if len(word) == 1} - eos
+        early = eos if self.min_new_tokens else set()
+        for name, forbidden in {
+            "suppress_tokens": suppressed,
+            "bad_words_ids": suppressed | bad,
+            "min_new_tokens": suppressed | bad | early,
+        }.items():
+            if len(forbidden) == V:
+                raise ValueError(
+                    f"{name} is {_short(getattr(self, name))}, but must leave one of the {V} "
+                    "tokens, together with the settings suppress_tokens, bad_words_ids and "
+                    "eos_token_id"
+                )
+
+    def seeds(self, prompts: int) -> np.ndarray:
+        """Return the seed of each text, (prompts * num_return_sequences,) uint32."""
+        if isinstance(self.seed, Sequence):
+            first = np.asarray(self.seed, np.uint32)[:, None]
+            return (first + np.arange(self.num_return_sequences, dtype=np.uint32)).reshape(-1)
+        rows = prompts * self.num_return_sequences
+        return np.arange(rows, dtype=np.uint32) + np.uint32(self.seed or 0)
+
+    def for_model(self, config: OpenAIGPTConfig) -> Self:
+        """Return the settings with the model configuration's end and padding where these are None.
+
+        Of several end tokens the first is the padding, where there is no other.
+        """
+        eos = config.eos_token_id if self.eos_token_id is None else self.eos_token_id
+        pad = config.pad_token_id if self.pad_token_id is None else self.pad_token_id
+        pad = (*as_ids(eos), 0)[0] if pad is None else pad
+        return dataclasses.replace(self, eos_token_id=as_ids(eos), pad_token_id=pad)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any], **changes: Any) -> Self:
+        """Build from the contents of a ``generation_config.json``, and changes to them.
+
+        Fields that are None are unset. Settings of sampling and of beams that the file holds count
+        only where do_sample and num_beams turn these on.
+
+        Raises:
+            ValueError: a value that is wrong, or a field of transformers' that is not supported and
+                would change the text.
+            TypeError: a change that names no setting.
+        """
+        for name, neutral in UNSUPPORTED.items():
+            value = fields.get(name)
+            if value is not None and value not in neutral:
+                raise ValueError(f"{name} is {value!r}, which is not supported here")
+        kept = {
+            name: value
+            for name, value in fields.items()
+            if name in DEFAULTS and name not in changes and value is not None
+        }
+        if kept.get("top_k") == 0 and kept["top_k"] is not False:
+            del kept["top_k"]  # transformers' other way to say that there is no limit
+        if fields.get("do_sample") and fields.get("top_k") is None and "top_k" not in changes:
+            kept["top_k"] = 50  # transformers' default, which its files leave out
+        both = {**DEFAULTS, **kept, **changes}
+        # transformers lets max_new_tokens go before max_length, whose old default is 20.
+        max_length = fields.get("max_length", 20)
+        if max_length not in (20, None) and "max_new_tokens" not in {**kept, **changes}:
+            raise ValueError(
+                f"max_length is {max_length}, which counts the prompt and is not supported here: "
+                "give max_new_tokens"
+            )
+        unused = () if both["do_sample"] else SAMPLING
+        unused += () if both["num_beams"] != 1 else BEAMS
+        return cls(**{name: v for name, v in kept.items() if name not in unused}, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of a ``generation_config.json``: the length, and what is changed."""
+        fields = {name: getattr(self, name) for name in DEFAULTS}
+        changed = {name: _lists(value) for name, value in fields.items() if value != DEFAULTS[name]}
+        if self.do_sample:
+            changed.setdefault("top_k", 0)  # where it is missing, transformers takes 50
+        # Without it, a reader may have a default of its own, as the command line has.
+        return {"max_new_tokens": self.max_new_tokens, **changed}
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], **changes: Any) -> Self:
+        """Read the ``generation_config.json`` of a checkpoint, the defaults where it has none.
+
+        Args:
+            path: a folder, or a hub id.
+            **changes: settings that take the place of the file's; and ``revision``, ``cache_dir``,
+                ``local_files_only``, ``token`` and ``force_download`` for the hub.
+
+        Raises:
+            FileNotFoundError: there is no such folder or repository.
+            ValueError: what ``from_dict`` raises, naming the file.
+        """
+        names = ("revision", "cache_dir", "local_files_only", "token", "force_download")
+        hub = {name: changes.pop(name) for name in names if name in changes}
+        folder = resolve(path, weights=False, **hub)
+        fields = read_generation_config(folder)
+        try:
+            return cls.from_dict(fields, **changes)
+        except ValueError as error:
+            # Messages begin with the setting's name: one of the caller's own is not the file's.
+            if not fields or str(error).partition(" ")[0] in changes:
+                raise
+            raise ValueError(f"{folder / FILE}: {error}") from None
+
+    def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``generation_config.json`` into ``folder`` (created if need be), whole or not."""
+        with replacing(Path(folder)) as new:
+            new(FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+
+def read_generation_config(folder: Path) -> dict[str, Any]:
+    """Return what the folder's ``generation_config.json`` holds, nothing where there is none."""
+    file = folder / FILE
+    fields = read_json(file) if file.is_file() else {}
+    if not isinstance(fields, dict):
+        raise ValueError(f"{file} must hold a JSON object, not {type(fields).__name__}")
+    return fields
+
+
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationSettings)}
+
+
+def as_ids(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Return one id, several or none as a tuple."""
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, (int, np.integer)) else tuple(ids)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:56]} ..."
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return numeric and abs(value) < math.inf

@@ -1,0 +1,1 @@
+"""The parts that the model is made of, and the checks of its arguments."""

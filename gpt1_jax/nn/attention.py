@@ -1,0 +1,278 @@
+"""Causal attention with GPT-1's masks, and the cache of keys and values.
+
+Dimensions: B batch, T queries, S keys, N heads, H width of a head.
+
+The formula of GPT-1, padding's part included, is ``attention_weights`` and ``attend``, the backend
+"manual". The others are ``jax.nn.dot_product_attention``, which keeps no weights. They agree at
+every token. At padding they do not: there a query that sees no token falls back on the later ones
+by the formula, and takes the mean of all keys or nothing in particular by the others. No token ever
+looks at padding, so this shows nowhere else.
+"""
+
+import dataclasses
+import math
+import os
+from typing import Literal, Self, get_args
+
+import jax
+import jax.numpy as jnp
+
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.partitioning import ROWS, TENSOR, spread
+
+Fused = Literal["cudnn", "xla"]
+Backend = Literal["manual", Fused]
+Attention = Literal[Backend, "auto"]
+FUSED: tuple[Fused, ...] = ("cudnn", "xla")  # the faster first
+
+# The score of a key that lies after its query: GPT-1 uses a large number, not -inf, so that a query
+# which sees nothing but padding falls back on the later tokens.
+AFTER = -1e4
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Keys and values of the tokens read so far: a value that the model takes and returns.
+
+    Attributes:
+        keys: n_layer arrays (B, N, S, H), S slots of which the first ``index`` are filled.
+        values: n_layer arrays (B, N, S, H).
+        mask: (B, S) the attention mask of the filled slots, in the dtype of the scores.
+        index: () int32, the slot that the next token goes to; shared by all rows.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    mask: jax.Array
+    index: jax.Array
+
+    @classmethod
+    def empty(
+        cls,
+        config: OpenAIGPTConfig,
+        batch: int,
+        length: int,
+        dtype: jax.typing.DTypeLike = "float32",
+    ) -> Self:
+        """Return a cache with room for ``length`` tokens in each of ``batch`` rows."""
+        shape = (batch, config.n_head, length, config.n_embd // config.n_head)
+        return cls(
+            keys=tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layer)),
+            values=tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layer)),
+            mask=jnp.zeros((batch, length), at_least_float32(dtype)),
+            index=jnp.zeros((), jnp.int32),
+        )
+
+    @property
+    def length(self) -> int:
+        """Number of slots S."""
+        return self.mask.shape[-1]
+
+    def layer(self, i: int) -> "LayerCache":
+        """Return what block ``i`` reads and extends."""
+        return LayerCache(self.keys[i], self.values[i], self.index)
+
+    def open(self, mask: jax.Array) -> Self:
+        """Return the cache with the attention mask (B, T) of the tokens about to be read."""
+        mask = jax.lax.dynamic_update_slice(
+            self.mask, mask.astype(self.mask.dtype), (jnp.int32(0), self.index)
+        )
+        return dataclasses.replace(self, mask=mask)
+
+    def close(self, layers: "list[LayerCache]", tokens: int) -> Self:
+        """Return the cache with ``tokens`` more slots filled by the blocks."""
+        return dataclasses.replace(
+            self,
+            keys=tuple(layer.keys for layer in layers),
+            values=tuple(layer.values for layer in layers),
+            index=self.index + tokens,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerCache:
+    """One block's part of a ``Cache``."""
+
+    keys: jax.Array
+    values: jax.Array
+    index: jax.Array
+
+    def append(self, keys: jax.Array, values: jax.Array) -> Self:
+        """Return the part with ``keys`` and ``values`` (B, N, T, H) in the next T slots."""
+        zero = jnp.int32(0)
+        place = (zero, zero, self.index, zero)
+
+        def put(slots: jax.Array, new: jax.Array) -> jax.Array:
+            slots = jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), place)
+            return spread(slots, ROWS, TENSOR, None, None)
+
+        return dataclasses.replace(self, keys=put(self.keys, keys), values=put(self.values, values))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Mask:
+    """Which keys a query sees; the same in every block.
+
+    Attributes:
+        causal: (1, 1, T, S) bool, true where the key does not lie after the query.
+        after: (1, 1, 1, S) the score of a key after its query; -inf for a slot not yet filled.
+        padding: (B, 1, 1, S) added to the scores; 0 for a token, the lowest number for padding.
+            None where nothing is padded.
+    """
+
+    causal: jax.Array
+    after: jax.Array
+    padding: jax.Array | None
+
+    @classmethod
+    def build(cls, attention_mask: jax.Array | None, tokens: int, cache: Cache | None) -> Self:
+        """Build for ``tokens`` queries and (B, S) ``attention_mask`` (1 token, 0 padding)."""
+        index = jnp.int32(0) if cache is None else cache.index
+        slots = jnp.arange(tokens if cache is None else cache.length, dtype=jnp.int32)
+        queries = index + jnp.arange(tokens, dtype=jnp.int32)
+        padding = None
+        if attention_mask is not None:
+            padding = (1 - attention_mask) * jnp.finfo(attention_mask.dtype).min
+            padding = padding[:, None, None, :]
+        return cls(
+            causal=(slots[None, :] <= queries[:, None])[None, None],
+            after=jnp.where(slots < index + tokens, AFTER, -jnp.inf)[None, None, None, :],
+            padding=padding,
+        )
+
+
+def attention_weights(
+    query: jax.Array, key: jax.Array, mask: Mask, precision: jax.lax.PrecisionLike = None
+) -> jax.Array:
+    """Return softmax(q k^T / sqrt(H)) under GPT-1's masks.
+
+    Args:
+        query: (B, N, T, H).
+        key: (B, N, S, H).
+        mask: which keys each query sees.
+        precision: of the product.
+
+    Returns:
+        (B, N, T, S) in float32 (float64 for float64 inputs).
+    """
+    dtype = at_least_float32(query.dtype)
+    scores = jnp.einsum(
+        "BNTH,BNSH->BNTS", query, key, precision=precision, preferred_element_type=dtype
+    )
+    scores = scores / math.sqrt(query.shape[-1])
+    scores = jnp.where(mask.causal, scores, mask.after.astype(dtype))
+    if mask.padding is not None:
+        scores = scores + mask.padding.astype(dtype)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def attend(
+    weights: jax.Array, value: jax.Array, precision: jax.lax.PrecisionLike = None
+) -> jax.Array:
+    """Return the values mixed by the weights: (B, N, T, S) and (B, N, S, H) -> (B, N, T, H)."""
+    mixed = jnp.einsum(
+        "BNTS,BNSH->BNTH",
+        weights.astype(value.dtype),
+        value,
+        precision=precision,
+        preferred_element_type=at_least_float32(value.dtype),
+    )
+    return mixed.astype(value.dtype)
+
+
+def attend_fused(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    mask: Mask,
+    backend: Fused,
+) -> jax.Array:
+    """Return ``attend`` of ``attention_weights``, at tokens, without keeping the weights.
+
+    Args:
+        query: (B, N, T, H).
+        key: (B, N, S, H).
+        value: (B, N, S, H).
+        mask: which keys each query sees.
+        backend: of ``jax.nn.dot_product_attention``. cuDNN takes no mask for an odd number of
+            queries or keys, such as one token that is decoded; XLA computes these.
+
+    Returns:
+        (B, N, T, H).
+    """
+    T, S = query.shape[2], key.shape[2]
+    seen = None
+    causal = mask.padding is None and T == S  # as it is without a cache
+    if not causal:
+        seen = mask.causal if mask.padding is None else mask.causal & (mask.padding == 0)
+    if backend == "cudnn" and not causal and (T % 2 or S % 2):
+        backend = "xla"
+    query, key, value = (array.transpose(0, 2, 1, 3) for array in (query, key, value))
+    # JAX's own code mixes dtypes, which a user may have forbidden.
+    with jax.numpy_dtype_promotion("standard"):
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, mask=seen, is_causal=causal, implementation=backend
+        )
+    return mixed.transpose(0, 2, 1, 3)
+
+
+def choose_backend(
+    attention: Attention,
+    config: OpenAIGPTConfig,
+    dtype: jnp.dtype,
+    precision: jax.lax.PrecisionLike,
+) -> Backend:
+    """Return the backend that a model computes with, or say why it cannot be the one asked for.
+
+    Args:
+        attention: the backend, or "auto": on a GPU cuDNN if it can, else XLA; on a TPU XLA; on a
+            CPU the formula.
+        config: of the model.
+        dtype: of the computation.
+        precision: of the matrix products.
+
+    Raises:
+        ValueError: there is no such backend, or it cannot compute this model here.
+    """
+    if attention not in (known := get_args(Attention)):
+        raise ValueError(f"attention is {attention!r}, but must be one of {', '.join(known)}")
+    if attention == "manual":
+        return attention
+    if attention == "auto":
+        if jax.default_backend() == "cpu":
+            return "manual"  # no slower than XLA's there, as far as could be measured
+        for backend in FUSED:
+            if _obstacle(backend, config, dtype, precision) is None:
+                return backend
+        return "manual"
+    if obstacle := _obstacle(attention, config, dtype, precision):
+        raise ValueError(f"attention is {attention!r}, which {obstacle}")
+    return attention
+
+
+def _obstacle(
+    backend: Fused, config: OpenAIGPTConfig, dtype: jnp.dtype, precision: jax.lax.PrecisionLike
+) -> str | None:
+    """What keeps a backend from computing a model."""
+    if precision is not None:
+        return f"has no precision of its own, so it must be None, not {precision!r}"
+    if dtype == jnp.float64:
+        return "takes the softmax in float32, so the dtype cannot be float64"
+    if backend == "xla":
+        if dtype == jnp.float16 and jax.default_backend() == "cpu":
+            return "computes in float32 or bfloat16 on a CPU, so the dtype cannot be float16"
+        return None
+    if dtype.itemsize != 2:
+        return f"computes in bfloat16 or float16, so the dtype cannot be {dtype.name}"
+    width = config.n_embd // config.n_head
+    if width % 8 or width > 128:
+        return f"takes heads as wide as a multiple of 8 up to 128, not {width}"
+    # With this variable JAX compiles for GPUs that are not there.
+    if "JAX_SKIP_CUDA_CONSTRAINTS_CHECK" in os.environ:
+        return None
+    if "cuda" not in jax.devices()[0].client.platform_version:
+        return f"needs an NVIDIA GPU, and JAX runs on a {jax.default_backend().upper()} here"
+    return None

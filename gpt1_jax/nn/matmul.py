@@ -1,0 +1,99 @@
+"""Matrix products that sum in float32, and, on a CPU, products of few rows in their fastest form.
+
+A decoding step reads every weight for a row or a few, so it can be as fast as memory is read. What
+XLA's CPU compiler makes of the plain product in float32 falls short of that (JAX 0.10, two cores):
+
+- the right operand is first copied into another order, which halves the speed of 2 to 32 rows. The
+  left operand is read as it is, so there go weights that have all of an output's side by side: the
+  table (V, E) of a tied head, and kernels that were turned for it (``transposed_kernels.py``);
+- one row and a kernel (K, N) reach two thirds of the memory bandwidth. In parts of K they reach
+  nine tenths, and round less.
+
+Other platforms take the plain product.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.remat import LINEAR
+
+K_PARTS = 6  # measured best of 1, 6, 12, 24 and 48 at full size
+N_PARTS = 2  # measured best of 2, 3, 4, 6 and 8; XLA makes a single part the right operand again
+FEW = 32  # rows, up to which weights on the left are faster: at 4 1.9 times, at 32 1.4, at 64 1.05
+
+
+def dot_general(lhs, rhs, dimension_numbers, precision=None, out_sharding=None):
+    """``lax.dot_general`` for a linear layer, summing in float32 whatever its operands' dtype."""
+    product = _summing(lhs.dtype, precision=precision, out_sharding=out_sharding)
+
+    def whole(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return product(x, kernel, dimension_numbers)
+
+    def in_parts(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """(..., K) @ (K, N) as a sum of products over parts of K."""
+        K, N = kernel.shape
+        parts = math.gcd(K, K_PARTS)
+        x, kernel = x.reshape(parts, 1, -1), kernel.reshape(parts, -1, N)
+        sums = product(x, kernel, (((2,), (1,)), ((0,), (0,))))
+        return sums.sum(axis=0).reshape(*lhs.shape[:-1], N)
+
+    if lhs.size == lhs.shape[-1] and out_sharding is None:
+        return jax.lax.platform_dependent(lhs, rhs, cpu=in_parts, default=whole).astype(lhs.dtype)
+    return checkpoint_name(whole(lhs, rhs).astype(lhs.dtype), LINEAR)
+
+
+def dot_general_turned(lhs, rhs, dimension_numbers, precision=None, out_sharding=None):
+    """``dot_general`` on a CPU for a kernel (K, N) that is held as (N, K) and transposed here."""
+    product = _summing(lhs.dtype, precision=precision, out_sharding=out_sharding)
+    K, N = rhs.shape
+    if lhs.size // K <= FEW:
+        return _weights_first(product, lhs, rhs.T, math.gcd(N, N_PARTS)).astype(lhs.dtype)
+    return product(lhs, rhs.T, (((lhs.ndim - 1,), (1,)), ((), ()))).astype(lhs.dtype)
+
+
+def table_product(
+    x: jax.Array, table: jax.Array, precision: jax.lax.PrecisionLike = None
+) -> jax.Array:
+    """Return (..., E) @ (V, E)^T, float32 at least: (..., V)."""
+    product = _summing(x.dtype, precision=precision)
+    V, E = table.shape
+
+    def whole(x: jax.Array, table: jax.Array) -> jax.Array:
+        return product(x, table, (((x.ndim - 1,), (1,)), ((), ())))
+
+    def table_first(x: jax.Array, table: jax.Array) -> jax.Array:
+        parts = next((n for n in range(2, 65) if V % n == 0), 1)
+        logits = _weights_first(product, x, table, parts)
+        # This changes no number, but stands between the product and what follows: XLA's compiler
+        # makes one operation of it and of a maximum or a sum over V, and gets that wrong.
+        kind = jnp.finfo(logits.dtype)
+        return jax.lax.reduce_precision(logits, kind.nexp, kind.nmant)
+
+    rows = x.size // E
+    # In half precision both forms are alike. A symbol, as an export has it, is no known number.
+    if isinstance(rows, int) and 1 < rows <= FEW and x.dtype.itemsize > 2:
+        return jax.lax.platform_dependent(x, table, cpu=table_first, default=whole)
+    return whole(x, table)
+
+
+def _weights_first(
+    product: Callable[..., jax.Array], x: jax.Array, weights: jax.Array, parts: int
+) -> jax.Array:
+    """(..., K), (N, K) -> (..., N), as a batch of products (N / parts, K) @ (K, rows)."""
+    # Of a single product XLA would swap the operands back.
+    N, K = weights.shape
+    states = jnp.broadcast_to(x.reshape(1, -1, K), (parts, x.size // K, K))
+    out = product(weights.reshape(parts, -1, K), states, (((2,), (2,)), ((0,), (0,))))
+    return out.reshape(N, -1).T.reshape(*x.shape[:-1], N)
+
+
+def _summing(dtype: jax.typing.DTypeLike, **options: object) -> Callable[..., jax.Array]:
+    return functools.partial(
+        jax.lax.dot_general, preferred_element_type=at_least_float32(dtype), **options
+    )

@@ -1,5 +1,0 @@
-"""What a model takes on machines that need not be here, as their own compilers tell it."""
-
-from gpt1_jax.plan.plan import Plan, plan
-
-__all__ = ["Plan", "plan"]

@@ -1,0 +1,130 @@
+"""A model as a pure, compiled function and its parameters as a plain nested dict."""
+
+import functools
+import inspect
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from flax import nnx
+from flax.traverse_util import unflatten_dict
+
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.model import Attention, OpenAIGPTForSequenceClassification, OpenAIGPTModel
+from gpt1_jax.nn.attention import Cache
+from gpt1_jax.nn.partitioning import AXES, TENSOR, spread, ways
+from gpt1_jax.nn.validation import check_arguments
+from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, check_params, flatten
+
+# What chooses the function that is compiled, in place of being an input of it.
+FLAGS = ("output_attentions", "output_hidden_states", "positions_from_mask", "deterministic")
+
+
+class Apply(Protocol):
+    """A model's forward as a function of its parameters: ``out = apply(params, input_ids, ...)``.
+
+    It takes what the model's own call takes and returns the same output. Flags, and an int
+    ``logits_to_keep``, choose what is compiled; everything else is traced. A ``cache`` is donated:
+    its buffers become the returned cache's, and the one given must not be read again.
+    """
+
+    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+        """Return the model's output with these parameters."""
+        ...
+
+
+def functional(model: OpenAIGPTPreTrainedModel) -> tuple[Apply, Params]:
+    """Split a model into a pure function and its parameters.
+
+    ``apply`` can be called as it is (arguments are checked on the host, then it runs compiled) and
+    inside ``jax.jit``, ``jax.grad`` and the like. Models of equal configuration and numerics share
+    one ``apply`` and its compilations.
+
+    Args:
+        model: any of the four models.
+
+    Returns:
+        ``apply`` and ``params``, a plain nested dict: see ``OpenAIGPTPreTrainedModel.params``.
+    """
+    graphdef, params = split(model)
+    shapes = tuple((path, leaf.shape) for path, leaf in flatten(params).items())
+    return _apply(graphdef, type(model), model.config, shapes), params
+
+
+def split(model: OpenAIGPTPreTrainedModel) -> tuple[nnx.GraphDef[Any], Params]:
+    """Return a model's structure and its parameters: what ``merge`` takes."""
+    graphdef, state = nnx.split(model)
+    variables = {tuple(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(state)}
+    return graphdef, unflatten_dict(variables)
+
+
+def merge(graphdef: nnx.GraphDef[Any], params: Params) -> Any:
+    """Return the model of ``graphdef`` with ``params``: for use inside a compiled function."""
+    # Flax indexes the blocks by integers.
+    flat = {
+        tuple(int(key) if key.isdigit() else key for key in path): leaf
+        for path, leaf in flatten(params).items()
+    }
+    model = nnx.merge(graphdef, nnx.State(unflatten_dict(flat)))
+    if any(ways(leaf, AXES) > 1 for leaf in flat.values()):
+        _lay_out(model)
+    return model
+
+
+def _lay_out(model: Any) -> None:
+    """Lay the parameters of a model on a mesh out as it computes with them.
+
+    They are kept in parts that are equal; computed with, each device has its own heads and tokens.
+    Here, once a call, since a loop of decoding reads them in every step.
+    """
+    for _, node in nnx.iter_graph(model):
+        if isinstance(node, Attention):
+            node.deal_out_heads()
+        elif isinstance(node, OpenAIGPTModel):
+            table = node.tokens_embed.embedding
+            rows = spread(table.get_value(), None, TENSOR)  # together over fsdp, without which XLA
+            table.set_value(spread(rows, TENSOR, None, uneven=True))  # would copy all to everyone
+        elif isinstance(getattr(node, "lm_head", None), nnx.Linear):
+            kernel = node.lm_head.kernel
+            columns = spread(kernel.get_value(), TENSOR, None)
+            kernel.set_value(spread(columns, None, TENSOR, uneven=True))
+
+
+@functools.lru_cache(maxsize=32)
+def _apply(
+    graphdef: nnx.GraphDef[Any],
+    cls: type[OpenAIGPTPreTrainedModel],
+    config: OpenAIGPTConfig,
+    shapes: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...],
+) -> Apply:
+    signature = inspect.signature(cls.__call__)
+    classify = issubclass(cls, OpenAIGPTForSequenceClassification)
+
+    @functools.partial(jax.jit, static_argnames="flags", donate_argnames="cache")
+    def run(params: Params, arrays: dict[str, Any], cache: Cache | None, flags: tuple[Any, ...]):
+        # Parameters of other shapes are traced anew, so this costs nothing where they fit.
+        check_params(cls.__name__, dict(shapes), flatten(params))
+        arguments = {**arrays, **dict(flags)}
+        if cache is not None:
+            arguments["cache"] = cache
+        return merge(graphdef, params)(**arguments)
+
+    def apply(params: Params, *args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind(None, *args, **kwargs).arguments
+        del arguments["self"]
+        arguments |= arguments.pop("inputs", {})
+        check_arguments(config, classify=classify, **arguments)
+        cache = arguments.pop("cache", None)
+        arrays, flags = {}, []
+        for name, value in arguments.items():
+            if value is None:
+                continue
+            if name in FLAGS:
+                flags.append((name, bool(value)))
+            elif name == "logits_to_keep" and np.ndim(value) == 0:
+                flags.append((name, int(value)))
+            else:
+                arrays[name] = value if isinstance(value, jax.Array) else np.asarray(value)
+        return run(params, arrays, cache, tuple(flags))
+
+    return apply

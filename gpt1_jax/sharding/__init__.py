@@ -1,0 +1,1 @@
+"""Meshes of devices, and training in several processes."""

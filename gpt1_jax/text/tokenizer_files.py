@@ -1,0 +1,267 @@
+"""The files of a tokenizer: those of transformers, old and new, and OpenAI's own.
+
+``tokenizers`` reads vocabulary and merges. Added tokens and settings are found where transformers 5
+looks for them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from conversion.files import replacing
+
+if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not pay
+    import tokenizers
+    from tokenizers import AddedToken, models
+
+SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+# Hugging Face's names for the vocabulary and the merges, and OpenAI's.
+VOCABULARIES = (
+    ("vocab.json", "merges.txt"),
+    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
+)
+END_OF_WORD = "</w>"
+Pipeline = Literal["huggingface", "original"]
+PIPELINES = get_args(Pipeline)
+
+
+def read_tokenizer(folder: Path) -> dict[str, Any]:
+    """The arguments of ``Tokenizer``, from tokenizer.json, or a vocabulary and its merges.
+
+    Raises:
+        FileNotFoundError: neither is there.
+        ValueError: a file is broken, or is another model's tokenizer.
+    """
+    file, model, saved = _read_model(folder)
+    settings = _read_settings(folder)
+    named = {
+        name: _added_token(settings[name], folder, special=True)
+        for name in SPECIAL_TOKENS
+        if isinstance(settings.get(name), str | dict)
+    }
+    extra = [_added_token(token, folder, special=True) for token in settings["extra"]]
+    special = [*named.values(), *extra]
+    unk_token = named["unk_token"].content if "unk_token" in named else None
+    if unk_token is None or model.token_to_id(unk_token) is None:
+        raise ValueError(f"{file}: the vocabulary has no unknown token {unk_token!r}")
+
+    backend = pipeline(model, unk_token)
+    _check_ids(backend, file)
+    listed = _listed_tokens(folder, settings, saved, {token.content for token in special})
+    # In the order of their ids; the special tokens that are not listed come last.
+    tokens = {token.content: token for _, token in sorted(listed.items())}
+    for token in special:
+        tokens.setdefault(token.content, token)
+    for token in named.values():
+        tokens[token.content].special = True
+    backend.add_tokens(list(tokens.values()))
+    for index, token in listed.items():
+        if (found := backend.token_to_id(token.content)) != index:
+            raise ValueError(
+                f"{folder}: the added token {token.content!r} should have the id {index}, but the "
+                f"vocabulary and the added tokens before it make that {found}"
+            )
+
+    sides = {name: settings.get(name, "right") for name in ("padding_side", "truncation_side")}
+    for name, side in sides.items():
+        if side not in ("left", "right"):
+            raise ValueError(f"{folder}: {name} is {side!r}, but must be 'left' or 'right'")
+    text_pipeline = settings.get("text_pipeline", PIPELINES[0])
+    if text_pipeline not in PIPELINES:
+        right = " or ".join(map(repr, PIPELINES))
+        raise ValueError(f"{folder}: text_pipeline is {text_pipeline!r}, but must be {right}")
+    length = settings.get("model_max_length")
+    if not isinstance(length, int | float) or not 1 <= length < 1e20:
+        length = None  # not known; transformers saves 1e30 then
+    return {
+        "backend": backend,
+        "special_tokens": {name: token.content for name, token in named.items()},
+        "extra_special_tokens": list(dict.fromkeys(token.content for token in extra)),
+        "model_max_length": None if length is None else int(length),
+        "pipeline": text_pipeline,
+        **sides,
+    }
+
+
+def write_tokenizer(
+    folder: Path, backend: tokenizers.Tokenizer, settings: Mapping[str, Any]
+) -> None:
+    """Write tokenizer.json, tokenizer_config.json, vocab.json and merges.txt: all, or none.
+
+    Args:
+        folder: made if it does not exist.
+        backend: the pipeline, vocabulary and added tokens included.
+        settings: the fields of tokenizer_config.json.
+
+    Raises:
+        OSError: the folder cannot be made or written.
+    """
+    whole = backend.to_str(pretty=True)
+    content = json.loads(whole)
+    # tokenizer.json holds them too; vocab.json and merges.txt do not.
+    added = {token.pop("id"): token for token in content["added_tokens"]}
+    merges = (" ".join(pair) for pair in content["model"]["merges"])
+    files = {
+        "vocab.json": _json(content["model"]["vocab"]),
+        "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
+        "tokenizer.json": whole,
+        "tokenizer_config.json": _json({**settings, "added_tokens_decoder": added}),
+    }
+    with replacing(folder) as temporary:
+        for name, text in files.items():
+            temporary(name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _read_model(folder: Path) -> tuple[Path, models.BPE, dict[int, AddedToken]]:
+    """The file of the vocabulary, the merges over it, and what tokens tokenizer.json adds to it."""
+    from tokenizers import Tokenizer, models
+
+    file = folder / "tokenizer.json"
+    if file.is_file():
+        try:
+            saved = Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises no narrower class
+            raise ValueError(f"{file} is not a tokenizer's: {error}") from None
+        return file, _gpt1_model(saved, file), saved.get_added_tokens_decoder()
+    for names in VOCABULARIES:
+        file, merges = (folder / name for name in names)
+        if file.is_file() and merges.is_file():
+            try:
+                model = models.BPE.from_file(
+                    str(file),
+                    str(merges),
+                    continuing_subword_prefix="",
+                    end_of_word_suffix=END_OF_WORD,
+                )
+            except Exception as error:  # the library raises no narrower class
+                raise ValueError(f"{file} and {merges.name} are broken: {error}") from None
+            return file, model, {}
+    for names in VOCABULARIES:
+        missing = [name for name in names if not (folder / name).is_file()]
+        if len(missing) == 1:
+            found = next(name for name in names if name not in missing)
+            raise FileNotFoundError(f"{folder} has {found}, but not {missing[0]}")
+    pairs = ", nor ".join(" and ".join(names) for names in VOCABULARIES)
+    raise FileNotFoundError(f"{folder} has no tokenizer: neither tokenizer.json, nor {pairs}")
+
+
+def _gpt1_model(saved: tokenizers.Tokenizer, file: Path) -> models.BPE:
+    """The merges of a tokenizer.json whose pipeline is GPT-1's."""
+    model: Any = saved.model
+    normalizer = saved.normalizer
+    for name, found, right in (
+        ("model", type(model).__name__, "BPE"),
+        ("end_of_word_suffix", getattr(model, "end_of_word_suffix", None), END_OF_WORD),
+        ("continuing_subword_prefix", getattr(model, "continuing_subword_prefix", "") or "", ""),
+        ("normalizer", type(normalizer).__name__, "BertNormalizer"),
+        ("normalizer's lowercase", getattr(normalizer, "lowercase", None), True),
+        ("pre_tokenizer", type(saved.pre_tokenizer).__name__, "BertPreTokenizer"),
+        ("number of tokens added to a text", saved.num_special_tokens_to_add(False), 0),
+    ):
+        if found != right:
+            raise ValueError(f"{file} is not GPT-1's: {name} is {found!r}, but must be {right!r}")
+    return model
+
+
+def pipeline(model: models.BPE, unk_token: str) -> tokenizers.Tokenizer:
+    """The pipeline of transformers 5 around a vocabulary and its merges."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+
+    model.unk_token, model.fuse_unk, model.dropout = unk_token, False, None
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
+    return backend
+
+
+def _check_ids(backend: tokenizers.Tokenizer, file: Path) -> None:
+    size = backend.get_vocab_size()
+    for index in range(size):
+        if backend.id_to_token(index) is None:
+            right = f"its {size} tokens must have the ids 0 to {size - 1}"
+            raise ValueError(f"{file}: no token has the id {index}, but {right}")
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json and, unless that lists the added tokens, special_tokens_map.json.
+
+    Under "extra" are the special tokens without a name, of both files.
+    """
+    settings = {"unk_token": "<unk>"} | _read_object(folder / "tokenizer_config.json")
+    extra = list(_extra(settings, folder))
+    if "added_tokens_decoder" not in settings:
+        legacy = _read_object(folder / "special_tokens_map.json")
+        extra += _extra(legacy, folder)
+        settings |= legacy
+    return settings | {"extra": extra}
+
+
+def _extra(fields: Mapping[str, Any], folder: Path) -> Iterable[object]:
+    extra = fields.get("extra_special_tokens") or fields.get("additional_special_tokens") or []
+    if not isinstance(extra, list | dict):
+        raise ValueError(f"{folder}: extra_special_tokens is {extra!r}, but must be a list")
+    return extra.values() if isinstance(extra, dict) else extra
+
+
+def _listed_tokens(
+    folder: Path, settings: Mapping[str, Any], saved: Mapping[int, AddedToken], special: set[str]
+) -> dict[int, AddedToken]:
+    """The added tokens that the files list with their ids, from where transformers reads them."""
+    if "added_tokens_decoder" not in settings:
+        added = _read_object(folder / "added_tokens.json").items()
+        fields = ((index, {"content": text, "special": text in special}) for text, index in added)
+        return {**_by_id(fields, folder), **saved}
+    decoder = settings["added_tokens_decoder"]
+    if not isinstance(decoder, dict):
+        raise ValueError(f"{folder}: added_tokens_decoder must be an object")
+    return _by_id(decoder.items(), folder)
+
+
+def _by_id(found: Iterable[tuple[object, object]], folder: Path) -> dict[int, AddedToken]:
+    listed = {}
+    for index, fields in found:
+        if not str(index).isdecimal():
+            raise ValueError(f"{folder}: the added token {fields!r} has the id {index!r}")
+        listed[int(str(index))] = _added_token(fields, folder)
+    return listed
+
+
+def _added_token(value: object, folder: Path, *, special: bool = False) -> AddedToken:
+    """A token as the files spell it: its text, or an object with the fields of an AddedToken."""
+    from tokenizers import AddedToken
+
+    fields: dict[str, Any] = {"content": value} if isinstance(value, str) else {}
+    if isinstance(value, dict):
+        flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
+        fields = {name: value[name] for name in flags if name in value}
+    if not isinstance(fields.get("content"), str) or not fields["content"]:
+        raise ValueError(f"{folder}: {value!r} is not a token")
+    fields["special"] = special or bool(fields.get("special"))
+    return AddedToken(**fields)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file; an empty one if there is no file."""
+    try:
+        content = json.loads(file.read_bytes()) if file.is_file() else {}
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold a JSON object")
+    return content
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""What a model is trained on: texts, labelled sets, tasks and their batches."""

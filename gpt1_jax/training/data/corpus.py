@@ -1,0 +1,169 @@
+"""Plain text as training data: files, a cache of their tokens on disk, and packed blocks."""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from conversion.files import replacing
+from gpt1_jax.text.tokenizer import Tokenizer
+
+PIECE = 2**20  # characters that are read and encoded at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A text as ids, mapped into memory from a file.
+
+    Attributes:
+        ids: (N,) uint16, or uint32 for a large vocabulary.
+        characters: of the text: Unicode code points, line ends included.
+        files: where the text came from.
+    """
+
+    ids: np.ndarray
+    characters: int
+    files: tuple[str, ...]
+
+
+def read_pieces(path: str | os.PathLike[str]) -> Iterator[str]:
+    """Yield a UTF-8 file in pieces of about a million characters, cut at white space.
+
+    Joined they are the file, line ends as they are, but for a byte order mark.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not UTF-8; names the file and where.
+    """
+    rest = ""
+    with (
+        Path(path).open("rb") as content,
+        io.TextIOWrapper(content, encoding="utf-8-sig", newline="\n") as file,
+    ):
+        while True:
+            try:
+                new = file.read(PIECE)
+            except UnicodeDecodeError as error:
+                # What could not be decoded is the end of what was read so far.
+                byte = content.tell() - len(error.object) + error.start
+                raise ValueError(
+                    f"{path} is not UTF-8 from its byte {byte} on ({error.reason})"
+                ) from None
+            if not new:
+                break
+            rest += new
+            # A word is never cut, and a line only if it is longer than a piece.
+            cut = (rest.rfind("\n") + 1) or (rest.rfind(" ") + 1)
+            if cut:
+                yield rest[:cut]
+                rest = rest[cut:]
+    if rest:
+        yield rest
+
+
+def load_tokens(
+    paths: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer, cache: Path
+) -> Tokens:
+    """Return the tokens of text files, one after another; encoded once, then kept in a file.
+
+    The file's name comes from the texts and the tokenizer, so that a change of either makes a new
+    file, and the order of the files counts.
+
+    Args:
+        paths: UTF-8 text files.
+        tokenizer: which splits at white space, as GPT-1's does.
+        cache: the folder of such files, made if need be.
+
+    Raises:
+        OSError: a text cannot be read, or the cache not written.
+        ValueError: a text is not UTF-8 or holds no tokens; names the file.
+    """
+    digest = hashlib.sha256((tokenizer.pipeline + tokenizer.to_json()).encode())
+    for path in paths:
+        with Path(path).open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    name = f"tokens-{digest.hexdigest()[:16]}"
+    description = cache / f"{name}.json"
+    if not description.is_file():
+        _encode(paths, tokenizer, cache, name)
+    fields: dict[str, Any] = json.loads(description.read_text(encoding="utf-8"))
+    ids = np.memmap(cache / f"{name}.bin", fields["dtype"], mode="r", shape=(fields["tokens"],))
+    return Tokens(ids, fields["characters"], tuple(map(str, paths)))
+
+
+def _encode(
+    paths: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer, cache: Path, name: str
+) -> None:
+    from tqdm import tqdm
+
+    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.uint32
+    characters = 0
+    tokens = dict.fromkeys(map(str, paths), 0)
+    size = sum(Path(path).stat().st_size for path in paths)
+    # One text, so that line breaks between files count. As many pieces come out as go in.
+    pieces = ((str(path), piece) for path in paths for piece in read_pieces(path))
+    pieces, read = itertools.tee(pieces)
+    encoded = tokenizer.encode_pieces(piece for _, piece in read)
+    with (
+        replacing(cache) as new,
+        new(f"{name}.bin").open("wb") as file,
+        tqdm(total=size, unit="B", unit_scale=True, desc="reading text", disable=None) as bar,
+    ):
+        for (path, piece), ids in zip(pieces, encoded, strict=True):
+            file.write(np.asarray(ids, dtype).tobytes())
+            tokens[path] += len(ids)
+            characters += len(piece)
+            bar.update(len(piece.encode()))
+        for path, count in tokens.items():
+            if not count:
+                raise ValueError(f"{path} holds no text")
+        fields = {
+            "tokens": sum(tokens.values()),
+            "characters": characters,
+            "dtype": np.dtype(dtype).name,
+        }
+        new(f"{name}.json").write_text(json.dumps(fields) + "\n", encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """A text cut into blocks of T tokens to predict, each from those before it in the block.
+
+    A block holds one more token than it predicts, its predecessor's last one: so all tokens but
+    the very first are predicted, each once. What is left at the end is no block.
+
+    Attributes:
+        ids: (N,) of the text.
+        length: T.
+        files: where the text came from, to name it in the error.
+
+    Raises:
+        ValueError: the text is shorter than one block.
+    """
+
+    ids: np.ndarray
+    length: int
+    files: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.ids) <= self.length:
+            text = ", ".join(self.files) or "the text"
+            raise ValueError(
+                f"{text}: {len(self.ids)} tokens are too few, since one block takes "
+                f"{self.length + 1} of them"
+            )
+
+    def __len__(self) -> int:
+        return (len(self.ids) - 1) // self.length
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """(T + 1,) int32."""
+        start = int(index) * self.length
+        return np.asarray(self.ids[start : start + self.length + 1], np.int32)

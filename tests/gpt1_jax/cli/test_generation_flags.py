@@ -1,0 +1,99 @@
+"""The settings of generation on the command line: all are there, and who has the last word."""
+
+import dataclasses
+import inspect
+import json
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+
+from gpt1_jax import GenerationSettings
+from gpt1_jax.cli.generation_flags import (
+    BeamFlags,
+    ConstraintFlags,
+    LengthFlags,
+    SamplingFlags,
+    read_settings,
+)
+
+GROUPS = (LengthFlags, SamplingFlags, BeamFlags, ConstraintFlags)
+NONE_GIVEN: dict[str, Any] = {"stop_strings": (), "bad_words_ids": ()}
+
+
+def config(folder: Path, fields: object) -> Path:
+    (folder / "generation_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+def test_every_setting_has_a_flag_with_a_help_text() -> None:
+    names = [name for group in GROUPS for name in get_type_hints(group)]
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(GenerationSettings))
+    for group in GROUPS:
+        for name in get_type_hints(group):
+            assert f"    {name}: " in (inspect.getdoc(group) or "")
+
+
+def test_without_flags_and_file(tmp_path: Path) -> None:
+    assert read_settings(tmp_path, NONE_GIVEN) == GenerationSettings(max_new_tokens=40)
+    config(tmp_path, {"max_new_tokens": None, "transformers_version": "5.23.0"})
+    assert read_settings(tmp_path, NONE_GIVEN) == GenerationSettings(max_new_tokens=40)
+
+
+def test_flags_go_before_the_file(tmp_path: Path) -> None:
+    own = {"max_new_tokens": 20, "do_sample": True, "top_k": 50, "eos_token_id": [3]}
+    config(tmp_path, {**own, "stop_strings": ["."], "suppress_tokens": [8]})
+    assert read_settings(tmp_path, NONE_GIVEN) == GenerationSettings(
+        max_new_tokens=20,
+        do_sample=True,
+        top_k=50,
+        eos_token_id=(3,),
+        stop_strings=(".",),
+        suppress_tokens=(8,),
+    )
+    length = {"max_new_tokens": 7, "eos_token_id": (), "stop_strings": ("!", "?")}
+    constraints = {"suppress_tokens": (), "bad_words_ids": ((1, 2), (3,))}
+    assert read_settings(tmp_path, length, {"top_k": None}, constraints) == GenerationSettings(
+        max_new_tokens=7,
+        do_sample=True,
+        eos_token_id=(),
+        stop_strings=("!", "?"),
+        bad_words_ids=((1, 2), (3,)),
+    )
+    greedy = read_settings(tmp_path, NONE_GIVEN, {"do_sample": False})
+    assert (greedy.do_sample, greedy.top_k) == (False, None)
+
+
+@pytest.mark.parametrize(
+    ("own", "flags", "message"),
+    [
+        ({}, {"temperature": 0.5}, "temperature is 0.5"),
+        ({}, {"min_new_tokens": 41}, "min_new_tokens is 41, but must be at most max_new_tokens"),
+        ({"max_new_tokens": 9}, {"min_new_tokens": 10}, "min_new_tokens is 10"),
+        ({"temperature": 2.0, "do_sample": True}, {"temperature": -1.0}, "temperature is -1.0"),
+        ({"min_new_tokens": 9}, {"max_new_tokens": 5}, "FILE: min_new_tokens is 9"),
+        ({"num_beam_groups": 2}, {}, "FILE: num_beam_groups is 2, which is not supported"),
+        ({"max_length": 50}, {}, "FILE: max_length is 50"),
+        ([1], {}, "FILE must hold a JSON object, not list"),
+    ],
+)
+def test_what_is_wrong_is_laid_to_the_flag_or_to_the_file(
+    tmp_path: Path, own: object, flags: dict[str, Any], message: str
+) -> None:
+    config(tmp_path, own)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared below)
+        read_settings(tmp_path, NONE_GIVEN, flags)
+    expected = message.replace("FILE", str(tmp_path / "generation_config.json"))
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_wrong_length_in_the_file_is_no_missing_one(tmp_path: Path) -> None:
+    config(tmp_path, {"max_new_tokens": 0})
+    with pytest.raises(ValueError, match="max_new_tokens is 0, but must be at least 1"):
+        read_settings(tmp_path, NONE_GIVEN)
+
+
+def test_bad_words_of_the_file_can_be_switched_off(tmp_path: Path) -> None:
+    config(tmp_path, {"max_new_tokens": 5, "bad_words_ids": [[3]]})
+    none: dict[str, Any] = {**NONE_GIVEN, "bad_words_ids": ((),)}
+    assert read_settings(tmp_path, none) == GenerationSettings(max_new_tokens=5)

@@ -1,0 +1,161 @@
+"""Plans for simulated CPU devices: their numbers by hand, tables, and wrong input."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gpt1_jax as gpt1
+from gpt1_jax.estimate import plan
+from gpt1_jax.estimate.table import described, markdown
+from gpt1_jax.estimate.targets import CHIPS, Machine, machine
+
+Run = Callable[..., tuple[int, str, str]]
+SMALL = gpt1.OpenAIGPTConfig(vocab_size=120, n_positions=16, n_embd=16, n_layer=2, n_head=4)
+SHALLOW = dataclasses.replace(SMALL, n_layer=1)  # a training step takes long to compile
+
+
+def size(config: gpt1.OpenAIGPTConfig) -> int:
+    """Bytes of a model's parameters in float32."""
+    E, inner = config.n_embd, config.n_inner
+    block = 4 * E * E + 4 * E + 2 * E * inner + inner + E + 4 * E
+    return 4 * (config.n_layer * block + (config.vocab_size + config.n_positions) * E)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Any:
+    return plan("cpu:4", "train", SHALLOW, rows=2, length=16, mesh="data=4", remat="none")
+
+
+def test_training_over_data(trained: Any) -> None:
+    """The state, three times the parameters, goes in and is donated; gradients are added up."""
+    parameters = size(SHALLOW)
+    ids = 2 * 17 * 4
+    assert trained.arguments == pytest.approx(3 * parameters + ids, abs=100)
+    assert trained.donated == pytest.approx(3 * parameters, abs=100)
+    assert trained.tokens == 4 * 2 * 16
+    assert trained.memory < 20 * parameters
+    exchanged = [each for each in trained.collectives if each.kind == "all-reduce"]
+    # All gradients, that of the tied table twice (as the input's and as the head's), and the loss.
+    table = 4 * SHALLOW.vocab_size * SHALLOW.n_embd
+    assert sum(each.bytes for each in exchanged) == pytest.approx(parameters + table, abs=100)
+    assert {each.kind for each in trained.collectives} == {"all-reduce"}
+    assert trained.fits
+    assert trained.times == {}
+    assert trained.bound is None
+
+
+def test_what_data_parallel_devices_exchange_does_not_grow_with_them(trained: Any) -> None:
+    two = plan("cpu:2", "train", SHALLOW, rows=2, length=16, remat="none")
+    four = sum(each.bytes for each in trained.collectives)
+    assert sum(each.bytes for each in two.collectives) == four
+
+
+def test_a_forward_over_tensor_adds_up_twice_a_block() -> None:
+    found = plan("cpu:4", "forward", SMALL, rows=2, length=8, mesh="tensor=4")
+    counts = {each.kind: each.count for each in found.collectives}
+    # And one for the rows of the table, which each device has a part of the vocabulary of.
+    assert counts["all-reduce"] <= 2 * SMALL.n_layer + 1
+    assert found.arguments < size(SMALL)
+    E, V = SMALL.n_embd, SMALL.vocab_size
+    block = 4 * E * E + 2 * E * SMALL.n_inner + 2 * E * 8
+    products = 2 * 2 * 8 * (SMALL.n_layer * block + E * V)
+    assert found.flops * 4 >= products
+
+
+def test_a_step_of_decoding_keeps_its_cache_in_place() -> None:
+    found = plan("cpu", "decode", SMALL, rows=3, length=16, dtype="bfloat16")
+    cache = 2 * SMALL.n_layer * 3 * 16 * SMALL.n_embd * 2
+    assert found.tokens == 3
+    assert found.donated >= cache
+    mask, ids, index = 3 * 16 * 4, 3 * 4, 4  # float32, int32, int32
+    assert found.arguments == size(SMALL) / 2 + cache + mask + ids + index
+
+
+def test_the_roofline(trained: Any) -> None:
+    four = Machine("v5e:2x2", "tpu", 4)
+    moved = {"arguments": int(819e9 / 4), "outputs": int(819e9 / 2), "donated": int(819e9 / 4)}
+    there = dataclasses.replace(trained, machine=four, flops=197e12, **moved)
+    wire = sum(each.wire for each in there.collectives)
+    assert there.times == {"compute": 1.0, "memory": 0.5, "interconnect": wire / 200e9}
+    assert there.bound == ("compute", 1.0)
+    lines = described(there)
+    assert "at least  1000.0 ms, by compute" in lines
+    small = dataclasses.replace(trained, machine=four)
+    assert "DOES NOT FIT" not in described(small)
+    large = dataclasses.replace(small, temporaries=17_000_000_000)
+    assert not large.fits
+    assert "DOES NOT FIT" in described(large)
+    refused = dataclasses.replace(there, refused="RESOURCE_EXHAUSTED: too much")
+    assert not refused.fits
+    assert "does not fit, says its compiler: RESOURCE_EXHAUSTED" in described(refused)
+    header, line, *rows = markdown([small, large, refused]).splitlines()
+    columns = header.count("|")
+    assert [row.count("|") for row in (line, *rows[:3])] == [columns] * 4
+    assert "does not fit" in rows[2]
+    assert CHIPS["v5e"].source in rows[-1]
+
+
+def test_the_command(run: Run, tmp_path: Path) -> None:
+    files = ["--json", tmp_path / "plan.json", "--table", tmp_path / "plan.md"]
+    SMALL.save_pretrained(tmp_path / "model")
+    sizes = ["--length", 8, "--prefill", 2, "--forward", 0, "--decode", 0, "--train", 0]
+    arguments = ["cpu", "--model", tmp_path / "model", *sizes, "--dtype", "float32", *files]
+    status, out, err = run("plan", *arguments)
+    assert (status, err) == (0, "")
+    assert out.startswith("prefill, 2 x 8 for each part, float32, data=1, on cpu\n")
+    (record,) = json.loads((tmp_path / "plan.json").read_text())
+    assert record["program"] == "prefill"
+    assert record["memory"] == (
+        record["arguments"] + record["outputs"] - record["donated"] + record["temporaries"]
+    )
+    assert "| cpu | data=1 | prefill 2 x 8 | float32 |" in (tmp_path / "plan.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"), [("v5e:4x4", 16), ("v5p:2x2x2", 8), ("h100", 1), ("cpu", 1), ("cpu:8", 8)]
+)
+def test_machines(name: str, devices: int) -> None:
+    found = machine(name)
+    assert found.devices == devices
+    assert math.isfinite(found.chip.memory)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["v9:2x2"], "there is no machine 'v9:2x2'; there are v5e:2x2"),
+        (["v5e"], "'v5e' is no slice of v5e: give its shape, as in v5e:2x2"),
+        (["v5p:2x2"], "as in v5p:2x2x2"),
+        (["cpu", "--forward", "-1"], "rows must be at least 0"),
+        (["cpu:4", "--mesh", "data=3"], "is for 3 devices, but there are 4"),
+        (["cpu:8", "--mesh", "tensor=8"], "n_head = 12 attention heads cannot be split"),
+        (["cpu", "--length", "513"], "length is 513, but must be 1 to 512"),
+        (["cpu:2", "cpu:4", "--mesh", "data=2"], "is for 2 devices, but there are 4"),
+        (["cpu", "--timeout", "0.01"], "took more than 0.01 s"),
+        (["cpu", "--timeout", "nan"], "timeout is nan, but must be seconds above 0"),
+        (["cpu", "--json", "."], ". is a folder, but must be a file"),
+        (["cpu", "--json", "a", "--table", "a"], "json and table are both a, but must be two"),
+        (["cpu", "--attention", "cudnn"], "'cudnn' is for an h100, with --dtype bfloat16"),
+    ],
+)
+def test_wrong_input(run: Run, arguments: list[str], message: str) -> None:
+    status, out, err = run("plan", *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_missing_compiler(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)
+    )
+    status, _, err = run("plan", "v5e:2x2")
+    assert status == 2
+    assert 'needs libtpu: pip install "gpt1-jax[plan]"' in err

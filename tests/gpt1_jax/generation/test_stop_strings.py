@@ -1,0 +1,378 @@
+"""Stop strings: on a model that writes a known text, against plain Python, and transformers'."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from support.scripted_model import SIZES, scripted_model
+from support.small_models import small_model
+from support.small_tokenizer import SIZE, small_vocab, write_small
+
+import gpt1_jax as gpt1
+
+pytestmark = pytest.mark.unoptimized
+
+TEXT = "the king is in the spring . this is it , the press in spring . the end is in the night ."
+NEW = 24
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> gpt1.Tokenizer:
+    return gpt1.Tokenizer.from_pretrained(write_small(tmp_path_factory.mktemp("tokenizer")))
+
+
+@pytest.fixture(scope="module")
+def script(tokenizer: gpt1.Tokenizer) -> list[int]:
+    return tokenizer.encode(TEXT)
+
+
+@pytest.fixture(scope="module")
+def writer(script: list[int]) -> gpt1.OpenAIGPTLMHeadModel:
+    """Its texts go on as TEXT does from the position that they have reached."""
+    return scripted_model(script)
+
+
+@pytest.fixture(scope="module")
+def model() -> gpt1.OpenAIGPTLMHeadModel:
+    return small_model(gpt1.OpenAIGPTLMHeadModel, **SIZES)
+
+
+def test_the_writer_writes_the_text(writer: Any, script: list[int]) -> None:
+    for row in gpt1.generate(writer, [script[:2], script[:5], script[:9]], max_new_tokens=NEW):
+        assert row.tolist() == script[: len(row)]
+
+
+@pytest.mark.parametrize(
+    ("given_words", "stops", "end"),
+    [
+        # A word of one token, of several, and a part of a word: with the rest of its token.
+        ("the king", "is", "the king is"),
+        ("the king", "spring", "the king is in the spring"),
+        ("the king", "sp", "the king is in the spr"),
+        ("the king", "e pr", "the king is in the spring . this is it , the pres"),
+        # Several words, the spaces between them, and one that only the next word brings.
+        ("the king", "is in the", "the king is in the"),
+        ("the king", "n t", "the king is in the"),
+        ("the king", " ", "the king is"),
+        ("the king", "this ", "the king is in the spring . this is"),
+        ("the king", ".", "the king is in the spring ."),
+        # Begun in the prompt, in the middle of a word too.
+        ("the king", "king is", "the king is"),
+        ("the king", "he king is", "the king is"),
+        ("the king is", "king is in", "the king is in"),
+        ("the", "the king", "the king"),
+        # In the prompt only, at its very end too; what comes later counts.
+        ("the king is", "king", None),
+        ("the king is", "the king is", None),
+        ("the king is", "is", "the king is in the spring . this"),
+        ("the king is in the", "the", "the king is in the spring . this is it , the"),
+        # The first of several, in whatever order; of two that one token completes, any.
+        ("the king", ("spring", "in", "the"), "the king is in"),
+        ("the king", ("zzz", "it"), "the king is in the spring . this is it"),
+        ("the king", ("ing .", "."), "the king is in the spring ."),
+        # Texts are compared as they are decoded.
+        ("the king", "Spring", None),
+        ("the king", "spring.", None),
+        ("the king", "is</w>", None),
+    ],
+)
+def test_where_a_text_ends(
+    writer: Any,
+    tokenizer: gpt1.Tokenizer,
+    script: list[int],
+    given_words: str,
+    stops: Any,
+    end: Any,
+) -> None:
+    prompt = tokenizer.encode(given_words)
+    options: dict[str, Any] = {"max_new_tokens": NEW, "stop_strings": stops, "tokenizer": tokenizer}
+    # As a list of rows, which have no padding.
+    row, *_ = gpt1.generate(writer, [prompt, script[:12], script[:9]], **options)
+    whole = tokenizer.decode(script[: len(prompt) + NEW])
+    assert tokenizer.decode(row) == (whole if end is None else end)
+    assert row.tolist() == script[: len(row)]
+
+
+def test_rows_that_stop_at_their_own_time(
+    writer: Any, tokenizer: gpt1.Tokenizer, script: list[int]
+) -> None:
+    """The first long before the last, which goes on for several calls."""
+    prompts = [script[:n] for n in (3, 8, 14)]
+    out = gpt1.generate(
+        writer, prompts, max_new_tokens=20, stop_strings="s in", tokenizer=tokenizer
+    )
+    texts = [tokenizer.decode(row) for row in out]
+    assert texts[0] == "the king is in"
+    assert texts[1] == texts[2] == "the king is in the spring . this is it , the press in"
+
+
+@pytest.mark.parametrize("steps", [1, 8])
+def test_nothing_is_decoded_long_after_the_end(
+    writer: Any,
+    tokenizer: gpt1.Tokenizer,
+    script: list[int],
+    steps: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = importlib.import_module("gpt1_jax.generation.api")
+    decode, calls = module.decode, []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        for progress in decode(*arguments, **options):
+            calls.append(progress)
+            yield progress
+
+    monkeypatch.setattr(module, "decode", spy)
+    monkeypatch.setattr(module, "STEPS", steps)
+    # "in the s" is complete with the 5th, the 6th and the 5th new token.
+    prompts = [script[:3], script[:2], script[:3]]
+    options: dict[str, Any] = {"max_new_tokens": NEW, "tokenizer": tokenizer}
+    gpt1.generate(writer, prompts, stop_strings="in the s", **options)
+    assert len(calls) == (6 if steps == 1 else 1)
+
+
+def oracle(
+    tokenizer: gpt1.Tokenizer, prompt: list[int], new: list[int], stops: tuple[str, ...]
+) -> list[int]:
+    """Plain Python: one token after the other, and a look at every place of the text."""
+    begin = len(tokenizer.decode(prompt))
+    for n in range(1, len(new) + 1):
+        text = tokenizer.decode(prompt + new[:n])
+        for stop in stops:
+            for place in range(len(text)):
+                if text[place:].startswith(stop) and place + len(stop) > begin:
+                    return new[:n]
+    return new
+
+
+prompts = st.lists(
+    st.lists(st.integers(0, SIZE - 1), min_size=2, max_size=12), min_size=3, max_size=3
+)
+
+
+@given(
+    rows=prompts,
+    seed=st.integers(0, 99),
+    cuts=st.lists(
+        st.tuples(st.integers(0, 2), st.integers(0, 99), st.integers(1, 9)), min_size=1, max_size=3
+    ),
+    eos=st.sets(st.integers(0, SIZE - 1), max_size=3),
+)
+@settings(max_examples=60)
+def test_every_row_of_a_ragged_batch_is_what_plain_python_makes_of_it_alone(
+    model: Any,
+    tokenizer: gpt1.Tokenizer,
+    rows: list[list[int]],
+    seed: int,
+    cuts: list[tuple[int, int, int]],
+    eos: set[int],
+) -> None:
+    """Strings that do occur, prompts included: all three rows are drawn, with end tokens too."""
+    draw: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "temperature": 2.0}
+    draw |= {"seed": seed, "eos_token_id": sorted(eos)}
+    rows[0] = rows[0] + [0] * (len(rows[0]) == len(rows[1]))  # unequal: a list comes back
+    free = gpt1.generate(model, rows, return_dict=True, **draw)
+    texts = [tokenizer.decode(row) for row in free.sequences]
+    found = [texts[row][place % len(texts[row]) :][:width] for row, place, width in cuts]
+    stops = tuple(found)
+    assume(all(stops))
+    got = gpt1.generate(
+        model, rows, stop_strings=stops, tokenizer=tokenizer, return_dict=True, **draw
+    )
+    for i, prompt in enumerate(rows):
+        new = free.sequences[i][len(prompt) :].tolist()
+        expected = oracle(tokenizer, prompt, new, stops)
+        assert got.sequences[i].tolist() == prompt + expected
+        n = len(expected)
+        np.testing.assert_array_equal(got.scores[i], free.scores[i][:n])
+        np.testing.assert_array_equal(got.log_probs[i], free.log_probs[i][:n])
+
+
+def test_several_draws_of_a_prompt(model: Any, tokenizer: gpt1.Tokenizer) -> None:
+    draw: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "num_return_sequences": 3}
+    prompt = [7, 8, 9]
+    free = gpt1.generate(model, [prompt], **draw)
+    got = gpt1.generate(model, [prompt], stop_strings=("a", "e"), tokenizer=tokenizer, **draw)
+    lengths = set()
+    for row, whole in zip(got, free, strict=True):
+        expected = oracle(tokenizer, prompt, whole[3:].tolist(), ("a", "e"))
+        assert row[: 3 + len(expected)].tolist() == prompt + expected
+        lengths.add(len(expected))
+    assert len(lengths) > 1
+
+
+def test_the_scores_end_with_the_text(model: Any, tokenizer: gpt1.Tokenizer) -> None:
+    """In an array, where prompts are of one width, padding and zeros follow."""
+    options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "return_dict": True}
+    free = gpt1.generate(model, [[5, 6], [7, 8], [9, 9]], **options)
+    texts = [tokenizer.decode(row) for row in free.sequences]
+    begin = len(tokenizer.decode(free.sequences[0][:5]))
+    stop = texts[0][begin - 6 : begin]
+    assert stop not in texts[1] + texts[2]
+    got = gpt1.generate(
+        model,
+        [[5, 6], [7, 8], [9, 9]],
+        pad_token_id=9,
+        stop_strings=stop,
+        tokenizer=tokenizer,
+        **options,
+    )
+    new = len(oracle(tokenizer, [5, 6], free.sequences[0][2:].tolist(), (stop,)))
+    assert 0 < new < NEW
+    assert got.sequences[0].tolist() == free.sequences[0][: 2 + new].tolist() + [9] * (NEW - new)
+    assert got.sequences[1].tolist() == free.sequences[1].tolist()
+    for values, expected in ((got.scores, free.scores), (got.log_probs, free.log_probs)):
+        np.testing.assert_array_equal(values[0, :new], expected[0, :new])
+        assert not values[0, new:].any()
+        np.testing.assert_array_equal(values[1], expected[1])
+        assert (expected < 0).all()
+
+
+def test_an_array_is_as_wide_as_the_longest_text(
+    writer: Any, tokenizer: gpt1.Tokenizer, script: list[int]
+) -> None:
+    out = gpt1.generate(
+        writer,
+        [script[:3]] * 3,
+        max_new_tokens=NEW,
+        stop_strings="is",
+        tokenizer=tokenizer,
+        return_dict=True,
+    )
+    assert out.sequences.tolist() == [script[:4]] * 3
+    assert out.scores.shape == out.log_probs.shape == (3, 1)
+
+
+def test_an_end_token_before_the_string(
+    writer: Any, tokenizer: gpt1.Tokenizer, script: list[int]
+) -> None:
+    options: dict[str, Any] = {"max_new_tokens": NEW, "tokenizer": tokenizer}
+    is_, the = small_vocab()["is</w>"], small_vocab()["the</w>"]
+    prompts = [script[:3], script[:2], script[:3]]
+    out = gpt1.generate(writer, prompts, eos_token_id=is_, stop_strings="in the", **options)
+    assert [tokenizer.decode(row) for row in out] == ["the king is"] * 3
+    # The same token ends the text and completes the string.
+    out = gpt1.generate(writer, prompts, eos_token_id=the, stop_strings="in the", **options)
+    assert [tokenizer.decode(row) for row in out] == ["the king is in the"] * 3
+    # What comes after the end is not looked at.
+    out = gpt1.generate(
+        writer, prompts, eos_token_id=is_, pad_token_id=the, stop_strings="is the", **options
+    )
+    assert [tokenizer.decode(row) for row in out] == ["the king is"] * 3
+
+
+def test_what_is_between_words_may_be_a_line(tokenizer: gpt1.Tokenizer, script: list[int]) -> None:
+    newline = small_vocab()["\n</w>"]
+    model = scripted_model([*script[:4], newline, *script[4:8]])
+    for stops, count in ((("\n",), 5), (("is \n",), 5), (("\n i",), 6)):
+        row, *_ = gpt1.generate(
+            model,
+            [script[:2], script[:3], script[:2]],
+            max_new_tokens=7,
+            stop_strings=stops,
+            tokenizer=tokenizer,
+        )
+        assert len(row) == count
+
+
+def test_it_takes_a_tokenizer(writer: Any, script: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"stop_strings is \('is',\), which needs a tokenizer"):
+        gpt1.generate(writer, [script[:3]], stop_strings="is")
+
+
+def transformers_tokenizer(folder: Path) -> Any:
+    transformers = pytest.importorskip("transformers")
+    return transformers.OpenAIGPTTokenizer.from_pretrained(write_small(folder))
+
+
+@pytest.fixture(scope="module")
+def twins() -> Any:
+    """A model of transformers and ours, with equal weights."""
+    pytest.importorskip("torch")
+    from support.torch_reference import flax_model, torch_model
+
+    theirs = torch_model("OpenAIGPTLMHeadModel", **SIZES)
+    return theirs, flax_model(theirs)
+
+
+def continue_both(
+    twins: Any, tokenizer: Any, theirs: Any, prompt: list[int], stops: Any, **options: Any
+) -> tuple[list[int], list[int]]:
+    """The ids that ours and transformers' generate, without the prompt."""
+    import torch
+
+    row, *_ = gpt1.generate(
+        twins[1],
+        [prompt, [*prompt, 1], prompt],
+        max_new_tokens=NEW,
+        stop_strings=stops,
+        tokenizer=tokenizer,
+        **options,
+    )
+    ids = torch.tensor([prompt])
+    out = twins[0].generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=NEW,
+        do_sample=False,
+        stop_strings=stops,
+        tokenizer=theirs,
+        **options,
+    )
+    return row[len(prompt) :].tolist(), out[0, len(prompt) :].tolist()
+
+
+PARTS = [index for token, index in small_vocab().items() if not token.endswith("</w>")]
+WHOLE = [index for token, index in small_vocab().items() if token.endswith("</w>")]
+
+
+@given(
+    prompt=st.lists(st.sampled_from(WHOLE), min_size=2, max_size=6),
+    place=st.integers(0, 99),
+    width=st.integers(1, 9),
+)
+@settings(max_examples=30)
+def test_as_transformers_where_tokens_are_words(
+    twins: Any,
+    tokenizer: gpt1.Tokenizer,
+    tmp_path_factory: Any,
+    prompt: list[int],
+    place: int,
+    width: int,
+) -> None:
+    theirs = transformers_tokenizer(tmp_path_factory.getbasetemp() / "theirs")
+    words: dict[str, Any] = {"suppress_tokens": PARTS, "repetition_penalty": 1.5}
+    free, *_ = gpt1.generate(twins[1], [prompt, [*prompt, 1], prompt], max_new_tokens=NEW, **words)
+    text = tokenizer.decode(free)
+    stop = text[place % len(text) :][:width]
+    ours, expected = continue_both(twins, tokenizer, theirs, prompt, [stop], **words)
+    assert ours == expected
+
+
+def test_transformers_takes_every_token_for_a_word(
+    twins: Any, tokenizer: gpt1.Tokenizer, tmp_path: Path
+) -> None:
+    """Where ours differs: to it, "s" + "pr" + "ing" is "s pr ing", whose spaces are not there."""
+    theirs = transformers_tokenizer(tmp_path / "theirs")
+    parts: dict[str, Any] = {"suppress_tokens": WHOLE, "repetition_penalty": 2.0}
+    prompt = [1, 2]
+    free, *_ = gpt1.generate(twins[1], [prompt, [*prompt, 1], prompt], max_new_tokens=NEW, **parts)
+    new = free[2:].tolist()
+    first, second = (tokenizer.decode([token]) for token in new[2:4])
+    with pytest.raises(ValueError, match="unable to identify tokens matching"):
+        continue_both(twins, tokenizer, theirs, prompt, first + second, **parts)
+    # Beside another string, it looks for both, and does not find this one.
+    stops = ["e t", first + second]
+    ours, expected = continue_both(twins, tokenizer, theirs, prompt, stops, **parts)
+    assert ours == oracle(tokenizer, prompt, new, tuple(stops))
+    assert len(ours) <= 4
+    assert expected == new
+    # And it finds what the text does not hold.
+    spaced = f"{first} {second}"
+    ours, expected = continue_both(twins, tokenizer, theirs, prompt, spaced, **parts)
+    assert ours == new
+    assert expected == new[:4]

@@ -1,0 +1,582 @@
+"""What may be asked of generation; with files of transformers' own in test_settings_parity."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from support.random_settings import valid_settings
+
+from gpt1_jax import GenerationSettings, OpenAIGPTConfig
+from gpt1_jax.generation_config import DEFAULTS, FILE, UNSUPPORTED
+
+SAMPLE = {"do_sample": True}
+BEAMS = {"num_beams": 2}
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        *(
+            ({name: value}, f"{name} is {value!r}, but must be an integer")
+            for name in (
+                "max_new_tokens",
+                "min_new_tokens",
+                "no_repeat_ngram_size",
+                "num_beams",
+                "num_return_sequences",
+            )
+            for value in (None, 3.0, True, "3", NAN, [3])
+        ),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0, but must be at least 1"),
+        ({"max_new_tokens": -5}, "max_new_tokens is -5, but must be at least 1"),
+        ({"min_new_tokens": -1}, "min_new_tokens is -1, but must be at least 0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1, but must be at least 0"),
+        ({"num_beams": 0}, "num_beams is 0, but must be at least 1"),
+        ({"max_new_tokens": 2**20 + 1}, "max_new_tokens is 1048577, but must be at most 1048576"),
+        ({**SAMPLE, "num_return_sequences": 0}, "num_return_sequences is 0, but must be at least"),
+        *(
+            ({**SAMPLE, "top_k": value}, f"top_k is {value!r}, but must be an integer, or None")
+            for value in (2.7, True, "5", NAN)
+        ),
+        ({**SAMPLE, "top_k": 0}, "top_k is 0, but must be at least 1, or None"),
+        ({**SAMPLE, "top_k": -1}, "top_k is -1, but must be at least 1, or None"),
+        ({"sliding_window": 0}, "sliding_window is 0, but must be at least 1, or None"),
+        ({"sliding_window": 9.0}, "sliding_window is 9.0, but must be an integer, or None"),
+        *(
+            ({**SAMPLE, **BEAMS, name: value}, f"{name} is {value!r}, but must be a number")
+            for name in (
+                "temperature",
+                "top_p",
+                "min_p",
+                "typical_p",
+                "repetition_penalty",
+                "length_penalty",
+            )
+            for value in (None, "1", True, NAN, INF, [1.0])
+        ),
+        *(
+            ({**SAMPLE, **BEAMS, name: 10**400}, "000, but must be in")
+            for name in ("temperature", "top_p", "min_p", "length_penalty")
+        ),
+        *(
+            ({**SAMPLE, name: value}, f"{name} is {value!r}, but must be in [1e-06, 1e+06]")
+            for name in ("temperature", "repetition_penalty")
+            for value in (0.0, -1.0, 1e-38, 9e-7, 1.1e6)
+        ),
+        ({**BEAMS, "length_penalty": 101.0}, "length_penalty is 101.0, but must be in [-100, 100]"),
+        ({**SAMPLE, "min_p": -0.1}, "min_p is -0.1, but must be in [0, 1]"),
+        ({**SAMPLE, "min_p": 1.1}, "min_p is 1.1, but must be in [0, 1]"),
+        *(
+            ({**SAMPLE, name: value}, f"{name} is {value!r}, but must be in (0, 1]")
+            for name in ("top_p", "typical_p")
+            for value in (0, 0.0, -0.5, 1.1)
+        ),
+        *(
+            ({"do_sample": value}, f"do_sample is {value!r}, but must be True or False")
+            for value in ("no", 1, None)
+        ),
+        *(
+            ({**BEAMS, "early_stopping": value}, f"early_stopping is {value!r}, but must be True")
+            for value in ("always", 1, None)
+        ),
+        *(
+            ({name: value}, f"{name} is {value!r}, but must be an id, or None")
+            for name in ("forced_bos_token_id", "pad_token_id")
+            for value in (1.7, "1", True, (1,))
+        ),
+        *(
+            ({name: value}, f"{name} is {value!r}, but must be an id or several")
+            for name in ("eos_token_id", "forced_eos_token_id")
+            for value in (1.7, "12", True, (1, 2.0), (None,), ((1,),))
+        ),
+        *(
+            ({"suppress_tokens": value}, f"suppress_tokens is {value!r}, but must be ids")
+            for value in (7, None, "12", (1.0,), (True,))
+        ),
+        *(
+            ({"bad_words_ids": value}, f"bad_words_ids is {value!r}, but must be sequences of ids")
+            for value in (7, None, "ab", ("ab", "c"), (1, 2), ((1, 2.0),), b"ab")
+        ),
+        ({"bad_words_ids": ((1,), ())}, "but must be sequences of at least one id"),
+        *(
+            ({"stop_strings": value}, f"stop_strings is {value!r}, but must be strings")
+            for value in (7, None, b"ab")
+        ),
+        *(
+            ({"stop_strings": value}, "but must be strings of at least one character")
+            for value in ("", ("a", ""), (1,), (("a",),), (b"a",))
+        ),
+        *(
+            ({**SAMPLE, "seed": value}, f"seed is {value!r}, but must be an integer in [0, 2**32)")
+            for value in (-1, 2**32, 1.0, "1", True, (), (1, -1), (1, 2**32), (1.0,), NAN)
+        ),
+        # Settings that are without effect, or contradict each other.
+        *(
+            (fields, "but must be left alone unless do_sample is True")
+            for fields in (
+                {"temperature": 0.5},
+                {"top_k": 5},
+                {"top_p": 0.5},
+                {"min_p": 0.5},
+                {"typical_p": 0.5},
+                {"seed": 0},
+                {"seed": (1, 2)},
+                {"num_beams": 2, "temperature": 0.5},
+            )
+        ),
+        *(
+            (fields, "but must be left alone unless num_beams is above 1")
+            for fields in (
+                {"length_penalty": 0.5},
+                {"early_stopping": True},
+                {"early_stopping": "never"},
+                {**SAMPLE, "length_penalty": 0.5},
+            )
+        ),
+        (
+            {**BEAMS, "stop_strings": "a"},
+            "stop_strings is ('a',), but must be left alone unless num_beams is 1",
+        ),
+        (
+            {**BEAMS, "sliding_window": 9},
+            "sliding_window is 9, but must be left alone unless num_beams is 1",
+        ),
+        (
+            {"max_new_tokens": 4, "min_new_tokens": 5},
+            "min_new_tokens is 5, but must be at most max_new_tokens = 4",
+        ),
+        (
+            {"num_beams": 3, "num_return_sequences": 4},
+            "num_return_sequences is 4, but must be at most num_beams = 3",
+        ),
+        (
+            {"num_return_sequences": 2},
+            "num_return_sequences is 2, but must be 1 unless do_sample is True",
+        ),
+        (
+            {"forced_bos_token_id": 3, "suppress_tokens": (2, 3)},
+            "forced_bos_token_id is 3, but must be a token that suppress_tokens allows",
+        ),
+        (
+            {"forced_eos_token_id": (2, 3), "suppress_tokens": (2, 3)},
+            "forced_eos_token_id is (2, 3), but must be a token that suppress_tokens allows",
+        ),
+    ],
+)
+def test_wrong_settings_name_the_field_its_value_and_what_is_right(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  (the message is compared below)
+        GenerationSettings(**fields)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"top_k": 1, "temperature": 1e-6, "top_p": 1e-9, "typical_p": 1e-9, "min_p": 1},
+        {"temperature": 1000000, "top_p": 1, "typical_p": 1, "min_p": 0, "top_k": None},
+        {"seed": 0},
+        {"seed": 2**32 - 1},
+        {"seed": (0, 2**32 - 1)},
+        {"num_beams": 2, "num_return_sequences": 2, "length_penalty": -4.6, "early_stopping": True},
+        {"num_return_sequences": 9, "sliding_window": 1, "stop_strings": "x"},
+        {"min_new_tokens": 20, "max_new_tokens": 20, "repetition_penalty": 1e-6},
+        {"eos_token_id": (), "forced_eos_token_id": (3, 4), "suppress_tokens": (3,)},
+    ],
+)
+def test_the_extremes_that_are_allowed(fields: dict[str, Any]) -> None:
+    GenerationSettings(do_sample=True, **fields)
+
+
+@pytest.mark.parametrize("penalty", [-1.68, 11.07])
+def test_length_penalties_leave_scores_apart(penalty: float) -> None:
+    """At the bounds, the score of the worst text is above -1e9 and that of a likely one no zero."""
+    fields: dict[str, Any] = {**BEAMS, "max_new_tokens": 512}
+    GenerationSettings(**fields, length_penalty=penalty)
+    scores = np.asarray([-50 * 512, -0.01], np.float32) / np.float32(512) ** np.float32(penalty)
+    assert -1e9 < scores[0] < scores[1] < -np.finfo(np.float32).tiny
+    beyond = penalty * 1.02
+    with pytest.raises(ValueError, match=r"in \[-1.69, 11.07\] for texts of max_new_tokens = 512"):
+        GenerationSettings(**fields, length_penalty=beyond)
+    GenerationSettings(**{**fields, "max_new_tokens": 1}, length_penalty=beyond)
+
+
+@pytest.mark.parametrize("array", [np.array(3), jnp.int32(3), np.int64(3)])
+def test_a_number_may_be_an_array_without_dimensions(array: Any) -> None:
+    plain = GenerationSettings(eos_token_id=3, max_new_tokens=3, do_sample=True, seed=3, top_k=3)
+    assert plain == GenerationSettings(
+        eos_token_id=array, max_new_tokens=array, do_sample=True, seed=array, top_k=array
+    )
+
+
+EVERY = tuple(range(20))
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"suppress_tokens": EVERY}, "suppress_tokens"),
+        ({"bad_words_ids": [[i] for i in EVERY]}, "bad_words_ids"),
+        ({"suppress_tokens": EVERY[:19], "bad_words_ids": [[19], [1, 2]]}, "bad_words_ids"),
+        (
+            {"suppress_tokens": EVERY[1:], "min_new_tokens": 1, "eos_token_id": 0},
+            "min_new_tokens",
+        ),
+    ],
+)
+def test_a_token_must_be_left(fields: dict[str, Any], name: str) -> None:
+    config = OpenAIGPTConfig(vocab_size=20)
+    with pytest.raises(ValueError, match=f"{name} is .*, but must leave one of the 20 tokens"):
+        GenerationSettings(**fields).check_for(config, 1, 1)
+    # Neither the beginning of a word is forbidden, nor an end token as a word.
+    right: dict[str, Any] = {
+        "suppress_tokens": EVERY[1:],
+        "bad_words_ids": [[0, 1], [0]],
+        "eos_token_id": 0,
+    }
+    GenerationSettings(**right).check_for(config, 1, 1)
+
+
+def test_what_is_beyond_the_model() -> None:
+    config = OpenAIGPTConfig()
+    GenerationSettings(prompt_lookup_num_tokens=511).check_for(config, 1, 1)
+    with pytest.raises(
+        ValueError, match="prompt_lookup_num_tokens is 512, but must be at most 511"
+    ):
+        GenerationSettings(prompt_lookup_num_tokens=512).check_for(config, 1, 1)
+    with pytest.raises(ValueError, match="num_beams is 53054, but must be below 53054"):
+        GenerationSettings(num_beams=53054).check_for(config, 1, 1)
+
+
+def test_what_is_given_as_lists_or_numpy_becomes_plain_and_hashable() -> None:
+    from_lists = GenerationSettings(
+        max_new_tokens=np.int64(7),  # type: ignore[arg-type]
+        do_sample=True,
+        temperature=np.float32(0.5),  # type: ignore[arg-type]
+        top_k=np.int32(3),  # type: ignore[arg-type]
+        bad_words_ids=[[1, 2], np.array([3])],  # type: ignore[list-item]
+        suppress_tokens=iter([4, np.int64(5)]),  # type: ignore[arg-type]
+        eos_token_id=[6],
+        forced_eos_token_id=range(2),
+        pad_token_id=np.uint8(1),  # type: ignore[arg-type]
+        stop_strings=["a", "b"],
+        seed=np.arange(2),  # type: ignore[arg-type]
+    )
+    plain = GenerationSettings(
+        max_new_tokens=7,
+        do_sample=True,
+        temperature=0.5,
+        top_k=3,
+        bad_words_ids=((1, 2), (3,)),
+        suppress_tokens=(4, 5),
+        eos_token_id=(6,),
+        forced_eos_token_id=(0, 1),
+        pad_token_id=1,
+        stop_strings=("a", "b"),
+        seed=(0, 1),
+    )
+    assert from_lists == plain
+    assert hash(from_lists) == hash(plain)
+    assert repr(from_lists) == repr(plain)  # no numpy in it
+    assert json.dumps(from_lists.to_dict()) == json.dumps(plain.to_dict())
+    assert GenerationSettings(stop_strings="ab").stop_strings == ("ab",)
+    assert from_lists != dataclasses.replace(plain, temperature=0.25)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        plain.top_k = 3  # type: ignore[misc]
+
+
+CONFIG = OpenAIGPTConfig(vocab_size=11, n_positions=16)
+
+
+def test_settings_that_fit_a_model() -> None:
+    asked = GenerationSettings(
+        max_new_tokens=6,
+        eos_token_id=(0, 10),
+        pad_token_id=10,
+        forced_bos_token_id=10,
+        forced_eos_token_id=10,
+        bad_words_ids=[[10, 0]],
+        suppress_tokens=range(10),
+        do_sample=True,
+        seed=(1, 2, 3),
+    )
+    asked.check_for(CONFIG, 3, 10)
+    GenerationSettings(max_new_tokens=100, sliding_window=16).check_for(CONFIG, 1, 200)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"max_new_tokens": 7},
+            "a prompt of 10 tokens and max_new_tokens = 7 are more than the model's n_positions = "
+            "16; sliding_window = 8 would forget the oldest tokens",
+        ),
+        ({"sliding_window": 17}, "sliding_window is 17, but must be at most 16, the positions"),
+        ({"eos_token_id": 11}, "eos_token_id is 11, but must be in [0, 11)"),
+        ({"eos_token_id": (3, -1)}, "eos_token_id is -1, but must be in [0, 11)"),
+        ({"pad_token_id": -1}, "pad_token_id is -1, but must be in [0, 11)"),
+        ({"forced_bos_token_id": 11}, "forced_bos_token_id is 11, but must be in [0, 11)"),
+        ({"forced_eos_token_id": (0, 11)}, "forced_eos_token_id is 11, but must be in [0, 11)"),
+        ({"suppress_tokens": (0, 40478)}, "suppress_tokens is 40478, but must be in [0, 11)"),
+        ({"bad_words_ids": ((1,), (2, -3))}, "bad_words_ids is -3, but must be in [0, 11)"),
+        ({"suppress_tokens": (*range(11), 3)}, "but must leave one of the 11 tokens"),
+        ({**SAMPLE, "seed": (1, 2)}, "seed is (1, 2), but must be one a prompt, 3 in all"),
+        ({**SAMPLE, "seed": (1, 2, 3, 4)}, "but must be one a prompt, 3 in all"),
+    ],
+)
+def test_settings_that_do_not_fit_a_model(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  (the message is compared below)
+        GenerationSettings(**{"max_new_tokens": 6, **fields}).check_for(CONFIG, 3, 10)
+    assert message in str(error.value)
+
+
+def test_seeds_of_every_text() -> None:
+    np.testing.assert_array_equal(GenerationSettings().seeds(3), [0, 1, 2])
+    drawn = GenerationSettings(do_sample=True, seed=5, num_return_sequences=2)
+    np.testing.assert_array_equal(drawn.seeds(2), [5, 6, 7, 8])
+    each = dataclasses.replace(drawn, seed=(7, 100))
+    np.testing.assert_array_equal(each.seeds(2), [7, 8, 100, 101])
+    last = dataclasses.replace(drawn, seed=2**32 - 1)
+    np.testing.assert_array_equal(last.seeds(1), [2**32 - 1, 0])
+    assert last.seeds(1).dtype == np.uint32
+
+
+def test_end_and_padding_that_the_model_knows() -> None:
+    def filled(config: dict[str, Any], **fields: Any) -> tuple[Any, Any]:
+        settings = GenerationSettings(**fields).for_model(OpenAIGPTConfig(**config))
+        return settings.eos_token_id, settings.pad_token_id
+
+    assert filled({}) == ((), 0)
+    assert filled({"eos_token_id": 5}) == ((5,), 5)
+    assert filled({"eos_token_id": 5, "pad_token_id": 2}) == ((5,), 2)
+    assert filled({"eos_token_id": (5, 6)}) == ((5, 6), 5)
+    assert filled({"eos_token_id": 5}, eos_token_id=7) == ((7,), 7)
+    assert filled({"eos_token_id": 5, "pad_token_id": 2}, pad_token_id=0) == ((5,), 0)
+    assert filled({"eos_token_id": 5}, eos_token_id=()) == ((), 0)
+
+
+@given(asked=valid_settings())
+def test_a_dict_and_back(asked: GenerationSettings) -> None:
+    fields = json.loads(json.dumps(asked.to_dict()))
+    again = GenerationSettings.from_dict(fields)
+    assert again == asked
+    assert hash(again) == hash(asked)
+    assert set(fields) <= set(DEFAULTS)
+    del fields["max_new_tokens"]  # always there
+    assert all(fields[name] != DEFAULTS[name] for name in fields)
+    assert ("top_k" in fields) == asked.do_sample
+
+
+def test_the_defaults_make_a_dict_of_the_length() -> None:
+    assert GenerationSettings().to_dict() == {"max_new_tokens": 20}
+    assert GenerationSettings.from_dict({}) == GenerationSettings()
+
+
+def test_no_top_k_is_said_where_tokens_are_drawn() -> None:
+    """Transformers would take the 50 likeliest if its file did not say otherwise."""
+    sampled = {"max_new_tokens": 20, "do_sample": True, "top_k": 0}
+    assert GenerationSettings(do_sample=True).to_dict() == sampled
+    assert GenerationSettings.from_dict({"do_sample": True, "top_k": 0}).top_k is None
+    # Which takes effect where the file turns sampling on, and nobody says otherwise.
+    for held in ({"do_sample": True}, {"do_sample": True, "top_k": None}):
+        assert GenerationSettings.from_dict(held).top_k == 50
+        assert GenerationSettings.from_dict(held, do_sample=True).top_k == 50
+        assert GenerationSettings.from_dict(held, top_k=None).top_k is None
+        assert GenerationSettings.from_dict(held, top_k=7).top_k == 7
+        assert GenerationSettings.from_dict(held, do_sample=False).top_k is None
+    assert GenerationSettings.from_dict({"do_sample": False}, do_sample=True).top_k is None
+
+
+def test_changes_take_the_place_of_what_the_file_holds() -> None:
+    held = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 5, "eos_token_id": [1, 2]}
+    read = GenerationSettings.from_dict(held, max_new_tokens=9, eos_token_id=3, top_k=None)
+    assert read == GenerationSettings(
+        do_sample=True, temperature=0.7, max_new_tokens=9, eos_token_id=3
+    )
+    assert GenerationSettings.from_dict({"top_p": None, "eos_token_id": None}, top_p=1.0) == (
+        GenerationSettings()
+    )
+    with pytest.raises(TypeError, match="max_lenght"):
+        GenerationSettings.from_dict({}, max_lenght=3)
+    with pytest.raises(TypeError, match="max_length"):
+        GenerationSettings.from_dict({}, max_length=3)
+    with pytest.raises(ValueError, match=r"temperature is 0\.5, but must be left alone unless"):
+        GenerationSettings.from_dict({"do_sample": True}, do_sample=False, temperature=0.5)
+
+
+def test_sampling_settings_of_a_file_count_where_sampling_is_on() -> None:
+    held = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.8, "seed": 4}
+    assert GenerationSettings.from_dict(held) == GenerationSettings()
+    sampled = GenerationSettings.from_dict(held, do_sample=True)
+    assert sampled == GenerationSettings(**held, do_sample=True)
+    assert GenerationSettings.from_dict({**held, "do_sample": True}) == sampled
+    assert GenerationSettings.from_dict({**held, "do_sample": True}, do_sample=False) == (
+        GenerationSettings()
+    )
+
+
+def test_beam_settings_of_a_file_count_where_there_are_beams() -> None:
+    held = {"length_penalty": 0.5, "early_stopping": True}
+    assert GenerationSettings.from_dict(held) == GenerationSettings()
+    searched = GenerationSettings.from_dict(held, num_beams=3)
+    assert searched == GenerationSettings(**held, num_beams=3)
+    assert GenerationSettings.from_dict({**held, "num_beams": 3}) == searched
+    assert GenerationSettings.from_dict({**held, "num_beams": 3}, num_beams=1) == (
+        GenerationSettings()
+    )
+
+
+def test_max_length() -> None:
+    assert GenerationSettings.from_dict({"max_length": 20}) == GenerationSettings()
+    assert GenerationSettings.from_dict({"max_length": None}) == GenerationSettings()
+    message = r"max_length is 50, which counts the prompt .*: give max_new_tokens"
+    with pytest.raises(ValueError, match=message):
+        GenerationSettings.from_dict({"max_length": 50})
+    with pytest.raises(ValueError, match=message):
+        GenerationSettings.from_dict({"max_length": 50, "max_new_tokens": None})
+    held = GenerationSettings.from_dict({"max_length": 50, "max_new_tokens": 7})
+    changed = GenerationSettings.from_dict({"max_length": 50}, max_new_tokens=7)
+    assert held == changed == GenerationSettings(max_new_tokens=7)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_fields_that_are_not_supported(name: str) -> None:
+    for neutral in (None, *UNSUPPORTED[name]):
+        assert GenerationSettings.from_dict({name: neutral}) == GenerationSettings()
+    with pytest.raises(ValueError, match=f"^{name} is 0.37, which is not supported here$"):
+        GenerationSettings.from_dict({name: 0.37})
+
+
+def write(folder: Path, fields: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / FILE).write_text(fields if isinstance(fields, str) else json.dumps(fields))
+    return folder
+
+
+def test_a_file(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path,
+        {
+            "_from_model_config": True,
+            "transformers_version": "5.23.0",
+            "use_cache": True,
+            "do_sample": True,
+            "temperature": 0.5,
+            "top_k": 7,
+            "eos_token_id": [3, 4],
+        },
+    )
+    read = GenerationSettings.from_pretrained(folder)
+    assert read == GenerationSettings(do_sample=True, temperature=0.5, top_k=7, eos_token_id=(3, 4))
+    changed = GenerationSettings.from_pretrained(str(folder), temperature=2.0, max_new_tokens=3)
+    assert changed == dataclasses.replace(read, temperature=2.0, max_new_tokens=3)
+
+
+def test_a_folder_without_the_file(tmp_path: Path) -> None:
+    assert GenerationSettings.from_pretrained(tmp_path) == GenerationSettings()
+    assert GenerationSettings.from_pretrained(tmp_path, do_sample=True, top_k=3) == (
+        GenerationSettings(do_sample=True, top_k=3)
+    )
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        GenerationSettings.from_pretrained(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"temperature": NaN, "do_sample": true}', "temperature is nan, but must be a number"),
+        ('{"min_length": 3}', "min_length is 3, which is not supported here"),
+        ('{"max_length": 3}', "max_length is 3, which counts the prompt"),
+        ('{"max_new_tokens": "3"}', "max_new_tokens is '3', but must be an integer"),
+        ('{"eos_token_id": {}}', "eos_token_id is {}, but must be an id or several"),
+    ],
+)
+def test_a_broken_file_is_named_once(tmp_path: Path, content: str, message: str) -> None:
+    file = write(tmp_path, content) / FILE
+    with pytest.raises(ValueError) as error:  # noqa: PT011  (the message is compared below)
+        GenerationSettings.from_pretrained(tmp_path)
+    assert str(error.value).startswith(f"{file}: ")
+    assert message in str(error.value)
+    assert str(error.value).count(FILE) == 1
+    assert error.value.__cause__ is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is not JSON: Expecting value"),
+        ("{", "is not JSON: Expecting property name"),
+        ('{"top_k": 1,}', "is not JSON: "),
+        ("[" * 100_000, "is not JSON: "),
+        ("[1, 2]", "must hold a JSON object, not list"),
+        ("null", "must hold a JSON object, not NoneType"),
+    ],
+)
+def test_a_file_that_holds_no_settings(tmp_path: Path, content: str, message: str) -> None:
+    file = write(tmp_path, content) / FILE
+    with pytest.raises(ValueError, match=FILE) as error:
+        GenerationSettings.from_pretrained(tmp_path)
+    assert str(error.value).startswith(f"{file} {message}")
+
+
+def test_a_wrong_argument_is_not_the_files(tmp_path: Path) -> None:
+    write(tmp_path, '{"max_new_tokens": 3}')
+    with pytest.raises(ValueError, match=r"^max_new_tokens is 0, but must be"):
+        GenerationSettings.from_pretrained(tmp_path, max_new_tokens=0)
+
+
+def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / FILE).write_bytes(b'{"stop_strings": "\xff"}')
+    with pytest.raises(ValueError, match=FILE):
+        GenerationSettings.from_pretrained(tmp_path)
+
+
+@given(asked=valid_settings())
+def test_a_file_and_back(asked: GenerationSettings, tmp_path_factory: Any) -> None:
+    folder = tmp_path_factory.getbasetemp() / "written"
+    asked.save_pretrained(folder)
+    assert GenerationSettings.from_pretrained(folder) == asked
+    assert [path.name for path in folder.iterdir()] == [FILE]
+
+
+def test_saving_makes_the_folder_and_replaces_the_file(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "b"
+    GenerationSettings(max_new_tokens=3).save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
+    GenerationSettings(max_new_tokens=4).save_pretrained(str(folder))
+    assert GenerationSettings.from_pretrained(folder).max_new_tokens == 4
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", FILE]
+
+
+def test_saving_that_fails_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    GenerationSettings(max_new_tokens=3).save_pretrained(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    for owner, name in ((os, "replace"), (Path, "write_text")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, refuse)
+            with pytest.raises(OSError, match="No space left"):
+                GenerationSettings(max_new_tokens=4).save_pretrained(tmp_path)
+    assert GenerationSettings.from_pretrained(tmp_path).max_new_tokens == 3
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_saving_over_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(OSError, match=r"cannot write to .*file"):
+        GenerationSettings().save_pretrained(tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"

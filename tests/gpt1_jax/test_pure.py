@@ -1,0 +1,262 @@
+"""A model as a pure function: its parameters, what it compiles and when, and training with it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict
+from support.compilations import compilations
+from support.small_models import (
+    MODELS,
+    difference,
+    leaves_equal,
+    random_ids,
+    small_config,
+    small_model,
+)
+
+import conversion
+import gpt1_jax as gpt1
+from gpt1_jax.pure import merge
+
+pytestmark = pytest.mark.unoptimized
+
+LM = gpt1.OpenAIGPTLMHeadModel
+IDS = random_ids(2, 4)
+
+
+def count(call: Callable[[], Any]) -> int:
+    with compilations() as found:
+        call()
+    return len(found)
+
+
+def test_compilations_are_counted() -> None:
+    double = jax.jit(lambda x: x * 2)
+    x = np.ones(3, np.float32)
+    assert count(lambda: double(x)) == 1
+    assert count(lambda: double(x)) == 0
+    assert count(lambda: double(x[:2])) == 1
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("cls", MODELS)
+def test_the_parameters_are_those_of_the_table(cls: Any, tied: bool) -> None:
+    model = small_model(cls, tie_word_embeddings=tied, num_labels=3)
+    _, params = gpt1.functional(model)
+    rows = conversion.layout(model.config.to_dict(), cls.__name__)
+    leaves: Any = flatten_dict(params)
+    shapes = {".".join(path): leaf.shape for path, leaf in leaves.items()}
+    assert shapes == {".".join(row.path): row.shape for row in rows}
+    torch_names = {
+        name.replace("kernel", "weight").replace("scale", "weight").replace("embedding", "weight")
+        for name in shapes
+    }
+    assert torch_names == {row.torch for row in rows}
+
+
+def test_the_parameters_are_a_plain_nested_dict() -> None:
+    _, params = gpt1.functional(small_model(LM))
+
+    def check(node: Any) -> None:
+        if isinstance(node, jax.Array):
+            return
+        assert type(node) is dict
+        assert all(type(key) is str for key in node)
+        for child in node.values():
+            check(child)
+
+    check(params)
+    assert params["transformer"]["h"]["0"]["attn"]["c_attn"]["kernel"].shape == (8, 24)
+    assert "lm_head" not in params
+
+
+def test_more_than_ten_blocks_keep_their_order() -> None:
+    """As strings, "10" comes before "2"."""
+    model = small_model(gpt1.OpenAIGPTModel, n_layer=11, n_embd=2, n_head=1)
+    params = model.params
+    assert list(params["h"]) == [str(i) for i in range(11)]
+    merged = merge(nnx.graphdef(model), params)
+    for i, block in enumerate(merged.h):
+        np.testing.assert_array_equal(block.ln_1.scale, params["h"][str(i)]["ln_1"]["scale"])
+    assert leaves_equal(merged.params, params)
+
+
+def test_the_parameters_are_not_changed_by_a_model_that_trains_on() -> None:
+    model = small_model(LM)
+    _, params = gpt1.functional(model)
+    before = jax.tree.map(np.array, params)
+    model.load_params(jax.tree.map(lambda leaf: leaf + 1, params))
+    assert leaves_equal(params, before)
+
+
+def test_equal_models_share_one_function_and_its_compilations() -> None:
+    fields: dict[str, Any] = {"vocab_size": 14, "n_layer": 1}
+    one, other = small_model(LM, **fields), small_model(LM, seed=1, **fields)
+    apply, params = gpt1.functional(one)
+    same, other_params = gpt1.functional(other)
+    assert same is apply
+    assert count(lambda: apply(params, IDS)) > 0
+    assert count(lambda: same(other_params, IDS)) == 0
+    assert difference(apply(params, IDS).logits, apply(other_params, IDS).logits) > 0.1
+    made, _ = gpt1.functional(LM(small_config(**fields), rngs=nnx.Rngs(5)))
+    assert made is apply
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_head": 4},
+        {"layer_norm_epsilon": 1e-3},
+        {"resid_pdrop": 0.2},
+        {"afn": "relu"},
+        {"dtype": "bfloat16"},
+        {"precision": "highest"},
+    ],
+    ids=str,
+)
+def test_a_model_that_computes_otherwise_has_a_function_of_its_own(fields: Any) -> None:
+    apply, _ = gpt1.functional(small_model(LM))
+    other, _ = gpt1.functional(small_model(LM, **fields))
+    assert other is not apply
+
+
+def test_each_kind_of_model_has_a_function_of_its_own() -> None:
+    assert len({gpt1.functional(small_model(cls))[0] for cls in MODELS}) == len(MODELS)
+
+
+def test_values_do_not_compile_anew_and_shapes_do() -> None:
+    apply, params = gpt1.functional(small_model(LM, n_layer=1))
+    other = random_ids(2, 4, seed=1)
+    apply(params, IDS, labels=IDS, attention_mask=np.ones((2, 4)), num_items_in_batch=3)
+    for labels, mask, number in (
+        (other, np.ones((2, 4)), 4),
+        (IDS, np.asarray([[0, 1, 1, 1], [1, 1, 1, 1]], np.float64), 5),
+        (np.full_like(IDS, -100), np.ones((2, 4)), 6),
+    ):
+        compiled = count(
+            lambda labels=labels, mask=mask, number=number: apply(
+                params, other, labels=labels, attention_mask=mask, num_items_in_batch=number
+            )
+        )
+        assert compiled == 0
+    # And one flag, or another length, is one more program.
+    assert count(lambda: apply(params, IDS, logits_to_keep=1)) == 1
+    assert count(lambda: apply(params, IDS, logits_to_keep=1)) == 0
+    assert count(lambda: apply(params, IDS, logits_to_keep=2)) == 1
+    assert count(lambda: apply(params, IDS[:, :3], logits_to_keep=1)) == 1
+
+
+def test_kinds_of_one_argument_do_not_compile_anew() -> None:
+    """Lists, numpy and JAX arrays of the same ids; arguments by place and by name."""
+    apply, params = gpt1.functional(small_model(LM, n_layer=1))
+    mask = np.ones((2, 4), np.int32)
+    apply(params, IDS, mask)
+    device_ids, device_mask = jnp.asarray(IDS), jnp.asarray(mask)
+    assert count(lambda: apply(params, device_ids, device_mask)) == 0
+    assert count(lambda: apply(params, input_ids=IDS, attention_mask=mask)) == 0
+    assert count(lambda: apply(params, IDS, mask, labels=None)) == 0
+    assert count(lambda: apply(params, IDS.tolist(), mask.tolist())) == 0
+
+
+def test_reading_token_by_token_compiles_once() -> None:
+    model = small_model(LM, n_layer=1)
+    apply, params = gpt1.functional(model)
+    cache = gpt1.Cache.empty(model.config, 2, 6)
+    cache = apply(params, IDS[:, :1], cache=cache).cache
+    for t in range(1, 4):
+        with compilations() as found:
+            cache = apply(params, IDS[:, t : t + 1], cache=cache).cache
+        assert not found
+    assert cache.index == 4
+
+
+def test_it_works_inside_jit_and_grad() -> None:
+    apply, params = gpt1.functional(small_model(LM, n_layer=1))
+
+    def loss(params: Any, ids: Any) -> Any:
+        return apply(params, ids, labels=ids).loss
+
+    compiled = jax.jit(jax.value_and_grad(loss))
+    value, gradient = compiled(params, IDS)
+    # Measured: equal.
+    np.testing.assert_allclose(value, loss(params, IDS), rtol=1e-6)
+    assert jax.tree.structure(gradient) == jax.tree.structure(params)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    assert count(lambda: compiled(params, random_ids(2, 4, seed=1))) == 0
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_a_gradient_step_lowers_every_loss(cls: Any) -> None:
+    model = small_model(cls, n_layer=1, pad_token_id=0)
+    apply, params = gpt1.functional(model)
+    ids, arguments = IDS, {}
+    if cls is gpt1.OpenAIGPTForSequenceClassification:
+        arguments = {"labels": np.asarray([0, 1])}
+    elif cls is gpt1.OpenAIGPTDoubleHeadsModel:
+        ids, arguments = IDS[None], {"labels": IDS[None], "mc_labels": np.asarray([1])}
+    elif cls is LM:
+        arguments = {"labels": IDS}
+    optimizer = optax.adam(3e-3)
+
+    def loss(params: Any) -> Any:
+        out = apply(params, ids, deterministic=True, **arguments)
+        if cls is gpt1.OpenAIGPTModel:
+            return (out.last_hidden_state**2).sum()
+        return out.loss + getattr(out, "mc_loss", 0)
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
+        value, gradient = jax.value_and_grad(loss)(params)
+        with jax.numpy_dtype_promotion("standard"):  # optax's Adam raises a float to its int32
+            updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    state = jax.jit(optimizer.init)(params)
+    losses = []
+    for _ in range(5):
+        params, state, value = step(params, state)
+        losses.append(float(value))
+    assert losses == sorted(losses, reverse=True)
+    assert len(set(losses)) == 5
+
+
+def test_trained_parameters_go_back_into_the_model() -> None:
+    model = small_model(LM, n_layer=1)
+    apply, params = gpt1.functional(model)
+    trained = jax.tree.map(lambda leaf: leaf * np.float32(1.5), params)
+    model.load_params(trained)
+    # Measured: 2e-7.
+    assert difference(model(IDS).logits, apply(trained, IDS).logits) < 1e-6
+
+
+def test_apply_names_parameters_that_are_not_the_models() -> None:
+    config = gpt1.OpenAIGPTConfig(vocab_size=11, n_positions=8, n_layer=1, n_embd=8, n_head=2)
+    apply, params = gpt1.functional(gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)))
+    ids = np.array([[1, 2]])
+    apply(params, ids)
+    block = params["transformer"]["h"]["0"]
+    block["ln_9"] = block.pop("ln_1")
+    block["mlp"]["c_fc"]["bias"] = jax.numpy.zeros(1)  # which would broadcast
+    with pytest.raises(ValueError, match="not the parameters of this") as error:
+        apply(params, ids)
+    message = str(error.value)
+    assert "- transformer.h.0.ln_1.scale is missing" in message
+    assert "+ transformer.h.0.ln_9.scale is unexpected" in message
+    assert "! transformer.h.0.mlp.c_fc.bias has shape (1,), but must have (32,)" in message
+
+
+def test_models_that_read_a_text_as_a_whole_take_no_cache() -> None:
+    config = gpt1.OpenAIGPTConfig(vocab_size=11, n_positions=8, n_layer=1, n_embd=8, n_head=2)
+    for cls in (gpt1.OpenAIGPTDoubleHeadsModel, gpt1.OpenAIGPTForSequenceClassification):
+        apply, params = gpt1.functional(cls(config, rngs=nnx.Rngs(0)))
+        cache = gpt1.Cache.empty(config, 1, 8)
+        with pytest.raises(TypeError, match=f"{cls.__name__} takes no cache"):
+            apply(params, np.array([[1, 2]]), cache=cache)
+        assert not cache.index.is_deleted()

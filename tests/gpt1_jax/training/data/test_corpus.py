@@ -1,0 +1,297 @@
+"""Text files as tokens: pieces, the cache on disk, blocks, and the order of their batches."""
+
+import functools
+import itertools
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+from support.small_tokenizer import SIZE, write_small
+
+from gpt1_jax.text.tokenizer import Tokenizer
+from gpt1_jax.training.data import corpus
+from gpt1_jax.training.data.corpus import Blocks, load_tokens, read_pieces
+
+# What splits words for one side and not for the other, what is dropped, and a word that is long.
+FRAGMENTS = [
+    *(" ", "  ", "\n", "\r\n", "\r", "\t", "\xa0", "\u3000", "\u2028", "\x85", "\x1c", "\x0b"),
+    *("\ufeff", "\x00", "\u0301", "\u200b", "e\u0301", "İ", "Σ", "中文", "🙂", "<unk>", "!?"),
+    *("the", "The", "is", "pressing", "don't", "presspresspress" * 4),
+]
+TEXTS = st.one_of(st.text(max_size=40), st.lists(st.sampled_from(FRAGMENTS)).map("".join))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    return Tokenizer.from_pretrained(write_small(tmp_path_factory.mktemp("small")))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("texts")
+
+
+def write(folder: Path, *texts: str | bytes) -> list[Path]:
+    paths = [folder / f"{number}.txt" for number in range(len(texts))]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return paths
+
+
+def never(*args: Any) -> NoReturn:
+    raise AssertionError("the text was read again")
+
+
+@given(text=TEXTS, piece=st.integers(1, 30), mark=st.sampled_from(["", "\ufeff"]))
+def test_pieces_are_the_file(folder: Path, text: str, piece: int, mark: str) -> None:
+    [path] = write(folder, mark + text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "PIECE", piece)
+        pieces = list(read_pieces(path))
+    assert "".join(pieces) == (mark + text).removeprefix("\ufeff")
+    assert all(each.endswith((" ", "\n")) for each in pieces[:-1])
+    assert all(pieces)
+
+
+def test_pieces_end_with_their_lines_where_they_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus, "PIECE", 8)
+    [path] = write(tmp_path, "a b\nc d e\nf g h\n" * 5)
+    pieces = list(read_pieces(path))
+    assert len(pieces) > 5
+    assert all(piece.endswith("\n") for piece in pieces)
+
+
+@given(texts=st.lists(TEXTS, min_size=1, max_size=3), piece=st.integers(1, 30))
+def test_the_tokens_are_those_of_the_whole_texts(
+    folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    tokenizer: Tokenizer,
+    texts: list[str],
+    piece: int,
+) -> None:
+    rows = [tokenizer.encode(text.removeprefix("\ufeff")) for text in texts]
+    paths = write(folder, *texts)
+    cache = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus, "PIECE", piece)
+        if not all(rows):
+            path = paths[[bool(row) for row in rows].index(False)]
+            with pytest.raises(ValueError, match=rf"^{path} holds no text$"):
+                load_tokens(paths, tokenizer, cache)
+            return
+        tokens = load_tokens(paths, tokenizer, cache)
+    assert tokens.ids.tolist() == list(itertools.chain.from_iterable(rows))
+    assert tokens.characters == sum(len(text.removeprefix("\ufeff")) for text in texts)
+    assert tokens.files == tuple(map(str, paths))
+
+
+def test_the_ids_stay_on_disk(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    tokens = load_tokens(write(tmp_path, "the thing"), tokenizer, tmp_path / "cache")
+    assert isinstance(tokens.ids, np.memmap)
+    assert not tokens.ids.flags.writeable
+
+
+def test_both_characters_of_a_windows_line_end_count(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    paths = write(tmp_path, "the\r\nthe\n", "\ufeffthe\nthe\n")
+    windows, unix = (load_tokens([path], tokenizer, tmp_path / "cache") for path in paths)
+    assert windows.ids.tolist() == unix.ids.tolist()
+    assert (windows.characters, unix.characters) == (9, 8)
+
+
+def test_a_text_is_encoded_once(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths, cache = write(tmp_path, "the thing", "is pressing"), tmp_path / "deep" / "cache"
+    first = load_tokens(paths, tokenizer, cache)
+    monkeypatch.setattr(corpus, "read_pieces", never)
+    renamed = [path.rename(path.with_suffix(".text")) for path in paths]
+    again = load_tokens(renamed, tokenizer, cache)
+    assert again.ids.tolist() == first.ids.tolist()
+    assert again.characters == first.characters
+    assert again.files == tuple(map(str, renamed))
+
+
+def test_another_text_order_or_tokenizer_is_encoded_anew(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    cache = tmp_path / "cache"
+    load = functools.partial(load_tokens, tokenizer=tokenizer, cache=cache)
+    one, two = write(tmp_path, "the thing", "is pressing")
+    there, back = load([one, two]), load([two, one])
+    assert there.ids.tolist() == [*load([one]).ids, *load([two]).ids]
+    assert back.ids.tolist() == [*load([two]).ids, *load([one]).ids]
+    write(tmp_path, "the thang")  # the same length
+    assert load([one]).ids.tolist() == tokenizer.encode("the thang")
+    other = Tokenizer.from_pretrained(write_small(tmp_path / "other"))
+    other.add_tokens("thang")
+    assert load([one], tokenizer=other).ids.tolist() == [*tokenizer.encode("the"), SIZE]
+    assert len(list(cache.iterdir())) == 2 * 6
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_what_fails_leaves_no_cache(
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    paths, cache = write(tmp_path, "the thing is"), tmp_path / "cache"
+
+    def failing(path: Path) -> Any:
+        yield "the thing "
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "read_pieces", failing)
+        with pytest.raises(type(error)):
+            load_tokens(paths, tokenizer, cache)
+    assert not cache.exists()
+    assert load_tokens(paths, tokenizer, cache).ids.tolist() == tokenizer.encode("the thing is")
+
+
+def test_what_was_killed_is_encoded_anew(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    """Between the two files, the ids are there, but not what says that they are whole."""
+    paths, cache = write(tmp_path, "the thing is"), tmp_path / "cache"
+    expected = load_tokens(paths, tokenizer, cache).ids.tolist()
+    [description] = cache.glob("*.json")
+    description.unlink()
+    description.with_suffix(".bin").write_bytes(b"half")
+    (cache / f".{description.name}.0123abcd.tmp").write_bytes(b"{")
+    assert load_tokens(paths, tokenizer, cache).ids.tolist() == expected
+
+
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b" \t\r\n \xe3\x80\x80\n", b"\0"])
+def test_a_file_without_text(tmp_path: Path, tokenizer: Tokenizer, content: bytes) -> None:
+    paths, cache = write(tmp_path, b"the", content), tmp_path / "cache"
+    with pytest.raises(ValueError, match=r"^.*1\.txt holds no text$"):
+        load_tokens(paths, tokenizer, cache)
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize("start", [0, 1, 8191, 8192, 20000])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("wrong", [b"\xff", b"\xe9 t", b"\xe4\xb8"])
+def test_a_file_in_another_encoding(
+    tmp_path: Path,
+    tokenizer: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
+    start: int,
+    mark: bytes,
+    wrong: bytes,
+) -> None:
+    monkeypatch.setattr(corpus, "PIECE", 6000)
+    content = mark + (b"the \xe4\xb8\xad\n" * 3000)[: start // 8 * 8] + b"a" * (start % 8)
+    ends = wrong == b"\xe4\xb8"  # in the middle of a character
+    paths = write(tmp_path, content + wrong + (b"" if ends else b" the" * 3000))
+    message = rf"^.*0\.txt is not UTF-8 from its byte {len(content)} on \(.*\)$"
+    with pytest.raises(ValueError, match=message):
+        load_tokens(paths, tokenizer, tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_that_is_not_there(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
+        load_tokens([tmp_path / "nowhere.txt"], tokenizer, tmp_path / "cache")
+    with pytest.raises(IsADirectoryError, match=str(tmp_path)):
+        load_tokens([tmp_path], tokenizer, tmp_path / "cache")
+
+
+def test_as_many_bytes_as_ids_need(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_pretrained(write_small(tmp_path / "large"))
+    tokenizer.add_tokens([f"w{number}" for number in range(2**16 - SIZE)])
+    paths = write(tmp_path, f"the w0 w{2**16 - SIZE - 1}")
+    fits = load_tokens(paths, tokenizer, tmp_path / "cache")
+    tokenizer.add_tokens("thing")
+    paths = write(tmp_path, f"the w0 w{2**16 - SIZE - 1} thing")
+    larger = load_tokens(paths, tokenizer, tmp_path / "cache")
+    assert (fits.ids.dtype, larger.ids.dtype) == (np.uint16, np.uint32)
+    assert fits.ids.tolist()[1:] == [SIZE, 2**16 - 1]
+    assert larger.ids.tolist()[1:] == [SIZE, 2**16 - 1, 2**16]
+
+
+@given(st.integers(0, 60), st.integers(1, 12))
+def test_blocks_predict_every_token_but_the_first_once(N: int, T: int) -> None:
+    ids = np.random.default_rng(N).permutation(N).astype(np.uint16)
+    if N <= T:
+        message = f"^a.txt, b.txt: {N} tokens are too few, since one block takes {T + 1} of them$"
+        with pytest.raises(ValueError, match=message):
+            Blocks(ids, T, ("a.txt", "b.txt"))
+        return
+    blocks = Blocks(ids, T)
+    rows = [blocks[index] for index in range(len(blocks))]
+    assert all(row.shape == (T + 1,) and row.dtype == np.int32 for row in rows)
+    predicted = [int(token) for row in rows for token in row[1:]]
+    assert predicted == ids[1 : 1 + len(predicted)].tolist()
+    assert N - 1 - len(predicted) < T
+    assert all(row[0] == before[-1] for before, row in itertools.pairwise(rows))
+
+
+def numbered_batches(seed: int, count: int = 11, batch_size: int = 4) -> Any:
+    """Batches of blocks that each hold their own number."""
+    from gpt1_jax.training.pretrain import batches
+
+    ids = np.repeat(np.arange(count, dtype=np.uint16), 2)
+    return batches(Blocks(np.append(ids, np.uint16(0)), 2), batch_size, seed)
+
+
+def take(batches: Any, count: int) -> list[int]:
+    """The numbers of the blocks in so many batches."""
+    found = []
+    for _ in range(count):
+        tokens = next(batches)["tokens"]
+        assert tokens.shape == (4, 3)
+        assert tokens.dtype == np.int32
+        found += tokens[:, 0].tolist()
+    return found
+
+
+def test_each_epoch_has_every_block_in_another_order() -> None:
+    found = take(numbered_batches(seed=0), 11)
+    epochs = [found[start : start + 11] for start in range(0, 44, 11)]
+    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in [*epochs, range(11)]}) == 5
+
+
+def test_the_seed_alone_decides_the_order() -> None:
+    found = [take(numbered_batches(seed), 8) for seed in (0, 0, 1)]
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+@pytest.mark.parametrize("before", [0, 1, 3, 7])
+def test_an_order_goes_on_from_its_state(before: int) -> None:
+    batches = numbered_batches(seed=0)
+    take(batches, before)
+    state = batches.get_state()
+    expected = take(batches, 6)
+    later = numbered_batches(seed=0)
+    take(later, 2)
+    later.set_state(state)
+    assert take(later, 6) == expected
+
+
+def test_a_text_with_fewer_blocks_than_a_batch() -> None:
+    found = take(numbered_batches(seed=0, count=3), 3)
+    assert [sorted(found[start : start + 3]) for start in range(0, 12, 3)] == [[0, 1, 2]] * 4
+
+
+def test_line_breaks_are_tokens_of_the_original_pipeline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the pieces are cut; and the two pipelines do not share a file."""
+    pytest.importorskip("spacy")
+    original = Tokenizer.from_pretrained(write_small(tmp_path / "small"), pipeline="original")
+    plain = Tokenizer.from_pretrained(tmp_path / "small")
+    text = "the thing\n\nis pressing.\n  \nthe\nis"
+    paths = write(tmp_path, text)
+    assert load_tokens(paths, plain, tmp_path / "cache").ids.tolist() == plain.encode(text)
+    for piece in (4, 12, 1000):
+        monkeypatch.setattr(corpus, "PIECE", piece)
+        tokens = load_tokens(paths, original, tmp_path / f"cache-{piece}")
+        assert tokens.ids.tolist() == original.encode(text)
+    assert load_tokens(paths, original, tmp_path / "cache").ids.tolist() == original.encode(text)

@@ -1,0 +1,165 @@
+"""Labelled sets: what is read is what was written, and every fault is named by file and line."""
+
+import csv
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gpt1_jax.training.data.labelled import Row, read_rows
+
+COLUMNS = {"text": "sentence", "label": "class"}
+
+texts = st.text(st.characters(codec="utf-8")).filter(str.strip)
+labels = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1)
+
+
+def write(path: Path, rows: list[tuple[str, str, str]], blank_lines: bool) -> list[int]:
+    """Write rows with a column that nobody reads; return the lines that they start on."""
+    starts = []
+    with path.open("w", encoding="utf-8-sig", newline="") as file:
+        if path.suffix == ".jsonl":
+            for number, (text, label, other) in enumerate(rows):
+                starts.append(1 + number * (2 if blank_lines else 1))
+                record = {"class": label, "other": other, "sentence": text}
+                end = "\n\n" if blank_lines else "\n"
+                file.write(json.dumps(record, ensure_ascii=False) + end)
+            return starts
+        delimiter = "," if path.suffix == ".csv" else "\t"
+        # The writer does not quote a lone carriage return of itself.
+        returns = any("\r" in field for row in rows for field in row)
+        quoting = csv.QUOTE_ALL if returns else csv.QUOTE_MINIMAL
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n", quoting=quoting)
+        writer.writerow(["class", "other", "sentence"])
+        line = 2
+        for text, label, other in rows:
+            if blank_lines:
+                file.write("\n")
+                line += 1
+            starts.append(line)
+            writer.writerow([label, other, text])
+            ends = (field.replace("\r\n", "\n").replace("\r", "\n") for field in (text, other))
+            line += 1 + sum(field.count("\n") for field in ends)
+    return starts
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
+@given(rows=st.lists(st.tuples(texts, labels, texts), min_size=1, max_size=4), blank=st.booleans())
+def test_what_is_read_is_what_was_written(
+    tmp_path_factory: pytest.TempPathFactory,
+    suffix: str,
+    rows: list[tuple[str, str, str]],
+    blank: bool,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / f"rows{suffix}"
+    starts = write(path, rows, blank)
+    assert read_rows(path, COLUMNS) == [
+        Row(f"{path}, line {start}", {"text": text}, label)
+        for start, (text, label, _) in zip(starts, rows, strict=True)
+    ]
+
+
+def test_characters_that_end_lines_elsewhere_stay_in_a_text(tmp_path: Path) -> None:
+    text = "one\u0085two\u2028three\x0bfour"
+    for suffix in (".csv", ".tsv", ".jsonl"):
+        path = tmp_path / f"rows{suffix}"
+        write(path, [(text, "1", "x")], blank_lines=False)
+        assert [row.texts["text"] for row in read_rows(str(path), COLUMNS)] == [text]
+
+
+def test_windows_line_ends_and_upper_case_suffixes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.CSV"
+    path.write_bytes(b'sentence,class\r\n"a ""b"", c",1\r\nd,2')
+    rows = read_rows(path, COLUMNS)
+    assert rows == [
+        Row(f"{path}, line 2", {"text": 'a "b", c'}, "1"),
+        Row(f"{path}, line 3", {"text": "d"}, "2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "label"),
+    [('" x "', "x"), ("1", "1"), ('"1"', "1"), ("-2.5", "-2.5"), ("true", "true"), ("0", "0")],
+)
+def test_labels_of_json_are_spelled_as_in_a_table(tmp_path: Path, value: str, label: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f'{{"text": "a", "label": {value}}}\n')
+    assert read_rows(path, {"text": "text", "label": "label"})[0].label == label
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"", "a.csv holds no rows"),
+        ("a.csv", b"\xef\xbb\xbf\n\n", "a.csv holds no rows"),
+        ("a.csv", b"sentence,class\n", "a.csv holds no rows"),
+        ("a.jsonl", b"\n \n", "a.jsonl holds no rows"),
+        ("a.txt", b"sentence,class\na,1\n", "a.txt must be a file of one of the kinds .jsonl"),
+        ("a", b"sentence,class\na,1\n", ".jsonl, .csv, .tsv"),
+        (
+            "a.csv",
+            b"sentence,label\na,1\n",
+            "a.csv, line 1: there is no column 'class'; the columns are 'sentence', 'label'",
+        ),
+        ("a.tsv", b"sentence,class\na,1\n", "the columns are 'sentence,class'"),
+        (
+            "a.jsonl",
+            b'{"sentence": "a", "class": 1}\n{"sentence": "a"}\n',
+            "a.jsonl, line 2: there is no column 'class'; the columns are 'sentence'",
+        ),
+        ("a.jsonl", b"{}", "line 1: there is no column 'sentence'; the columns are none"),
+        (
+            "a.csv",
+            b"sentence,class,sentence\na,1,b\n",
+            "a.csv, line 1: the header has 'sentence' more than once",
+        ),
+        (
+            "a.csv",
+            b'sentence,class\n"a\nb",1\nc\n',
+            "a.csv, line 4 has 1 cells, but the header 2",
+        ),
+        ("a.csv", b"sentence,class\na, b,1\n", "a.csv, line 2 has 3 cells, but the header 2"),
+        ("a.csv", b'sentence,class\na,1\n"b,1\nc,2\n', "a.csv, line 3: unexpected end of data"),
+        ("a.tsv", b'sentence\tclass\n"a" b\t1\n', "a.tsv, line 2: '\t' expected after '\"'"),
+        ("a.csv", b"sentence,class\n ,1\n", "a.csv, line 2: 'sentence' is empty"),
+        ("a.csv", b"sentence,class\na,\n", "line 2: 'class' is empty: the label is missing"),
+        ("a.csv", b"sentence,class\na,1\nna\xefve,1\n", "a.csv, line 3 is not UTF-8"),
+        ("a.jsonl", b"\xff\xfe{\x00", "a.jsonl, line 1 is not UTF-8"),
+        ("a.jsonl", b'\n{"sentence": "a\n', "a.jsonl, line 2 is not JSON (Unterminated string"),
+        ("a.jsonl", b'["a"]', "a.jsonl, line 1 is no JSON object"),
+        ("a.jsonl", b'{"sentence": ["a"], "class": 1}', "'sentence' is [\"a\"], but must be a str"),
+        ("a.jsonl", b'{"sentence": 1, "class": 1}', "'sentence' is 1, but must be a string"),
+        ("a.jsonl", b'{"sentence": "", "class": 1}', "line 1: 'sentence' is empty"),
+        (
+            "a.jsonl",
+            b'{"sentence": "a", "class": null}',
+            "'class' is null, but must be a string or",
+        ),
+        ("a.jsonl", b'{"sentence": "a", "class": NaN}', "line 1: holds NaN, which is no JSON"),
+        ("a.jsonl", b'{"a": ' + b"[" * 100_000, "line 1 is nested too deeply"),
+    ],
+)
+def test_faults_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared below)
+        read_rows(path, COLUMNS)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
+        read_rows(tmp_path / "nowhere.csv", COLUMNS)
+
+
+def test_snli_as_it_is_published(data_folder: Path) -> None:
+    columns = {"premise": "premise", "hypothesis": "hypothesis", "label": "label"}
+    rows = read_rows(data_folder / "entailment" / "snli" / "validation.tsv", columns)
+    assert Counter(row.label for row in rows) == {"0": 3329, "1": 3235, "2": 3278}
+    assert rows[0].texts["premise"].startswith("Two women are embracing")
+    assert rows[-1].place.endswith("validation.tsv, line 9843")
