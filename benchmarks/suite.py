@@ -18,7 +18,7 @@ import gpt1_jax as gpt1
 from benchmarks import machine, timing
 from benchmarks.peers import OURS, PEERS, Kind, Peer, taking_part
 from benchmarks.timing import Seconds, Spread, interleave, ratio
-from conversion.files import replacing
+from conversion.files import atomic_write
 
 BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
 TINY: dict[str, Any] = {
@@ -296,5 +296,5 @@ def choose(platform: machine.Platform | None) -> None:
 
 def write_json(file: Path, content: object) -> None:
     """Write a file of JSON, whole or not at all."""
-    with replacing(file.absolute().parent) as temporary:
+    with atomic_write(file.absolute().parent) as temporary:
         temporary(file.name).write_text(json_format.dumps(content, indent=1) + "\n")

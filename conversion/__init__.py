@@ -11,18 +11,18 @@ numpy's.
 from conversion.checkpoint import read, read_config, write
 from conversion.config_file import named_architecture
 from conversion.hub import resolve
-from conversion.layout import ARCHITECTURES, Parameter, layout
-from conversion.match import DTYPES, HeadMissing
+from conversion.layout import ARCHITECTURES, ParamSpec, param_specs
+from conversion.match import DTYPES, MissingHeadError
 from conversion.torch_module import from_torch, to_torch
 
 __all__ = [
     "ARCHITECTURES",
     "DTYPES",
-    "HeadMissing",
-    "Parameter",
+    "MissingHeadError",
+    "ParamSpec",
     "from_torch",
-    "layout",
     "named_architecture",
+    "param_specs",
     "read",
     "read_config",
     "resolve",

@@ -15,10 +15,10 @@ from conversion.layout import (
     CLASSIFICATION,
     DOUBLE_HEADS,
     LM_HEAD,
-    layout,
+    param_specs,
 )
-from conversion.match import fit, fit_tree
-from conversion.tree import Leaf, load_tree, same
+from conversion.match import match_tensors, match_tree
+from conversion.tree import Leaf, load_params, same
 
 
 def read(
@@ -90,11 +90,11 @@ def read(
     architecture = architecture or named_architecture(config) or shown
     config = {**config, **overrides}
     try:
-        layout(config, architecture)
+        param_specs(config, architecture)
     except ValueError as error:  # a field that only this architecture uses
         raise ValueError(f"{folder / CONFIG}: {error}") from None
-    fitted = fit(str(source), found, config, architecture, new_head=new_head)
-    return {**config, "architectures": [architecture]}, load_tree(fitted, leaf)
+    fitted = match_tensors(str(source), found, config, architecture, new_head=new_head)
+    return {**config, "architectures": [architecture]}, load_params(fitted, leaf)
 
 
 def write(
@@ -132,7 +132,7 @@ def write(
         ImportError: torch is needed and not installed.
     """
     architecture = required_architecture(config)
-    leaves = fit_tree(params, config, architecture)
+    leaves = match_tree(params, config, architecture)
     copies = [] if companions is None else _companions(Path(companions), Path(folder))
     if format == "huggingface":
         huggingface.write_folder(

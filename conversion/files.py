@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")  # the names that ``replacing`` works with
+UNFINISHED = re.compile(
+    r"\..+\.[0-9a-f]{8}\.(tmp|old)"
+)  # the names that ``atomic_write`` works with
 # Programs that take the weights beside them, as ``gpt1 export`` writes them.
 FORWARD, DECODE = "forward", "decode"
 PROGRAM, TEXT = ".jax", ".mlir"
@@ -40,7 +42,7 @@ def os_error(message: str, cause: Exception) -> OSError:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes have left of ``replacing`` in ``folder`` and below it.
+    """Remove what killed processes have left of ``atomic_write`` in ``folder`` and below it.
 
     Nothing else may be writing there.
     """
@@ -50,7 +52,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 @contextmanager
-def replacing(folder: Path, *, weights: bool = False) -> Iterator[Callable[[str], Path]]:
+def atomic_write(folder: Path, *, weights: bool = False) -> Iterator[Callable[[str], Path]]:
     """Write files into ``folder``: all of them, or none.
 
     The block is given a function from a file's name to a temporary path beside it, at which the

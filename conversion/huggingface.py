@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from conversion.config_file import CONFIG, config_text, read_json
-from conversion.files import replacing
-from conversion.layout import DOUBLE_HEADS, Parameter, tied
-from conversion.match import Stored
+from conversion.files import atomic_write
+from conversion.layout import DOUBLE_HEADS, ParamSpec, tied
+from conversion.match import LazyTensor
 from conversion.torch_module import import_torch, state_dict, stored_tensors
 
 SAFETENSORS = "model.safetensors"
@@ -43,7 +43,7 @@ def weights_file(folder: Path) -> Path | None:
     return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
 
 
-def open_weights(path: Path) -> list[Stored]:
+def open_weights(path: Path) -> list[LazyTensor]:
     """Every tensor of a file of weights, or of the shards of an index. None is read yet.
 
     Raises:
@@ -60,7 +60,7 @@ def write_folder(
     folder: Path,
     config: Mapping[str, Any],
     architecture: str,
-    leaves: Sequence[tuple[Parameter, Stored]],
+    leaves: Sequence[tuple[ParamSpec, LazyTensor]],
     copies: Sequence[Path] = (),
     *,
     files: Mapping[str, bytes] = MappingProxyType({}),
@@ -94,7 +94,7 @@ def write_folder(
     shards, index = _split(
         {key: one.nbytes for key, (_, one) in saved.items()}, name, max_shard_size
     )
-    with replacing(folder, weights=True) as new:
+    with atomic_write(folder, weights=True) as new:
         for file, keys in shards.items():
             save({key: saved[key][0].to_torch(saved[key][1].load()) for key in keys}, new(file))
         if index is not None:
@@ -107,7 +107,7 @@ def write_folder(
         new(CONFIG).write_text(text, encoding="utf-8")
 
 
-def _open_safetensors(path: Path) -> list[Stored]:
+def _open_safetensors(path: Path) -> list[LazyTensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -121,7 +121,7 @@ def _open_safetensors(path: Path) -> list[Stored]:
                 hint = "; it is a pointer of git-lfs, run `git lfs pull`"
         raise ValueError(f"{path} is no whole safetensors file ({error}){hint}") from None
 
-    def stored(name: str) -> Stored:
+    def stored(name: str) -> LazyTensor:
         def load() -> np.ndarray:
             try:
                 return handle.get_tensor(name)
@@ -130,12 +130,12 @@ def _open_safetensors(path: Path) -> list[Stored]:
 
         code = str(described[name].get_dtype())
         shape = tuple(described[name].get_shape())
-        return Stored(name, shape, _DTYPES.get(code, code), load, path.name)
+        return LazyTensor(name, shape, _DTYPES.get(code, code), load, path.name)
 
     return [stored(name) for name in described]
 
 
-def _open_pickle(path: Path) -> list[Stored]:
+def _open_pickle(path: Path) -> list[LazyTensor]:
     torch = import_torch(f"reading {path}")
     try:
         # Mapped, so that shapes are known before anything is read; files of before torch 1.6 are
@@ -157,7 +157,7 @@ def _open_pickle(path: Path) -> list[Stored]:
     return stored_tensors(state, file=path.name)
 
 
-def _open_shards(index: Path) -> list[Stored]:
+def _open_shards(index: Path) -> list[LazyTensor]:
     listing = read_json(index)
     places = listing.get("weight_map") if isinstance(listing, dict) else None
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
@@ -188,7 +188,7 @@ def _open_shards(index: Path) -> list[Stored]:
     return found
 
 
-def saved_name(row: Parameter, config: Mapping[str, Any], architecture: str) -> str:
+def saved_name(row: ParamSpec, config: Mapping[str, Any], architecture: str) -> str:
     """The name that a parameter has in a file of weights: torch's, or that of its second use."""
     # Tied, transformers keeps one of the two names: of the double heads model it is the head's.
     tokens = row.path[-2] == "tokens_embed"

@@ -41,7 +41,7 @@ _DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Parameter:
+class ParamSpec:
     """One row of the table.
 
     Attributes:
@@ -110,7 +110,7 @@ def tied(config: Mapping[str, Any]) -> bool:
     return _flag(config, "tie_word_embeddings")
 
 
-def layout(config: Mapping[str, Any], architecture: str) -> tuple[Parameter, ...]:
+def param_specs(config: Mapping[str, Any], architecture: str) -> tuple[ParamSpec, ...]:
     """Every parameter of ``architecture`` with the numbers of ``config``.
 
     The rows are in OpenAI's order: positions, tokens, the layers; then the heads. A tied
@@ -156,32 +156,32 @@ def layout(config: Mapping[str, Any], architecture: str) -> tuple[Parameter, ...
     return tuple(rows)
 
 
-def _embedding(module: tuple[str, ...], rows: int, width: int) -> list[Parameter]:
+def _embedding(module: tuple[str, ...], rows: int, width: int) -> list[ParamSpec]:
     shape = (rows, width)
-    return [Parameter(_name(module, "weight"), (*module, "embedding"), shape, openai_shape=shape)]
+    return [ParamSpec(_name(module, "weight"), (*module, "embedding"), shape, openai_shape=shape)]
 
 
-def _conv1d(module: tuple[str, ...], n_in: int, n_out: int) -> list[Parameter]:
+def _conv1d(module: tuple[str, ...], n_in: int, n_out: int) -> list[ParamSpec]:
     weight, bias = (n_in, n_out), (n_out,)
     return [
-        Parameter(_name(module, "weight"), (*module, "kernel"), weight, openai_shape=(1, *weight)),
-        Parameter(_name(module, "bias"), (*module, "bias"), bias, openai_shape=bias),
+        ParamSpec(_name(module, "weight"), (*module, "kernel"), weight, openai_shape=(1, *weight)),
+        ParamSpec(_name(module, "bias"), (*module, "bias"), bias, openai_shape=bias),
     ]
 
 
-def _layer_norm(module: tuple[str, ...], width: int) -> list[Parameter]:
+def _layer_norm(module: tuple[str, ...], width: int) -> list[ParamSpec]:
     shape = (width,)
     return [
-        Parameter(_name(module, "weight"), (*module, "scale"), shape, openai_shape=shape),
-        Parameter(_name(module, "bias"), (*module, "bias"), shape, openai_shape=shape),
+        ParamSpec(_name(module, "weight"), (*module, "scale"), shape, openai_shape=shape),
+        ParamSpec(_name(module, "bias"), (*module, "bias"), shape, openai_shape=shape),
     ]
 
 
-def _linear(module: tuple[str, ...], n_in: int, n_out: int, *, bias: bool) -> list[Parameter]:
-    kernel = Parameter(_name(module, "weight"), (*module, "kernel"), (n_in, n_out), transposed=True)
+def _linear(module: tuple[str, ...], n_in: int, n_out: int, *, bias: bool) -> list[ParamSpec]:
+    kernel = ParamSpec(_name(module, "weight"), (*module, "kernel"), (n_in, n_out), transposed=True)
     if not bias:
         return [kernel]
-    return [kernel, Parameter(_name(module, "bias"), (*module, "bias"), (n_out,))]
+    return [kernel, ParamSpec(_name(module, "bias"), (*module, "bias"), (n_out,))]
 
 
 def _name(module: tuple[str, ...], leaf: str) -> str:

@@ -16,9 +16,9 @@ from conversion.layout import (
     BASE,
     CLASSIFICATION,
     OWN_HEAD,
-    Parameter,
+    ParamSpec,
     Sizes,
-    layout,
+    param_specs,
     sizes,
     tied,
 )
@@ -36,12 +36,12 @@ _POSITIONS = "positions_embed.weight"
 _LM_HEAD = "lm_head.weight"
 
 
-class HeadMissing(ValueError):  # noqa: N818  (what happened, as FileNotFoundError's kin say it)
+class MissingHeadError(ValueError):
     """The weights hold nothing of the head that the architecture needs, and fit otherwise."""
 
 
 @dataclass(frozen=True)
-class Stored:
+class LazyTensor:
     """An array that is described, but not read yet.
 
     Attributes:
@@ -72,15 +72,15 @@ class _Expected:
     parameter: bool = True
 
 
-def fit(
+def match_tensors(
     source: str,
-    found: Iterable[Stored],
+    found: Iterable[LazyTensor],
     config: Mapping[str, Any],
     architecture: str,
     *,
     new_head: bool = False,
     config_name: str = "config.json",
-) -> list[tuple[Parameter, Stored]]:
+) -> list[tuple[ParamSpec, LazyTensor]]:
     """Match tensors under torch's names with the table.
 
     Names of the body may have the prefix ``transformer.`` or not. ``lm_head.weight`` and
@@ -104,8 +104,8 @@ def fit(
         HeadMissing: the architecture's own head is missing, nothing else is wrong, and
             ``new_head`` is false.
     """
-    rows = layout(config, architecture)
-    groups: dict[str, list[Stored]] = {}
+    rows = param_specs(config, architecture)
+    groups: dict[str, list[LazyTensor]] = {}
     for stored in found:
         groups.setdefault(_canonical(stored.name), []).append(stored)
 
@@ -148,7 +148,9 @@ def fit(
             first += f" ({_LM_HEAD} is needed because tie_word_embeddings is false)"
         raise ValueError("\n".join([first, *faults]))
     if headless and not new_head:
-        raise HeadMissing(f"{source} holds no {' and no '.join(head)}, which {architecture} needs")
+        raise MissingHeadError(
+            f"{source} holds no {' and no '.join(head)}, which {architecture} needs"
+        )
 
     fitted = {name: groups[name][0] for name in named}
     if tied(config) and _TOKENS in fitted and _LM_HEAD in groups:
@@ -156,10 +158,10 @@ def fit(
     return [(named[name], stored) for name, stored in fitted.items()]
 
 
-def fit_tree(
+def match_tree(
     params: Mapping[str, Any], config: Mapping[str, Any], architecture: str
-) -> list[tuple[Parameter, Stored]]:
-    """Match the leaves of a nested dict with the table; ``Stored.load`` gives the leaf in numpy.
+) -> list[tuple[ParamSpec, LazyTensor]]:
+    """Match the leaves of a nested dict with the table; ``LazyTensor.load`` gives the leaf in numpy.
 
     Args:
         params: the nested dict; its leaves are numpy arrays or anything that ``np.asarray`` takes.
@@ -173,7 +175,7 @@ def fit_tree(
         ValueError: anything is missing, unexpected, or of a wrong shape or dtype. All of it is
             named, as a path with dots.
     """
-    rows = layout(config, architecture)
+    rows = param_specs(config, architecture)
     groups = {".".join(path): [leaf] for path, leaf in _leaves(params, ())}
     named = {".".join(row.path): row for row in rows}
     expected = {name: _Expected((row.shape,)) for name, row in named.items()}
@@ -189,7 +191,7 @@ def fit_tree(
 def _faults(
     expected: Mapping[str, _Expected],
     optional: Mapping[str, _Expected],
-    groups: Mapping[str, Sequence[Stored]],
+    groups: Mapping[str, Sequence[LazyTensor]],
     spell: Callable[[str], str],
 ) -> list[str]:
     """One line for each thing wrong."""
@@ -234,7 +236,7 @@ def _buffers(numbers: Sizes) -> dict[str, _Expected]:
 
 
 def _differences(
-    config: Mapping[str, Any], architecture: str, groups: Mapping[str, Sequence[Stored]]
+    config: Mapping[str, Any], architecture: str, groups: Mapping[str, Sequence[LazyTensor]]
 ) -> list[tuple[str, int, int]]:
     """(number, what the config says, what the weights show) wherever the two differ."""
     shapes = {name: group[0].shape for name, group in groups.items()}
@@ -245,20 +247,22 @@ def _differences(
         if len(shapes.get(name, ())) == 2:
             shown[number], shown["n_embd"] = shapes[name]
     # A layer counts if it has a parameter of a layer, so that a stray name makes no layer.
-    in_block = {row.torch.removeprefix("h.0.") for row in layout(config, BASE) if _in_layer(row, 0)}
+    in_block = {
+        row.torch.removeprefix("h.0.") for row in param_specs(config, BASE) if _in_layer(row, 0)
+    }
     split = [name.split(".", 2) for name in shapes if name.startswith("h.")]
     shown["n_layer"] = len({n for _, n, *rest in split if rest and rest[0] in in_block})
     if architecture == CLASSIFICATION and len(shapes.get("score.weight", ())) == 2:
-        said["num_labels"] = layout(config, architecture)[-1].torch_shape[0]
+        said["num_labels"] = param_specs(config, architecture)[-1].torch_shape[0]
         shown["num_labels"] = shapes["score.weight"][0]
     return [(number, said[number], n) for number, n in shown.items() if n != said[number]]
 
 
-def _in_layer(row: Parameter, n: int) -> bool:
+def _in_layer(row: ParamSpec, n: int) -> bool:
     return row.path[:2] == ("h", str(n))
 
 
-def _both(source: str, tokens: Stored, lm_head: Stored) -> Stored:
+def _both(source: str, tokens: LazyTensor, lm_head: LazyTensor) -> LazyTensor:
     """The embedding, whose loading makes sure that the tied head beside it is the same."""
 
     def load() -> np.ndarray:
@@ -280,7 +284,7 @@ def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a.view(bits), b.view(bits))
 
 
-def _leaves(node: Any, path: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], Stored]]:
+def _leaves(node: Any, path: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...], LazyTensor]]:
     if isinstance(node, Mapping):
         for key, child in node.items():
             if not isinstance(key, str) or "." in key:
@@ -292,4 +296,4 @@ def _leaves(node: Any, path: tuple[str, ...]) -> Iterable[tuple[tuple[str, ...],
         return
     leaf = node if hasattr(node, "shape") and hasattr(node, "dtype") else np.asarray(node)
     shape, dtype = tuple(map(int, leaf.shape)), str(leaf.dtype)
-    yield path, Stored(".".join(path), shape, dtype, lambda: np.asarray(leaf))
+    yield path, LazyTensor(".".join(path), shape, dtype, lambda: np.asarray(leaf))

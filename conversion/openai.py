@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 
 from conversion.config_file import CONFIG, MODEL_TYPE, config_text, read_config, read_json
-from conversion.files import replacing
-from conversion.layout import ALIASES, BASE, Parameter, layout
-from conversion.match import Stored
+from conversion.files import atomic_write
+from conversion.layout import ALIASES, BASE, ParamSpec, param_specs
+from conversion.match import LazyTensor
 
 SHAPES = "params_shapes.json"
 PIECES = 10  # OpenAI's own loader reads exactly so many
 _N_HEAD = 12  # it is not in the files
 
 
-def open_folder(folder: Path) -> tuple[dict[str, Any], list[Stored]]:
+def open_folder(folder: Path) -> tuple[dict[str, Any], list[LazyTensor]]:
     """The config that the files show, and every parameter under torch's name. None is read yet.
 
     The numbers come from the shapes; a config.json beside them, if there is one, adds the other
@@ -44,7 +44,7 @@ def open_folder(folder: Path) -> tuple[dict[str, Any], list[Stored]]:
     for row in rows:
         stop = start + math.prod(row.shape)
         load = _reader(pieces, start, stop, row.torch_shape)
-        found.append(Stored(row.torch, row.torch_shape, "float32", load, SHAPES))
+        found.append(LazyTensor(row.torch, row.torch_shape, "float32", load, SHAPES))
         start = stop
     return config, found
 
@@ -53,7 +53,7 @@ def write_folder(
     folder: Path,
     config: Mapping[str, Any],
     architecture: str,
-    leaves: Sequence[tuple[Parameter, Stored]],
+    leaves: Sequence[tuple[ParamSpec, LazyTensor]],
     copies: Sequence[Path] = (),
 ) -> None:
     """Write ten pieces, the shapes, and a config.json, which holds what the files do not.
@@ -83,7 +83,7 @@ def write_folder(
         stop = start + math.prod(row.shape)
         flat[start:stop] = row.to_torch(one.load()).reshape(-1)
         start = stop
-    with replacing(folder, weights=True) as new:
+    with atomic_write(folder, weights=True) as new:
         for i, piece in enumerate(np.array_split(flat, PIECES)):
             with new(f"params_{i}.npy").open("wb") as file:
                 np.save(file, piece, allow_pickle=False)
@@ -108,7 +108,7 @@ def _read_shapes(path: Path) -> list[tuple[int, ...]]:
 
 def _described(
     path: Path, shapes: list[tuple[int, ...]]
-) -> tuple[dict[str, int], tuple[Parameter, ...]]:
+) -> tuple[dict[str, int], tuple[ParamSpec, ...]]:
     """The numbers that the shapes show, and the table's rows, whose shapes these are."""
     heads, per_layer = 2, 12
     n_layer, rest = divmod(len(shapes) - heads, per_layer)
@@ -128,7 +128,7 @@ def _described(
         "n_positions": positions[0],
         "vocab_size": tokens[0],
     }
-    rows = layout(numbers | {"n_head": 1}, BASE)  # no shape depends on the number of heads
+    rows = param_specs(numbers | {"n_head": 1}, BASE)  # no shape depends on the number of heads
     wrong = [
         f"{path}: entry {i} is {shape}; GPT-1's {row.torch} is {row.openai_shape}"
         for i, (row, shape) in enumerate(zip(rows, shapes, strict=True))

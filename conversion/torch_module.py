@@ -8,8 +8,8 @@ import numpy as np
 
 from conversion.config_file import required_architecture
 from conversion.layout import ARCHITECTURES, tied
-from conversion.match import DTYPES, Stored, fit, fit_tree
-from conversion.tree import Leaf, load_tree, same
+from conversion.match import DTYPES, LazyTensor, match_tensors, match_tree
+from conversion.tree import Leaf, load_params, same
 
 if TYPE_CHECKING:
     import torch
@@ -38,8 +38,10 @@ def from_torch(
         if config.get(key) is not None:
             config[key] = str(config[key]).removeprefix("torch.")
     found = stored_tensors(module.state_dict(), file="")
-    fitted = fit("the torch module", found, config, architecture, config_name="its config")
-    return config, load_tree(fitted, leaf)
+    fitted = match_tensors(
+        "the torch module", found, config, architecture, config_name="its config"
+    )
+    return config, load_params(fitted, leaf)
 
 
 def to_torch(
@@ -70,7 +72,7 @@ def to_torch(
     """
     torch = import_torch("to_torch")
     architecture = required_architecture(config)
-    leaves = fit_tree(params, config, architecture)
+    leaves = match_tree(params, config, architecture)
     module = _build(config, architecture, leaves) if torch_model is None else torch_model
     if _architecture(module) != architecture:
         raise ValueError(
@@ -79,7 +81,7 @@ def to_torch(
     state = module.state_dict(keep_vars=True)
     # Of the module only names and shapes matter: a tensor of any dtype can be copied into.
     found = [replace(one, dtype="float32") for one in stored_tensors(state, file="")]
-    fit("the torch module", found, config, architecture, config_name="the config")
+    match_tensors("the torch module", found, config, architecture, config_name="the config")
     with torch.no_grad():
         for row, one in leaves:
             tensor = _tensor(row.to_torch(one.load()))
@@ -91,12 +93,12 @@ def to_torch(
     return module
 
 
-def stored_tensors(state: Mapping[str, "torch.Tensor"], *, file: str) -> list[Stored]:
+def stored_tensors(state: Mapping[str, "torch.Tensor"], *, file: str) -> list[LazyTensor]:
     """The tensors of a state dict, to be read one by one."""
 
-    def stored(name: str, tensor: "torch.Tensor") -> Stored:
+    def stored(name: str, tensor: "torch.Tensor") -> LazyTensor:
         dtype = str(tensor.dtype).removeprefix("torch.")
-        return Stored(name, tuple(tensor.shape), dtype, lambda: _array(tensor), file)
+        return LazyTensor(name, tuple(tensor.shape), dtype, lambda: _array(tensor), file)
 
     return [stored(name, tensor) for name, tensor in state.items()]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from conversion.layout import Parameter
-from conversion.match import Stored
+from conversion.layout import ParamSpec
+from conversion.match import LazyTensor
 
 # What becomes of each array as soon as it is read: jnp.asarray, say.
 Leaf = Callable[[np.ndarray], Any]
@@ -17,7 +17,7 @@ def same(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def load_tree(fitted: Sequence[tuple[Parameter, Stored]], leaf: Leaf) -> dict[str, Any]:
+def load_params(fitted: Sequence[tuple[ParamSpec, LazyTensor]], leaf: Leaf) -> dict[str, Any]:
     """Read every array, and nest what ``leaf`` makes of each.
 
     The largest come first: while an array is both here and wherever ``leaf`` puts it, least of the

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import conversion
-from conversion.files import replacing
+from conversion.files import atomic_write
 from conversion.layout import ALIASES as SPELLINGS
 from gpt1_jax.demo import resolve
 
@@ -214,7 +214,7 @@ class OpenAIGPTConfig:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` into ``folder`` (created if need be), whole or not at all."""
-        with replacing(Path(folder)) as new:
+        with atomic_write(Path(folder)) as new:
             new("config.json").write_text(
                 json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
             )

@@ -195,7 +195,7 @@ def _by_saved_names(
     graphdef, params = split(model)
     leaves = flatten(params)
     config, architecture = model.config.to_dict(), type(model).__name__
-    table = conversion.layout(config, architecture)
+    table = conversion.param_specs(config, architecture)
     rows = {saved_name(row, config, architecture): row for row in table}
 
     def merged(weights: Mapping[str, jax.Array]) -> Any:

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from conversion.config_file import read_json
-from conversion.files import replacing
+from conversion.files import atomic_write
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 
@@ -408,7 +408,7 @@ class GenerationSettings:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``generation_config.json`` into ``folder`` (created if need be), whole or not."""
-        with replacing(Path(folder)) as new:
+        with atomic_write(Path(folder)) as new:
             new(FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
 

@@ -250,7 +250,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
                 overrides=fields,
                 leaf=lambda array: jnp.asarray(array, param_dtype),
             )
-        except conversion.HeadMissing as error:
+        except conversion.MissingHeadError as error:
             hint = "to start from a new head, pass rngs=nnx.Rngs(seed)"
             raise ValueError(f"{error}; {hint}") from None
         leaves = flatten(params)

@@ -8,7 +8,7 @@ import tyro
 from benchmarks.report.page import write_page
 from benchmarks.report.pictures import draw_pictures
 from benchmarks.report.records import read_records
-from conversion.files import replacing
+from conversion.files import atomic_write
 
 
 def report(
@@ -33,7 +33,7 @@ def report(
     out = out or folder
     pictures = draw_pictures(records)
     texts = {name: text for name, (text, _) in pictures.items()}
-    with replacing(out) as temporary:
+    with atomic_write(out) as temporary:
         for name, (_, figure) in pictures.items():
             figure.savefig(temporary(name), format="png")
         temporary("README.md").write_text(write_page(records, texts), encoding="utf-8")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from conversion.files import replacing
+from conversion.files import atomic_write
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.planning import TIMEOUT, DType, Name, Plan
 from gpt1_jax.estimate.planning import plan as planned
@@ -112,5 +112,5 @@ def plan(
 
 
 def _write(file: Path, text: str) -> None:
-    with replacing(file.absolute().parent) as new:
+    with atomic_write(file.absolute().parent) as new:
         new(file.name).write_text(text, encoding="utf-8")

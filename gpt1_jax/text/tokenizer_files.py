@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from conversion.files import replacing
+from conversion.files import atomic_write
 
 if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not pay
     import tokenizers
@@ -118,7 +118,7 @@ def write_tokenizer(
         "tokenizer.json": whole,
         "tokenizer_config.json": _json({**settings, "added_tokens_decoder": added}),
     }
-    with replacing(folder) as temporary:
+    with atomic_write(folder) as temporary:
         for name, text in files.items():
             temporary(name).write_text(text, encoding="utf-8", newline="\n")
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from conversion.files import replacing
+from conversion.files import atomic_write
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS
@@ -350,7 +350,7 @@ def _write_task(out: Path, task: Task, columns: Mapping[str, str]) -> None:
         "max_tokens": task.max_tokens,
         "columns": dict(columns),
     }
-    with replacing(out) as new:
+    with atomic_write(out) as new:
         new(TASK).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 

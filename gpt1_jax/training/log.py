@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conversion.files import os_error, replacing
+from conversion.files import atomic_write, os_error
 
 
 class Log:
@@ -22,7 +22,7 @@ class Log:
     def __init__(self, path: Path, step: int):
         self.path = path
         kept = [record for record in read_log(path) if record["step"] <= step]
-        with replacing(path.parent) as new:
+        with atomic_write(path.parent) as new:
             text = "".join(json.dumps(record) + "\n" for record in kept)
             new(path.name).write_text(text, encoding="utf-8")
 
@@ -83,5 +83,5 @@ def draw_losses(log: Path, picture: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    with replacing(picture.parent) as new:
+    with atomic_write(picture.parent) as new:
         figure.savefig(new(picture.name), format="png", dpi=120)

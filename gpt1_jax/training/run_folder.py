@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from conversion.files import remove_unfinished, replacing
+from conversion.files import atomic_write, remove_unfinished
 
 SETTINGS = "run.json"
 CHECKPOINT = (".json", ".txt", ".bpe", ".safetensors", ".bin", ".npy")
@@ -91,6 +91,6 @@ def begin(out: Path, settings: dict[str, Any]) -> bool:
     if check(out, settings):
         remove_unfinished(out)
         return True
-    with replacing(out) as new:
+    with atomic_write(out) as new:
         new(SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return False

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from conversion.layout import layout
+from conversion.layout import param_specs
 from conversion.match import DTYPES
 
 TINY = {
@@ -44,7 +44,7 @@ def build(architecture: str, dtype: str = "float32", **changes: Any) -> Checkpoi
     config = TINY | {"architectures": [architecture]} | changes
     made = Checkpoint(config)
     random = np.random.default_rng(0)
-    for row in layout(config, architecture):
+    for row in param_specs(config, architecture):
         leaf = random.standard_normal(row.shape).astype(DTYPES[dtype])
         node = made.params
         for key in row.path[:-1]:

@@ -1,14 +1,16 @@
 import numpy as np
 import pytest
 
-from conversion import ARCHITECTURES, layout
+from conversion import ARCHITECTURES, param_specs
 
 BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
 TINY = {"n_layer": 1, "n_embd": 4, "n_head": 2, "n_positions": 3, "vocab_size": 5}
 
 
 def test_the_body_literally():
-    rows = [(row.torch, row.path[-1], row.shape, row.openai_shape) for row in layout(TINY, BASE)]
+    rows = [
+        (row.torch, row.path[-1], row.shape, row.openai_shape) for row in param_specs(TINY, BASE)
+    ]
     assert rows == [
         ("positions_embed.weight", "embedding", (3, 4), (3, 4)),
         ("tokens_embed.weight", "embedding", (5, 4), (5, 4)),
@@ -29,7 +31,7 @@ def test_the_body_literally():
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_paths_spell_torch_names(architecture):
-    for row in layout(TINY | {"tie_word_embeddings": False}, architecture):
+    for row in param_specs(TINY | {"tie_word_embeddings": False}, architecture):
         assert row.path[:-1] == tuple(row.torch.split("."))[:-1]
         assert row.torch.endswith("bias") == (row.path[-1] == "bias")
         in_body = row.openai_shape is not None
@@ -37,7 +39,7 @@ def test_paths_spell_torch_names(architecture):
 
 
 def test_the_defaults_are_gpt1():
-    rows = layout({}, LM_HEAD)
+    rows = param_specs({}, LM_HEAD)
     assert sum(int(np.prod(row.shape)) for row in rows) == 116_534_784
     assert len(rows) == 146
     assert [row.openai_shape for row in rows[:3]] == [(512, 768), (40478, 768), (1, 768, 2304)]
@@ -45,7 +47,7 @@ def test_the_defaults_are_gpt1():
 
 
 def heads(config, architecture):
-    rows = layout(TINY | config, architecture)
+    rows = param_specs(TINY | config, architecture)
     return [
         (row.torch, row.shape, row.torch_shape, row.transposed)
         for row in rows
@@ -84,7 +86,7 @@ def test_heads():
     ],
 )
 def test_the_number_of_labels(config, labels):
-    assert layout(TINY | config, CLASSIFICATION)[-1].shape == (4, labels)
+    assert param_specs(TINY | config, CLASSIFICATION)[-1].shape == (4, labels)
 
 
 def test_other_spellings_of_the_numbers():
@@ -95,9 +97,9 @@ def test_other_spellings_of_the_numbers():
         "max_position_embeddings": 3,
         "vocab_size": 5,
     }
-    assert layout(aliases, BASE) == layout(TINY, BASE)
+    assert param_specs(aliases, BASE) == param_specs(TINY, BASE)
     with pytest.raises(ValueError, match="n_embd is 4, hidden_size is 8; keep n_embd alone"):
-        layout(TINY | {"hidden_size": 8}, BASE)
+        param_specs(TINY | {"hidden_size": 8}, BASE)
 
 
 @pytest.mark.parametrize("value", [0, -1, True, "12", 1.5, None, [4]])
@@ -107,7 +109,7 @@ def test_other_spellings_of_the_numbers():
 def test_a_wrong_number_is_named(field, value):
     config = {name: n for name, n in TINY.items() if (name, field) != ("n_embd", "hidden_size")}
     with pytest.raises(ValueError, match=f"^{field} is ") as error:
-        layout(config | {field: value}, BASE)
+        param_specs(config | {field: value}, BASE)
     assert str(error.value) == f"{field} is {value!r}; it must be a positive integer"
 
 
@@ -125,17 +127,17 @@ def test_a_wrong_number_is_named(field, value):
     ],
 )
 def test_a_wrong_field_of_a_head_is_named(field, value, architecture):
-    layout(TINY, architecture)
+    param_specs(TINY, architecture)
     with pytest.raises(ValueError, match=f"^{field} is ") as error:
-        layout(TINY | {field: value}, architecture)
+        param_specs(TINY | {field: value}, architecture)
     assert str(error.value).startswith(f"{field} is {value!r}; it must be ")
 
 
 def test_heads_must_divide_the_width():
     with pytest.raises(ValueError, match="n_embd is 4 and n_head 3; n_embd must be a multiple"):
-        layout(TINY | {"n_head": 3}, BASE)
+        param_specs(TINY | {"n_head": 3}, BASE)
 
 
 def test_an_unknown_architecture():
     with pytest.raises(ValueError, match="'GPT2Model'; it must be one of OpenAIGPTModel, "):
-        layout(TINY, "GPT2Model")
+        param_specs(TINY, "GPT2Model")

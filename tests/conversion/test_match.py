@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conversion import ARCHITECTURES, HeadMissing, read, write
-from conversion.match import Stored, fit, fit_tree
+from conversion import ARCHITECTURES, MissingHeadError, read, write
+from conversion.match import LazyTensor, match_tensors, match_tree
 
 BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
 HEADS = ("lm_head.weight", "score.weight", "multiple_choice_head.summary.weight")
@@ -16,9 +16,9 @@ def unread() -> np.ndarray:
     raise AssertionError("data was read before the check was done")
 
 
-def describe(tensors) -> dict[str, Stored]:
+def describe(tensors) -> dict[str, LazyTensor]:
     return {
-        name: Stored(name, array.shape, str(array.dtype), unread, "a.safetensors")
+        name: LazyTensor(name, array.shape, str(array.dtype), unread, "a.safetensors")
         for name, array in tensors.items()
     }
 
@@ -26,8 +26,8 @@ def describe(tensors) -> dict[str, Stored]:
 def complaint(found, config, architecture) -> list[str]:
     """The lines below the first one."""
     with pytest.raises(ValueError, match=r"^SOURCE does not fit") as error:
-        fit("SOURCE", found, config, architecture)
-    assert not isinstance(error.value, HeadMissing)
+        match_tensors("SOURCE", found, config, architecture)
+    assert not isinstance(error.value, MissingHeadError)
     first, *lines = str(error.value).splitlines()
     assert first.startswith(f"SOURCE does not fit {architecture}")
     return lines
@@ -42,7 +42,7 @@ def has(lines, fault, name):
 def test_what_fits(checkpoint, architecture, untied):
     made = checkpoint(architecture, tie_word_embeddings=not untied)
     found = describe(made.tensors)
-    fitted = fit("SOURCE", found.values(), made.config, architecture)
+    fitted = match_tensors("SOURCE", found.values(), made.config, architecture)
     assert len(fitted) == len(found)
     assert all(stored.shape == row.torch_shape for row, stored in fitted)
 
@@ -90,10 +90,10 @@ def test_every_single_fault_of_a_tree_is_reported_by_path(checkpoint, architectu
         params = checkpoint(architecture, tie_word_embeddings=False).params
         change(params)
         with pytest.raises(ValueError, match=r"^the parameters do not fit") as error:
-            fit_tree(params, made.config, architecture)
+            match_tree(params, made.config, architecture)
         return str(error.value).splitlines()[1:]
 
-    rows = fit_tree(made.params, made.config, architecture)
+    rows = match_tree(made.params, made.config, architecture)
     assert len(rows) == len(made.tensors)
     for row, _ in rows:
         *path, last = row.path
@@ -129,13 +129,12 @@ def test_every_single_fault_of_a_tree_is_reported_by_path(checkpoint, architectu
 
 @given(data=st.data())
 def test_two_faults_are_both_reported(data):
-    from conversion.layout import layout
 
     config = {"n_layer": 2, "n_embd": 4, "n_head": 2, "n_positions": 3, "vocab_size": 5}
     architecture = data.draw(st.sampled_from(ARCHITECTURES))
     found = {
-        row.torch: Stored(row.torch, row.torch_shape, "float32", unread)
-        for row in layout(config, architecture)
+        row.torch: LazyTensor(row.torch, row.torch_shape, "float32", unread)
+        for row in param_specs(config, architecture)
     }
     body = sorted(set(found) - set(HEADS) - {"multiple_choice_head.summary.bias"})
     names = data.draw(st.lists(st.sampled_from(body), min_size=2, max_size=2, unique=True))
@@ -147,7 +146,7 @@ def test_two_faults_are_both_reported(data):
             expected.append((fault, name))
         elif fault == "unexpected":
             extra = data.draw(st.text("abch.", min_size=1).filter(lambda text: text not in found))
-            found[extra] = Stored(extra, (1,), "float32", unread)
+            found[extra] = LazyTensor(extra, (1,), "float32", unread)
             expected.append((fault, extra))
         elif fault == "mis-shaped":
             size = data.draw(st.integers(100, 200))
@@ -169,7 +168,9 @@ def test_two_faults_are_both_reported(data):
 def test_numbers_that_differ_from_the_config_are_named_first(checkpoint, field, value, shown):
     made = checkpoint(LM_HEAD)
     with pytest.raises(ValueError, match=r"^SOURCE does not fit") as error:
-        fit("SOURCE", describe(made.tensors).values(), made.config | {field: value}, LM_HEAD)
+        match_tensors(
+            "SOURCE", describe(made.tensors).values(), made.config | {field: value}, LM_HEAD
+        )
     first = str(error.value).splitlines()[0]
     assert first == (
         f"SOURCE does not fit OpenAIGPTLMHeadModel: config.json says {field} {value}, "
@@ -181,7 +182,7 @@ def test_the_number_of_labels_that_differs_is_named(checkpoint):
     made = checkpoint(CLASSIFICATION)
     config = made.config | {"num_labels": 4}
     with pytest.raises(ValueError, match="says num_labels 4, the weights show 3\n"):
-        fit("SOURCE", describe(made.tensors).values(), config, CLASSIFICATION)
+        match_tensors("SOURCE", describe(made.tensors).values(), config, CLASSIFICATION)
 
 
 @pytest.mark.parametrize("asked", ARCHITECTURES)
@@ -224,12 +225,12 @@ def test_buffers_of_old_versions_are_ignored_by_name_and_shape(checkpoint, prefi
     found = {name: replace(one, name=name) for name, one in found.items()}
 
     def buffer(name, shape, dtype="uint8"):
-        return Stored(prefix + name, shape, dtype, unread, "a.safetensors")
+        return LazyTensor(prefix + name, shape, dtype, unread, "a.safetensors")
 
     masks = [buffer(f"h.{n}.attn.bias", (1, 1, 8, 8)) for n in range(2)]
     for positions in ((8,), (1, 8)):
         held = [*found.values(), *masks, buffer("position_ids", positions, "int64")]
-        fitted = fit("SOURCE", held, made.config, BASE)
+        fitted = match_tensors("SOURCE", held, made.config, BASE)
         assert len(fitted) == len(found)
 
     wrong = buffer("h.0.attn.bias", (1, 1, 9, 9))
@@ -290,14 +291,14 @@ def test_an_untied_head_is_dropped_for_the_body(checkpoint, tmp_path, identical)
 def test_other_heads_are_dropped_by_name(checkpoint, held, asked):
     made = checkpoint(held)
     found = describe(made.tensors)
-    fitted = fit("SOURCE", found.values(), made.config, asked, new_head=True)
+    fitted = match_tensors("SOURCE", found.values(), made.config, asked, new_head=True)
     heads = {row.torch for row, _ in fitted if row.openai_shape is None}
     assert heads == (
         {name for name in found if name.startswith(("score", "mult"))} if held == asked else set()
     )
-    stray = Stored("score.bias", (3,), "float32", unread, "a.safetensors")
+    stray = LazyTensor("score.bias", (3,), "float32", unread, "a.safetensors")
     with pytest.raises(ValueError, match=r"\+ unexpected  score.bias \(3,\)"):
-        fit("SOURCE", [*found.values(), stray], made.config, asked, new_head=True)
+        match_tensors("SOURCE", [*found.values(), stray], made.config, asked, new_head=True)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +314,7 @@ def test_other_heads_are_dropped_by_name(checkpoint, held, asked):
 def test_a_missing_head_is_a_matter_of_its_own(checkpoint, tmp_path, identical, asked, needed):
     made = checkpoint(LM_HEAD)
     folder = made.save(tmp_path / "a")
-    with pytest.raises(HeadMissing) as error:
+    with pytest.raises(MissingHeadError) as error:
         read(folder, architecture=asked)
     assert str(error.value).endswith(f"holds {needed} which {asked} needs")
     _, params = read(folder, architecture=asked, new_head=True)
@@ -330,8 +331,10 @@ def test_half_a_head_is_not_a_missing_head(checkpoint):
     made = checkpoint(DOUBLE_HEADS)
     del made.tensors["multiple_choice_head.summary.bias"]
     with pytest.raises(ValueError, match=r"missing     multiple_choice_head.summary.bias") as error:
-        fit("S", describe(made.tensors).values(), made.config, DOUBLE_HEADS, new_head=True)
-    assert not isinstance(error.value, HeadMissing)
+        match_tensors(
+            "S", describe(made.tensors).values(), made.config, DOUBLE_HEADS, new_head=True
+        )
+    assert not isinstance(error.value, MissingHeadError)
 
 
 def test_trees_that_are_no_trees_of_names(checkpoint, tmp_path):
@@ -348,4 +351,4 @@ def test_trees_that_are_no_trees_of_names(checkpoint, tmp_path):
 def test_a_tied_head_in_a_tree_is_explained(checkpoint):
     made = checkpoint(LM_HEAD, tie_word_embeddings=False)
     with pytest.raises(ValueError, match="only if tie_word_embeddings is false"):
-        fit_tree(made.params, made.config | {"tie_word_embeddings": True}, LM_HEAD)
+        match_tree(made.params, made.config | {"tie_word_embeddings": True}, LM_HEAD)

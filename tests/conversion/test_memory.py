@@ -40,7 +40,7 @@ def write_full_size(folder: Path, format: str) -> int:
 
     config = {"architectures": ["OpenAIGPTLMHeadModel"]}
     random, params = np.random.default_rng(0), {}
-    for row in conversion.layout(config, "OpenAIGPTLMHeadModel"):
+    for row in conversion.param_specs(config, "OpenAIGPTLMHeadModel"):
         node = params
         for key in row.path[:-1]:
             node = node.setdefault(key, {})

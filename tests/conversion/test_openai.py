@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from conversion import ARCHITECTURES, layout, read, write
+from conversion import ARCHITECTURES, param_specs, read, write
 
 BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
 
@@ -28,7 +28,7 @@ def original_loader(folder: Path) -> list[np.ndarray]:
 def test_the_original_loader_reads_what_is_written(checkpoint, folder, identical):
     made = checkpoint(LM_HEAD)
     arrays = original_loader(folder)
-    rows = layout(made.config, LM_HEAD)
+    rows = param_specs(made.config, LM_HEAD)
     assert len(arrays) == len(rows) == 2 + 2 * 12
     for row, array in zip(rows, arrays, strict=True):
         assert array.shape == row.openai_shape

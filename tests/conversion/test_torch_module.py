@@ -3,7 +3,7 @@ import sys
 import numpy as np
 import pytest
 
-from conversion import ARCHITECTURES, from_torch, layout, read, to_torch, write
+from conversion import ARCHITECTURES, from_torch, param_specs, read, to_torch, write
 from conversion.match import DTYPES
 
 BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
@@ -73,7 +73,7 @@ def logits(module, torch):
 def test_the_table_is_what_transformers_has(module, architecture, changes):
     built = module(architecture, **changes)
     found = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
-    rows = layout(built.config.to_dict(), architecture)
+    rows = param_specs(built.config.to_dict(), architecture)
     table = {row.torch: row.torch_shape for row in rows}
     if architecture in (LM_HEAD, DOUBLE_HEADS) and "tie_word_embeddings" not in changes:
         assert found.pop("lm_head.weight") == table["transformer.tokens_embed.weight"]

@@ -41,7 +41,7 @@ def random_params(architecture: str) -> dict[str, Any]:
     """Weights in the tree of ``conversion``, wide enough for attention to be far from uniform."""
     rng = np.random.default_rng(2018)
     leaves = {}
-    for row in conversion.layout(CONFIG, architecture):
+    for row in conversion.param_specs(CONFIG, architecture):
         values = rng.normal(scale=0.3, size=row.shape) + (row.path[-1] == "scale")
         leaves[row.path] = values.astype(np.float32)
     return unflatten_dict(leaves)

@@ -145,7 +145,7 @@ def test_decoding_of_padded_rows_and_in_parts() -> None:
 
 def saved(model: Any) -> dict[str, Any]:
     """The tensors of a model's checkpoint: the names and the order of dimensions are torch's."""
-    rows = conversion.layout(model.config.to_dict(), type(model).__name__)
+    rows = conversion.param_specs(model.config.to_dict(), type(model).__name__)
     leaves = {row.torch: row.path for row in rows}
 
     def at(path: tuple[str, ...]) -> np.ndarray:

@@ -101,7 +101,7 @@ def test_gradients_and_an_adamw_step(reference: Any, model: gpt1.OpenAIGPTLMHead
     assert abs(float(ours) - loss.item()) <= 2e-6  # measured: 9.5e-7
     named, leaves = dict(reference.named_parameters()), flatten(gradients)
     largest = max(float(parameter.grad.abs().max()) for parameter in named.values())
-    for row in conversion.layout(model.config.to_dict(), "OpenAIGPTLMHeadModel"):
+    for row in conversion.param_specs(model.config.to_dict(), "OpenAIGPTLMHeadModel"):
         difference = np.abs(np.asarray(leaves[row.path]) - named[row.torch].grad.numpy()).max()
         assert difference <= 2e-6 * largest, row.torch  # measured: 1.2e-6
 
@@ -114,7 +114,7 @@ def test_gradients_and_an_adamw_step(reference: Any, model: gpt1.OpenAIGPTLMHead
     applied: Any = optax.apply_updates(params, updates)
     after = flatten(applied)
     torch.optim.AdamW(reference.parameters(), lr=2.5e-4, **settings).step()
-    for row in conversion.layout(model.config.to_dict(), "OpenAIGPTLMHeadModel"):
+    for row in conversion.param_specs(model.config.to_dict(), "OpenAIGPTLMHeadModel"):
         difference = np.abs(np.asarray(after[row.path]) - named[row.torch].detach().numpy())
         if row.path[-2:] == ("c_attn", "bias"):
             # The gradients of the keys' biases are rounding, see training/test_trajectory.py.

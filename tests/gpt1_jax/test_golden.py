@@ -37,7 +37,7 @@ def test_outputs_losses_and_gradients(architecture: str) -> None:
             got[name] = getattr(out, name)
     if "loss" in got:
         gradients = flatten(jax.grad(total_loss, argnums=1)(apply, params, arguments))
-        names = {row.torch: row.path for row in conversion.layout(CONFIG, architecture)}
+        names = {row.torch: row.path for row in conversion.param_specs(CONFIG, architecture)}
         got["gradient_norms"] = np.stack(
             [np.linalg.norm(gradients[names[name]]) for name in sorted(names)]
         )

@@ -314,7 +314,7 @@ def parameters_of(reference: Any, model: Any) -> list[tuple[Any, Any]]:
     """Each row of the layout with torch's parameter."""
     named = dict(reference.named_parameters())
     tied = {"transformer.tokens_embed.weight": "lm_head.weight"}
-    rows = conversion.layout(model.config.to_dict(), type(reference).__name__)
+    rows = conversion.param_specs(model.config.to_dict(), type(reference).__name__)
     return [(row, named[row.torch if row.torch in named else tied[row.torch]]) for row in rows]
 
 

@@ -49,7 +49,7 @@ def test_compilations_are_counted() -> None:
 def test_the_parameters_are_those_of_the_table(cls: Any, tied: bool) -> None:
     model = small_model(cls, tie_word_embeddings=tied, num_labels=3)
     _, params = gpt1.functional(model)
-    rows = conversion.layout(model.config.to_dict(), cls.__name__)
+    rows = conversion.param_specs(model.config.to_dict(), cls.__name__)
     leaves: Any = flatten_dict(params)
     shapes = {".".join(path): leaf.shape for path, leaf in leaves.items()}
     assert shapes == {".".join(row.path): row.shape for row in rows}

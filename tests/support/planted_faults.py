@@ -80,9 +80,9 @@ FAULTS = (
         "a layer norm's weight and bias exchanged",
         "conversion/layout.py",
         """(*module, "scale"), shape, openai_shape=shape),
-        Parameter(_name(module, "bias"), (*module, "bias"), shape""",
+        ParamSpec(_name(module, "bias"), (*module, "bias"), shape""",
         """(*module, "bias"), shape, openai_shape=shape),
-        Parameter(_name(module, "bias"), (*module, "scale"), shape""",
+        ParamSpec(_name(module, "bias"), (*module, "scale"), shape""",
     ),
     Fault(
         "OpenAI's two layer norms of a block exchanged",

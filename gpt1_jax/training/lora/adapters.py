@@ -22,7 +22,7 @@ from flax.traverse_util import unflatten_dict
 
 import conversion
 from conversion.config_file import read_json
-from conversion.files import replacing
+from conversion.files import atomic_write
 from conversion.huggingface import open_weights
 from conversion.layout import (
     BASE,
@@ -30,11 +30,11 @@ from conversion.layout import (
     DOUBLE_HEADS,
     LM_HEAD,
     OWN_HEAD,
-    Parameter,
-    layout,
+    ParamSpec,
+    param_specs,
 )
-from conversion.match import Stored
-from conversion.tree import load_tree
+from conversion.match import LazyTensor
+from conversion.tree import load_params
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.pretrained import Params, check_params, flatten
 
@@ -254,7 +254,7 @@ def save_adapters(
         "task_type": TASKS[architecture],
         "use_rslora": settings.rslora,
     }
-    with replacing(Path(folder)) as new:
+    with atomic_write(Path(folder)) as new:
         _save(arrays, new(WEIGHTS))
         new(CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -295,8 +295,8 @@ def load_adapters(folder: str | os.PathLike[str]) -> tuple[LoraSettings, Params,
     }
     if faults := _faults(settings, described, rows, modules_to_save):
         raise ValueError("\n".join([f"{path} does not fit {CONFIG} beside it:", *faults]))
-    adapters = load_tree([pair for pair in fitted if pair[0].path[-1] in FACTORS], jnp.asarray)
-    saved = load_tree([pair for pair in fitted if pair[0].path[-1] not in FACTORS], jnp.asarray)
+    adapters = load_params([pair for pair in fitted if pair[0].path[-1] in FACTORS], jnp.asarray)
+    saved = load_params([pair for pair in fitted if pair[0].path[-1] not in FACTORS], jnp.asarray)
     if "lm_head" in saved and "lm_head" not in modules_to_save:
         # Of a model whose embedding was resized, peft saves a tied head too.
         tokens = saved.get("transformer", {}).get("tokens_embed", {}).get("embedding")
@@ -337,12 +337,12 @@ def _within(module: str, name: str) -> bool:
     return f".{name}." in f".{module}."
 
 
-def _factor(path: tuple[str, ...], shape: tuple[int, ...]) -> Parameter:
+def _factor(path: tuple[str, ...], shape: tuple[int, ...]) -> ParamSpec:
     """The row of a factor: torch holds it as the weight of a Linear."""
-    return Parameter(".".join((*path, "weight")), path, shape, transposed=True)
+    return ParamSpec(".".join((*path, "weight")), path, shape, transposed=True)
 
 
-def _factor_named(stored: Stored) -> Parameter:
+def _factor_named(stored: LazyTensor) -> ParamSpec:
     """The row of what should be a factor; its path is the name as it is where it cannot be one."""
     name = stored.name
     if name.startswith(PREFIX) and name.endswith(".weight"):
@@ -352,17 +352,17 @@ def _factor_named(stored: Stored) -> Parameter:
     return _factor(path, stored.shape[::-1])
 
 
-def _outside_the_blocks(architectures: Iterable[str]) -> list[Parameter]:
+def _outside_the_blocks(architectures: Iterable[str]) -> list[ParamSpec]:
     """The rows, but not the shapes, of the embeddings and heads that an adapter may come with."""
     config = {"n_layer": 1, "tie_word_embeddings": False}
-    rows = {row.path: row for name in architectures for row in layout(config, name)}
+    rows = {row.path: row for name in architectures for row in param_specs(config, name)}
     return [row for row in rows.values() if "h" not in row.path]
 
 
 def _faults(
     settings: LoraSettings,
     found: Mapping[tuple[str, ...], tuple[tuple[int, ...], str]],
-    rows: Collection[Parameter],
+    rows: Collection[ParamSpec],
     required: Collection[str],
 ) -> list[str]:
     """One line for each thing wrong with the leaves of a file, of which the model is not known.
