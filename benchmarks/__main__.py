@@ -4,7 +4,7 @@ import sys
 
 import tyro
 
-from benchmarks.everything import everything
+from benchmarks.everything import run_all
 from benchmarks.forward import forward
 from benchmarks.generate import generate
 from benchmarks.kneser_ney import kneser_ney
@@ -23,7 +23,7 @@ SUITES = {
     "load": load,
     "start": start,
     "scaling": scaling,
-    "all": everything,
+    "all": run_all,
     "report": report,
     "kneser-ney": kneser_ney,
     "tasks": tasks,

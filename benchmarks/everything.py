@@ -21,7 +21,7 @@ from benchmarks.train import train
 LARGEST = (8, 512)
 
 
-def everything(
+def run_all(
     out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("benchmarks/results"),
     options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS,
 ) -> None:

@@ -10,7 +10,16 @@ import tyro
 
 from benchmarks.machine import peak
 from benchmarks.peers import OURS, PEERS
-from benchmarks.suite import DEFAULTS, Options, Pace, Suite, Work, opened, show, show_memory
+from benchmarks.suite import (
+    DEFAULTS,
+    Options,
+    Roofline,
+    Suite,
+    TimeBudget,
+    open_suite,
+    show,
+    show_memory,
+)
 
 CASES = tuple((batch, tokens) for batch in (1, 8) for tokens in (1, 16, 128, 512))
 QUICK = ((1, 1), (2, 8))
@@ -35,7 +44,7 @@ def forward(
     for case in cases:
         if min(case) < 1:
             raise ValueError(f"the case {case} must have a batch and a token at least")
-    with opened("forward", options) as suite:
+    with open_suite("forward", options) as suite:
         for with_head in head:
             play = _memory if options.memory else _race
             play(suite, sorted(cases, key=lambda case: case[0] * case[1]), with_head)
@@ -51,7 +60,7 @@ def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
     load = PEERS[OURS].forward
     assert load is not None
     judge = loaded.get(OURS) or load(suite.folder, head)
-    pace = Pace(suite.options.patience)
+    pace = TimeBudget(suite.options.max_seconds)
     for batch, tokens in cases:
         ids = suite.ids(batch, tokens)
         runs: dict[str, Callable[[], object]] = {}
@@ -73,7 +82,7 @@ def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
         if not runs:
             continue
         seconds, limits = suite.race(runs)
-        work = Work.forward(suite.config, batch, tokens, tokens, head)
+        work = Roofline.forward(suite.config, batch, tokens, tokens, head)
         title = f"{batch} rows of {tokens} tokens, {'logits' if head else 'states'}"
         show(f"{title}; medians of {suite.rounds} rounds", seconds, work, limits)
         suite.add(

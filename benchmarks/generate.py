@@ -10,7 +10,16 @@ import tyro
 
 from benchmarks.machine import peak
 from benchmarks.peers import OURS, PEERS
-from benchmarks.suite import DEFAULTS, Options, Pace, Suite, Work, opened, share, show_memory
+from benchmarks.suite import (
+    DEFAULTS,
+    Options,
+    Roofline,
+    Suite,
+    TimeBudget,
+    open_suite,
+    share,
+    show_memory,
+)
 from benchmarks.timing import Seconds, Spread, ratio, steps
 from gpt1_jax import OpenAIGPTLMHeadModel, functional
 
@@ -26,7 +35,7 @@ CASES = (
 QUICK = ((1, 3, 4), (2, 5, 4))
 # Between the logit of the token that float32 finds likeliest and that of the one chosen, in
 # standard deviations of the logits.
-REGRET = 0.5
+MAX_LOGIT_GAP = 0.5
 
 
 def generate(
@@ -49,7 +58,7 @@ def generate(
     for case in cases:
         if min(case) < 1 or case[2] < 2:
             raise ValueError(f"the case {case} must have a batch, a prompt and two new tokens")
-    with opened("generate", options) as suite:
+    with open_suite("generate", options) as suite:
         play = _memory if options.memory else _race
         play(suite, sorted(cases, key=lambda case: case[0] * case[1] * case[2]))
         return suite.record
@@ -62,7 +71,7 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
         if peer.generate is not None
     }
     judge = functional(OpenAIGPTLMHeadModel.from_pretrained(suite.folder))
-    pace = Pace(suite.options.patience)
+    pace = TimeBudget(suite.options.max_seconds)
     for batch, prompt, new in cases:
         prompts = suite.ids(batch, prompt)
         runs: dict[str, Callable[[], object]] = {}
@@ -81,8 +90,8 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
                     reference, expected_ids = name, written
                 if exact and not np.array_equal(written, expected_ids):
                     raise ValueError(f"{name} does not write the ids that {reference} writes")
-                regrets[name] = _regret(judge, written, prompt)
-                if not regrets[name] <= REGRET:
+                regrets[name] = _logit_gap(judge, written, prompt)
+                if not regrets[name] <= MAX_LOGIT_GAP:
                     raise ValueError(
                         f"{name} writes unlikely tokens: the logit of one is {regrets[name]:.2f} "
                         "standard deviations below the greatest"
@@ -97,7 +106,7 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
         first = {name: seconds.pop(f"{name} first") for name in list(seconds)[::2]}
         # A step reads, besides the weights, the keys and values so far: half of the new ones.
         keys = prompt + new // 2
-        work = Work.forward(suite.config, batch, 1, keys, head=True)
+        work = Roofline.forward(suite.config, batch, 1, keys, head=True)
         _show((batch, prompt, new), suite.rounds, seconds, first, work, limits)
         suite.add(
             case={"batch": batch, "prompt": prompt, "new": new},
@@ -115,7 +124,7 @@ def _show(
     rounds: int,
     seconds: dict[str, Seconds],
     first: dict[str, Seconds],
-    work: Work,
+    work: Roofline,
     limits: dict[str, Seconds],
 ) -> None:
     batch, prompt, new = case
@@ -137,8 +146,8 @@ def _show(
         print(line, flush=True)
 
 
-def _regret(judge: tuple[Any, Any], ids: np.ndarray, prompt: int) -> float:
-    """Return how far the chosen tokens' logits lie below the greatest, at most; see ``REGRET``."""
+def _logit_gap(judge: tuple[Any, Any], ids: np.ndarray, prompt: int) -> float:
+    """Return how far below the greatest the chosen tokens' logits lie; see ``MAX_LOGIT_GAP``."""
     apply, params = judge
     logits = np.asarray(apply(params, ids[:, :-1].astype(np.int32)).logits)[:, prompt - 1 :]
     chosen = np.take_along_axis(logits, ids[:, prompt:, None], axis=-1)[..., 0]

@@ -12,9 +12,9 @@ from benchmarks.peers import PEERS
 from benchmarks.suite import (
     DEFAULTS,
     Options,
+    Roofline,
     Suite,
-    Work,
-    opened,
+    open_suite,
     share,
     show_memory,
     show_seconds,
@@ -44,7 +44,7 @@ def load(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str, An
     Raises:
         ValueError: an option is wrong; the message says which.
     """
-    with opened("load", options) as suite:
+    with open_suite("load", options) as suite:
         size = sum(file.stat().st_size for file in suite.folder.iterdir() if file.suffix in WEIGHTS)
         print(f"\nA checkpoint of {size / 1e6:.1f} MB", flush=True)
         if any(name.startswith(CONVERTS) for name in suite.peers):
@@ -72,7 +72,7 @@ def _race(suite: Suite, size: int) -> dict[str, Any]:
         run()
     seconds, limits = suite.race(runs)
     seconds = {name: seconds[name] for name in suite.peers}
-    work = Work(tokens=0, flops=0.0, weights=size)  # bytes, each an int8
+    work = Roofline(tokens=0, flops=0.0, weights=size)  # bytes, each an int8
     notes = {
         name: f", {share(work, 'int8', times, limits).median:4.0%} of the speed of a plain sum"
         for name, times in seconds.items()

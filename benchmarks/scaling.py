@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.peers import OURS, PEERS, Kind, taking_part
-from benchmarks.suite import DEFAULTS, Options, Pace, Suite, opened
+from benchmarks.peers import OURS, PEERS, Kind, available_peers
+from benchmarks.suite import DEFAULTS, Options, Suite, TimeBudget, open_suite
 from benchmarks.timing import Spread, steps
 
 DECODERS = (OURS, "transformers", "ctranslate2", "gpt2")
@@ -74,7 +74,7 @@ def scaling(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str,
             )
     # Two kinds of peers take part: they are looked for below.
     alone = dataclasses.replace(options, peers=(OURS,))
-    with opened("forward", alone, name="scaling") as suite:
+    with open_suite("forward", alone, name="scaling") as suite:
         exponents = _decode(suite, _present(suite, "generate", decoders))
         exponents |= _forward(suite, _present(suite, "forward", forwards))
         suite.add(case={"what": "exponents"}, exponents=exponents)
@@ -100,7 +100,7 @@ def _present(suite: Suite, kind: Kind, names: list[str]) -> list[str]:
     """Return who can run here, and tell once who cannot."""
     if not names:
         return []
-    present, absent = taking_part(names, kind)
+    present, absent = available_peers(names, kind)
     for name in absent.keys() - suite.record["absent"].keys():
         print(f"{name} does not take part: {absent[name]}", flush=True)
     suite.record["absent"].update(absent)
@@ -147,7 +147,7 @@ def _race(suite: Suite, part: Part, loaded: Mapping[str, Callable[..., Any]]) ->
     unit = "a new token" if part.what == "decode" else "the forward"
     print(f"\n{part.what}: ms of {unit} by {part.size}; medians of {suite.rounds} rounds")
     _show(part.size, {name: name for name in loaded})
-    pace = Pace(suite.options.patience)
+    pace = TimeBudget(suite.options.max_seconds)
     for size in part.sizes:
         runs: dict[str, Callable[[], object]] = {}
         left_out = {}

@@ -16,7 +16,7 @@ import tyro
 
 from benchmarks.machine import Platform
 from benchmarks.peers import OURS
-from benchmarks.suite import DEFAULTS, Options, Suite, opened, show_seconds
+from benchmarks.suite import DEFAULTS, Options, Suite, open_suite, show_seconds
 from benchmarks.timing import Spread, cores, interleave
 from gpt1_jax import Tokenizer
 from gpt1_jax.demo import FOLDER as DEMO
@@ -87,7 +87,7 @@ def start(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str, A
         raise ValueError("start measures no memory; load does")
     options = dataclasses.replace(options, peers=options.peers or able)
     with (
-        opened("generate", options, name="start") as suite,
+        open_suite("generate", options, name="start") as suite,
         tempfile.TemporaryDirectory() as cache,
         _with_tokenizer(suite.folder) as folder,
     ):

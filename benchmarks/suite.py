@@ -16,7 +16,7 @@ from flax import nnx
 
 import gpt1_jax as gpt1
 from benchmarks import machine, timing
-from benchmarks.peers import OURS, PEERS, Kind, Peer, taking_part
+from benchmarks.peers import OURS, PEERS, Kind, Peer, available_peers
 from benchmarks.timing import Seconds, Spread, interleave, ratio
 from conversion.files import atomic_write
 
@@ -50,7 +50,7 @@ class Options:
     peers: tuple[str, ...] = ()
     rounds: int = 5
     memory: bool = False
-    patience: float = 60.0
+    max_seconds: float = 60.0
     quick: bool = False
     platform: machine.Platform | None = None
     json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -60,7 +60,7 @@ DEFAULTS = Options()
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class Roofline:
     """What a run has to do at least.
 
     Attributes:
@@ -76,7 +76,7 @@ class Work:
     @classmethod
     def forward(
         cls, config: gpt1.OpenAIGPTConfig, batch: int, queries: int, keys: int, head: bool
-    ) -> "Work":
+    ) -> "Roofline":
         """Return the work of ``queries`` new tokens a row, of ``keys`` with those before them.
 
         Every query is multiplied with all keys, as everyone here does; half of that is masked.
@@ -90,11 +90,11 @@ class Work:
         return cls(rows, 2.0 * rows * (weights + scores), weights + cache)
 
 
-class Pace:
+class TimeBudget:
     """How fast each was in the case before, by which who would take too long is left out."""
 
-    def __init__(self, patience: float):
-        self._patience = patience
+    def __init__(self, max_seconds: float):
+        self._patience = max_seconds
         self._seconds: dict[str, float] = {}  # over the size
 
     def too_long(self, name: str, size: float) -> float | None:
@@ -166,7 +166,7 @@ class Suite:
             write_json(self.options.json, self.record)
 
 
-def share(work: Work, dtype: str, seconds: Seconds, limits: Mapping[str, Seconds]) -> Spread:
+def share(work: Roofline, dtype: str, seconds: Seconds, limits: Mapping[str, Seconds]) -> Spread:
     """Return how near a run comes to the machine's limit, round by round.
 
     The limit is the longer of two times: that of reading every weight once, and that of its
@@ -182,7 +182,7 @@ def share(work: Work, dtype: str, seconds: Seconds, limits: Mapping[str, Seconds
 def show(
     title: str,
     seconds: Mapping[str, Seconds],
-    work: Work,
+    work: Roofline,
     limits: Mapping[str, Seconds],
 ) -> None:
     """Print a case: each one's time and speed, and how it compares with this package."""
@@ -229,7 +229,7 @@ def show_memory(title: str, peaks: Mapping[str, int]) -> None:
 
 
 @contextlib.contextmanager
-def opened(kind: Kind, options: Options, name: str | None = None) -> Iterator[Suite]:
+def open_suite(kind: Kind, options: Options, name: str | None = None) -> Iterator[Suite]:
     """Check the options of a suite, choose the platform, and find or make the checkpoint.
 
     Args:
@@ -242,10 +242,10 @@ def opened(kind: Kind, options: Options, name: str | None = None) -> Iterator[Su
     """
     if options.rounds < 1:
         raise ValueError(f"rounds is {options.rounds}, but must be at least 1")
-    if options.patience <= 0:
-        raise ValueError(f"patience is {options.patience}, but must be above 0")
+    if options.max_seconds <= 0:
+        raise ValueError(f"patience is {options.max_seconds}, but must be above 0")
     choose(options.platform)
-    present, absent = taking_part(options.peers, kind)
+    present, absent = available_peers(options.peers, kind)
     for peer, why in absent.items():
         print(f"{peer} does not take part: {why}", flush=True)
     with tempfile.TemporaryDirectory() as temporary:

@@ -10,7 +10,7 @@ import tyro
 
 from benchmarks.machine import peak
 from benchmarks.peers import PEERS
-from benchmarks.suite import DEFAULTS, Options, Suite, Work, opened, show, show_memory
+from benchmarks.suite import DEFAULTS, Options, Roofline, Suite, open_suite, show, show_memory
 from gpt1_jax.nn.remat import Remat
 from gpt1_jax.training.optimizer import OptimizerSettings
 
@@ -46,7 +46,7 @@ def train(
     for case in cases:
         if case[0] < 1 or case[1] < 2:
             raise ValueError(f"the case {case} must have a batch, and two tokens at least")
-    with opened("train", options) as suite:
+    with open_suite("train", options) as suite:
         for case in cases:
             (_memory if options.memory else _race)(suite, case, dropout, remat)
         return suite.record
@@ -67,9 +67,9 @@ def _race(suite: Suite, case: tuple[int, int], dropout: bool, remat: Remat) -> N
         {name: functools.partial(take, ids) for name, take in takes.items()}
     )
     batch, tokens = case
-    forward = Work.forward(suite.config, batch, tokens, tokens, head=True)
+    forward = Roofline.forward(suite.config, batch, tokens, tokens, head=True)
     # The backward pass has two products for each of the forward's.
-    work = Work(forward.tokens, 3 * forward.flops, forward.weights)
+    work = Roofline(forward.tokens, 3 * forward.flops, forward.weights)
     title = f"{batch} rows of {tokens} tokens; medians of {suite.rounds} rounds"
     show(title, seconds, work, limits)
     suite.add(

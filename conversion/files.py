@@ -8,9 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-UNFINISHED = re.compile(
-    r"\..+\.[0-9a-f]{8}\.(tmp|old)"
-)  # the names that ``atomic_write`` works with
+# The names that ``atomic_write`` works with.
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")
 # Programs that take the weights beside them, as ``gpt1 export`` writes them.
 FORWARD, DECODE = "forward", "decode"
 PROGRAM, TEXT = ".jax", ".mlir"

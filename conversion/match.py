@@ -161,7 +161,7 @@ def match_tensors(
 def match_tree(
     params: Mapping[str, Any], config: Mapping[str, Any], architecture: str
 ) -> list[tuple[ParamSpec, LazyTensor]]:
-    """Match the leaves of a nested dict with the table; ``LazyTensor.load`` gives the leaf in numpy.
+    """Match the leaves of a nested dict with the table; ``load`` gives each leaf in numpy.
 
     Args:
         params: the nested dict; its leaves are numpy arrays or anything that ``np.asarray`` takes.

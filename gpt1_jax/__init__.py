@@ -2,7 +2,7 @@
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.explore.module_tree import tree
-from gpt1_jax.generation import GenerateOutput, GenerationSettings, generate, stream
+from gpt1_jax.generation import GenerateOutput, GenerationConfig, generate, stream
 from gpt1_jax.model import (
     OpenAIGPTDoubleHeadsModel,
     OpenAIGPTForSequenceClassification,
@@ -16,7 +16,7 @@ from gpt1_jax.text.tokenizer import Tokenizer
 __all__ = [
     "Cache",
     "GenerateOutput",
-    "GenerationSettings",
+    "GenerationConfig",
     "OpenAIGPTConfig",
     "OpenAIGPTDoubleHeadsModel",
     "OpenAIGPTForSequenceClassification",

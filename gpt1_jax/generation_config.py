@@ -17,7 +17,7 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 
 FILE = "generation_config.json"
-MOST = 2**20  # tokens or texts, beyond which memory could not hold them
+MAX_INT = 2**20  # tokens or texts, beyond which memory could not hold them
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 BEAMS = ("length_penalty", "early_stopping")
 
@@ -50,7 +50,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GenerationSettings:
+class GenerationConfig:
     """How to choose the next tokens; names and defaults are those of Hugging Face's ``generate``.
 
     But for top_k: what it takes for unset is 50.
@@ -142,7 +142,7 @@ class GenerationSettings:
             least = 0 if name in ("min_new_tokens", "no_repeat_ngram_size") else 1
             self._check(name, _is_integer(_value := getattr(self, name)), "an integer")
             self._check(name, _value >= least, f"at least {least}")
-            self._check(name, _value <= MOST, f"at most {MOST}")
+            self._check(name, _value <= MAX_INT, f"at most {MAX_INT}")
         for name in ("top_k", "sliding_window", "prompt_lookup_num_tokens"):
             value = getattr(self, name)
             self._check(name, value is None or _is_integer(value), "an integer, or None")
@@ -421,7 +421,7 @@ def read_generation_config(folder: Path) -> dict[str, Any]:
     return fields
 
 
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationSettings)}
+DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
 
 
 def as_ids(ids: int | Sequence[int] | None) -> tuple[int, ...]:

@@ -32,9 +32,9 @@ from gpt1_jax.nn.attention import (
     attention_weights,
 )
 from gpt1_jax.nn.dtypes import at_least_float32
-from gpt1_jax.nn.layers import Layers, TiedLinear, dropout, split_key
+from gpt1_jax.nn.layers import Layers, TiedHead, dropout, split_key
 from gpt1_jax.nn.losses import causal_lm_loss, classification_loss, cross_entropy
-from gpt1_jax.nn.partitioning import ROWS, TENSOR, spread, ways
+from gpt1_jax.nn.partitioning import ROWS, TENSOR, axis_size, constrain
 from gpt1_jax.nn.remat import rematerialize
 from gpt1_jax.nn.validation import ArrayLike, check_arguments
 from gpt1_jax.outputs import (
@@ -92,14 +92,14 @@ class Attention(nnx.Module):
         """
         kernel, bias = self.c_attn.kernel, self.c_attn.bias
         assert bias is not None
-        self.parts = ways(kernel.get_value(), TENSOR)
+        self.parts = axis_size(kernel.get_value(), TENSOR)
         for variable in (kernel, bias):
             *rows, columns = variable.shape
-            value = spread(variable.get_value(), *(TENSOR for _ in rows), None)
+            value = constrain(variable.get_value(), *(TENSOR for _ in rows), None)
             value = value.reshape(*rows, 3, self.parts, -1)
-            value = spread(value, *(None for _ in rows), None, TENSOR, None)
+            value = constrain(value, *(None for _ in rows), None, TENSOR, None)
             value = value.swapaxes(-2, -3).reshape(*rows, columns)
-            variable.set_value(spread(value, *(None for _ in rows), TENSOR))
+            variable.set_value(constrain(value, *(None for _ in rows), TENSOR))
 
     def thirds(self, x: jax.Array) -> list[jax.Array]:
         """(B, T, 3 E), as ``c_attn`` has it -> queries, keys and values, each (B, T, E)."""
@@ -321,7 +321,7 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
             x = x + self.embed(self.tokens_embed, token_type_ids, T)
 
         drop_key, *block_keys = split_key(None if deterministic else dropout_key, 1 + len(self.h))
-        x = spread(dropout(self.drop, x, drop_key), ROWS, None, None)
+        x = constrain(dropout(self.drop, x, drop_key), ROWS, None, None)
         hidden_states, attentions, layers = [x], [], []
         for i, (block, key) in enumerate(zip(self.h, block_keys, strict=True)):
             # A cache is for decoding, which has no backward pass.
@@ -586,7 +586,7 @@ def lm_logits(
     model: OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel, states: jax.Array
 ) -> jax.Array:
     """(..., E) -> (..., V), float32 at least, by the model's own head or its token embedding."""
-    if isinstance(model.lm_head, TiedLinear):
+    if isinstance(model.lm_head, TiedHead):
         return model.lm_head(states, model.transformer.tokens_embed.embedding.get_value())
     return model.lm_head(states)
 

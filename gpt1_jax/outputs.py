@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from gpt1_jax.nn.attention import Cache
+from gpt1_jax.nn.pytree import pytree_dataclass
 
 
 class ModelOutput:
@@ -23,8 +24,7 @@ class ModelOutput:
         return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class BaseModelOutput(ModelOutput):
     """Output of ``OpenAIGPTModel``; ``...`` stands for the leading dimensions of the input.
 
@@ -41,8 +41,7 @@ class BaseModelOutput(ModelOutput):
     cache: Cache | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class CausalLMOutput(ModelOutput):
     """Output of ``OpenAIGPTLMHeadModel``.
 
@@ -61,8 +60,7 @@ class CausalLMOutput(ModelOutput):
     cache: Cache | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class OpenAIGPTDoubleHeadsModelOutput(ModelOutput):
     """Output of ``OpenAIGPTDoubleHeadsModel``, for inputs (batch, choices, T).
 
@@ -83,8 +81,7 @@ class OpenAIGPTDoubleHeadsModelOutput(ModelOutput):
     attentions: tuple[jax.Array, ...] | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class SequenceClassifierOutput(ModelOutput):
     """Output of ``OpenAIGPTForSequenceClassification``.
 

@@ -20,7 +20,7 @@ from gpt1_jax.demo import resolve
 from gpt1_jax.nn.attention import Attention, Backend, choose_backend
 from gpt1_jax.nn.dtypes import float_dtype
 from gpt1_jax.nn.layers import Layers, NoRngs
-from gpt1_jax.nn.remat import KEPT, Remat
+from gpt1_jax.nn.remat import POLICIES, Remat
 
 Params = dict[str, Any]
 
@@ -133,8 +133,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         remat: Remat = "none",
     ) -> Layers:
         """Set what every model holds, and return the maker of its layers; see ``Numerics``."""
-        if remat not in ("none", *KEPT):
-            raise ValueError(f"remat is {remat!r}, but must be one of none, {', '.join(KEPT)}")
+        if remat not in ("none", *POLICIES):
+            raise ValueError(f"remat is {remat!r}, but must be one of none, {', '.join(POLICIES)}")
         param_dtype = float_dtype("param_dtype", param_dtype)
         self.config = config
         self.remat = remat

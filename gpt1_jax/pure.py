@@ -12,7 +12,7 @@ from flax.traverse_util import unflatten_dict
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.model import Attention, OpenAIGPTForSequenceClassification, OpenAIGPTModel
 from gpt1_jax.nn.attention import Cache
-from gpt1_jax.nn.partitioning import AXES, TENSOR, spread, ways
+from gpt1_jax.nn.partitioning import AXES, TENSOR, axis_size, constrain
 from gpt1_jax.nn.validation import check_arguments
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, check_params, flatten
 
@@ -66,7 +66,7 @@ def merge(graphdef: nnx.GraphDef[Any], params: Params) -> Any:
         for path, leaf in flatten(params).items()
     }
     model = nnx.merge(graphdef, nnx.State(unflatten_dict(flat)))
-    if any(ways(leaf, AXES) > 1 for leaf in flat.values()):
+    if any(axis_size(leaf, AXES) > 1 for leaf in flat.values()):
         _lay_out(model)
     return model
 
@@ -82,12 +82,16 @@ def _lay_out(model: Any) -> None:
             node.deal_out_heads()
         elif isinstance(node, OpenAIGPTModel):
             table = node.tokens_embed.embedding
-            rows = spread(table.get_value(), None, TENSOR)  # together over fsdp, without which XLA
-            table.set_value(spread(rows, TENSOR, None, uneven=True))  # would copy all to everyone
+            rows = constrain(
+                table.get_value(), None, TENSOR
+            )  # together over fsdp, without which XLA
+            table.set_value(
+                constrain(rows, TENSOR, None, uneven=True)
+            )  # would copy all to everyone
         elif isinstance(getattr(node, "lm_head", None), nnx.Linear):
             kernel = node.lm_head.kernel
-            columns = spread(kernel.get_value(), TENSOR, None)
-            kernel.set_value(spread(columns, None, TENSOR, uneven=True))
+            columns = constrain(kernel.get_value(), TENSOR, None)
+            kernel.set_value(constrain(columns, None, TENSOR, uneven=True))
 
 
 @functools.lru_cache(maxsize=32)

@@ -117,7 +117,7 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def taking_part(names: Sequence[str], kind: Kind) -> tuple[dict[str, Peer], dict[str, str]]:
+def available_peers(names: Sequence[str], kind: Kind) -> tuple[dict[str, Peer], dict[str, str]]:
     """Return those of the named peers that can run a suite here, and why the others cannot.
 
     Args:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import OURS, PEERS
-from benchmarks.suite import Work, share
+from benchmarks.suite import Roofline, share
 from benchmarks.timing import Seconds, Spread, ratio, steps
 
 Case = dict[str, Any]
@@ -152,7 +152,7 @@ def times_as_fast(seconds: Mapping[str, Seconds]) -> dict[str, Spread]:
 
 def limit_shares(case: Case, seconds: Mapping[str, Seconds]) -> dict[str, Spread]:
     """Return the share of the machine's limit of those whose dtype has one."""
-    work = Work(**case["work"])
+    work = Roofline(**case["work"])
     return {
         name: share(work, dtype_of(name), times, case["limits"])
         for name, times in seconds.items()

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 import conversion
-from gpt1_jax.cli.compilation_cache import keep_programs
+from gpt1_jax.cli.compilation_cache import enable_compilation_cache
 from gpt1_jax.cli.estimate import plan
 from gpt1_jax.cli.explore import COMMANDS as EXPLORE_COMMANDS
 from gpt1_jax.cli.generation_flags import (
@@ -26,8 +26,8 @@ from gpt1_jax.cli.prompts import Prompt, read_prompt_file
 from gpt1_jax.cli.training import COMMANDS, with_config
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, resolve
-from gpt1_jax.generation import GenerateOutput, GenerationSettings, stream
-from gpt1_jax.generation.batches import generate_batches, in_order
+from gpt1_jax.generation import GenerateOutput, GenerationConfig, stream
+from gpt1_jax.generation.batches import generate_batches, reorder
 from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Attention
 from gpt1_jax.pretrained import cast_params
@@ -99,7 +99,7 @@ def generate(
         local_files_only: do without the network.
         compilation_cache: keep compiled programs in this folder, for the next run.
     """
-    keep_programs(compilation_cache)
+    enable_compilation_cache(compilation_cache)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
     if json and ids:
@@ -143,7 +143,7 @@ def generate(
     )
     hidden = None if len(given) > batch_size else True  # None: unless it would be on a terminal
     finished = tqdm(finished, total=len(given), unit="prompt", disable=hidden)
-    for prompt, tokens, output in zip(given, encoded, in_order(finished), strict=True):
+    for prompt, tokens, output in zip(given, encoded, reorder(finished), strict=True):
         if json:
             lines = map(json_format.dumps, _json_objects(prompt, tokens, output, tokenizer))
         elif ids:
@@ -264,7 +264,7 @@ def verify(
 
 def _check_lengths(
     config: OpenAIGPTConfig,
-    settings: GenerationSettings,
+    settings: GenerationConfig,
     prompts: Sequence[Prompt],
     encoded: Sequence[list[int]],
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 
 
-def keep_programs(folder: Path | None) -> None:
+def enable_compilation_cache(folder: Path | None) -> None:
     """Keep what this process compiles in a folder, and take from there what others have compiled.
 
     JAX's own ``JAX_COMPILATION_CACHE_DIR`` does the same for programs that take a second to

@@ -11,8 +11,8 @@ from conversion.files import atomic_write
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.planning import TIMEOUT, DType, Name, Plan
 from gpt1_jax.estimate.planning import plan as planned
-from gpt1_jax.estimate.table import described, markdown
-from gpt1_jax.estimate.targets import CHIPS, machine
+from gpt1_jax.estimate.table import describe, markdown
+from gpt1_jax.estimate.targets import CHIPS, parse_target
 from gpt1_jax.nn.attention import Backend
 from gpt1_jax.nn.remat import Remat
 from gpt1_jax.sharding.mesh import check_devices
@@ -79,7 +79,7 @@ def plan(
             raise ValueError(f"{file} is a folder, but must be a file")
     config = OpenAIGPTConfig() if model is None else OpenAIGPTConfig.from_pretrained(model)
     for name in machines:  # before the first compilation
-        target = machine(name)
+        target = parse_target(name)
         if mesh is not None:
             check_devices(mesh, target.devices)
         if attention == "cudnn" and (target.compiler != "cuda" or "float32" in dtype):
@@ -101,7 +101,7 @@ def plan(
             attention=attention,
             timeout=timeout,
         )
-        print(described(one), flush=True)
+        print(describe(one), flush=True)
         plans.append(one)
         # After each: a compilation takes minutes, and a later one may fail.
         if table is not None:

@@ -14,7 +14,7 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, resolve
 from gpt1_jax.explore.display import show
 from gpt1_jax.explore.embeddings import nearest as neighbours_of
-from gpt1_jax.explore.forward_trace import Reading, logit_lens, next_tokens, read
+from gpt1_jax.explore.forward_trace import ForwardTrace, logit_lens, next_tokens, trace_forward
 from gpt1_jax.explore.forward_trace import surprisal as surprisal_of
 from gpt1_jax.explore.module_tree import tree as tree_of
 from gpt1_jax.explore.pictures import draw_attention, draw_logit_lens, draw_next_tokens
@@ -193,10 +193,10 @@ def picture(
 
 def _read(
     text: str, model: str, pipeline: Pipeline | None, **hub: Any
-) -> tuple[OpenAIGPTLMHeadModel, Reading]:
+) -> tuple[OpenAIGPTLMHeadModel, ForwardTrace]:
     tokenizer = Tokenizer.from_pretrained(model, pipeline=pipeline, **hub)
     loaded = OpenAIGPTLMHeadModel.from_pretrained(model, **hub)
-    return loaded, read(loaded, tokenizer, text)
+    return loaded, trace_forward(loaded, tokenizer, text)
 
 
 COMMANDS = (tree, tokens, nearest, surprisal, picture)

@@ -1,4 +1,4 @@
-"""The fields of ``GenerationSettings`` as flags of the command line."""
+"""The fields of ``GenerationConfig`` as flags of the command line."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar
 
 import tyro
 
-from gpt1_jax.generation_config import GenerationSettings, read_generation_config
+from gpt1_jax.generation_config import GenerationConfig, read_generation_config
 
 MAX_NEW_TOKENS = 40  # where neither the flags nor the checkpoint say
 Value = TypeVar("Value")
@@ -120,7 +120,7 @@ class ConstraintFlags(TypedDict, total=False):
     forced_bos_token_id: Flag[int | None]
 
 
-def read_settings(folder: Path, *groups: Mapping[str, Any]) -> GenerationSettings:
+def read_settings(folder: Path, *groups: Mapping[str, Any]) -> GenerationConfig:
     """Return what the flags say, else the checkpoint's ``generation_config.json``, else defaults.
 
     Args:
@@ -139,4 +139,4 @@ def read_settings(folder: Path, *groups: Mapping[str, Any]) -> GenerationSetting
     own = read_generation_config(folder)
     if own.get("max_new_tokens") is None and own.get("max_length") is None:
         given.setdefault("max_new_tokens", MAX_NEW_TOKENS)
-    return GenerationSettings.from_pretrained(folder, **given)
+    return GenerationConfig.from_pretrained(folder, **given)

@@ -11,15 +11,15 @@ from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
 
-from gpt1_jax.cli.compilation_cache import keep_programs
+from gpt1_jax.cli.compilation_cache import enable_compilation_cache
 from gpt1_jax.sharding import processes
-from gpt1_jax.sharding.processes import DeviceSettings, is_first
+from gpt1_jax.sharding.processes import DeviceSettings, is_main_process
 from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import pretrain as pretraining
 from gpt1_jax.training.data.tasks import TaskName
 from gpt1_jax.training.evaluate import evaluate as measures_of
 from gpt1_jax.training.finetune import FinetuneSettings
-from gpt1_jax.training.loop import LoopSettings, Progress
+from gpt1_jax.training.loop import LoopSettings, TrainProgress
 from gpt1_jax.training.optimizer import OptimizerSettings
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
 
@@ -70,7 +70,7 @@ def pretrain(
         devices: what devices to train on.
         compilation_cache: keep compiled programs in this folder, for the next run.
     """
-    keep_programs(compilation_cache)
+    enable_compilation_cache(compilation_cache)
     with processes.devices(devices) as mesh:
         progress = pretraining.pretrain(
             texts,
@@ -84,7 +84,7 @@ def pretrain(
             loop=loop,
             mesh=mesh,
         )
-    if is_first():
+    if is_main_process():
         _report(out, progress)
 
 
@@ -125,7 +125,7 @@ def finetune(
         devices: what devices to train on.
         compilation_cache: keep compiled programs in this folder, for the next run.
     """
-    keep_programs(compilation_cache)
+    enable_compilation_cache(compilation_cache)
     named = {}
     for pair in columns:
         role, _, name = pair.partition("=")
@@ -146,7 +146,7 @@ def finetune(
             loop=loop,
             mesh=mesh,
         )
-    if is_first():
+    if is_main_process():
         _report(out, progress)
 
 
@@ -175,7 +175,7 @@ def evaluate(
     """
     if not files:
         raise ValueError("give at least one file")
-    keep_programs(compilation_cache)
+    enable_compilation_cache(compilation_cache)
     found = measures_of(
         model,
         files,
@@ -193,7 +193,7 @@ def evaluate(
             print(f"{file}: {_shown(measures)}", flush=True)
 
 
-def _report(out: Path, progress: Progress) -> None:
+def _report(out: Path, progress: TrainProgress) -> None:
     if progress.best is None:
         print(f"{out}: the last model")
     else:

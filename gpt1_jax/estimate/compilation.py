@@ -18,12 +18,12 @@ from jax.experimental import topologies
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.collectives import collectives
 from gpt1_jax.estimate.programs import program
-from gpt1_jax.estimate.targets import H100, Machine, machine
+from gpt1_jax.estimate.targets import H100, Target, parse_target
 from gpt1_jax.nn.partitioning import DATA
 from gpt1_jax.sharding.mesh import make_mesh
 
 
-def devices(target: Machine) -> list[Any]:
+def devices(target: Target) -> list[Any]:
     """Return the devices of a machine, to compile for.
 
     Raises:
@@ -47,15 +47,15 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Compile one program and return what the compiler tells of it.
 
     Args:
-        request: ``machine``, ``mesh``, ``config``, and the arguments of ``programs.program``.
+        request: ``parse_target``, ``mesh``, ``config``, and the arguments of ``programs.program``.
 
     Returns:
         bytes a device of ``arguments``, ``outputs``, ``donated`` (outputs that lie in arguments)
         and ``temporaries``; ``flops`` and ``bytes`` that it reads and writes, a device;
-        ``collectives``; ``tokens`` of one call on all devices. Or ``refused``: why the compiler
+        ``collectives``; ``tokens`` of one call on all devices. Or ``oom_message``: why the compiler
         found no room for it.
     """
-    target = machine(request["machine"])
+    target = parse_target(request["machine"])
     found = devices(target)
     mesh = make_mesh(request["mesh"] or f"{DATA}={len(found)}", found)
     chosen = program(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.collectives import Collective
-from gpt1_jax.estimate.targets import Machine, machine
+from gpt1_jax.estimate.targets import Target, parse_target
 from gpt1_jax.nn.attention import Backend
 from gpt1_jax.nn.partitioning import DATA
 from gpt1_jax.nn.remat import Remat
@@ -53,7 +53,7 @@ class Plan:
         refused: why the compiler refused it, where that was for lack of memory; the rest is 0 then.
     """
 
-    machine: Machine
+    machine: Target
     program: Name
     mesh: str | None
     rows: int
@@ -69,7 +69,7 @@ class Plan:
     flops: float = 0.0
     bytes: float = 0.0
     collectives: tuple[Collective, ...] = ()
-    refused: str | None = None
+    oom_message: str | None = None
 
     @property
     def split(self) -> str:
@@ -82,14 +82,14 @@ class Plan:
         return self.arguments + self.outputs - self.donated + self.temporaries
 
     @property
-    def moved(self) -> int:
+    def bytes_moved(self) -> int:
         """Bytes that have to be moved: arguments and outputs once, but for what stays in place."""
         return self.arguments + self.outputs - self.donated
 
     @property
     def fits(self) -> bool:
         """Whether a device has that much."""
-        return self.refused is None and self.memory <= self.machine.chip.memory
+        return self.oom_message is None and self.memory <= self.machine.chip.memory
 
     @property
     def times(self) -> dict[str, float]:
@@ -103,7 +103,7 @@ class Plan:
         if chip.flops is not None:
             found["compute"] = self.flops / chip.flops[self.dtype]
         if chip.bandwidth is not None:
-            found["memory"] = self.moved / chip.bandwidth
+            found["memory"] = self.bytes_moved / chip.bandwidth
         if chip.links is not None and self.machine.devices > 1:
             found["interconnect"] = sum(each.wire for each in self.collectives) / chip.links
         return found
@@ -122,7 +122,7 @@ class Plan:
             "machine": self.machine.name,
             "devices": self.machine.devices,
             "memory": self.memory,
-            "moved": self.moved,
+            "moved": self.bytes_moved,
             "capacity": self.machine.chip.memory,
             "fits": self.fits,
             "seconds": self.times,
@@ -147,7 +147,7 @@ def plan(
     """Compile a program for a machine, in a process of its own, and return what it takes.
 
     Args:
-        name: of the machine, see ``targets.machine``.
+        name: of the machine, see ``targets.parse_target``.
         program: "forward", "prefill", "decode" or "train", see ``programs.program``.
         config: of the model; GPT-1's by default.
         mesh: such as "data=4,fsdp=2", see ``parallel``; by default all devices along "data".
@@ -166,7 +166,7 @@ def plan(
         OSError: it failed.
     """
     config = config or OpenAIGPTConfig()
-    target = machine(name)
+    target = parse_target(name)
     missing = [each for each in MODULES[target.compiler] if not importlib.util.find_spec(each)]
     if missing:
         raise ImportError(
@@ -200,7 +200,7 @@ def _computing(attention: Backend, program: Name, length: int, config: OpenAIGPT
     return "xla" if attention == "cudnn" and odd else attention
 
 
-def _ask(request: dict[str, Any], target: Machine, timeout: float) -> dict[str, Any]:
+def _ask(request: dict[str, Any], target: Target, timeout: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file, errors = Path(folder) / "answer.json", Path(folder) / "errors"
         with (

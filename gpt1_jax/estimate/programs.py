@@ -16,7 +16,7 @@ from gpt1_jax.nn.attention import Backend, Cache
 from gpt1_jax.nn.layers import NoRngs
 from gpt1_jax.nn.remat import Remat
 from gpt1_jax.pure import merge, split
-from gpt1_jax.sharding.mesh import by_name, by_rows, check_heads, row_parts
+from gpt1_jax.sharding.mesh import batch_shardings, check_heads, param_shardings, round_up_to_mesh
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.pretrain import OPTIMIZER
@@ -92,7 +92,7 @@ def program(
         )
     )
     graphdef, params = split(model)
-    batch = rows * row_parts(mesh, 1)
+    batch = rows * round_up_to_mesh(mesh, 1)
 
     def ids(*shape: int) -> Any:
         return jax.ShapeDtypeStruct(shape, jnp.int32)
@@ -105,14 +105,14 @@ def program(
         )
 
     def rows_placed(tree: Any, axis: int = 0) -> Any:
-        return placed(tree, by_rows(mesh, tree, axis))
+        return placed(tree, batch_shardings(mesh, tree, axis))
 
     if name == "train":
         tokens = ids(1, batch, length + 1)
         step, arguments = _training(graphdef, params, mesh, tokens, placed, rows_placed)
         flops = 3 * _flops(config, batch * length, length, batch * length)
         return Program(name, step, arguments, batch * length, flops)
-    params = placed(params, by_name(mesh, params))
+    params = placed(params, param_shardings(mesh, params))
     if name == "forward":
 
         @jax.jit
@@ -151,7 +151,7 @@ def _training(
         return lm_loss(merge(graphdef, params), batch, key)
 
     state = jax.eval_shape(lambda: TrainState.create(_zeros(params), optimizer, 0))
-    state = placed(state, by_name(mesh, state))
+    state = placed(state, param_shardings(mesh, state))
     # Without the options of the compiler that is at hand: it is another one that compiles here.
     plain: Any = make_step(objective, optimizer)
     step = jax.jit(plain.__wrapped__, donate_argnums=0)

@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from gpt1_jax.estimate.planning import Plan
 
 
-def described(plan: Plan) -> str:
+def describe(plan: Plan) -> str:
     """Return a plan for a reader."""
     sizes = f"{plan.rows} x {plan.length} for each part"
     how = f", remat {plan.remat}" if plan.program == "train" else ""
     if plan.attention != "manual":
         how += f", attention {plan.attention}"
     head = f"{plan.program}, {sizes}, {plan.dtype}, {plan.split}{how}, on {plan.machine.name}"
-    if plan.refused is not None:
-        return f"{head}: does not fit, says its compiler: {plan.refused}"
+    if plan.oom_message is not None:
+        return f"{head}: does not fit, says its compiler: {plan.oom_message}"
     share = plan.memory / plan.machine.chip.memory
     verdict = f"{share:.0%} of a device's {_size(plan.machine.chip.memory)}"
     parts = ", ".join(
@@ -25,7 +25,7 @@ def described(plan: Plan) -> str:
         head,
         f"  memory    {_size(plan.memory)}, {verdict}{'' if plan.fits else ': DOES NOT FIT'}",
         f"            ({parts})",
-        f"  work      {plan.flops / 1e9:,.1f} GFLOP, {_size(plan.moved)} moved{counted}",
+        f"  work      {plan.flops / 1e9:,.1f} GFLOP, {_size(plan.bytes_moved)} moved{counted}",
     ]
     exchanged = [f"{each.count} {each.kind} of {_size(each.bytes)}" for each in plan.collectives]
     lines.append(f"  exchanged {', '.join(exchanged) or 'nothing'}")
@@ -49,7 +49,7 @@ def markdown(plans: Sequence[Plan]) -> str:
         if plan.attention != "manual":
             case += f", attention {plan.attention}"
         cells = [plan.machine.name, plan.split, case, plan.dtype]
-        if plan.refused is not None:
+        if plan.oom_message is not None:
             cells += ["does not fit", "", "", "", ""]
         else:
             exchanged = ", ".join(

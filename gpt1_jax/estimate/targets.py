@@ -69,7 +69,7 @@ device_description_str: "NVIDIA H100 80GB HBM3"
 
 
 @dataclasses.dataclass(frozen=True)
-class Machine:
+class Target:
     """Several chips of one kind.
 
     Attributes:
@@ -107,7 +107,7 @@ class Machine:
         return {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
-def machine(name: str) -> Machine:
+def parse_target(name: str) -> Target:
     """Return the machine of a name.
 
     Args:
@@ -120,13 +120,13 @@ def machine(name: str) -> Machine:
     kind, _, shape = name.partition(":")
     dimensions = {"v5e": 2, "v6e": 2, "v5p": 3}
     if name == "h100":
-        return Machine(name, "cuda", 1)
+        return Target(name, "cuda", 1)
     if kind == "cpu" and re.fullmatch("|[1-9][0-9]{0,3}", shape):
-        return Machine(name, "cpu", int(shape or 1))
+        return Target(name, "cpu", int(shape or 1))
     if kind in dimensions:
         sides = shape.split("x")
         if len(sides) == dimensions[kind] and all(re.fullmatch("[1-9][0-9]*", s) for s in sides):
-            return Machine(name, "tpu", math.prod(map(int, sides)))
+            return Target(name, "tpu", math.prod(map(int, sides)))
         example = "x".join(["2"] * dimensions[kind])
         raise ValueError(f"{name!r} is no slice of {kind}: give its shape, as in {kind}:{example}")
     right = "v5e:2x2, v6e:2x2, v5p:2x2x1 (with any shape that there is), h100 and cpu"

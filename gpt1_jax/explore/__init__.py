@@ -4,7 +4,7 @@ Tables and texts are plain when printed, and coloured at the end of a notebook's
 """
 
 from gpt1_jax.explore.embeddings import (
-    FirstState,
+    EmbeddingCheck,
     Neighbour,
     Neighbours,
     TokenEmbedding,
@@ -13,26 +13,26 @@ from gpt1_jax.explore.embeddings import (
     nearest,
 )
 from gpt1_jax.explore.forward_trace import (
+    ForwardTrace,
     LogitLens,
     NextTokens,
-    Reading,
     Surprisal,
     logit_lens,
     next_tokens,
-    read,
     surprisal,
+    trace_forward,
 )
 from gpt1_jax.explore.module_tree import tree
 from gpt1_jax.explore.pictures import draw_attention, draw_logit_lens, draw_next_tokens
 from gpt1_jax.explore.tokens import TokenTable, token_table
 
 __all__ = [
-    "FirstState",
+    "EmbeddingCheck",
+    "ForwardTrace",
     "LogitLens",
     "Neighbour",
     "Neighbours",
     "NextTokens",
-    "Reading",
     "Surprisal",
     "TokenEmbedding",
     "TokenTable",
@@ -44,8 +44,8 @@ __all__ = [
     "logit_lens",
     "nearest",
     "next_tokens",
-    "read",
     "surprisal",
     "token_table",
+    "trace_forward",
     "tree",
 ]

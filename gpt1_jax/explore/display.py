@@ -12,7 +12,7 @@ from conversion.files import atomic_write
 from gpt1_jax.text.tokenizer_files import END_OF_WORD
 
 if TYPE_CHECKING:  # importing it takes a second
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
 Colour = tuple[int, int, int]  # red, green, blue: 0 to 255
 
@@ -37,7 +37,7 @@ PALETTE: tuple[Colour, ...] = (
 )
 
 
-class Shown(Protocol):
+class Renderable(Protocol):
     """Something that is plain as a string, coloured on a terminal and in a notebook."""
 
     def __str__(self) -> str: ...
@@ -49,7 +49,7 @@ class Shown(Protocol):
     def _repr_html_(self) -> str: ...
 
 
-def show(shown: Shown, file: TextIO) -> None:
+def show(shown: Renderable, file: TextIO) -> None:
     """Print something, in colour where the file is a terminal that has any.
 
     NO_COLOR (no-color.org) in the environment, of any value but an empty one, turns colours off.
@@ -194,19 +194,19 @@ class ColouredText:
     _repr_html_ = html
 
 
-class Picture:
+class Figure:
     """A figure of matplotlib's that notebooks show by themselves.
 
     Attributes:
         figure: to be changed at will.
     """
 
-    def __init__(self, figure: "Figure"):
+    def __init__(self, figure: "matplotlib.figure.Figure"):
         self.figure = figure
 
     def __repr__(self) -> str:
         width, height = self.figure.get_size_inches()
-        return f"Picture({width:.1f} x {height:.1f} inches)"
+        return f"Figure({width:.1f} x {height:.1f} inches)"
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the picture, whole or not at all, in the format that the file's ending names.

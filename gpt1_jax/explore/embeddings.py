@@ -64,7 +64,7 @@ def embedding(
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class FirstState:
+class EmbeddingCheck:
     """``h_0 = U W_e + W_p``, what goes into the first block, in two ways.
 
     Attributes:
@@ -85,7 +85,7 @@ class FirstState:
         return f"h_0 {self.look_up.shape}: U W_e + W_p and the look-up differ by {self.difference}"
 
 
-def h_0(model: OpenAIGPTPreTrainedModel, ids: Sequence[int]) -> FirstState:
+def h_0(model: OpenAIGPTPreTrainedModel, ids: Sequence[int]) -> EmbeddingCheck:
     """Return the state before the first block, of one sequence, as the paper writes it and as
     the model computes it (Radford et al. 2018, equation 2).
 
@@ -106,7 +106,7 @@ def h_0(model: OpenAIGPTPreTrainedModel, ids: Sequence[int]) -> FirstState:
     U = jax.nn.one_hot(row, len(tokens_embed), dtype=tokens_embed.dtype)
     # On GPU and TPU a product is coarser than float32 by default.
     product = jnp.matmul(U, tokens_embed, precision="highest") + positions_embed[: len(row)]
-    return FirstState(np.asarray(product, np.float32), np.asarray(look_up, np.float32))
+    return EmbeddingCheck(np.asarray(product, np.float32), np.asarray(look_up, np.float32))
 
 
 class Neighbour(NamedTuple):

@@ -33,7 +33,7 @@ LanguageModel = OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Reading:
+class ForwardTrace:
     """One pass of a model over a text, with everything that can be seen, as numpy arrays.
 
     Attributes:
@@ -63,7 +63,7 @@ class Reading:
         return f"Reading({len(self.ids)} tokens, {shapes})"
 
 
-def read(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Reading:
+def trace_forward(model: LanguageModel, tokenizer: Tokenizer, text: str) -> ForwardTrace:
     """Read a text, and keep everything.
 
     Args:
@@ -86,7 +86,7 @@ def read(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Reading:
     out: Any = model(jnp.asarray([ids]), output_hidden_states=True, output_attentions=True)
     V = out.logits.shape[-1]
     known = tokenizer.convert_ids_to_tokens(range(min(V, len(tokenizer))))
-    return Reading(
+    return ForwardTrace(
         text=text,
         ids=np.array(ids, np.int32),
         tokens=tuple(tokenizer.convert_ids_to_tokens(ids)),
@@ -108,7 +108,7 @@ class Surprisal:
             it; NaN for the first, before which there is none.
     """
 
-    reading: Reading
+    reading: ForwardTrace
     bits: np.ndarray
 
     @property
@@ -151,7 +151,7 @@ class Surprisal:
         return f"{self.mean:.2f} bits a token, perplexity {self.perplexity:.1f}"
 
 
-def surprisal(reading: Reading) -> Surprisal:
+def surprisal(reading: ForwardTrace) -> Surprisal:
     """Return the surprisal of each token of a text."""
     T = len(reading.ids)
     nats = reading.log_probs[np.arange(T - 1), reading.ids[1:]].astype(np.float64)
@@ -211,7 +211,7 @@ class NextTokens:
         ]
 
 
-def next_tokens(reading: Reading, count: int = 10, place: int = -1) -> NextTokens:
+def next_tokens(reading: ForwardTrace, count: int = 10, place: int = -1) -> NextTokens:
     """Return the tokens that are most expected after a place of a text.
 
     Args:
@@ -252,7 +252,7 @@ class LogitLens(Lines):
         probabilities: (n_layer + 1, T) their probabilities.
     """
 
-    reading: Reading
+    reading: ForwardTrace
     tokens: tuple[tuple[str, ...], ...]
     ids: np.ndarray
     probabilities: np.ndarray
@@ -301,7 +301,7 @@ class LogitLens(Lines):
         return lines
 
 
-def logit_lens(model: LanguageModel, reading: Reading) -> LogitLens:
+def logit_lens(model: LanguageModel, reading: ForwardTrace) -> LogitLens:
     """Put each layer's states through the head, as if they were the last ones.
 
     GPT-1 has no layer norm between its last block and the head, so neither has the lens

@@ -5,12 +5,12 @@ from typing import Any
 
 from flax import nnx
 
-from gpt1_jax.nn.layers import TiedLinear
+from gpt1_jax.nn.layers import TiedHead
 
 # What torch prints of a layer, by Flax's names.
 SHOWN = {
     nnx.Linear: ("in_features", "out_features", "use_bias"),
-    TiedLinear: ("in_features", "out_features", "use_bias"),
+    TiedHead: ("in_features", "out_features", "use_bias"),
     nnx.Embed: ("num_embeddings", "features"),
     nnx.LayerNorm: ("num_features", "epsilon"),
     nnx.Dropout: ("rate",),

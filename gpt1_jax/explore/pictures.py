@@ -5,8 +5,8 @@ import operator
 from typing import TYPE_CHECKING
 
 from gpt1_jax.explore import display
-from gpt1_jax.explore.display import Picture
-from gpt1_jax.explore.forward_trace import LogitLens, NextTokens, Reading
+from gpt1_jax.explore.display import Figure
+from gpt1_jax.explore.forward_trace import ForwardTrace, LogitLens, NextTokens
 
 if TYPE_CHECKING:  # importing it takes a second
     from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ COLUMNS = 4  # of a picture of all heads
 LABELLED = 40  # tokens: more are not written beside a map
 
 
-def draw_attention(reading: Reading, layer: int, head: int | None = None) -> Picture:
+def draw_attention(reading: ForwardTrace, layer: int, head: int | None = None) -> Figure:
     """Draw where each token looks: a row for each, and a column for each that it looks at.
 
     Args:
@@ -58,7 +58,7 @@ def draw_attention(reading: Reading, layer: int, head: int | None = None) -> Pic
     return picture
 
 
-def draw_next_tokens(expected: NextTokens) -> Picture:
+def draw_next_tokens(expected: NextTokens) -> Figure:
     """Draw the most probable next tokens as a bar chart.
 
     Raises:
@@ -78,7 +78,7 @@ def draw_next_tokens(expected: NextTokens) -> Picture:
     return picture
 
 
-def draw_logit_lens(lens: LogitLens) -> Picture:
+def draw_logit_lens(lens: LogitLens) -> Figure:
     """Draw what each layer would say next, the last layer on top; dark is sure.
 
     Raises:
@@ -117,13 +117,14 @@ def _label(token: str) -> str:
     return display.label(token).replace("$", r"\$")
 
 
-def _figure(width: float, height: float) -> Picture:
+def _figure(width: float, height: float) -> Figure:
     """An empty picture, in inches."""
     try:
+        from matplotlib import figure as matplotlib_figure
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
     except ModuleNotFoundError:
         raise ImportError('pictures need matplotlib: pip install "gpt1-jax[train]"') from None
-    figure = Figure(figsize=(width, height), layout="constrained")  # not pyplot's, which are kept
+    # Not pyplot's, which are kept.
+    figure = matplotlib_figure.Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    return Picture(figure)
+    return Figure(figure)

@@ -2,6 +2,6 @@
 
 from gpt1_jax.generation.api import GenerateOutput, generate
 from gpt1_jax.generation.streaming import stream
-from gpt1_jax.generation_config import GenerationSettings
+from gpt1_jax.generation_config import GenerationConfig
 
-__all__ = ["GenerateOutput", "GenerationSettings", "generate", "stream"]
+__all__ = ["GenerateOutput", "GenerationConfig", "generate", "stream"]

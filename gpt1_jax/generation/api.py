@@ -7,18 +7,18 @@ from typing import Any, Literal, overload
 import numpy as np
 
 from gpt1_jax.generation.beam import beam_search
-from gpt1_jax.generation.decode import Progress, decode
+from gpt1_jax.generation.decode import DecodeProgress, decode
 from gpt1_jax.generation.prompts import join, read_prompts
 from gpt1_jax.generation.stop_strings import StopStrings
-from gpt1_jax.generation_config import GenerationSettings
+from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.validation import ArrayLike
-from gpt1_jax.sharding.mesh import mesh_of, row_parts
+from gpt1_jax.sharding.mesh import mesh_of, round_up_to_mesh
 from gpt1_jax.text.tokenizer import Tokenizer
 
 # An array (batch, ...), or, for prompts of unequal lengths, a list of rows.
 Sequences = Any
-STEPS = 8  # tokens a compiled call where the host looks at the text in between
+STEPS_PER_CALL = 8  # tokens a compiled call where the host looks at the text in between
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def generate(
     model: OpenAIGPTLMHeadModel,
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
-    settings: GenerationSettings | None = None,
+    generation_config: GenerationConfig | None = None,
     *,
     tokenizer: Tokenizer | None = None,
     return_dict: Literal[False] = False,
@@ -61,7 +61,7 @@ def generate(
     model: OpenAIGPTLMHeadModel,
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
-    settings: GenerationSettings | None = None,
+    generation_config: GenerationConfig | None = None,
     *,
     tokenizer: Tokenizer | None = None,
     return_dict: Literal[True],
@@ -73,7 +73,7 @@ def generate(
     model: OpenAIGPTLMHeadModel,
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None = None,
-    settings: GenerationSettings | None = None,
+    generation_config: GenerationConfig | None = None,
     *,
     tokenizer: Tokenizer | None = None,
     return_dict: bool = False,
@@ -89,10 +89,10 @@ def generate(
         model: a language model.
         input_ids: (batch, T) prompts, or a list of prompts of any lengths.
         attention_mask: (batch, T), 0 where a prompt is padding, on either side.
-        settings: how to choose tokens; by default greedily.
+        generation_config: how to choose tokens; by default greedily.
         tokenizer: needed for ``stop_strings``.
         return_dict: return the scores of the new tokens too.
-        **changes: fields of ``GenerationSettings`` that take the place of those in ``settings``.
+        **changes: fields of ``GenerationConfig`` that override those of ``generation_config``.
 
     Returns:
         int32 (batch * num_return_sequences, T + new), the prompts as given and the new tokens;
@@ -104,8 +104,8 @@ def generate(
             long for the model to continue by ``max_new_tokens``; before any work is done.
         TypeError: a setting that does not exist.
     """
-    prompts, given, settings = check_call(model, input_ids, attention_mask, settings, changes)
-    progress, sequences_scores = finished(model, prompts, settings, tokenizer)
+    prompts, given, settings = prepare(model, input_ids, attention_mask, generation_config, changes)
+    progress, sequences_scores = run(model, prompts, settings, tokenizer)
     sequences = join(prompts, given, progress.tokens, progress.lengths)
     if not return_dict:
         return sequences
@@ -118,44 +118,44 @@ def generate(
     return GenerateOutput(sequences, scores, log_probs, sequences_scores)
 
 
-def check_call(
+def prepare(
     model: OpenAIGPTLMHeadModel,
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None,
-    settings: GenerationSettings | None,
+    generation_config: GenerationConfig | None,
     changes: dict[str, Any],
-) -> tuple[list[np.ndarray], np.ndarray | None, GenerationSettings]:
+) -> tuple[list[np.ndarray], np.ndarray | None, GenerationConfig]:
     """Check what ``generate`` takes; return the prompts (``read_prompts``) and full settings."""
     if not isinstance(model, OpenAIGPTLMHeadModel):
         raise TypeError(f"the model is {type(model).__name__}, but must be OpenAIGPTLMHeadModel")
-    if settings is not None and not isinstance(settings, GenerationSettings):
-        kind = type(settings).__name__
-        raise TypeError(f"settings is a {kind}, but must be GenerationSettings")
-    settings = dataclasses.replace(settings or GenerationSettings(), **changes)
+    if generation_config is not None and not isinstance(generation_config, GenerationConfig):
+        kind = type(generation_config).__name__
+        raise TypeError(f"generation_config is a {kind}, but must be a GenerationConfig")
+    settings = dataclasses.replace(generation_config or GenerationConfig(), **changes)
     prompts, given = read_prompts(model.config.vocab_size, input_ids, attention_mask)
     settings = settings.for_model(model.config)
     settings.check_for(model.config, len(prompts), max(map(len, prompts)))
     return prompts, given, settings
 
 
-def finished(
+def run(
     model: OpenAIGPTLMHeadModel,
     prompts: list[np.ndarray],
-    settings: GenerationSettings,
+    settings: GenerationConfig,
     tokenizer: Tokenizer | None,
     steps: int | None = None,
-) -> tuple[Progress, np.ndarray | None]:
+) -> tuple[DecodeProgress, np.ndarray | None]:
     """Continue checked prompts to the end; return their texts, and with beams the texts' scores.
 
     Args:
         model: a language model.
-        prompts: what ``check_call`` returned.
+        prompts: what ``prepare`` returned.
         settings: likewise.
         tokenizer: for stop strings.
         steps: tokens a compiled call, where an interruption is to be heard in between.
     """
     texts = len(prompts) * settings.num_return_sequences
-    prompts, settings = filled(model, prompts, settings)
+    prompts, settings = pad_prompts_to_mesh(model, prompts, settings)
     if settings.num_beams > 1:
         beams = beam_search(model, prompts, settings)
         return _first(beams.progress, texts), beams.scores[:texts]
@@ -164,23 +164,23 @@ def finished(
     if settings.stop_strings:
         if tokenizer is None:
             raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
-        ended, steps = StopStrings(tokenizer, rows, settings.stop_strings), STEPS
+        ended, steps = StopStrings(tokenizer, rows, settings.stop_strings), STEPS_PER_CALL
     seeds = settings.seeds(len(prompts))
     *_, last = decode(model, rows, settings, seeds, steps=steps, ended=ended)
     return _first(last, texts), None
 
 
-def filled(
-    model: OpenAIGPTLMHeadModel, prompts: list[np.ndarray], settings: GenerationSettings
-) -> tuple[list[np.ndarray], GenerationSettings]:
+def pad_prompts_to_mesh(
+    model: OpenAIGPTLMHeadModel, prompts: list[np.ndarray], settings: GenerationConfig
+) -> tuple[list[np.ndarray], GenerationConfig]:
     """Return the prompts, the last of them repeated until the model's mesh divides their number."""
     mesh = mesh_of(model.transformer.tokens_embed.embedding.get_value())  # where all of it lies
-    more = 0 if mesh is None else row_parts(mesh, len(prompts)) - len(prompts)
+    more = 0 if mesh is None else round_up_to_mesh(mesh, len(prompts)) - len(prompts)
     if more and isinstance(settings.seed, Sequence):
         seeds = [*settings.seed, *[settings.seed[-1]] * more]
         settings = dataclasses.replace(settings, seed=seeds)
     return prompts + prompts[-1:] * more, settings
 
 
-def _first(progress: Progress, texts: int) -> Progress:
-    return Progress(**{name: rows[:texts] for name, rows in vars(progress).items()})
+def _first(progress: DecodeProgress, texts: int) -> DecodeProgress:
+    return DecodeProgress(**{name: rows[:texts] for name, rows in vars(progress).items()})

@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from gpt1_jax.generation.api import STEPS, GenerateOutput, check_call, finished
+from gpt1_jax.generation.api import STEPS_PER_CALL, GenerateOutput, prepare, run
 from gpt1_jax.generation.prompts import join
-from gpt1_jax.generation_config import GenerationSettings
+from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.text.tokenizer import Tokenizer
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 def generate_batches(
     model: OpenAIGPTLMHeadModel,
     prompts: Sequence[Sequence[int]],
-    settings: GenerationSettings,
+    settings: GenerationConfig,
     *,
     batch_size: int = 8,
     tokenizer: Tokenizer | None = None,
@@ -54,7 +54,7 @@ def generate_batches(
         raise ValueError(f"batch_size is {batch_size!r}, but must be an integer, at least 1")
     if settings.stop_strings and tokenizer is None:
         raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
-    rows, _, settings = check_call(model, list(prompts), None, settings, {})
+    rows, _, settings = prepare(model, list(prompts), None, settings, {})
     seeds = settings.seeds(len(rows))[:: settings.num_return_sequences]
     # All batches of one size, as near as can be.
     size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size))
@@ -85,11 +85,11 @@ def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
 def _continue(
     model: OpenAIGPTLMHeadModel,
     rows: list[np.ndarray],
-    settings: GenerationSettings,
+    settings: GenerationConfig,
     tokenizer: Tokenizer | None,
 ) -> Iterator[GenerateOutput]:
     """Yield the texts of each prompt of a batch."""
-    progress, totals = finished(model, rows, settings, tokenizer, steps=STEPS)
+    progress, totals = run(model, rows, settings, tokenizer, steps=STEPS_PER_CALL)
     each = settings.num_return_sequences
     sequences = join(rows, None, progress.tokens, progress.lengths)
     for i in range(len(rows)):
@@ -107,7 +107,7 @@ def _cut(rows: np.ndarray, lengths: np.ndarray) -> list[np.ndarray]:
     return [row[:length] for row, length in zip(rows, lengths, strict=True)]
 
 
-def in_order(numbered: Iterable[tuple[int, T]]) -> Iterator[T]:
+def reorder(numbered: Iterable[tuple[int, T]]) -> Iterator[T]:
     """Yield items that are numbered from 0 in that order, as soon as those before are there."""
     waiting: dict[int, T] = {}
     due = 0

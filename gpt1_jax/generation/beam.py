@@ -16,23 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from gpt1_jax.generation.decode import Progress, Rules, read
-from gpt1_jax.generation.processors import Array, Context, process, pytree
-from gpt1_jax.generation.prompts import PIECE, align, bucket, pieces
-from gpt1_jax.generation.transposed_kernels import as_turned, pays, turned
-from gpt1_jax.generation_config import GenerationSettings, as_ids
+from gpt1_jax.generation.decode import DecodeProgress, SamplingParams, prefill
+from gpt1_jax.generation.processors import Array, DecodeContext, process
+from gpt1_jax.generation.prompts import PREFILL_CHUNK, align, bucket, pieces
+from gpt1_jax.generation.transposed_kernels import (
+    should_transpose,
+    transpose_kernels,
+    with_transposed_kernels,
+)
+from gpt1_jax.generation_config import GenerationConfig, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Cache
+from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
-from gpt1_jax.sharding.mesh import by_rows, mesh_of, place
+from gpt1_jax.sharding.mesh import batch_shardings, mesh_of, shard
 
 # In place of -inf for texts that are out of the running, as Hugging Face has it: added to a score,
 # it leaves it comparable.
 OUT = -1e9
 
 
-@pytree
+@pytree_dataclass
 class Search:
     """The settings of a search, traced.
 
@@ -45,18 +50,18 @@ class Search:
             full length (early_stopping="never" and a positive length_penalty).
     """
 
-    rules: Rules
+    rules: SamplingParams
     max_new_tokens: Array
     length_penalty: Array
     stop_early: Array
     to_the_end: Array
 
     @classmethod
-    def build(cls, settings: GenerationSettings, vocab_size: int, seeds: np.ndarray) -> Self:
+    def build(cls, settings: GenerationConfig, vocab_size: int, seeds: np.ndarray) -> Self:
         """Build from settings whose end and padding are filled in, and the prompts' seeds."""
         never = settings.early_stopping == "never"
         return cls(
-            rules=Rules.build(settings, vocab_size, seeds),
+            rules=SamplingParams.build(settings, vocab_size, seeds),
             max_new_tokens=np.asarray(settings.max_new_tokens, np.int32),
             length_penalty=np.asarray(settings.length_penalty, np.float32),
             stop_early=np.asarray(settings.early_stopping is True),
@@ -68,7 +73,7 @@ class Search:
         return log_prob / length.astype(jnp.float32) ** self.length_penalty
 
 
-@pytree
+@pytree_dataclass
 class Beams:
     """Texts of the new tokens, K a prompt or more.
 
@@ -110,7 +115,7 @@ class Beams:
         return self.take(index), index
 
 
-@pytree
+@pytree_dataclass
 class SearchState:
     """Where a search stands.
 
@@ -125,7 +130,7 @@ class SearchState:
     running: Beams
     ended: Beams
     open: jax.Array
-    context: Context
+    context: DecodeContext
     cache: Cache
 
 
@@ -133,12 +138,12 @@ class SearchState:
 class BeamOutput:
     """The best texts: ``progress`` of (B * num_return_sequences) rows, and their ``scores``."""
 
-    progress: Progress
+    progress: DecodeProgress
     scores: np.ndarray
 
 
 def beam_search(
-    model: OpenAIGPTLMHeadModel, prompts: Sequence[np.ndarray], settings: GenerationSettings
+    model: OpenAIGPTLMHeadModel, prompts: Sequence[np.ndarray], settings: GenerationConfig
 ) -> BeamOutput:
     """Return the ``num_return_sequences`` best of ``num_beams`` texts for each prompt.
 
@@ -150,19 +155,19 @@ def beam_search(
     V, new = model.config.vocab_size, settings.max_new_tokens
     tokens, start = align(prompts)
     width = tokens.shape[1]
-    most = pieces(model.config.n_positions) + PIECE
+    most = pieces(model.config.n_positions) + PREFILL_CHUNK
     slots = min(bucket(width + new - 1), most)
     seeds = settings.seeds(len(prompts))[:: settings.num_return_sequences]
     # As many that even if every end token is a candidate of every beam, K others are left.
     candidates = max(2, 1 + len(as_ids(settings.eos_token_id)))
     graphdef, params = split(model)
-    turn = pays(model, params, rows=len(prompts) * settings.num_beams)
-    if turn:
-        params = turned(model, params)
+    transpose = should_transpose(model, params, rows=len(prompts) * settings.num_beams)
+    if transpose:
+        params = transpose_kernels(model, params)
     texts = np.pad(tokens, ((0, 0), (0, slots + 1 - width))), start
     if (mesh := mesh_of(params)) is not None:
-        texts = place(texts, by_rows(mesh, texts))
-    ended = _searcher(graphdef, turn)(
+        texts = shard(texts, batch_shardings(mesh, texts))
+    ended = _searcher(graphdef, transpose)(
         params,
         *texts,
         np.asarray(width, np.int32),
@@ -178,7 +183,7 @@ def beam_search(
     )
     T = int(best.length.max())
     after = np.arange(T)[None, :] >= best.length[:, None]
-    progress = Progress(
+    progress = DecodeProgress(
         tokens=np.where(after, np.int32(settings.pad_token_id or 0), best.tokens[:, :T]),
         scores=np.where(after, np.float32(0), best.scores[:, :T]),
         log_probs=np.where(after, np.float32(0), best.log_probs[:, :T]),
@@ -189,8 +194,8 @@ def beam_search(
 
 
 @functools.lru_cache(maxsize=32)
-def _searcher(graphdef: nnx.GraphDef[Any], turn: bool) -> Callable[..., Beams]:
-    """Return the compiled search of a model, whose kernels may be turned."""
+def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Beams]:
+    """Return the compiled search of a model, whose kernels may be transposed."""
 
     @functools.partial(jax.jit, static_argnames=("num_beams", "candidates", "do_sample"))
     def run(
@@ -205,8 +210,8 @@ def _searcher(graphdef: nnx.GraphDef[Any], turn: bool) -> Callable[..., Beams]:
         do_sample: bool,
     ) -> Beams:
         model: OpenAIGPTLMHeadModel = merge(graphdef, params)
-        if turn:
-            model = as_turned(model)
+        if transpose:
+            model = with_transposed_kernels(model)
         B, K, M, C = len(tokens), num_beams, candidates, tokens.shape[1]
         V, rules = model.config.vocab_size, search.rules
 
@@ -299,16 +304,16 @@ def _searcher(graphdef: nnx.GraphDef[Any], turn: bool) -> Callable[..., Beams]:
                 running=running,
                 ended=ended,
                 open=state.open & improvable & ~settled & ~hits.all(axis=1),
-                context=Context(tokens, context.start, context.length + 1, new),
-                cache=reorder(cache, rows),
+                context=DecodeContext(tokens, context.start, context.length + 1, new),
+                cache=reorder_cache(cache, rows),
             )
 
         def goes_on(state: SearchState) -> jax.Array:
             return state.open.any()
 
-        prompts = Context(tokens, start, length, jnp.int32(0))
+        prompts = DecodeContext(tokens, start, length, jnp.int32(0))
         cache = Cache.empty(model.config, B, C - 1, model.dtype)
-        cache = read(model, prompts, cache, jnp.int32(0))
+        cache = prefill(model, prompts, cache, jnp.int32(0))
         T = C - 1
         running = Beams.empty(B, K, T)
         state = SearchState(
@@ -332,7 +337,7 @@ def out_where(condition: jax.Array) -> jax.Array:
     return jnp.where(condition, jnp.float32(OUT), jnp.float32(0))
 
 
-def reorder(cache: Cache, rows: jax.Array) -> Cache:
+def reorder_cache(cache: Cache, rows: jax.Array) -> Cache:
     """Return the cache whose row i is row ``rows[i]``."""
     return dataclasses.replace(
         cache,

@@ -19,27 +19,31 @@ from flax import nnx
 
 from gpt1_jax.generation.processors import (
     Array,
-    Context,
+    DecodeContext,
     Processor,
     constraints,
     process,
-    pytree,
     token_mask,
     warpers,
 )
-from gpt1_jax.generation.prompts import AT_ONCE, PIECE, align, bucket, pieces
-from gpt1_jax.generation.speculation import guess
-from gpt1_jax.generation.transposed_kernels import as_turned, pays, turned
-from gpt1_jax.generation_config import GenerationSettings, as_ids
+from gpt1_jax.generation.prompts import PREFILL_CHUNK, PREFILL_TOKENS, align, bucket, pieces
+from gpt1_jax.generation.speculation import draft
+from gpt1_jax.generation.transposed_kernels import (
+    should_transpose,
+    transpose_kernels,
+    with_transposed_kernels,
+)
+from gpt1_jax.generation_config import GenerationConfig, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Cache
+from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
-from gpt1_jax.sharding.mesh import by_rows, keep, mesh_of, place
+from gpt1_jax.sharding.mesh import batch_shardings, constrain_like, mesh_of, shard
 
 
-@pytree
-class Rules:
+@pytree_dataclass
+class SamplingParams:
     """The settings of a call, traced.
 
     Attributes:
@@ -59,7 +63,7 @@ class Rules:
     pad: Array
 
     @classmethod
-    def build(cls, settings: GenerationSettings, vocab_size: int, seeds: np.ndarray) -> Self:
+    def build(cls, settings: GenerationConfig, vocab_size: int, seeds: np.ndarray) -> Self:
         """Build from settings whose end and padding are filled in, and the rows' seeds."""
         return cls(
             constraints=constraints(settings, vocab_size),
@@ -70,16 +74,18 @@ class Rules:
             pad=np.asarray(settings.pad_token_id, np.int32),
         )
 
-    def choose(self, logits: jax.Array, context: Context) -> tuple[jax.Array, jax.Array]:
+    def sample(self, logits: jax.Array, context: DecodeContext) -> tuple[jax.Array, jax.Array]:
         """(B, V) float32 logits -> (B,) tokens and their log-probabilities under these rules."""
         logits = process(self.constraints, logits, context)
 
         def draw(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = process(self.warpers, logits, context)
-            return pick(logits, jax.vmap(jax.random.categorical)(self.keys(context.new), logits))
+            return gather_log_prob(
+                logits, jax.vmap(jax.random.categorical)(self.keys(context.new), logits)
+            )
 
         def likeliest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return pick(logits, jnp.argmax(logits, axis=-1))
+            return gather_log_prob(logits, jnp.argmax(logits, axis=-1))
 
         return jax.lax.cond(self.do_sample, draw, likeliest, logits)
 
@@ -88,13 +94,13 @@ class Rules:
         return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(self.seeds)
 
 
-def pick(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+def gather_log_prob(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
     """(B, V) logits, (B,) tokens -> the tokens in int32, and their log-probabilities."""
     chosen = jnp.take_along_axis(logits, token[:, None], axis=-1)[:, 0]
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-@pytree
+@pytree_dataclass
 class State:
     """Where the loop stands.
 
@@ -107,14 +113,16 @@ class State:
         offset: () int32, the slot of the first token in the cache.
     """
 
-    context: Context
+    context: DecodeContext
     scores: jax.Array
     log_probs: jax.Array
     done: jax.Array
     cache: Cache
     offset: jax.Array
 
-    def append(self, token: jax.Array, score: jax.Array, log_prob: jax.Array, rules: Rules) -> Self:
+    def append(
+        self, token: jax.Array, score: jax.Array, log_prob: jax.Array, rules: SamplingParams
+    ) -> Self:
         """Return the state after (B,) tokens were chosen; texts that have ended get padding."""
         context, done = self.context, self.done
         place = (jnp.int32(0), context.length)
@@ -138,7 +146,7 @@ class State:
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class DecodeProgress:
     """What has been decoded so far, on the host.
 
     Attributes:
@@ -159,12 +167,12 @@ class Progress:
 def decode(
     model: OpenAIGPTLMHeadModel,
     prompts: Sequence[np.ndarray],
-    settings: GenerationSettings,
+    settings: GenerationConfig,
     seeds: np.ndarray,
     *,
     steps: int | None = None,
-    ended: Callable[[Progress], np.ndarray] | None = None,
-) -> Iterator[Progress]:
+    ended: Callable[[DecodeProgress], np.ndarray] | None = None,
+) -> Iterator[DecodeProgress]:
     """Decode greedily or by sampling, and yield after every compiled call.
 
     Args:
@@ -181,12 +189,12 @@ def decode(
     """
     config, window = model.config, settings.sliding_window
     graphdef, params = split(model)
-    guessed = settings.prompt_lookup_num_tokens or 0
-    turn = pays(model, params, rows=len(prompts))
-    if turn:
-        params = turned(model, params)
-    run = _decoder(graphdef, guessed, turn)
-    rules = Rules.build(settings, config.vocab_size, seeds)
+    num_draft_tokens = settings.prompt_lookup_num_tokens or 0
+    transpose = should_transpose(model, params, rows=len(prompts))
+    if transpose:
+        params = transpose_kernels(model, params)
+    run = _decoder(graphdef, num_draft_tokens, transpose)
+    rules = SamplingParams.build(settings, config.vocab_size, seeds)
     mesh = mesh_of(params)
     state, width = _start(model, prompts, settings)
     last = width + settings.max_new_tokens
@@ -197,7 +205,7 @@ def decode(
             state = _slide(state, config.n_positions, window)
             until = min(until, int(state.context.start.min()) + config.n_positions + 1)
         if mesh is not None:
-            state = place(state, by_rows(mesh, state))
+            state = shard(state, batch_shardings(mesh, state))
         state = run(params, state, rules, np.asarray(until, np.int32))
         length = int(state.context.length)
         progress = _progress(state, width, rules, cut)
@@ -213,29 +221,32 @@ def decode(
 
 
 def _start(
-    model: OpenAIGPTLMHeadModel, prompts: Sequence[np.ndarray], settings: GenerationSettings
+    model: OpenAIGPTLMHeadModel, prompts: Sequence[np.ndarray], settings: GenerationConfig
 ) -> tuple[State, int]:
     """Return the state before anything is read, and the slot of the first new token."""
     config, new = model.config, settings.max_new_tokens
     tokens, start = align(prompts)
-    most = pieces(config.n_positions) + PIECE
+    most = pieces(config.n_positions) + PREFILL_CHUNK
     if settings.sliding_window is None:
-        guessed = settings.prompt_lookup_num_tokens or 0
-        room = min(bucket(tokens.shape[1] + new - 1 + guessed), most)
+        num_draft_tokens = settings.prompt_lookup_num_tokens or 0
+        room = min(bucket(tokens.shape[1] + new - 1 + num_draft_tokens), most)
         slots = room + 1  # the last token is not read
     else:
         # A window is read in whole pieces too: the first of them may begin before the text.
-        tokens, start = np.pad(tokens, ((0, 0), (PIECE, 0))), start + np.int32(PIECE)
+        tokens, start = (
+            np.pad(tokens, ((0, 0), (PREFILL_CHUNK, 0))),
+            start + np.int32(PREFILL_CHUNK),
+        )
         room, slots = most, bucket(tokens.shape[1] + new)
     width = tokens.shape[1]
     tokens = jnp.asarray(np.pad(tokens, ((0, 0), (0, slots - width))))
     state = State(
-        context=Context(tokens, jnp.asarray(start), jnp.int32(width), jnp.int32(0)),
+        context=DecodeContext(tokens, jnp.asarray(start), jnp.int32(width), jnp.int32(0)),
         scores=jnp.zeros(tokens.shape, jnp.float32),
         log_probs=jnp.zeros(tokens.shape, jnp.float32),
         done=jnp.zeros(len(prompts), bool),
         cache=Cache.empty(config, len(prompts), room, model.dtype),
-        offset=jnp.int32(0 if settings.sliding_window is None else PIECE),
+        offset=jnp.int32(0 if settings.sliding_window is None else PREFILL_CHUNK),
     )
     return state, width
 
@@ -259,7 +270,9 @@ def _slide(state: State, n_positions: int, window: int) -> State:
     )
 
 
-def read(model: OpenAIGPTLMHeadModel, context: Context, cache: Cache, offset: jax.Array) -> Cache:
+def prefill(
+    model: OpenAIGPTLMHeadModel, context: DecodeContext, cache: Cache, offset: jax.Array
+) -> Cache:
     """Return the cache with all tokens of the texts but the last, read piece by piece.
 
     Args:
@@ -283,28 +296,30 @@ def read(model: OpenAIGPTLMHeadModel, context: Context, cache: Cache, offset: ja
 
         return unpack(jax.lax.while_loop(unread, step, pack(cache)))
 
-    long = AT_ONCE // len(context.tokens) // PIECE * PIECE
-    if PIECE < long < cache.length:
+    long = PREFILL_TOKENS // len(context.tokens) // PREFILL_CHUNK * PREFILL_CHUNK
+    if PREFILL_CHUNK < long < cache.length:
         cache = read_pieces(cache, long)
-    return read_pieces(cache, PIECE)
+    return read_pieces(cache, PREFILL_CHUNK)
 
 
 @functools.lru_cache(maxsize=32)
-def _decoder(graphdef: nnx.GraphDef[Any], guessed: int, turn: bool) -> Callable[..., State]:
+def _decoder(
+    graphdef: nnx.GraphDef[Any], num_draft_tokens: int, transpose: bool
+) -> Callable[..., State]:
     """Return the compiled loop of a model.
 
     Args:
         graphdef: of the model.
-        guessed: how many guessed tokens it reads at once; 0 for none.
-        turn: whether its kernels are turned.
+        num_draft_tokens: how many draft tokens it reads at once; 0 for none.
+        transpose: whether its kernels are transposed.
     """
 
     @functools.partial(jax.jit, donate_argnames="state")
-    def run(params: Params, state: State, rules: Rules, until: jax.Array) -> State:
+    def run(params: Params, state: State, rules: SamplingParams, until: jax.Array) -> State:
         model: OpenAIGPTLMHeadModel = merge(graphdef, params)
-        if turn:
-            model = as_turned(model)
-        cache = read(model, state.context, state.cache, state.offset)
+        if transpose:
+            model = with_transposed_kernels(model)
+        cache = prefill(model, state.context, state.cache, state.offset)
 
         def unfinished(state: State) -> jax.Array:
             return (state.context.length < until) & ~state.done.all()
@@ -315,56 +330,58 @@ def _decoder(graphdef: nnx.GraphDef[Any], guessed: int, turn: bool) -> Callable[
             state = dataclasses.replace(state, cache=pack(cast(Cache, out.cache)))
             return state, cast(jax.Array, out.logits)
 
-        def choose(state: State, logits: jax.Array) -> State:
-            token, score = rules.choose(logits, state.context)
-            _, log_prob = pick(logits, token)
+        def sample(state: State, logits: jax.Array) -> State:
+            token, score = rules.sample(logits, state.context)
+            _, log_prob = gather_log_prob(logits, token)
             return state.append(token, score, log_prob, rules)
 
         def step(state: State) -> State:
             last = state.context.before(jnp.int32(1))[:, None]
             state, logits = forward(state, last)
-            return choose(state, logits[:, -1])
+            return sample(state, logits[:, -1])
 
-        def can_leap(state: State) -> jax.Array:
+        def can_verify(state: State) -> jax.Array:
             """() bool, whether there is a guess for every row, and room to read it."""
             context = state.context
-            _, found = guess(context, guessed)
-            end = context.length + guessed
+            _, found = draft(context, num_draft_tokens)
+            end = context.length + num_draft_tokens
             fits = (end - state.offset <= state.cache.length) & (
                 end - context.start.min() <= model.config.n_positions
             )
             return fits & (found | state.done).all()
 
-        def leap(state: State) -> State:
+        def verify_draft(state: State) -> State:
             """Choose tokens for as long as the (B, D) guesses, read at once, are right."""
-            guesses, _ = guess(state.context, guessed)
+            draft_tokens, _ = draft(state.context, num_draft_tokens)
             last = state.context.before(jnp.int32(1))[:, None]
-            state, logits = forward(state, jnp.concatenate([last, guesses], axis=1))
+            state, logits = forward(state, jnp.concatenate([last, draft_tokens], axis=1))
 
             def right(carry: tuple[jax.Array, State]) -> jax.Array:
                 right, state = carry
                 chosen = state.context.before(jnp.int32(1))
-                as_guessed = (chosen == guesses[:, right - 1]) | state.done
-                return unfinished(state) & (right <= guessed) & as_guessed.all()
+                as_drafted = (chosen == draft_tokens[:, right - 1]) | state.done
+                return unfinished(state) & (right <= num_draft_tokens) & as_drafted.all()
 
             def go_on(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
                 right, state = carry
-                return right + 1, choose(state, logits[:, right])
+                return right + 1, sample(state, logits[:, right])
 
             _, state = jax.lax.while_loop(right, go_on, go_on((jnp.int32(0), state)))
             # What was read of wrong guesses will be overwritten.
             index = state.context.length - 1 - state.offset
             return dataclasses.replace(state, cache=dataclasses.replace(state.cache, index=index))
 
-        def steps_and_leaps(state: State) -> State:
+        def steps_and_drafts(state: State) -> State:
             # Loops within the loop, where branches would copy the cache.
-            state = jax.lax.while_loop(lambda s: unfinished(s) & ~can_leap(s), step, state)
-            return jax.lax.while_loop(lambda s: unfinished(s) & can_leap(s), leap, state)
+            state = jax.lax.while_loop(lambda s: unfinished(s) & ~can_verify(s), step, state)
+            return jax.lax.while_loop(lambda s: unfinished(s) & can_verify(s), verify_draft, state)
 
-        advance = steps_and_leaps if guessed else step
+        advance = steps_and_drafts if num_draft_tokens else step
         state = dataclasses.replace(state, cache=pack(cache))
         state = jax.lax.while_loop(unfinished, advance, state)
-        return keep(dataclasses.replace(state, cache=unpack(state.cache)), by_rows)
+        return constrain_like(
+            dataclasses.replace(state, cache=unpack(state.cache)), batch_shardings
+        )
 
     return run
 
@@ -389,7 +406,7 @@ def _each_array(cache: Cache, change: Callable[[jax.Array], jax.Array]) -> Cache
     )
 
 
-def _progress(state: State, width: int, rules: Rules, cut: np.ndarray) -> Progress:
+def _progress(state: State, width: int, rules: SamplingParams, cut: np.ndarray) -> DecodeProgress:
     """Return what the state holds; texts are cut where ``cut`` (B,) is not -1."""
     # Slices of JAX's arrays would compile for every length: these are numpy's.
     end = int(state.context.length)
@@ -404,7 +421,7 @@ def _progress(state: State, width: int, rules: Rules, cut: np.ndarray) -> Progre
     T = int(lengths.max())  # less where the host found the ends of all texts before the last step
     tokens, scores, log_probs = tokens[:, :T], scores[:, :T], log_probs[:, :T]
     after = np.arange(T)[None, :] >= lengths[:, None]
-    return Progress(
+    return DecodeProgress(
         tokens=np.where(after, rules.pad, tokens),
         scores=np.where(after, np.float32(0), scores),
         log_probs=np.where(after, np.float32(0), log_probs),

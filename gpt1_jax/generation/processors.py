@@ -7,29 +7,23 @@ order: ``constraints`` always, ``warpers`` when sampling.
 Dimensions: B rows, C slots for tokens, V vocabulary.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar, dataclass_transform
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt1_jax.generation_config import GenerationSettings, as_ids
+from gpt1_jax.generation_config import GenerationConfig, as_ids
+from gpt1_jax.nn.pytree import pytree_dataclass
 
 Array = jax.Array | np.ndarray
 T = TypeVar("T")
 
 
-@dataclass_transform(frozen_default=True)
-def pytree(cls: type[T]) -> type[T]:
-    """Make ``cls`` a frozen dataclass whose fields are traced."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
-
-
-@pytree
-class Context:
+@pytree_dataclass
+class DecodeContext:
     """The text that the next token continues.
 
     Attributes:
@@ -61,16 +55,18 @@ class Context:
 class Processor(Protocol):
     """One rule: (B, V) float32 logits and their context to (B, V) logits."""
 
-    def active(self, context: Context) -> jax.Array:
+    def active(self, context: DecodeContext) -> jax.Array:
         """() bool, false where the rule would return the logits as they are."""
         ...
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         """Return the logits under this rule."""
         ...
 
 
-def process(processors: Sequence[Processor], logits: jax.Array, context: Context) -> jax.Array:
+def process(
+    processors: Sequence[Processor], logits: jax.Array, context: DecodeContext
+) -> jax.Array:
     """Apply the processors that are active, one after the other."""
 
     def one(logits: jax.Array, processor: Processor) -> jax.Array:
@@ -84,11 +80,11 @@ def process(processors: Sequence[Processor], logits: jax.Array, context: Context
     return functools.reduce(one, processors, logits)
 
 
-def constraints(settings: GenerationSettings, vocab_size: int) -> tuple[Processor, ...]:
+def constraints(settings: GenerationConfig, vocab_size: int) -> tuple[Processor, ...]:
     """Return the rules that hold whether tokens are drawn or not.
 
     Args:
-        settings: with the end tokens filled in (``GenerationSettings.for_model``).
+        settings: with the end tokens filled in (``GenerationConfig.for_model``).
         vocab_size: V.
     """
     eos = as_ids(settings.eos_token_id)
@@ -101,18 +97,18 @@ def constraints(settings: GenerationSettings, vocab_size: int) -> tuple[Processo
     return (
         RepetitionPenalty(np.asarray(settings.repetition_penalty, np.float32)),
         NoRepeatNGram(np.asarray(settings.no_repeat_ngram_size, np.int32)),
-        BadWords.build(bad_words, vocab_size),
+        NoBadWords.build(bad_words, vocab_size),
         MinNewTokens(np.asarray(settings.min_new_tokens if eos else 0, np.int32), end),
-        ForcedFirst(np.asarray(bool(forced_bos)), token_mask(forced_bos, vocab_size)),
-        ForcedLast(np.asarray(bool(forced_eos)), last, token_mask(forced_eos, vocab_size)),
-        Suppress(
+        ForcedBOS(np.asarray(bool(forced_bos)), token_mask(forced_bos, vocab_size)),
+        ForcedEOS(np.asarray(bool(forced_eos)), last, token_mask(forced_eos, vocab_size)),
+        SuppressTokens(
             np.asarray(bool(settings.suppress_tokens)),
             token_mask(settings.suppress_tokens, vocab_size),
         ),
     )
 
 
-def warpers(settings: GenerationSettings, vocab_size: int) -> tuple[Processor, ...]:
+def warpers(settings: GenerationConfig, vocab_size: int) -> tuple[Processor, ...]:
     """Return the rules that shape the distribution which tokens are drawn from."""
     # Beams have to go on when all end tokens are drawn.
     beams = settings.num_beams > 1
@@ -135,31 +131,31 @@ def token_mask(ids: Sequence[int], vocab_size: int) -> np.ndarray:
     return mask
 
 
-@pytree
+@pytree_dataclass
 class RepetitionPenalty:
     """Makes the tokens of the text less likely: CTRL (arXiv:1909.05858), section 4.1."""
 
     penalty: Array  # () float32
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return self.penalty != 1
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         seen = tokens_at(context.filled(), context, logits.shape[-1])
         penalized = jnp.where(logits < 0, logits * self.penalty, logits / self.penalty)
         return jnp.where(seen, penalized, logits)
 
 
-@pytree
+@pytree_dataclass
 class NoRepeatNGram:
     """Forbids tokens that would complete a sequence of ``size`` tokens a second time."""
 
     size: Array  # () int32
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return (self.size > 0) & (self.size <= context.length)
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         # A slot completes a sequence like the one at hand if the tokens before it are the last
         # ones of the text.
         slots = jnp.arange(context.tokens.shape[1], dtype=jnp.int32)[None, :]
@@ -172,8 +168,8 @@ class NoRepeatNGram:
         return jnp.where(tokens_at(same, context, logits.shape[-1]), -jnp.inf, logits)
 
 
-@pytree
-class BadWords:
+@pytree_dataclass
+class NoBadWords:
     """Forbids the last token of each word where the tokens before it are those of the word."""
 
     single: Array  # (V,) bool, the words of one token
@@ -182,7 +178,7 @@ class BadWords:
     any: Array  # () bool
 
     @classmethod
-    def build(cls, words: Sequence[Sequence[int]], vocab_size: int) -> "BadWords":
+    def build(cls, words: Sequence[Sequence[int]], vocab_size: int) -> "NoBadWords":
         """Build with room for 16 words of 16 tokens, or twice as many, so that few compile."""
         longer = [word for word in words if len(word) > 1]
         N = power_of_two(len(longer))
@@ -194,10 +190,10 @@ class BadWords:
         single = token_mask([word[0] for word in words if len(word) == 1], vocab_size)
         return cls(single, table, lengths, np.asarray(bool(words)))
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return self.any
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         (B, V), L = logits.shape, self.words.shape[1]
         words, lengths = jnp.asarray(self.words), jnp.asarray(self.lengths)
         back = jnp.arange(L - 1, 0, -1, dtype=jnp.int32)  # of a word's tokens but the last
@@ -211,92 +207,92 @@ class BadWords:
         return jnp.where(banned | self.single[None], -jnp.inf, logits)
 
 
-@pytree
+@pytree_dataclass
 class MinNewTokens:
     """Forbids the end tokens before ``least`` tokens are chosen."""
 
     least: Array  # () int32
     eos: Array  # (V,) bool
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return context.new < self.least
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         return jnp.where(self.eos[None], -jnp.inf, logits)
 
 
-@pytree
-class ForcedFirst:
+@pytree_dataclass
+class ForcedBOS:
     """Leaves one token after a prompt of one token."""
 
     any: Array  # () bool
     token: Array  # (V,) bool
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         # The one token that a sliding window may leave of a text is no prompt.
         return self.any & (context.new == 0) & (context.length - context.start == 1).any()
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         first = context.length - context.start == 1
         return jnp.where(first[:, None], forced(self.token), logits)
 
 
-@pytree
-class ForcedLast:
+@pytree_dataclass
+class ForcedEOS:
     """Leaves the given tokens, equally likely, when all but one token are chosen."""
 
     any: Array  # () bool
     last: Array  # () int32, the number of tokens chosen before
     tokens: Array  # (V,) bool
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return self.any & (context.new == self.last)
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         return jnp.broadcast_to(forced(self.tokens), logits.shape)
 
 
-@pytree
-class Suppress:
+@pytree_dataclass
+class SuppressTokens:
     """Forbids tokens."""
 
     any: Array  # () bool
     tokens: Array  # (V,) bool
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return self.any
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         return jnp.where(self.tokens[None], -jnp.inf, logits)
 
 
-@pytree
+@pytree_dataclass
 class Temperature:
     """Divides the logits."""
 
     temperature: Array  # () float32
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return self.temperature != 1
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         return logits / self.temperature
 
 
-@pytree
+@pytree_dataclass
 class TopK:
     """Keeps the ``k`` likeliest tokens, and those as likely as the last of them."""
 
     k: Array  # () int32, 0 for all
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return self.k > 0
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         return jnp.where(logits >= largest(logits, self.k), logits, -jnp.inf)
 
 
-@pytree
+@pytree_dataclass
 class TopP:
     """Keeps the fewest likeliest tokens that together have the probability 1 - ``rest``.
 
@@ -307,10 +303,10 @@ class TopP:
     rest: Array  # () float32
     at_least: Array  # () int32, so many tokens are kept in any case
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return self.rest > 0
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         p = jax.nn.softmax(logits, axis=-1)
 
         def suffices(least: jax.Array) -> jax.Array:
@@ -320,17 +316,17 @@ class TopP:
         return jnp.where(logits >= greatest(suffices, len(logits)), logits, -jnp.inf)
 
 
-@pytree
+@pytree_dataclass
 class MinP:
     """Keeps the tokens at least ``p`` times as likely as the likeliest (arXiv:2407.01082)."""
 
     p: Array  # () float32
     at_least: Array  # () int32
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return self.p > 0
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         probabilities = jax.nn.softmax(logits, axis=-1)
         likely = probabilities >= self.p * probabilities.max(axis=-1, keepdims=True)
         spared = jax.lax.cond(
@@ -341,7 +337,7 @@ class MinP:
         return jnp.where(likely | spared, logits, -jnp.inf)
 
 
-@pytree
+@pytree_dataclass
 class Typical:
     """Keeps the tokens whose information is nearest to the entropy, up to the probability ``p``.
 
@@ -351,10 +347,10 @@ class Typical:
     p: Array  # () float32
     at_least: Array  # () int32
 
-    def active(self, context: Context) -> Any:
+    def active(self, context: DecodeContext) -> Any:
         return self.p < 1
 
-    def __call__(self, logits: jax.Array, context: Context) -> jax.Array:
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         log_p = jax.nn.log_softmax(logits, axis=-1)
         p = jnp.exp(log_p)
         entropy = -jnp.where(p > 0, log_p * p, 0).sum(axis=-1, keepdims=True)
@@ -413,7 +409,7 @@ def forced(tokens: Array) -> jax.Array:
     return jnp.where(tokens, jnp.float32(0), -jnp.inf)[None]
 
 
-def tokens_at(chosen: jax.Array, context: Context, vocab_size: int) -> jax.Array:
+def tokens_at(chosen: jax.Array, context: DecodeContext, vocab_size: int) -> jax.Array:
     """(B, C) bool slots -> (B, V) bool, true for the tokens in them."""
     rows = jnp.arange(len(chosen), dtype=jnp.int32)[:, None]
     return jnp.zeros((len(chosen), vocab_size), bool).at[rows, context.tokens].max(chosen)

@@ -8,10 +8,10 @@ import numpy as np
 from gpt1_jax.nn.validation import check_ids
 
 # Prompts are read so many tokens at a time, each piece in one forward pass.
-PIECE = 32
+PREFILL_CHUNK = 32
 # Several such pieces are read at once while they are no more tokens, all rows together. One forward
 # of 128 tokens takes 1.1 ms a token on two cores, one of 32 takes 2.0 ms, one of 512 again 1.1 ms.
-AT_ONCE = 128
+PREFILL_TOKENS = 128
 SHORTEST = 32  # below this, room that stays unused costs less than another compilation
 
 
@@ -70,8 +70,8 @@ def align(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         prompts: (T,) int32 each.
 
     Returns:
-        (B, width) int32, width - 1 being a multiple of ``PIECE``: all tokens but the last are read
-        before a token is chosen. And (B,) int32, the slot each prompt starts at.
+        (B, width) int32, where width - 1 is a multiple of ``PREFILL_CHUNK``, since all tokens but
+        the last are read before a token is chosen; and (B,) int32, the slot each prompt starts at.
     """
     width = 1 + pieces(max(map(len, prompts)) - 1)
     tokens = np.zeros((len(prompts), width), np.int32)
@@ -83,7 +83,7 @@ def align(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 def pieces(length: int) -> int:
     """Return ``length`` rounded up to whole pieces."""
-    return -(-length // PIECE) * PIECE
+    return -(-length // PREFILL_CHUNK) * PREFILL_CHUNK
 
 
 def bucket(length: int) -> int:

@@ -8,10 +8,10 @@ tokens at once, and those that it would have chosen anyway are kept
 import jax
 import jax.numpy as jnp
 
-from gpt1_jax.generation.processors import Context
+from gpt1_jax.generation.processors import DecodeContext
 
 
-def guess(context: Context, number: int) -> tuple[jax.Array, jax.Array]:
+def draft(context: DecodeContext, number: int) -> tuple[jax.Array, jax.Array]:
     """Guess that each text goes on as it did after the last token, and before it the same one.
 
     Where the last two tokens do not stand together earlier, the last one alone decides. Of several

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt1_jax.generation.decode import Progress
+from gpt1_jax.generation.decode import DecodeProgress
 from gpt1_jax.text.tokenizer import Tokenizer
 
 
@@ -28,7 +28,7 @@ class StopStrings:
         self.beginnings = tokenizer.batch_decode(prompts)
         self.searched = [0] * len(prompts)
 
-    def __call__(self, progress: Progress) -> np.ndarray:
+    def __call__(self, progress: DecodeProgress) -> np.ndarray:
         """(B,) number of new tokens up to and with the one that completes a string, or -1."""
         found = np.full(len(self.prompts), -1)
         for row, length in enumerate(progress.lengths):

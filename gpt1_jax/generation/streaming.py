@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from gpt1_jax.generation.api import check_call, filled
+from gpt1_jax.generation.api import pad_prompts_to_mesh, prepare
 from gpt1_jax.generation.decode import decode
 from gpt1_jax.generation.stop_strings import StopStrings
-from gpt1_jax.generation_config import GenerationSettings
+from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.text.tokenizer import Tokenizer
 
@@ -17,7 +17,7 @@ def stream(
     model: OpenAIGPTLMHeadModel,
     tokenizer: Tokenizer,
     prompt: str,
-    settings: GenerationSettings | None = None,
+    generation_config: GenerationConfig | None = None,
     *,
     steps: int = 4,
     **changes: Any,
@@ -32,22 +32,24 @@ def stream(
         model: a language model.
         tokenizer: the model's.
         prompt: the beginning of the text.
-        settings: how to choose tokens, as for ``generate``.
+        generation_config: how to choose tokens, as for ``generate``.
         steps: tokens decoded in one go, between two looks at the text. More are a little faster,
             fewer come sooner.
-        **changes: fields of ``GenerationSettings`` that take the place of those in ``settings``.
+        **changes: fields of ``GenerationConfig`` that override those of ``generation_config``.
 
     Raises:
         ValueError: what ``generate`` raises, at the call and not at the first piece; also for
             beams or several texts, which have no pieces that stay as they are.
     """
-    prompts, _, settings = check_call(model, [tokenizer.encode(prompt)], None, settings, changes)
+    prompts, _, settings = prepare(
+        model, [tokenizer.encode(prompt)], None, generation_config, changes
+    )
     for name in ("num_beams", "num_return_sequences"):
         if getattr(settings, name) != 1:
             raise ValueError(f"{name} is {getattr(settings, name)}, but must be 1 to be streamed")
     if type(steps) is not int or steps < 1:
         raise ValueError(f"steps is {steps!r}, but must be an integer, at least 1")
-    prompts, settings = filled(model, prompts, settings)
+    prompts, settings = pad_prompts_to_mesh(model, prompts, settings)
     ended = None
     if settings.stop_strings:
         ended = StopStrings(tokenizer, prompts, settings.stop_strings)

@@ -11,7 +11,7 @@ import jax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
-from gpt1_jax.nn.matmul import FEW, dot_general, dot_general_turned
+from gpt1_jax.nn.matmul import MAX_ROWS, dot_general, dot_general_transposed
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, flatten
 
 # Of a model, by path: a kernel that it had, and the same one turned.
@@ -21,18 +21,21 @@ _kept: weakref.WeakKeyDictionary[
 ] = weakref.WeakKeyDictionary()
 
 
-def pays(model: OpenAIGPTPreTrainedModel, params: Params, rows: int) -> bool:
+def should_transpose(model: OpenAIGPTPreTrainedModel, params: Params, rows: int) -> bool:
     """Return whether decoding so many rows at a time is faster with turned kernels."""
     kernels = [leaf for path, leaf in flatten(params).items() if _is_kernel(path)]
     # Kernels that are split over devices are split for the products as they are.
     devices = {device for leaf in kernels for device in leaf.devices()}
     on_cpu = len(devices) == 1 and devices.pop().platform == "cpu"
     # In half precision both forms are alike.
-    return on_cpu and 1 < rows <= FEW and model.dtype.itemsize > 2
+    return on_cpu and 1 < rows <= MAX_ROWS and model.dtype.itemsize > 2
 
 
-def turned(model: OpenAIGPTPreTrainedModel, params: Params) -> Params:
-    """Return the parameters of a model with the kernels of its blocks turned, for ``as_turned``."""
+def transpose_kernels(model: OpenAIGPTPreTrainedModel, params: Params) -> Params:
+    """Return the parameters of a model with the kernels of its blocks transposed.
+
+    ``with_transposed_kernels`` makes a model of them.
+    """
     kept = _kept.setdefault(model, {})
     leaves = flatten(params)
     for path, leaf in leaves.items():
@@ -45,12 +48,12 @@ def turned(model: OpenAIGPTPreTrainedModel, params: Params) -> Params:
     return unflatten_dict(leaves)
 
 
-def as_turned(model: Any) -> Any:
+def with_transposed_kernels(model: Any) -> Any:
     """Return a model that was merged with turned kernels, which its layers now read as such."""
     for _, node in nnx.iter_graph(model):
         if isinstance(node, nnx.Linear) and node.dot_general is dot_general:
             node.kernel.set_value(node.kernel.get_value().T)
-            node.dot_general = dot_general_turned
+            node.dot_general = dot_general_transposed
     return model
 
 

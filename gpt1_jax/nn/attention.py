@@ -19,7 +19,8 @@ import jax.numpy as jnp
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.dtypes import at_least_float32
-from gpt1_jax.nn.partitioning import ROWS, TENSOR, spread
+from gpt1_jax.nn.partitioning import ROWS, TENSOR, constrain
+from gpt1_jax.nn.pytree import pytree_dataclass
 
 Fused = Literal["cudnn", "xla"]
 Backend = Literal["manual", Fused]
@@ -28,11 +29,10 @@ FUSED: tuple[Fused, ...] = ("cudnn", "xla")  # the faster first
 
 # The score of a key that lies after its query: GPT-1 uses a large number, not -inf, so that a query
 # which sees nothing but padding falls back on the later tokens.
-AFTER = -1e4
+CAUSAL_MASK_VALUE = -1e4
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Cache:
     """Keys and values of the tokens read so far: a value that the model takes and returns.
 
@@ -106,13 +106,12 @@ class LayerCache:
 
         def put(slots: jax.Array, new: jax.Array) -> jax.Array:
             slots = jax.lax.dynamic_update_slice(slots, new.astype(slots.dtype), place)
-            return spread(slots, ROWS, TENSOR, None, None)
+            return constrain(slots, ROWS, TENSOR, None, None)
 
         return dataclasses.replace(self, keys=put(self.keys, keys), values=put(self.values, values))
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class Mask:
     """Which keys a query sees; the same in every block.
 
@@ -139,7 +138,9 @@ class Mask:
             padding = padding[:, None, None, :]
         return cls(
             causal=(slots[None, :] <= queries[:, None])[None, None],
-            after=jnp.where(slots < index + tokens, AFTER, -jnp.inf)[None, None, None, :],
+            after=jnp.where(slots < index + tokens, CAUSAL_MASK_VALUE, -jnp.inf)[
+                None, None, None, :
+            ],
             padding=padding,
         )
 

@@ -10,7 +10,7 @@ from flax.typing import PrecisionLike
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.attention import Backend
 from gpt1_jax.nn.dtypes import at_least_float32
-from gpt1_jax.nn.matmul import dot_general, table_product
+from gpt1_jax.nn.matmul import dot_general, logits_matmul
 
 
 class NoRngs(nnx.Rngs):
@@ -70,12 +70,12 @@ class Layers:
             rngs=self.rngs,
         )
 
-    def lm_head(self) -> "nnx.Linear | TiedLinear":
+    def lm_head(self) -> "nnx.Linear | TiedHead":
         """Return the head over the vocabulary, with a kernel of its own only where it is untied."""
         config = self.config
         if not config.tie_word_embeddings:
             return self.head(config.vocab_size)
-        return TiedLinear(config.n_embd, config.vocab_size, self.dtype, self.precision)
+        return TiedHead(config.n_embd, config.vocab_size, self.dtype, self.precision)
 
     def embed(self, rows: int) -> nnx.Embed:
         """Return a table of ``rows`` vectors, looked up in the dtype it is stored in."""
@@ -106,7 +106,7 @@ class Layers:
         return nnx.initializers.normal(self.config.initializer_range)
 
 
-class TiedLinear(nnx.Module):
+class TiedHead(nnx.Module):
     """A linear layer without parameters of its own: its weights are a given embedding table."""
 
     def __init__(
@@ -124,7 +124,7 @@ class TiedLinear(nnx.Module):
 
     def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
         """Return (..., E) @ (V, E)^T, float32 at least: (..., V)."""
-        return table_product(x.astype(self.dtype), embedding.astype(self.dtype), self.precision)
+        return logits_matmul(x.astype(self.dtype), embedding.astype(self.dtype), self.precision)
 
 
 def split_key(key: jax.Array | None, parts: int) -> list[jax.Array | None]:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from gpt1_jax.nn.dtypes import at_least_float32
-from gpt1_jax.nn.matmul import table_product
-from gpt1_jax.nn.partitioning import ROWS, spread, ways
+from gpt1_jax.nn.matmul import logits_matmul
+from gpt1_jax.nn.partitioning import ROWS, axis_size, constrain
 
 IGNORED = -100
 
@@ -84,7 +84,7 @@ def chunked_cross_entropy(
         () float32 (float64 for float64 states), in nats.
     """
     # On a mesh every device goes through the tokens that it has, and sums are added at the end.
-    shards = ways(states, ROWS)
+    shards = axis_size(states, ROWS)
     shards = shards if len(labels) % shards == 0 else 1
     N = len(labels) // shards
     num_chunks = max(1, -(-N // chunk))
@@ -92,7 +92,7 @@ def chunked_cross_entropy(
 
     def chunks(x: jax.Array) -> jax.Array:
         """(shards * N, ...) -> (shards, num_chunks, size, ...)."""
-        x = spread(x.reshape(shards, N, *x.shape[1:]), ROWS, *[None] * x.ndim)
+        x = constrain(x.reshape(shards, N, *x.shape[1:]), ROWS, *[None] * x.ndim)
         filled = jnp.pad(x, [(0, 0), (0, num_chunks * size - N)] + [(0, 0)] * (x.ndim - 2))
         return filled.reshape(shards, num_chunks, size, *x.shape[2:])
 
@@ -116,7 +116,7 @@ def _sum_of_chunks(
 
     def add(total: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         x, labels, weights = chunk
-        losses, _ = _losses(table_product(x, table, precision), labels)
+        losses, _ = _losses(logits_matmul(x, table, precision), labels)
         return total + weights @ losses, None
 
     total, _ = jax.lax.scan(add, jnp.zeros((), weights.dtype), (states, labels, weights))
@@ -138,7 +138,7 @@ def _sum_and_gradients(
     def add(carry: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, Any]:
         total, d_table = carry
         x, labels, weights = chunk
-        losses, probabilities = _losses(table_product(x, table, precision), labels)
+        losses, probabilities = _losses(logits_matmul(x, table, precision), labels)
         expected = jax.nn.one_hot(labels, len(table), dtype=weights.dtype)
         d_logits = (weights[:, None] * (probabilities - expected)).astype(x.dtype)
         d_x = product(d_logits, table, (((1,), (0,)), ((), ()))).astype(x.dtype)

@@ -21,11 +21,13 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from gpt1_jax.nn.dtypes import at_least_float32
-from gpt1_jax.nn.remat import LINEAR
+from gpt1_jax.nn.remat import LINEAR_OUTPUT
 
 K_PARTS = 6  # measured best of 1, 6, 12, 24 and 48 at full size
 N_PARTS = 2  # measured best of 2, 3, 4, 6 and 8; XLA makes a single part the right operand again
-FEW = 32  # rows, up to which weights on the left are faster: at 4 1.9 times, at 32 1.4, at 64 1.05
+MAX_ROWS = (
+    32  # rows, up to which weights on the left are faster: at 4 1.9 times, at 32 1.4, at 64 1.05
+)
 
 
 def dot_general(lhs, rhs, dimension_numbers, precision=None, out_sharding=None):
@@ -45,19 +47,19 @@ def dot_general(lhs, rhs, dimension_numbers, precision=None, out_sharding=None):
 
     if lhs.size == lhs.shape[-1] and out_sharding is None:
         return jax.lax.platform_dependent(lhs, rhs, cpu=in_parts, default=whole).astype(lhs.dtype)
-    return checkpoint_name(whole(lhs, rhs).astype(lhs.dtype), LINEAR)
+    return checkpoint_name(whole(lhs, rhs).astype(lhs.dtype), LINEAR_OUTPUT)
 
 
-def dot_general_turned(lhs, rhs, dimension_numbers, precision=None, out_sharding=None):
+def dot_general_transposed(lhs, rhs, dimension_numbers, precision=None, out_sharding=None):
     """``dot_general`` on a CPU for a kernel (K, N) that is held as (N, K) and transposed here."""
     product = _summing(lhs.dtype, precision=precision, out_sharding=out_sharding)
     K, N = rhs.shape
-    if lhs.size // K <= FEW:
+    if lhs.size // K <= MAX_ROWS:
         return _weights_first(product, lhs, rhs.T, math.gcd(N, N_PARTS)).astype(lhs.dtype)
     return product(lhs, rhs.T, (((lhs.ndim - 1,), (1,)), ((), ()))).astype(lhs.dtype)
 
 
-def table_product(
+def logits_matmul(
     x: jax.Array, table: jax.Array, precision: jax.lax.PrecisionLike = None
 ) -> jax.Array:
     """Return (..., E) @ (V, E)^T, float32 at least: (..., V)."""
@@ -77,7 +79,7 @@ def table_product(
 
     rows = x.size // E
     # In half precision both forms are alike. A symbol, as an export has it, is no known number.
-    if isinstance(rows, int) and 1 < rows <= FEW and x.dtype.itemsize > 2:
+    if isinstance(rows, int) and 1 < rows <= MAX_ROWS and x.dtype.itemsize > 2:
         return jax.lax.platform_dependent(x, table, cpu=table_first, default=whole)
     return whole(x, table)
 

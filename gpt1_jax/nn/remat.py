@@ -6,9 +6,9 @@ from typing import Any, Literal
 import jax
 
 Remat = Literal["none", "cheap", "all"]
-LINEAR = "linear"  # the name of the product of every linear layer
-KEPT = {
-    "cheap": jax.checkpoint_policies.save_only_these_names(LINEAR),
+LINEAR_OUTPUT = "linear"  # the name of the product of every linear layer
+POLICIES = {
+    "cheap": jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
     "all": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -23,7 +23,7 @@ def rematerialize(block: Callable[..., Any], remat: Remat) -> Callable[..., Any]
     def call(*args: Any) -> Any:
         return block(*args)
 
-    return jax.checkpoint(call, policy=KEPT[remat])
+    return jax.checkpoint(call, policy=POLICIES[remat])
 
 
 def compiler_options() -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Many devices: a mesh of them, and what of a model, an optimizer or a batch lies on which.
 
 Programs are written for one device. Their inputs are placed here, and XLA's partitioner splits the
-programs after them; the few hints that it needs stand in the model (``partitioning.spread``, and
+programs after them; the few hints that it needs stand in the model (``partitioning.constrain``, and
 ``pure.merge``, which lays parameters out as they are computed with).
 
 The mesh has three axes. ``data`` splits the rows of a batch and keeps the parameters whole.
@@ -122,7 +122,7 @@ def check_heads(mesh: AnyMesh, config: OpenAIGPTConfig) -> None:
         )
 
 
-def by_name(mesh: AnyMesh, tree: Tree) -> Tree:
+def param_shardings(mesh: AnyMesh, tree: Tree) -> Tree:
     """Return where parameters lie, and what follows them, after ``RULES``.
 
     Args:
@@ -151,7 +151,7 @@ def by_name(mesh: AnyMesh, tree: Tree) -> Tree:
     return jax.tree.map_with_path(sharding, tree)
 
 
-def by_rows(mesh: AnyMesh, tree: Tree, axis: int = 0) -> Tree:
+def batch_shardings(mesh: AnyMesh, tree: Tree, axis: int = 0) -> Tree:
     """Return where batches lie: their rows over data and fsdp, a cache's heads over tensor.
 
     Args:
@@ -196,7 +196,7 @@ def _sharding(mesh: AnyMesh, name: str, shape: tuple[int, ...], spec: P) -> Name
     return NamedSharding(mesh, P(*splitting))
 
 
-def place(tree: Tree, shardings: Tree) -> Tree:
+def shard(tree: Tree, shardings: Tree) -> Tree:
     """Return arrays that lie where ``shardings`` say.
 
     Args:
@@ -213,7 +213,7 @@ def place(tree: Tree, shardings: Tree) -> Tree:
     return jax.tree.map(placed, tree, shardings)
 
 
-def keep(tree: Tree, shardings_of: Callable[[AnyMesh, Tree], Tree]) -> Tree:
+def constrain_like(tree: Tree, shardings_of: Callable[[AnyMesh, Tree], Tree]) -> Tree:
     """Have the result of a compiled function lie where its input did, inside of it.
 
     The partitioner is free to leave results elsewhere; then the buffers of the input could not be
@@ -221,7 +221,7 @@ def keep(tree: Tree, shardings_of: Callable[[AnyMesh, Tree], Tree]) -> Tree:
 
     Args:
         tree: of arrays, traced; of which some lie on a mesh, or none do.
-        shardings_of: ``by_name`` or ``by_rows``.
+        shardings_of: ``param_shardings`` or ``batch_shardings``.
     """
     for leaf in jax.tree.leaves(tree):
         mesh = jax.typeof(leaf).sharding.mesh
@@ -230,7 +230,7 @@ def keep(tree: Tree, shardings_of: Callable[[AnyMesh, Tree], Tree]) -> Tree:
     return tree
 
 
-def distribute(model: OpenAIGPTPreTrainedModel, mesh: Mesh) -> None:
+def shard_model(model: OpenAIGPTPreTrainedModel, mesh: Mesh) -> None:
     """Place a model's parameters on a mesh: ``functional`` and ``generate`` then compute there.
 
     Raises:
@@ -240,16 +240,16 @@ def distribute(model: OpenAIGPTPreTrainedModel, mesh: Mesh) -> None:
         raise ValueError(f"the mesh has the axes {mesh.axis_names}, but must be of make_mesh")
     check_heads(mesh, model.config)
     params = model.params
-    model.load_params(place(params, by_name(mesh, params)))
+    model.load_params(shard(params, param_shardings(mesh, params)))
 
 
-def row_parts(mesh: AnyMesh, rows: int) -> int:
+def round_up_to_mesh(mesh: AnyMesh, rows: int) -> int:
     """Return ``rows`` rounded up to what the mesh divides."""
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
     return -(-rows // parts) * parts
 
 
-def own_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray:
+def process_local_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray:
     """Return which rows of a batch this process has to read.
 
     Args:
@@ -258,12 +258,12 @@ def own_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray:
         accumulate: micro-batches that it is computed in, each of which is split over the mesh.
 
     Returns:
-        (own rows,) their numbers, in the order of ``assemble``.
+        (own rows,) their numbers, in the order of ``make_global_batch``.
 
     Raises:
         ValueError: the mesh does not divide the micro-batches.
     """
-    parts = row_parts(mesh, 1)
+    parts = round_up_to_mesh(mesh, 1)
     if rows // accumulate % parts:
         times = "" if accumulate == 1 else f" x accumulate = {accumulate}"
         raise ValueError(
@@ -271,24 +271,24 @@ def own_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray:
             f"of data x fsdp = {parts}{times}"
         )
     numbers = np.arange(rows).reshape(accumulate, -1)
-    sharding: Any = by_rows(mesh, numbers, axis=1)
+    sharding: Any = batch_shardings(mesh, numbers, axis=1)
     indices = sharding.addressable_devices_indices_map(numbers.shape).values()
     own = np.unique([numbers[index][0] for index in indices])
     return (own + numbers[:, :1]).ravel()
 
 
-def assemble(mesh: Mesh, batch: Tree, rows: int) -> Tree:
+def make_global_batch(mesh: Mesh, batch: Tree, rows: int) -> Tree:
     """Return micro-batches on a mesh, of the rows that every process has of them.
 
     Args:
-        mesh: see ``own_rows``.
+        mesh: see ``process_local_rows``.
         batch: arrays (accumulate, own rows, ...).
         rows: of a whole micro-batch.
     """
 
     def whole(own: np.ndarray) -> jax.Array:
         shape = (len(own), rows, *own.shape[2:])
-        sharding: Any = by_rows(mesh, jax.ShapeDtypeStruct(shape, own.dtype), axis=1)
+        sharding: Any = batch_shardings(mesh, jax.ShapeDtypeStruct(shape, own.dtype), axis=1)
         return jax.make_array_from_process_local_data(sharding, own, shape)
 
     return jax.tree.map(whole, batch)

@@ -164,7 +164,7 @@ def _check_free(coordinator: str) -> None:
         ) from error
 
 
-def check_alike(settings: Mapping[str, Any], mesh: Mesh | None) -> None:
+def assert_same_on_all_processes(settings: Mapping[str, Any], mesh: Mesh | None) -> None:
     """Check that all processes train the same: each would compute its part of something else.
 
     Args:
@@ -190,18 +190,18 @@ def check_alike(settings: Mapping[str, Any], mesh: Mesh | None) -> None:
         )
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Return whether this process is the one that writes and reports."""
     return jax.process_index() == 0
 
 
 @contextlib.contextmanager
-def first_alone(what: str) -> Iterator[None]:
+def main_process_first(what: str) -> Iterator[None]:
     """Have process 0 go through a block before the others do, who find there what it wrote."""
     from jax.experimental.multihost_utils import sync_global_devices
 
-    if not is_first():
+    if not is_main_process():
         sync_global_devices(what)
     yield
-    if is_first():
+    if is_main_process():
         sync_global_devices(what)

@@ -21,7 +21,7 @@ from gpt1_jax.training.step import Batch, Objective
 EmbeddingDropout = Literal["sum", "tables"]
 
 
-def place_dropout(
+def configure_dropout(
     model: Any, where: EmbeddingDropout, rate: float
 ) -> Callable[[Objective], Objective]:
     """Have a model's dropout on the embeddings fall where it should.

@@ -19,8 +19,16 @@ from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
-from gpt1_jax.sharding.mesh import by_rows, check_heads, gather, mesh_of, own_rows, place, row_parts
-from gpt1_jax.sharding.processes import check_alike, is_first
+from gpt1_jax.sharding.mesh import (
+    batch_shardings,
+    check_heads,
+    gather,
+    mesh_of,
+    process_local_rows,
+    round_up_to_mesh,
+    shard,
+)
+from gpt1_jax.sharding.processes import assert_same_on_all_processes, is_main_process
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import lora, metrics, run_folder
 from gpt1_jax.training.data.batches import shuffled_batches
@@ -35,9 +43,9 @@ from gpt1_jax.training.data.tasks import (
     prepare_tokenizer,
     task_columns,
 )
-from gpt1_jax.training.embedding_dropout import place_dropout
+from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.freezing import join, split_frozen
-from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
+from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, run_training
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.run_settings import (
     RunSettings,
@@ -120,7 +128,7 @@ def finetune(
     optimizer: OptimizerSettings = OPTIMIZER,
     loop: LoopSettings = LoopSettings(),
     mesh: Mesh | None = None,
-) -> Progress:
+) -> TrainProgress:
     """Train a model for a task; run again, a killed run goes on, bit by bit the same.
 
     Args:
@@ -148,7 +156,11 @@ def finetune(
     out = Path(out)
     check_modules("grain", "matplotlib", "sklearn", "scipy")
     loop.check_for(settings.batch_size, validates=valid is not None)
-    own = slice(None) if mesh is None else own_rows(mesh, settings.batch_size, loop.accumulate)
+    own = (
+        slice(None)
+        if mesh is None
+        else process_local_rows(mesh, settings.batch_size, loop.accumulate)
+    )
     if settings.numbers and task != "similarity":
         raise ValueError(f"numbers says what the labels of a similarity are, but this is {task}")
     named = task_columns(task, columns, choices)
@@ -186,11 +198,11 @@ def finetune(
         "columns": named,
         **fields_of(settings, optimizer, loop),
     }
-    check_alike(run, mesh)
+    assert_same_on_all_processes(run, mesh)
     run_folder.check(out, run)
 
     task_model = _model(folder, transformed, config, settings)
-    dropped = place_dropout(task_model, settings.embedding_dropout, settings.dropout)
+    dropped = configure_dropout(task_model, settings.embedding_dropout, settings.dropout)
     graphdef, params = split(task_model)
     trained, frozen, combine = _trained(params, settings)
 
@@ -226,7 +238,7 @@ def finetune(
     if valid_rows is not None:
         evaluate = task_measures(task_model, transformed, valid_rows)
     chosen = metrics.DEFAULTS[transformed.predicts][0]
-    training = Training(
+    training = TrainSpec(
         params=trained,
         frozen=frozen,
         combine=combine,
@@ -248,11 +260,13 @@ def finetune(
         mesh=mesh,
         batch_size=settings.batch_size,
     )
-    if is_first():
+    if is_main_process():
         tokenizer.save_pretrained(out)
         _write_task(out, transformed, named)
         run_folder.begin(out, run)
-    return fit(training, dataclasses.replace(loop, eval_every=loop.eval_every or per_epoch), out)
+    return run_training(
+        training, dataclasses.replace(loop, eval_every=loop.eval_every or per_epoch), out
+    )
 
 
 def batches(
@@ -300,13 +314,13 @@ def task_measures(
     def measure(params: Params) -> dict[str, float]:
         predictions, labels, loss = [], [], 0.0
         mesh = mesh_of(params)
-        rows = batch_size if mesh is None else row_parts(mesh, batch_size)
+        rows = batch_size if mesh is None else round_up_to_mesh(mesh, batch_size)
         for start in range(0, len(examples), batch_size):
             group = examples[start : start + batch_size]
             batch: Any = collate(group, n_positions=task.n_positions, rows=rows)
             labels.append(batch["label"][: len(group)])
             if mesh is not None:
-                batch = place(batch, by_rows(mesh, batch))
+                batch = shard(batch, batch_shardings(mesh, batch))
             logits, summed = outputs(params, batch)
             logits = np.asarray(logits if mesh is None else gather(logits))[: len(group)]
             predictions.append(logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1))

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from gpt1_jax.model import OpenAIGPTLMHeadModel
-from gpt1_jax.nn.layers import TiedLinear
+from gpt1_jax.nn.layers import TiedHead
 from gpt1_jax.nn.losses import chunked_cross_entropy
 from gpt1_jax.training.step import Batch
 
@@ -30,7 +30,7 @@ def lm_loss(
     states = model.transformer(
         inputs, deterministic=dropout_key is None, dropout_key=dropout_key
     ).last_hidden_state
-    if isinstance(model.lm_head, TiedLinear):
+    if isinstance(model.lm_head, TiedHead):
         table = model.transformer.tokens_embed.embedding.get_value()
     else:
         table = model.lm_head.kernel.get_value().T

@@ -16,8 +16,8 @@ import optax
 from jax.sharding import Mesh
 
 from gpt1_jax.pretrained import Params
-from gpt1_jax.sharding.mesh import assemble, by_name, gather, place
-from gpt1_jax.sharding.processes import is_first
+from gpt1_jax.sharding.mesh import gather, make_global_batch, param_shardings, shard
+from gpt1_jax.sharding.processes import is_main_process
 from gpt1_jax.training.checkpoints import Checkpoints
 from gpt1_jax.training.freezing import join
 from gpt1_jax.training.log import Log, draw_losses
@@ -66,7 +66,7 @@ class LoopSettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Training:
+class TrainSpec:
     """What is trained, on what, and what becomes of it.
 
     Attributes:
@@ -77,7 +77,7 @@ class Training:
         optimizer: makes updates of its gradients.
         learning_rate: of the number of steps taken before, for the log.
         batches: an iterator of grain's, which knows its position; each batch is a dict of arrays,
-            of the rows that are this process's own (``mesh.own_rows``).
+            of the rows that are this process's own (``mesh.process_local_rows``).
         tokens: how many tokens of a batch are trained on.
         steps: how many to take.
         seed: of dropout.
@@ -108,7 +108,7 @@ class Training:
 
 
 @dataclasses.dataclass
-class Progress:
+class TrainProgress:
     """How the validations went.
 
     Attributes:
@@ -124,7 +124,7 @@ class Progress:
     stopped: bool = False
 
 
-def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
+def run_training(training: TrainSpec, settings: LoopSettings, out: Path) -> TrainProgress:
     """Train, from the latest checkpoint in ``out`` if there is one.
 
     ``out`` gets ``log.jsonl``, ``loss.png``, ``checkpoints/`` and what ``training.save`` writes:
@@ -151,10 +151,10 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
     state = TrainState.create(training.params, training.optimizer, training.seed)
     frozen, mesh = training.frozen, training.mesh
     if mesh is not None:
-        state = place(state, by_name(mesh, state))
-        frozen = place(frozen, by_name(mesh, frozen))
-    progress = Progress()
-    first = is_first()
+        state = shard(state, param_shardings(mesh, state))
+        frozen = shard(frozen, param_shardings(mesh, frozen))
+    progress = TrainProgress()
+    first = is_main_process()
     step = make_step(training.objective, training.optimizer, training.combine)
     eval_every = settings.eval_every or training.steps
 
@@ -192,7 +192,7 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
         if found is not None:
             state, rest = found
             training.batches.set_state(rest["position"])
-            progress = Progress(**rest["progress"])
+            progress = TrainProgress(**rest["progress"])
         done = int(state.step)
         path = out / "log.jsonl"
         log = Log(path, done) if first else None
@@ -213,7 +213,9 @@ def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
                 micro = micro_batches(batch, settings.accumulate)
                 if mesh is not None:
                     assert training.batch_size is not None
-                    micro = assemble(mesh, micro, training.batch_size // settings.accumulate)
+                    micro = make_global_batch(
+                        mesh, micro, training.batch_size // settings.accumulate
+                    )
                 state, measures = step(state, frozen, micro)
                 done += 1
                 window.add(measures, training.tokens(batch))

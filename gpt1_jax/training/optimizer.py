@@ -46,7 +46,7 @@ class OptimizerSettings:
         warmup: how long the learning rate rises: below 1 a share of all steps, from 1 on their
             number.
         weight_decay: the share of a parameter that is taken off it in every step, times the
-            learning rate; see ``decayed`` for which.
+            learning rate; see ``weight_decay_mask`` for which.
         max_grad_norm: gradients whose norm, over all parameters together, is above are scaled down
             to it; None for no limit.
         b1: decay of the mean of the gradients.
@@ -171,8 +171,8 @@ def _openai_schedule(kind: Schedule, warmup: float, total: int) -> optax.Schedul
 def make_optimizer(settings: OptimizerSettings, total_steps: int) -> optax.GradientTransformation:
     """Return the optimizer: clip by global norm, Adam, decay, learning rate.
 
-    Its parameters are a nested dict with the names of a model's (see ``decayed``), all of them or
-    those that are trained. Moments have their dtypes. Clipping is TensorFlow's
+    Its parameters are a nested dict with the names of a model's (see ``weight_decay_mask``): all
+    of them, or those that are trained. Moments have their dtypes. Clipping is TensorFlow's
     ``clip_by_global_norm``, the original's: gradients above the limit are scaled to norm
     ``max_grad_norm``. (torch's ``clip_grad_norm_`` scales them to a norm lower by 1e-6 relative
     to their own.)
@@ -187,14 +187,14 @@ def make_optimizer(settings: OptimizerSettings, total_steps: int) -> optax.Gradi
         b2=settings.b2,
         eps=settings.eps,
         weight_decay=settings.weight_decay,
-        mask=decayed,
+        mask=weight_decay_mask,
     )
     if settings.max_grad_norm is None:
         return adam
     return optax.chain(optax.clip_by_global_norm(settings.max_grad_norm), adam)
 
 
-def decayed(params: Params) -> Params:
+def weight_decay_mask(params: Params) -> Params:
     """Return, for every parameter, whether weight decay falls on it.
 
     It falls on matrices, that is kernels, embeddings and the factors of LoRA, but not on biases and

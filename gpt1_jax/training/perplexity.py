@@ -11,8 +11,8 @@ import numpy as np
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
-from gpt1_jax.sharding.mesh import by_rows, mesh_of, place, row_parts
-from gpt1_jax.training.data.corpus import Tokens
+from gpt1_jax.sharding.mesh import batch_shardings, mesh_of, round_up_to_mesh, shard
+from gpt1_jax.training.data.corpus import TokenizedText
 from gpt1_jax.training.lm_objective import lm_loss
 
 
@@ -49,7 +49,11 @@ def check_stride(stride: int, T: int) -> None:
 
 
 def text_measures(
-    model: OpenAIGPTLMHeadModel, text: Tokens, *, stride: int | None = None, batch_size: int = 8
+    model: OpenAIGPTLMHeadModel,
+    text: TokenizedText,
+    *,
+    stride: int | None = None,
+    batch_size: int = 8,
 ) -> Callable[[Params], dict[str, float]]:
     """Return the function from a model's parameters to its measures on a text.
 
@@ -83,7 +87,7 @@ def text_measures(
     def measure(params: Params) -> dict[str, float]:
         total = 0.0
         mesh = mesh_of(params)
-        rows = batch_size if mesh is None else row_parts(mesh, batch_size)
+        rows = batch_size if mesh is None else round_up_to_mesh(mesh, batch_size)
         every = windows(text.ids, T, stride)
         while group := list(itertools.islice(every, rows)):
             batch: Any = {
@@ -93,7 +97,7 @@ def text_measures(
             for row, (tokens, weights) in enumerate(group):
                 batch["tokens"][row], batch["weights"][row] = tokens, weights
             if mesh is not None:
-                batch = place(batch, by_rows(mesh, batch))
+                batch = shard(batch, batch_shardings(mesh, batch))
             total += float(losses(params, batch))
         loss = total / (len(text.ids) - 1)
         return {

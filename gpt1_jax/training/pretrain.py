@@ -17,16 +17,20 @@ from gpt1_jax.demo import resolve
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
-from gpt1_jax.sharding.mesh import check_heads, own_rows
-from gpt1_jax.sharding.processes import check_alike, first_alone, is_first
+from gpt1_jax.sharding.mesh import check_heads, process_local_rows
+from gpt1_jax.sharding.processes import (
+    assert_same_on_all_processes,
+    is_main_process,
+    main_process_first,
+)
 from gpt1_jax.text.bpe_training import train_tokenizer
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import run_folder
 from gpt1_jax.training.data.batches import shuffled_batches
-from gpt1_jax.training.data.corpus import Blocks, load_tokens, read_pieces
-from gpt1_jax.training.embedding_dropout import place_dropout
+from gpt1_jax.training.data.corpus import PackedBlocks, load_tokens, read_pieces
+from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.lm_objective import lm_loss
-from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
+from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, run_training
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.perplexity import text_measures
 from gpt1_jax.training.run_settings import (
@@ -128,7 +132,7 @@ def pretrain(
     optimizer: OptimizerSettings = OPTIMIZER,
     loop: LoopSettings = LoopSettings(),
     mesh: Mesh | None = None,
-) -> Progress:
+) -> TrainProgress:
     """Train a language model on text files; run again, a killed run goes on, bit by bit the same.
 
     The recipe is the paper's by default: 64 sequences of 512 tokens a step, 100 epochs, OpenAI's
@@ -164,7 +168,11 @@ def pretrain(
     check_files([*texts, *valid])
     new.check_for(model, tokenizer)
     loop.check_for(settings.batch_size, validates=bool(valid))
-    rows = slice(None) if mesh is None else own_rows(mesh, settings.batch_size, loop.accumulate)
+    rows = (
+        slice(None)
+        if mesh is None
+        else process_local_rows(mesh, settings.batch_size, loop.accumulate)
+    )
     given = tokenizer if model is None else model
     source = None if given is None else resolve(given, weights=model is not None)
     run = {
@@ -176,7 +184,7 @@ def pretrain(
         "given_content": None if source is None else run_folder.checkpoint_content(source),
         **fields_of(new, settings, optimizer, loop),
     }
-    check_alike(run, mesh)
+    assert_same_on_all_processes(run, mesh)
     known = out if run_folder.check(out, run) else source
     if known is None:
         text_tokenizer = _learned_tokenizer(texts, new.merges)
@@ -186,17 +194,17 @@ def pretrain(
     config = language_model.config
     if mesh is not None:
         check_heads(mesh, config)
-    with first_alone("tokens"):
+    with main_process_first("tokens"):
         text = load_tokens(texts, text_tokenizer, out / "tokens")
         valid_text = load_tokens(valid, text_tokenizer, out / "tokens") if valid else None
-    blocks = Blocks(text.ids, config.n_positions, text.files)
+    blocks = PackedBlocks(text.ids, config.n_positions, text.files)
     epoch = math.ceil(len(blocks) / settings.batch_size)
     steps = settings.steps or max(1, round(settings.epochs * len(blocks) / settings.batch_size))
     evaluate = None
     if valid_text is not None:
         evaluate = text_measures(language_model, valid_text)
 
-    dropped = place_dropout(language_model, settings.embedding_dropout, settings.dropout)
+    dropped = configure_dropout(language_model, settings.embedding_dropout, settings.dropout)
     graphdef, params = split(language_model)
 
     def objective(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -206,7 +214,7 @@ def pretrain(
         language_model.load_params(params)
         language_model.save_pretrained(out)
 
-    training = Training(
+    training = TrainSpec(
         params=params,
         frozen={},
         objective=dropped(objective),
@@ -221,13 +229,15 @@ def pretrain(
         mesh=mesh,
         batch_size=settings.batch_size,
     )
-    if is_first():
+    if is_main_process():
         text_tokenizer.save_pretrained(out)  # which a run that goes on reads
         run_folder.begin(out, run)
-    return fit(training, dataclasses.replace(loop, eval_every=loop.eval_every or epoch), out)
+    return run_training(
+        training, dataclasses.replace(loop, eval_every=loop.eval_every or epoch), out
+    )
 
 
-def batches(blocks: Blocks, batch_size: int, seed: int, rows: Any = slice(None)) -> Any:
+def batches(blocks: PackedBlocks, batch_size: int, seed: int, rows: Any = slice(None)) -> Any:
     """Return grain's iterator over shuffled batches, without end: each epoch in another order.
 
     Of each batch ``rows`` alone are read. The position is that of whole batches, so another number

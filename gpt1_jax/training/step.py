@@ -1,6 +1,5 @@
 """One step of training, compiled: gradients over micro-batches, and an update of the state."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Self, cast
@@ -9,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.nn.remat import compiler_options
 from gpt1_jax.pretrained import Params
-from gpt1_jax.sharding.mesh import by_name, keep
+from gpt1_jax.sharding.mesh import constrain_like, param_shardings
 from gpt1_jax.training.freezing import join
 
 Batch = Mapping[str, Any]
@@ -22,8 +22,7 @@ Objective = Callable[[Params, Batch, jax.Array], tuple[jax.Array, jax.Array]]
 Combine = Callable[[Params, Params], Params]
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@pytree_dataclass
 class TrainState:
     """All that a step changes.
 
@@ -97,6 +96,6 @@ def make_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
         state = TrainState(state.step + 1, params, opt_state, state.key)
-        return keep(state, by_name), measures
+        return constrain_like(state, param_shardings), measures
 
     return step

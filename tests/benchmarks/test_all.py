@@ -20,7 +20,7 @@ from benchmarks.start import CACHED
 
 
 @pytest.mark.nightly
-def test_all_suites_on_a_tiny_model(tmp_path: Path) -> None:
+def test_run_all_records_every_suite(tmp_path: Path) -> None:
     """Check every suite in one test, since workers would each repeat a fixture of minutes."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", "all", "--quick", "--out", str(tmp_path)],
@@ -85,5 +85,6 @@ def check_scaling(record: dict[str, Any], printed: str) -> None:
         assert "bytes" in case["limits"]
     assert last["case"] == {"what": "exponents"}
     assert last["exponents"].keys() == parts.keys()
-    assert all(OURS in found for found in last["exponents"].values())
+    # The step of a model this small may take no time that shows, see ``scaling._race``.
+    assert all(OURS in last["exponents"][what] for what in ("length", "batch"))
     assert "grows as the power" in printed

@@ -23,7 +23,7 @@ def options(tmp_path: Path) -> Options:
     return Options(model=tmp_path / "tiny", rounds=2, peers=HERE)
 
 
-def test_a_race(options: Options) -> None:
+def test_forward_records_seconds_and_errors(options: Options) -> None:
     record = forward(options, ((2, 3), (1, 1)))
     here = [name for name in HERE if name not in record["absent"]]
     assert [(*case["case"].values(),) for case in record["cases"]] == [
@@ -48,7 +48,9 @@ def test_a_race(options: Options) -> None:
     }
 
 
-def test_other_logits_are_no_race(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forward_rejects_peer_with_other_logits(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
     zeros = Peer((), 1e-5, forward=lambda folder, head: lambda ids: np.zeros((*ids.shape, 13)))
     monkeypatch.setitem(PEERS, "zeros", zeros)
     options = dataclasses.replace(options, peers=(OURS, "zeros"))
@@ -56,7 +58,7 @@ def test_other_logits_are_no_race(options: Options, monkeypatch: pytest.MonkeyPa
         forward(options, ((2, 3),))
 
 
-def test_who_is_slow_is_left_out(
+def test_forward_leaves_out_slow_peer(
     options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     load = PEERS[OURS].forward
@@ -77,7 +79,7 @@ def test_who_is_slow_is_left_out(
 
     monkeypatch.setattr("benchmarks.timing.clock", clock)
     monkeypatch.setitem(PEERS, "slow", Peer((), 1e-5, forward=lambda folder, head: slow))
-    options = dataclasses.replace(options, peers=(OURS, "slow"), patience=4)
+    options = dataclasses.replace(options, peers=(OURS, "slow"), max_seconds=4)
     record = forward(options, ((1, 1), (2, 16)), head=(True,))
     first, second = record["cases"]
     assert set(first["seconds"]) == {OURS, "slow"}
@@ -86,6 +88,6 @@ def test_who_is_slow_is_left_out(
     assert "slow is left out: it would take about" in capsys.readouterr().out
 
 
-def test_wrong_case(options: Options) -> None:
+def test_forward_rejects_invalid_case(options: Options) -> None:
     with pytest.raises(ValueError, match=r"the case \(1, 0\) must have"):
         forward(options, ((1, 0),))

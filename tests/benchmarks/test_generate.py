@@ -25,7 +25,9 @@ def options(tmp_path: Path) -> Options:
 
 
 @pytest.mark.nightly
-def test_a_race(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate_records_seconds_and_logit_gap(
+    options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "result.json"
     able = [OURS, "gpt1-jax-bfloat16", "ctranslate2"]
     options = dataclasses.replace(options, json=file, peers=tuple(able))
@@ -45,7 +47,7 @@ def test_a_race(options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "of the limit" in out
 
 
-def test_peers_that_write_other_ids_are_found(
+def test_generate_rejects_peer_with_other_ids(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def last(prompts: np.ndarray, new: int) -> np.ndarray:
@@ -65,20 +67,22 @@ def test_peers_that_write_other_ids_are_found(
     ("options", "cases", "message"),
     [
         (Options(rounds=0), (), "rounds is 0, but must be at least 1"),
-        (Options(patience=0), (), "patience is 0, but must be above 0"),
+        (Options(max_seconds=0), (), "patience is 0, but must be above 0"),
         (Options(peers=("gpt9",)), (), "'gpt9' is no peer in generate; the peers are gpt1-jax, "),
         (Options(peers=("onnxruntime",)), (), "'onnxruntime' is no peer in generate"),
         (Options(), ((1, 3, 1),), r"the case \(1, 3, 1\) must have"),
         (Options(), ((0, 3, 4),), r"the case \(0, 3, 4\) must have"),
     ],
 )
-def test_wrong_input(options: Options, cases: tuple, message: str) -> None:
+def test_generate_rejects_bad_input(options: Options, cases: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         generate(options, cases)
 
 
-def test_who_is_slow_is_left_out(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
-    options = dataclasses.replace(options, peers=(OURS,), patience=1e-9)
+def test_generate_leaves_out_slow_peer(
+    options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = dataclasses.replace(options, peers=(OURS,), max_seconds=1e-9)
     record = generate(options, (CASE, (2, 4, 4)))
     assert [case["case"]["prompt"] for case in record["cases"]] == [3]
     assert f"{OURS} is left out: it would take about 0 s" in capsys.readouterr().out

@@ -53,7 +53,7 @@ def slow_prob(ids: list[int], context: tuple[int, ...], token: int, order: int) 
 
 
 @given(texts, orders, st.lists(st.integers(0, V - 1), max_size=7))
-def test_probabilities_sum_to_one_after_any_context(
+def test_log_probs_sum_to_one_after_any_context(
     ids: list[int], order: int, context: list[int]
 ) -> None:
     model = KneserNey.fit(np.array(ids), V, order)
@@ -64,14 +64,14 @@ def test_probabilities_sum_to_one_after_any_context(
 
 
 @given(texts, orders, st.lists(st.integers(0, V - 1), min_size=1, max_size=8))
-def test_the_formula(ids: list[int], order: int, text: list[int]) -> None:
+def test_log_probs_match_the_formula(ids: list[int], order: int, text: list[int]) -> None:
     log_probs = KneserNey.fit(np.array(ids), V, order).log_probs(np.array(text))
     slow = [slow_prob(ids, tuple(text[:t]), text[t], order) for t in range(len(text))]
     assert log_probs == pytest.approx(np.log(slow), abs=1e-12)  # measured: 0
 
 
 @pytest.mark.parametrize(("order", "length"), [(2, 100), (3, 200), (4, 200)])
-def test_the_formula_where_discounts_are_estimated(order: int, length: int) -> None:
+def test_log_probs_match_formula_with_estimated_discounts(order: int, length: int) -> None:
     rng = np.random.default_rng(0)
     ids = np.minimum(rng.geometric(0.4, size=length) - 1, V - 1)
     grams = np.lib.stride_tricks.sliding_window_view(ids, order)
@@ -82,7 +82,7 @@ def test_the_formula_where_discounts_are_estimated(order: int, length: int) -> N
     assert log_probs == pytest.approx(np.log(slow), abs=1e-12)  # measured: 0
 
 
-def test_discounts_by_hand() -> None:
+def test_discounts_match_hand_computed_values() -> None:
     seen = [1] * 8 + [2] * 4 + [3] * 2 + [4] + [90]
     # Y = 8 / (8 + 2 * 4); 1 - 2Y 4/8, 2 - 3Y 2/4, 3 - 4Y 1/2.
     assert suite._discounts(np.array(seen)) == (0.5, 1.25, 2.0)
@@ -92,14 +92,14 @@ def test_discounts_by_hand() -> None:
         assert suite._discounts(np.array(odd)) == FALLBACK
 
 
-def test_order_one_by_hand() -> None:
+def test_log_probs_of_order_one_match_hand_computation() -> None:
     model = KneserNey.fit(np.array([0, 0, 0, 1, 1, 2]), 4, order=1)
     # Counts 3, 2, 1, 0 of 6, less 1.5, 1 and 0.5: three of six tokens are left to 1/4 each.
     expected = [1.5 / 6 + 1 / 8, 1 / 6 + 1 / 8, 0.5 / 6 + 1 / 8, 1 / 8]
     assert np.exp(model.log_probs(np.arange(4))) == pytest.approx(expected, rel=1e-15)
 
 
-def test_order_two_by_hand() -> None:
+def test_log_probs_of_order_two_match_hand_computation() -> None:
     model = KneserNey.fit(np.array([0, 1, 0, 1, 2, 1]), 4, order=2)
     # 01 twice, 10, 12 and 21 once. So 1 follows two tokens, 0 and 2 follow one each, of four.
     alone = [0.5 / 4 + 2 / 16, 1 / 4 + 2 / 16, 0.5 / 4 + 2 / 16, 2 / 16]
@@ -118,7 +118,7 @@ def test_order_two_by_hand() -> None:
         assert second == pytest.approx(expected, rel=1e-15)
 
 
-def test_a_context_is_no_longer_than_the_order_allows() -> None:
+def test_log_probs_limit_context_to_the_order() -> None:
     rng = np.random.default_rng(0)
     model = KneserNey.fit(rng.integers(V, size=300), V, order=3)
     text = rng.integers(V, size=50)
@@ -139,12 +139,12 @@ def test_a_context_is_no_longer_than_the_order_allows() -> None:
         ([0.0, 1.0], 2, r"ids must be integers \(T,\), not float64 \(2,\)"),
     ],
 )
-def test_wrong_ids(ids: list, order: int, message: str) -> None:
+def test_fit_rejects_bad_input(ids: list, order: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         KneserNey.fit(np.array(ids), V, order)
 
 
-def test_ids_beyond_the_vocabulary_are_not_scored() -> None:
+def test_log_probs_rejects_ids_outside_vocabulary() -> None:
     with pytest.raises(ValueError, match=r"the id 5 is not in \[0, 5\)"):
         KneserNey.fit(np.array([0, 1, 2]), V, 2).log_probs(np.array([5]))
 
@@ -158,7 +158,9 @@ def texts_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_suite(texts_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_kneser_ney_scores_a_test_file(
+    texts_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, test = texts_folder, texts_folder / "test.txt"
     train = (folder / "a.txt", folder / "b.txt")
     (score,) = suite.kneser_ney(folder / "model", train, (test,), order=3)
@@ -180,7 +182,7 @@ def test_the_suite(texts_folder: Path, capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("content", "message"), [(b"\xff", "test.txt is not UTF-8"), (b" \n", "test.txt is empty")]
 )
-def test_wrong_files(texts_folder: Path, content: bytes, message: str) -> None:
+def test_kneser_ney_rejects_invalid_files(texts_folder: Path, content: bytes, message: str) -> None:
     test = texts_folder / "test.txt"
     test.write_bytes(content)
     with pytest.raises(ValueError, match=message):

@@ -14,7 +14,7 @@ from benchmarks.suite import Options
 pytestmark = pytest.mark.unoptimized
 
 
-def test_a_model_is_dropped_before_the_next_is_loaded(
+def test_load_frees_each_model_before_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("benchmarks.load.STATUS", tmp_path / "missing")
@@ -33,7 +33,7 @@ def test_a_model_is_dropped_before_the_next_is_loaded(
     assert alive[1] == alive[2]
 
 
-def test_parameters_of_torch_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_touches_torch_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     touched: list[int] = []
 
     class Parameter(np.ndarray):
@@ -50,7 +50,7 @@ def test_parameters_of_torch_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     assert touched == [3, 1]
 
 
-def test_memory_needs_linux(
+def test_load_measures_memory_only_on_linux(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("benchmarks.load.STATUS", tmp_path / "missing")
@@ -67,6 +67,6 @@ def test_memory_needs_linux(
         (Options(quick=True, peers=("gpt2",)), "'gpt2' is no peer in load; the peers are gpt1-jax"),
     ],
 )
-def test_wrong_input(options: Options, message: str) -> None:
+def test_load_rejects_bad_input(options: Options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         suite.load(options)

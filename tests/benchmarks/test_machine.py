@@ -8,7 +8,7 @@ import pytest
 from benchmarks.machine import environment, limits, peak, speeds
 
 
-def test_environment() -> None:
+def test_environment_describes_the_machine() -> None:
     found = environment()
     assert {"date", "commit", "platform", "devices", "threads", "versions"} <= set(found)
     assert found["versions"]["jax"] == __import__("jax").__version__
@@ -21,7 +21,7 @@ def test_limits_can_be_measured() -> None:
         assert work > 1e8, name
 
 
-def test_the_best_of_each_kind_is_the_limit() -> None:
+def test_speeds_keeps_the_best_of_each_kind() -> None:
     work = {"bytes XLA": 10.0, "float32 XLA": 8.0, "float32 torch": 8.0}
     seconds = {"bytes XLA": [1.0, 2.0], "float32 XLA": [2.0, 1.0], "float32 torch": [1.0, 4.0]}
     assert speeds(work, seconds) == {"bytes": [10.0, 5.0], "float32": [8.0, 8.0]}
@@ -29,7 +29,7 @@ def test_the_best_of_each_kind_is_the_limit() -> None:
 
 @pytest.mark.nightly
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
-def test_peak_is_that_of_a_fresh_process() -> None:
+def test_peak_measures_a_fresh_process() -> None:
     here = np.ones(1 << 27)  # a gigabyte, that the other process does not have
     small, large = peak(np.ones, 1 << 20), peak(np.ones, 1 << 26)
     assert len(here) == 1 << 27

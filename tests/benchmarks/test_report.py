@@ -131,7 +131,7 @@ def cells(page: str, first: str) -> list[list[str]]:
     return [[cell.strip() for cell in row] for row in rows if row[0].strip() == first]
 
 
-def test_the_numbers_of_the_forward(tmp_path: Path) -> None:
+def test_report_shows_forward_numbers(tmp_path: Path) -> None:
     page = report(write(tmp_path, "forward")).read_text()
     forward = section(page, "Forward")
     (ours,) = cells(forward, "2 x 8")
@@ -149,7 +149,7 @@ def test_the_numbers_of_the_forward(tmp_path: Path) -> None:
     assert len(cells(forward, "2 x 8, states")) == 1
 
 
-def test_the_page_tells_what_was_measured_and_how(tmp_path: Path) -> None:
+def test_report_describes_machine_and_peers(tmp_path: Path) -> None:
     page = report(write(tmp_path, *SUITES)).read_text()
     for text in (
         "Abacus 9000 avx2, 2 threads, 2025-11-03.",
@@ -165,7 +165,7 @@ def test_the_page_tells_what_was_measured_and_how(tmp_path: Path) -> None:
     assert summary[1:] == ["2.50", "2.50", "5.00", "3.00", "3.00"]
 
 
-def test_the_numbers_of_the_other_suites(tmp_path: Path) -> None:
+def test_report_shows_numbers_of_other_suites(tmp_path: Path) -> None:
     page = report(write(tmp_path, *SUITES)).read_text()
     # Ours writes 4 tokens in 2 seconds after the first one, theirs in 10.
     (ours,) = cells(section(page, "Generate"), "2 x 3 + 5")
@@ -190,7 +190,7 @@ def test_the_numbers_of_the_other_suites(tmp_path: Path) -> None:
     assert "tiny" not in page
 
 
-def test_a_quick_run_is_told(tmp_path: Path) -> None:
+def test_report_marks_quick_runs(tmp_path: Path) -> None:
     content = record("generate")
     content["environment"] = {**ENVIRONMENT, "quick": True, "model": "random"}
     (write(tmp_path, "forward") / "generate.json").write_text(json.dumps(content))
@@ -208,7 +208,7 @@ def test_a_quick_run_is_told(tmp_path: Path) -> None:
         (("train", "start", "scaling"), set()),
     ],
 )
-def test_only_what_there_is_is_drawn(
+def test_report_draws_only_recorded_figures(
     tmp_path: Path, suites: tuple[str, ...], drawn: set[str]
 ) -> None:
     from matplotlib.image import imread
@@ -228,7 +228,7 @@ def test_only_what_there_is_is_drawn(
     assert ("## Forward" in page.read_text()) == ("forward" in suites)
 
 
-def test_without_this_package_nothing_is_compared(tmp_path: Path) -> None:
+def test_report_omits_speedup_without_gpt1_jax(tmp_path: Path) -> None:
     content = record("forward")
     for case in content["cases"]:
         for name in ("gpt1-jax", "gpt1-jax-bfloat16"):
@@ -239,7 +239,7 @@ def test_without_this_package_nothing_is_compared(tmp_path: Path) -> None:
     assert not (tmp_path / "speedup.png").exists()
 
 
-def test_a_decode_that_noise_hides_is_left_out(tmp_path: Path) -> None:
+def test_report_omits_decode_hidden_by_noise(tmp_path: Path) -> None:
     content = record("generate")
     for case in content["cases"]:
         case["first"] = {**case["first"], "transformers": [14.0, 14.0, 14.0]}
@@ -248,7 +248,7 @@ def test_a_decode_that_noise_hides_is_left_out(tmp_path: Path) -> None:
     assert [row[3:7] for row in cells(page, "") if row[1] == "transformers"] == [[""] * 4] * 2
 
 
-def test_no_records(tmp_path: Path) -> None:
+def test_report_rejects_folder_without_records(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there are no records"):
         report(tmp_path)
     assert not list(tmp_path.iterdir())
@@ -283,7 +283,7 @@ def _without(*path: str) -> dict[str, Any]:
         (_changed(cases=[{**forward_case(), "seconds": {"gpt1-jax": []}}]), "as many rounds"),
     ],
 )
-def test_a_file_that_is_no_record(tmp_path: Path, content: Any, message: str) -> None:
+def test_report_rejects_invalid_records(tmp_path: Path, content: Any, message: str) -> None:
     write(tmp_path, "generate")
     file = tmp_path / "other.json"
     if not isinstance(content, str | bytes):
@@ -295,7 +295,7 @@ def test_a_file_that_is_no_record(tmp_path: Path, content: Any, message: str) ->
     assert sorted(file.name for file in tmp_path.iterdir()) == ["generate.json", "other.json"]
 
 
-def test_records_that_do_not_go_together(tmp_path: Path) -> None:
+def test_report_rejects_incompatible_records(tmp_path: Path) -> None:
     write(tmp_path, "forward")
     other = record("generate")
     other["environment"] = {**ENVIRONMENT, "threads": 64}

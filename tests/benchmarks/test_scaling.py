@@ -10,7 +10,7 @@ from benchmarks.suite import Options
 pytestmark = pytest.mark.unoptimized
 
 
-def test_a_slow_peer_is_left_out(
+def test_scaling_leaves_out_slow_peer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = [0.0]
@@ -21,7 +21,7 @@ def test_a_slow_peer_is_left_out(
         clock[0] += ids.size**2
 
     monkeypatch.setitem(PEERS, "slow", Peer((), 0.0, forward=lambda folder, head: slow))
-    options = Options(quick=True, rounds=1, peers=("slow",), patience=100)
+    options = Options(quick=True, rounds=1, peers=("slow",), max_seconds=100)
     short, long, few, many, last = suite.scaling(options)["cases"]
     assert [short["left_out"], long["left_out"]] == [{}, {}]
     # 4 rows of 8 tokens took 1024 s: by their pace 8 rows would take twice that.
@@ -30,7 +30,7 @@ def test_a_slow_peer_is_left_out(
     assert "slow is left out: it would take about 2048 s" in capsys.readouterr().out
 
 
-def test_a_token_is_timed_without_the_reading_of_the_context(
+def test_scaling_decode_time_excludes_prefill(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = [0.0]
@@ -42,14 +42,14 @@ def test_a_token_is_timed_without_the_reading_of_the_context(
         return prompt
 
     monkeypatch.setitem(PEERS, "known", Peer((), 0.0, generate=lambda folder: write))
-    options = Options(quick=True, rounds=2, peers=("known",), patience=1e6)
+    options = Options(quick=True, rounds=2, peers=("known",), max_seconds=1e6)
     *cases, last = suite.scaling(options)["cases"]
     for case, context in zip(cases, suite.QUICK, strict=True):
         np.testing.assert_allclose(case["seconds"]["known"], context**0.5)
     assert last["exponents"]["decode"] == {"known": pytest.approx(0.5)}
 
 
-def test_the_exponent() -> None:
+def test_exponent_recovers_known_powers() -> None:
     sizes = [16, 32, 64, 480]
     for power in (0.0, 1.0, 1.5):
         assert suite.exponent(sizes, [3 * n**power for n in sizes]) == pytest.approx(power)
@@ -72,6 +72,6 @@ def test_the_exponent() -> None:
         (Options(memory=True), "scaling measures no memory"),
     ],
 )
-def test_wrong_input(options: Options, message: str) -> None:
+def test_scaling_rejects_bad_input(options: Options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         suite.scaling(options)

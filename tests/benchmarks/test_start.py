@@ -11,7 +11,7 @@ from gpt1_jax import Tokenizer
 from gpt1_jax.demo import FOLDER
 
 
-def test_a_tokenizer_is_added_only_where_there_is_none(tmp_path: Path) -> None:
+def test_with_tokenizer_adds_only_missing_tokenizer(tmp_path: Path) -> None:
     with suite._with_tokenizer(FOLDER) as folder:
         assert folder == FOLDER
     (tmp_path / "config.json").write_text("{}")
@@ -21,7 +21,7 @@ def test_a_tokenizer_is_added_only_where_there_is_none(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
 
 
-def test_the_environment_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_sets_cache_and_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "another")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     variables = suite._environment(None, None)
@@ -32,7 +32,7 @@ def test_the_environment_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     assert variables["JAX_PLATFORMS"] == "cuda"
 
 
-def test_a_program_that_fails() -> None:
+def test_finish_reports_failing_program() -> None:
     command = (sys.executable, "-c", "import sys; sys.exit('first\\nlast')")
     with pytest.raises(ValueError, match=r"^gpt9 fails with the exit status 1: last$"):
         suite._finish("gpt9", command, "", {})
@@ -46,6 +46,6 @@ def test_a_program_that_fails() -> None:
         (Options(memory=True), "start measures no memory"),
     ],
 )
-def test_wrong_input(options: Options, message: str) -> None:
+def test_start_rejects_bad_input(options: Options, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         suite.start(options)

@@ -60,11 +60,11 @@ def data(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_sentiment_is_split_once_and_for_all(data: Path) -> None:
+def test_read_sentiment_split_is_deterministic(data: Path) -> None:
     train, test = suite.read_sentiment(data)
     assert (len(train), len(test)) == (72, 18)
-    everything = [row["text"] for row in train + test]
-    assert sorted(everything) == sorted(
+    run_all = [row["text"] for row in train + test]
+    assert sorted(run_all) == sorted(
         f"{name} {i} is {'good' if i % 3 else 'bad'}" for name in SENTIMENT for i in range(30)
     )
     assert all(row["label"] == row["text"].endswith("good") for row in train + test)
@@ -74,14 +74,14 @@ def test_sentiment_is_split_once_and_for_all(data: Path) -> None:
     assert suite.read_sentiment(data) == (train, test)
 
 
-def test_a_sentence_may_hold_a_next_line_character(data: Path) -> None:
+def test_read_sentiment_keeps_unicode_line_breaks(data: Path) -> None:
     file = data / "classification" / "uci_sentiment" / "imdb_labelled.txt"
     file.write_text("one\x85two\u2028three\t1\n")
     train, test = suite.read_sentiment(data)
     assert {"text": "one\x85two\u2028three", "label": 1} in train + test
 
 
-def test_snli(data: Path) -> None:
+def test_read_snli_parses_rows(data: Path) -> None:
     train, test = suite.read_snli(data)
     assert (len(train), len(test)) == (60, 12)
     assert train[0] == {
@@ -91,7 +91,7 @@ def test_snli(data: Path) -> None:
     }
 
 
-def test_copa(data: Path) -> None:
+def test_read_copa_parses_causes_and_effects(data: Path) -> None:
     choices = {"first": "We ate.", "second": "We worked.", "best": 2}
     cause = {"asks": "cause", "premise": "Sam &amp; I slept.", **choices}
     (data / "multiple_choice" / "copa" / "copa-test.xml").write_text(copa(cause))
@@ -109,7 +109,7 @@ def test_copa(data: Path) -> None:
     ]
 
 
-def test_written_rows_are_read_by_fine_tuning(tmp_path: Path) -> None:
+def test_write_rows_output_loads_in_fine_tuning(tmp_path: Path) -> None:
     rows = [{"text": 'a "b"\x85\u2028\tc', "label": 1}, {"text": "ö", "label": 0}]
     suite.write_rows(tmp_path / "rows.jsonl", rows)
     read = read_rows(tmp_path / "rows.jsonl", {"text": "text", "label": "label"})
@@ -147,18 +147,22 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("file", "content", "message"), WRONG)
-def test_wrong_files(data: Path, file: str, content: bytes, message: str) -> None:
+def test_set_readers_report_malformed_files(
+    data: Path, file: str, content: bytes, message: str
+) -> None:
     (data / file).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         _ = [chosen.read(data) for chosen in suite.SETS.values()]
 
 
-def test_majority_is_that_of_training() -> None:
+def test_majority_uses_training_labels() -> None:
     train = [{"label": label} for label in (2, 0, 2)]
     assert suite.majority(train, [{"label": label} for label in (0, 0, 2, 0)]) == 0.25
 
 
-def test_baselines(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tasks_measures_baselines(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "results.json"
     results = suite.tasks(data=data, json=file)
     assert list(results) == ["snli", "uci-sentiment", "copa"]
@@ -173,7 +177,7 @@ def test_baselines(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "snli: 60 rows to train on, 12 to test on\n  majority                     33.3%" in out
 
 
-def test_choices_in_the_other_order_are_judged_alike(data: Path) -> None:
+def test_tfidf_of_choices_ignores_choice_order(data: Path) -> None:
     """What is learned from right choices that all come first holds where they come second."""
     train = suite.read_copa(data)[0]
     flipped = {"choice0": "choice1", "choice1": "choice0"}
@@ -184,7 +188,7 @@ def test_choices_in_the_other_order_are_judged_alike(data: Path) -> None:
         assert suite.tfidf_of_choices([*same, other[0]], other) == 1.0
 
 
-def test_fine_tuned_models_are_measured_with_every_seed(
+def test_tasks_measures_fine_tuning_with_every_seed(
     data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     calls = []
@@ -209,7 +213,7 @@ def test_fine_tuned_models_are_measured_with_every_seed(
 
 
 @pytest.mark.nightly
-def test_a_fine_tuned_model_is_tested_on_the_test_rows(tmp_path: Path) -> None:
+def test_finetuned_evaluates_on_test_rows(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE, n_positions=16)
     model.save_pretrained(folder)
@@ -222,7 +226,7 @@ def test_a_fine_tuned_model_is_tested_on_the_test_rows(tmp_path: Path) -> None:
     assert suite.finetuned(*files, folder, 0, False, flags) == 1.0
 
 
-def test_an_untrained_model_has_the_same_architecture_and_tokenizer(tmp_path: Path) -> None:
+def test_write_untrained_keeps_config_and_tokenizer(tmp_path: Path) -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE)
     model.save_pretrained(tmp_path / "model")
     gpt1.Tokenizer.from_pretrained(write_small(tmp_path / "vocab")).save_pretrained(
@@ -241,7 +245,9 @@ def test_an_untrained_model_has_the_same_architecture_and_tokenizer(tmp_path: Pa
     assert np.std(weights) == pytest.approx(model.config.initializer_range, abs=0.0025)
 
 
-def test_sets_and_data_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_reports_unknown_set_and_missing_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match="'glue' is no set; the sets are snli, uci-sentiment"):
         suite.tasks(("glue",), tmp_path)
     monkeypatch.setenv("GPT1_DATA", str(tmp_path / "none"))
@@ -254,7 +260,7 @@ def test_sets_and_data_that_are_not_there(tmp_path: Path, monkeypatch: pytest.Mo
         suite.tasks()
 
 
-def test_the_real_sets(data_folder: Path) -> None:
+def test_set_readers_match_published_counts(data_folder: Path) -> None:
     """The numbers of rows and of labels that the sets' authors give."""
     train, test = suite.read_snli(data_folder)
     assert np.bincount([row["label"] for row in train]).tolist() == [3329, 3235, 3278]

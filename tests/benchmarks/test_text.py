@@ -13,7 +13,9 @@ pytest.importorskip("spacy")
 
 
 @pytest.mark.nightly
-def test_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_records_seconds_and_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, record_file = tmp_path / "text.txt", tmp_path / "record.json"
     file.write_text("“Wait…” she said.\nHe didn't.\n" * 50, encoding="utf-8")
     record = suite.text((file, file), rounds=2, json=record_file)
@@ -31,7 +33,7 @@ def test_the_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "original, in pieces" in out
 
 
-def test_wrong_input(tmp_path: Path) -> None:
+def test_text_rejects_bad_input(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give text files"):
         suite.text(())
     with pytest.raises(ValueError, match="rounds is 0"):

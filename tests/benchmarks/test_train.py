@@ -36,7 +36,9 @@ def standard_promotion() -> Iterator[None]:
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("standard_promotion")
-def test_a_race(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_records_seconds_and_losses(
+    options: Options, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = train(options, (CASE,))
     out = capsys.readouterr().out
     (result,) = record["cases"]
@@ -55,13 +57,15 @@ def test_a_race(options: Options, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("standard_promotion")
-def test_other_losses_are_no_race(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_train_rejects_peer_with_other_losses(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(PEERS, "wrong", Peer((), 0, train=lambda *_: lambda ids: 2.5))
     with pytest.raises(ValueError, match="wrong has the losses"):
         train(dataclasses.replace(options, peers=(OURS, "wrong"), rounds=1), (CASE,))
 
 
-def test_wrong_settings(options: Options) -> None:
+def test_train_rejects_bad_input(options: Options) -> None:
     with pytest.raises(ValueError, match="'jaxx' is no peer in train; the peers are gpt1-jax, tra"):
         train(dataclasses.replace(options, peers=("jaxx",)))
     with pytest.raises(ValueError, match=r"the case \(2, 1\) must have a batch, and two tokens"):

@@ -99,14 +99,14 @@ def cache(tmp_path) -> Path:
     return tmp_path / "cache"
 
 
-def test_what_is_downloaded(hub, cache, checkpoint, identical):
+def test_read_downloads_only_needed_files(hub, cache, checkpoint, identical):
     config, params = read("owner/gpt1", cache_dir=cache)
     assert identical(params, {"transformer": checkpoint(BASE).params})
     assert config["architectures"] == [LM_HEAD]
     assert sorted(hub.fetched) == ["config.json", "model.safetensors", "vocab.json"]
 
 
-def test_the_cache_is_used_again(hub, cache):
+def test_resolve_reuses_the_cache(hub, cache):
     folder = resolve("owner/gpt1", cache_dir=cache)
     assert folder.name == COMMIT
     hub.fetched.clear()
@@ -119,14 +119,14 @@ def test_the_cache_is_used_again(hub, cache):
     assert sorted(hub.fetched) == ["config.json", "model.safetensors", "vocab.json"]
 
 
-def test_pickles_are_fetched_only_where_there_are_no_safetensors(hub, cache):
+def test_resolve_fetches_pickles_only_without_safetensors(hub, cache):
     del hub.files["model.safetensors"]
     folder = resolve("owner/gpt1", cache_dir=cache)
     assert sorted(hub.fetched) == ["config.json", "pytorch_model.bin", "vocab.json"]
     assert (folder / "pytorch_model.bin").read_bytes() == b"pickle"
 
 
-def test_weights_are_left_there(hub, cache):
+def test_read_config_fetches_no_weights(hub, cache):
     hub.files |= {"encoder_bpe_40000.json": b"vocabulary", "vocab_40000.bpe": b"merges"}
     assert read_config("owner/gpt1", cache_dir=cache)["architectures"] == [LM_HEAD]
     light = ["config.json", "encoder_bpe_40000.json", "vocab.json", "vocab_40000.bpe"]
@@ -136,7 +136,7 @@ def test_weights_are_left_there(hub, cache):
     assert sorted(hub.fetched) == sorted(2 * light)
 
 
-def test_weights_are_fetched_after_the_rest(hub, cache, identical, checkpoint):
+def test_read_fetches_only_missing_weights(hub, cache, identical, checkpoint):
     folder = resolve("owner/gpt1", cache_dir=cache, weights=False)
     assert not list(folder.glob("*model*"))
     hub.fetched.clear()
@@ -145,7 +145,7 @@ def test_weights_are_fetched_after_the_rest(hub, cache, identical, checkpoint):
     assert hub.fetched == ["model.safetensors"]
 
 
-def test_shards_are_fetched(hub, cache):
+def test_read_fetches_shards_and_index(hub, cache):
     data = hub.files.pop("model.safetensors")
     name = "model-00001-of-00001.safetensors"
     names = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
@@ -170,7 +170,7 @@ def test_shards_are_fetched(hub, cache):
         ("no--such..id!!", {}, "that is not an id ("),
     ],
 )
-def test_each_refusal_is_one_clear_line(hub, cache, name, options, message):
+def test_read_reports_hub_refusal_in_one_line(hub, cache, name, options, message):
     with pytest.raises(FileNotFoundError) as error:
         read(name, cache_dir=cache, **options)
     text = str(error.value)
@@ -179,7 +179,7 @@ def test_each_refusal_is_one_clear_line(hub, cache, name, options, message):
     assert "\n" not in text
 
 
-def test_without_a_network(hub, cache):
+def test_resolve_without_network_needs_the_cache(hub, cache):
     hub.failure = httpx2.ConnectError("Name or service not known")
     with pytest.raises(FileNotFoundError) as error:
         resolve("owner/gpt1", cache_dir=cache)
@@ -193,7 +193,7 @@ def test_without_a_network(hub, cache):
     assert resolve("owner/gpt1", cache_dir=cache) == folder  # what was downloaded still serves
 
 
-def test_offline_mode(hub, cache, monkeypatch):
+def test_resolve_respects_offline_mode(hub, cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="without HF_HUB_OFFLINE") as error:
         resolve("owner/gpt1", cache_dir=cache)
@@ -201,7 +201,7 @@ def test_offline_mode(hub, cache, monkeypatch):
     assert hub.asked == 0
 
 
-def test_folders_come_first(hub, tmp_path, monkeypatch):
+def test_resolve_prefers_local_folders(hub, tmp_path, monkeypatch):
     (tmp_path / "owner" / "gpt1").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -211,7 +211,7 @@ def test_folders_come_first(hub, tmp_path, monkeypatch):
     assert hub.asked == 0
 
 
-def test_what_looks_like_a_path_is_not_looked_up(hub, tmp_path, monkeypatch):
+def test_resolve_never_looks_up_paths(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in ("./a", "../a", "/no/such", "~/no/such", "a/b/c", "a\\b", "", Path("a/b")):
         with pytest.raises(

@@ -27,7 +27,9 @@ BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shard_size", ["5GB", "1KB"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_round_trip(checkpoint, tmp_path, identical, architecture, dtype, shard_size, tied):
+def test_write_then_read_is_bit_exact(
+    checkpoint, tmp_path, identical, architecture, dtype, shard_size, tied
+):
     made = checkpoint(architecture, dtype, tie_word_embeddings=tied)
     write(tmp_path, made.config, made.params, max_shard_size=shard_size)
     config, params = read(tmp_path)
@@ -43,7 +45,7 @@ def test_a_round_trip(checkpoint, tmp_path, identical, architecture, dtype, shar
             assert opened.metadata() == {"format": "pt"}
 
 
-def test_leaves_come_largest_first_contiguous_and_once(checkpoint, tmp_path):
+def test_read_passes_each_leaf_once_largest_first(checkpoint, tmp_path):
     made = checkpoint(CLASSIFICATION)
     seen: list[np.ndarray] = []
 
@@ -59,7 +61,7 @@ def test_leaves_come_largest_first_contiguous_and_once(checkpoint, tmp_path):
     assert seen[params["score"]["kernel"] - 1].shape == (12, 3)
 
 
-def test_bits_survive(checkpoint, tmp_path):
+def test_write_keeps_inf_and_nan_bits(checkpoint, tmp_path):
     made = checkpoint(BASE, "bfloat16")
     bits = np.arange(20 * 12, dtype=np.uint16).reshape(20, 12) + np.uint16(0x7F70)  # inf and NaNs
     made.params["tokens_embed"]["embedding"] = bits.view(ml_dtypes.bfloat16)
@@ -68,7 +70,7 @@ def test_bits_survive(checkpoint, tmp_path):
     assert np.array_equal(found.view(np.uint16), bits)
 
 
-def test_leaves_that_are_not_contiguous_are_written_right(checkpoint, tmp_path, identical):
+def test_write_handles_non_contiguous_leaves(checkpoint, tmp_path, identical):
     made, wanted = checkpoint(LM_HEAD), checkpoint(LM_HEAD)
     kernel = made.params["transformer"]["h"]["0"]["mlp"]["c_fc"]["kernel"]
     made.params["transformer"]["h"]["0"]["mlp"]["c_fc"]["kernel"] = np.asfortranarray(kernel)
@@ -79,7 +81,7 @@ def test_leaves_that_are_not_contiguous_are_written_right(checkpoint, tmp_path, 
     assert identical(read(tmp_path)[1], wanted.params)
 
 
-def test_the_config_is_kept(checkpoint, tmp_path):
+def test_write_keeps_config_fields(checkpoint, tmp_path):
     made = checkpoint(LM_HEAD, torch_dtype="float16", task_specific_params={"a": {"b": [1]}})
     write(tmp_path, made.config, made.params)
     written = json.loads((tmp_path / "config.json").read_text())
@@ -88,7 +90,7 @@ def test_the_config_is_kept(checkpoint, tmp_path):
     assert written == expected
 
 
-def test_the_dtype_of_mixed_parameters_holds_them_all(checkpoint, tmp_path, identical):
+def test_write_records_common_dtype_of_mixed_params(checkpoint, tmp_path, identical):
     made = checkpoint(LM_HEAD, "bfloat16")
     scale = made.params["transformer"]["h"]["0"]["ln_1"]["scale"]
     made.params["transformer"]["h"]["0"]["ln_1"]["scale"] = scale.astype(np.float16)
@@ -100,7 +102,9 @@ def test_the_dtype_of_mixed_parameters_holds_them_all(checkpoint, tmp_path, iden
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("named", [None, [], ["GPT2Model"], "OpenAIGPTModel"])
-def test_the_architecture_shows_in_the_names(checkpoint, tmp_path, identical, architecture, named):
+def test_read_infers_architecture_from_tensor_names(
+    checkpoint, tmp_path, identical, architecture, named
+):
     made = checkpoint(architecture)
     made.config["architectures"] = named
     config, params = read(made.save(tmp_path / "a"))
@@ -108,7 +112,7 @@ def test_the_architecture_shows_in_the_names(checkpoint, tmp_path, identical, ar
     assert identical(params, made.params)
 
 
-def test_the_architecture_named_comes_before_the_names(checkpoint, tmp_path, identical):
+def test_read_prefers_architecture_in_config(checkpoint, tmp_path, identical):
     made = checkpoint(BASE)
     made.config["architectures"] = [LM_HEAD]  # as the published checkpoint has it
     config, params = read(made.save(tmp_path / "a"))
@@ -116,7 +120,7 @@ def test_the_architecture_named_comes_before_the_names(checkpoint, tmp_path, ide
     assert identical(params, {"transformer": made.params})
 
 
-def test_an_unknown_architecture(checkpoint, tmp_path):
+def test_read_and_write_reject_unknown_architecture(checkpoint, tmp_path):
     made = checkpoint(BASE)
     with pytest.raises(ValueError, match="'GPT2Model'; it must be one of OpenAIGPTModel, "):
         read(made.save(tmp_path / "a"), architecture="GPT2Model")
@@ -126,7 +130,7 @@ def test_an_unknown_architecture(checkpoint, tmp_path):
     assert not (tmp_path / "b").exists()
 
 
-def test_whole_weights_come_before_shards(checkpoint, tmp_path, identical):
+def test_read_prefers_whole_weights_over_shards(checkpoint, tmp_path, identical):
     made, other = checkpoint(BASE), checkpoint(BASE)
     other.params["tokens_embed"]["embedding"][:] = 1
     write(tmp_path, other.config, other.params, max_shard_size="1KB")
@@ -162,7 +166,7 @@ def shards(checkpoint, tmp_path) -> Path:
         ),
     ],
 )
-def test_damaged_safetensors(folder, damage, message):
+def test_read_reports_damaged_safetensors(folder, damage, message):
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"model\.safetensors is no whole") as error:
@@ -187,7 +191,7 @@ def test_damaged_safetensors(folder, damage, message):
         ),
     ],
 )
-def test_a_wrong_config(folder, text, message):
+def test_read_reports_invalid_config(folder, text, message):
     path = folder / "config.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match=r"config\.json") as error:
@@ -197,7 +201,7 @@ def test_a_wrong_config(folder, text, message):
     assert "\n" not in str(error.value)
 
 
-def test_a_config_of_other_numbers_names_the_file(folder):
+def test_read_names_file_that_contradicts_config(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": 1}))
     with pytest.raises(ValueError, match=r"does not fit") as error:
@@ -210,7 +214,7 @@ def test_a_config_of_other_numbers_names_the_file(folder):
     assert len(lines) == 12
 
 
-def test_missing_files(folder):
+def test_read_reports_missing_files(folder):
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no config.json"):
         read(folder)
@@ -221,7 +225,7 @@ def test_missing_files(folder):
         read(folder)
 
 
-def test_dtypes_that_cannot_be_read_are_named(checkpoint, tmp_path):
+def test_read_names_unsupported_dtypes(checkpoint, tmp_path):
     made = checkpoint(LM_HEAD)
     made.tensors["transformer.h.0.ln_1.weight"] = np.ones(12, np.float64)
     made.tensors["transformer.h.1.ln_1.weight"] = np.ones(12, np.int64)
@@ -233,7 +237,7 @@ def test_dtypes_that_cannot_be_read_are_named(checkpoint, tmp_path):
     assert "transformer.h.1.ln_2.weight is U64, expected float32" in str(error.value)
 
 
-def test_a_missing_shard(shards):
+def test_read_reports_missing_shard(shards):
     gone = sorted(shards.glob("*.safetensors"))[1]
     gone.unlink()
     with pytest.raises(FileNotFoundError, match=f"lacks {gone.name}, which .*index.json names"):
@@ -247,7 +251,7 @@ def change_index(folder, change):
     path.write_text(json.dumps(index))
 
 
-def test_an_index_that_lies(shards):
+def test_read_reports_wrong_index_entries(shards):
     name = "transformer.h.0.ln_1.bias"
 
     def elsewhere(places):
@@ -266,14 +270,14 @@ def test_an_index_that_lies(shards):
 
 
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/model.safetensors", "b/c", ""])
-def test_an_index_that_leads_out_of_the_folder(shards, file):
+def test_read_rejects_index_paths_outside_folder(shards, file):
     change_index(shards, lambda places: places.update(stray=file))
     with pytest.raises(ValueError, match="names files outside its own folder"):
         read(shards)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"weight_map": 1}', '{"weight_map": {"a": 1}}'])
-def test_an_index_that_is_none(shards, text):
+def test_read_rejects_malformed_index(shards, text):
     (shards / "model.safetensors.index.json").write_text(text)
     with pytest.raises(
         ValueError, match=r"model.safetensors.index.json (is not JSON|has no weight_map)"
@@ -281,7 +285,7 @@ def test_an_index_that_is_none(shards, text):
         read(shards)
 
 
-def test_one_tensor_in_two_shards(shards):
+def test_read_reports_tensor_in_two_shards(shards):
     first, second = sorted(shards.glob("*.safetensors"))[:2]
     tensors, more = load_file(first), load_file(second)
     name = next(iter(tensors))
@@ -305,7 +309,7 @@ def old(checkpoint, tmp_path) -> Path:
     return tmp_path / "old"
 
 
-def test_old_weights_are_removed(checkpoint, old, identical):
+def test_write_removes_old_weights(checkpoint, old, identical):
     for stale in ("pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "params_10.npy"):
         (old / stale).write_text("old")
     made = checkpoint(CLASSIFICATION)
@@ -329,7 +333,7 @@ def refuse(*args, **kwargs):
 @pytest.mark.parametrize("call", ["replace", "fsync"])
 @pytest.mark.parametrize("persistent", [False, True])
 @pytest.mark.parametrize("links", [True, False])
-def test_whatever_step_fails_the_folder_is_as_it_was(
+def test_write_restores_folder_if_any_step_fails(
     checkpoint, old, tmp_path, contents, monkeypatch, call, persistent, links
 ):
     made = checkpoint(LM_HEAD)
@@ -358,7 +362,7 @@ def test_whatever_step_fails_the_folder_is_as_it_was(
         assert contents(old) == before
 
 
-def test_old_weights_that_cannot_be_removed(checkpoint, old, contents, monkeypatch):
+def test_write_restores_folder_if_removal_fails(checkpoint, old, contents, monkeypatch):
     before, real = contents(old), Path.unlink
     stuck = sorted(old.glob("model-0*"))[1]
 
@@ -372,7 +376,7 @@ def test_old_weights_that_cannot_be_removed(checkpoint, old, contents, monkeypat
     assert contents(old) == before
 
 
-def test_a_failing_saver_leaves_the_folder_as_it_was(checkpoint, old, contents, monkeypatch):
+def test_write_restores_folder_if_saver_fails(checkpoint, old, contents, monkeypatch):
     before = contents(old)
     made = checkpoint(LM_HEAD)
     real, calls = huggingface._save_safetensors, []
@@ -393,7 +397,7 @@ def test_a_failing_saver_leaves_the_folder_as_it_was(checkpoint, old, contents, 
     assert contents(old) == before
 
 
-def test_without_hard_links(checkpoint, old, identical, monkeypatch):
+def test_write_works_without_hard_links(checkpoint, old, identical, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     made = checkpoint(LM_HEAD)
     write(old, made.config, made.params)
@@ -403,7 +407,7 @@ def test_without_hard_links(checkpoint, old, identical, monkeypatch):
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 @pytest.mark.skipif(os.name == "nt", reason="modes are POSIX's")
-def test_modes_follow_the_umask(checkpoint, tmp_path, mask):
+def test_write_modes_follow_the_umask(checkpoint, tmp_path, mask):
     made = checkpoint(LM_HEAD)
     before = os.umask(mask)
     try:
@@ -414,7 +418,7 @@ def test_modes_follow_the_umask(checkpoint, tmp_path, mask):
         assert path.stat().st_mode & 0o777 == 0o666 & ~mask
 
 
-def test_a_link_is_replaced_not_followed(checkpoint, old, tmp_path):
+def test_write_replaces_symlinks(checkpoint, old, tmp_path):
     # The hub's cache is made of links to files that other snapshots share.
     blob = tmp_path / "blob"
     blob.write_text("shared")
@@ -425,7 +429,7 @@ def test_a_link_is_replaced_not_followed(checkpoint, old, tmp_path):
     assert not (old / "model.safetensors").is_symlink()
 
 
-def test_targets_that_cannot_be_written(checkpoint, tmp_path, monkeypatch):
+def test_write_rejects_unwritable_targets(checkpoint, tmp_path, monkeypatch):
     made = checkpoint(LM_HEAD)
     (tmp_path / "file").write_text("mine")
     with pytest.raises(NotADirectoryError, match=r"cannot write to .*file: it is a file"):
@@ -445,7 +449,7 @@ def test_targets_that_cannot_be_written(checkpoint, tmp_path, monkeypatch):
     assert not (tmp_path / "locked").exists()
 
 
-def test_arguments_that_cannot_be_used(checkpoint, tmp_path):
+def test_write_rejects_invalid_arguments(checkpoint, tmp_path):
     made = checkpoint(LM_HEAD)
     for size in ("5 elephants", "GB", None):
         with pytest.raises(ValueError, match=r"max_shard_size is .*; it must be a number of bytes"):
@@ -460,7 +464,7 @@ def test_arguments_that_cannot_be_used(checkpoint, tmp_path):
 OPENAI_FILES = {"params_shapes.json", *(f"params_{i}.npy" for i in range(10))}
 
 
-def test_companions(checkpoint, tmp_path, contents):
+def test_write_copies_companions(checkpoint, tmp_path, contents):
     source, target = tmp_path / "a", tmp_path / "b"
     source.mkdir()
     for name in ("vocab.json", "merges.txt", "config.json", "model.safetensors", "README.md"):
@@ -477,7 +481,7 @@ def test_companions(checkpoint, tmp_path, contents):
         assert contents(target) == before
 
 
-def test_companions_that_cannot_be_copied_leave_nothing(checkpoint, tmp_path, contents):
+def test_write_leaves_nothing_if_companions_fail(checkpoint, tmp_path, contents):
     made, source, target = checkpoint(LM_HEAD), tmp_path / "a", tmp_path / "b"
     source.mkdir()
     (source / "vocab.json").write_text("{}")
@@ -487,7 +491,7 @@ def test_companions_that_cannot_be_copied_leave_nothing(checkpoint, tmp_path, co
     assert [path.name for path in target.iterdir()] == ["vocab.json"]
 
 
-def test_openai_format_refuses_what_it_would_ignore(checkpoint, tmp_path):
+def test_write_openai_rejects_huggingface_options(checkpoint, tmp_path):
     made = checkpoint(LM_HEAD)
     for options in ({"max_shard_size": "1MB"}, {"safe_serialization": False}):
         with pytest.raises(ValueError, match="are Hugging Face's alone"):
@@ -517,12 +521,12 @@ def test_openai_format_refuses_what_it_would_ignore(checkpoint, tmp_path):
         ("config.json", False),
     ],
 )
-def test_what_counts_as_weights(tmp_path, name, is_weights):
+def test_weight_files_matches_only_weight_names(tmp_path, name, is_weights):
     (tmp_path / name).touch()
     assert bool(conversion_files.weight_files(tmp_path)) == is_weights
 
 
-def test_the_config_alone(checkpoint, folder, tmp_path):
+def test_read_config_falls_back_to_openai_shapes(checkpoint, folder, tmp_path):
     assert read_config(folder) == checkpoint(LM_HEAD).config
     config, params = read(folder)
     write(tmp_path / "npy", config, params, format="openai")
@@ -537,7 +541,7 @@ def test_the_config_alone(checkpoint, folder, tmp_path):
     }
 
 
-def test_fields_that_take_the_place_of_the_configs(checkpoint, tmp_path, identical):
+def test_read_applies_config_overrides(checkpoint, tmp_path, identical):
     made = checkpoint(CLASSIFICATION)
     folder = made.save(tmp_path / "a")
     config, params = read(folder, overrides={"resid_pdrop": 0.5})

@@ -7,7 +7,7 @@ BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
 TINY = {"n_layer": 1, "n_embd": 4, "n_head": 2, "n_positions": 3, "vocab_size": 5}
 
 
-def test_the_body_literally():
+def test_param_specs_lists_body_tensors():
     rows = [
         (row.torch, row.path[-1], row.shape, row.openai_shape) for row in param_specs(TINY, BASE)
     ]
@@ -30,7 +30,7 @@ def test_the_body_literally():
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_paths_spell_torch_names(architecture):
+def test_param_specs_paths_match_torch_names(architecture):
     for row in param_specs(TINY | {"tie_word_embeddings": False}, architecture):
         assert row.path[:-1] == tuple(row.torch.split("."))[:-1]
         assert row.torch.endswith("bias") == (row.path[-1] == "bias")
@@ -38,7 +38,7 @@ def test_paths_spell_torch_names(architecture):
         assert row.torch.startswith("transformer.") == (in_body and architecture != BASE)
 
 
-def test_the_defaults_are_gpt1():
+def test_param_specs_defaults_to_gpt1():
     rows = param_specs({}, LM_HEAD)
     assert sum(int(np.prod(row.shape)) for row in rows) == 116_534_784
     assert len(rows) == 146
@@ -55,7 +55,7 @@ def heads(config, architecture):
     ]
 
 
-def test_heads():
+def test_param_specs_lists_heads_by_architecture():
     untied = {"tie_word_embeddings": False}
     lm_head = ("lm_head.weight", (4, 5), (5, 4), True)
     summary = "multiple_choice_head.summary."
@@ -85,11 +85,11 @@ def test_heads():
         ({"num_labels": None, "id2label": {0: "a", 1: "b", 2: "c"}}, 3),
     ],
 )
-def test_the_number_of_labels(config, labels):
+def test_param_specs_infers_num_labels(config, labels):
     assert param_specs(TINY | config, CLASSIFICATION)[-1].shape == (4, labels)
 
 
-def test_other_spellings_of_the_numbers():
+def test_param_specs_accepts_size_aliases():
     aliases = {
         "num_hidden_layers": 1,
         "hidden_size": 4,
@@ -106,7 +106,7 @@ def test_other_spellings_of_the_numbers():
 @pytest.mark.parametrize(
     "field", ["n_layer", "n_embd", "n_head", "n_positions", "vocab_size", "hidden_size"]
 )
-def test_a_wrong_number_is_named(field, value):
+def test_param_specs_names_invalid_size(field, value):
     config = {name: n for name, n in TINY.items() if (name, field) != ("n_embd", "hidden_size")}
     with pytest.raises(ValueError, match=f"^{field} is ") as error:
         param_specs(config | {field: value}, BASE)
@@ -126,18 +126,18 @@ def test_a_wrong_number_is_named(field, value):
         ("summary_proj_to_labels", 0, DOUBLE_HEADS),
     ],
 )
-def test_a_wrong_field_of_a_head_is_named(field, value, architecture):
+def test_param_specs_names_invalid_head_field(field, value, architecture):
     param_specs(TINY, architecture)
     with pytest.raises(ValueError, match=f"^{field} is ") as error:
         param_specs(TINY | {field: value}, architecture)
     assert str(error.value).startswith(f"{field} is {value!r}; it must be ")
 
 
-def test_heads_must_divide_the_width():
+def test_param_specs_requires_n_head_to_divide_n_embd():
     with pytest.raises(ValueError, match="n_embd is 4 and n_head 3; n_embd must be a multiple"):
         param_specs(TINY | {"n_head": 3}, BASE)
 
 
-def test_an_unknown_architecture():
+def test_param_specs_rejects_unknown_architecture():
     with pytest.raises(ValueError, match="'GPT2Model'; it must be one of OpenAIGPTModel, "):
         param_specs(TINY, "GPT2Model")

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conversion import ARCHITECTURES, MissingHeadError, read, write
+from conversion.layout import param_specs
 from conversion.match import LazyTensor, match_tensors, match_tree
 
 BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
@@ -39,7 +40,7 @@ def has(lines, fault, name):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("untied", [False, True])
-def test_what_fits(checkpoint, architecture, untied):
+def test_match_tensors_accepts_matching_checkpoint(checkpoint, architecture, untied):
     made = checkpoint(architecture, tie_word_embeddings=not untied)
     found = describe(made.tensors)
     fitted = match_tensors("SOURCE", found.values(), made.config, architecture)
@@ -48,7 +49,7 @@ def test_what_fits(checkpoint, architecture, untied):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_single_fault_is_reported_by_name(checkpoint, architecture):
+def test_match_tensors_reports_each_fault_by_name(checkpoint, architecture):
     made = checkpoint(architecture, tie_word_embeddings=False)
     found = describe(made.tensors)
     for name, stored in found.items():
@@ -83,7 +84,7 @@ def test_every_single_fault_is_reported_by_name(checkpoint, architecture):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_single_fault_of_a_tree_is_reported_by_path(checkpoint, architecture):
+def test_match_tree_reports_each_fault_by_path(checkpoint, architecture):
     made = checkpoint(architecture, tie_word_embeddings=False)
 
     def complaints(change):
@@ -128,8 +129,7 @@ def test_every_single_fault_of_a_tree_is_reported_by_path(checkpoint, architectu
 
 
 @given(data=st.data())
-def test_two_faults_are_both_reported(data):
-
+def test_match_tensors_reports_both_of_two_faults(data):
     config = {"n_layer": 2, "n_embd": 4, "n_head": 2, "n_positions": 3, "vocab_size": 5}
     architecture = data.draw(st.sampled_from(ARCHITECTURES))
     found = {
@@ -165,7 +165,7 @@ def test_two_faults_are_both_reported(data):
     ("field", "value", "shown"),
     [("n_layer", 1, 2), ("n_embd", 15, 12), ("n_positions", 7, 8), ("vocab_size", 21, 20)],
 )
-def test_numbers_that_differ_from_the_config_are_named_first(checkpoint, field, value, shown):
+def test_match_tensors_names_config_mismatch_first(checkpoint, field, value, shown):
     made = checkpoint(LM_HEAD)
     with pytest.raises(ValueError, match=r"^SOURCE does not fit") as error:
         match_tensors(
@@ -178,7 +178,7 @@ def test_numbers_that_differ_from_the_config_are_named_first(checkpoint, field, 
     )
 
 
-def test_the_number_of_labels_that_differs_is_named(checkpoint):
+def test_match_tensors_names_num_labels_mismatch(checkpoint):
     made = checkpoint(CLASSIFICATION)
     config = made.config | {"num_labels": 4}
     with pytest.raises(ValueError, match="says num_labels 4, the weights show 3\n"):
@@ -188,7 +188,9 @@ def test_the_number_of_labels_that_differs_is_named(checkpoint):
 @pytest.mark.parametrize("asked", ARCHITECTURES)
 @pytest.mark.parametrize("prefix", ["", "transformer."])
 @pytest.mark.parametrize("held", ["tokens", "lm_head", "both"])
-def test_any_body_serves_any_architecture(checkpoint, tmp_path, identical, asked, prefix, held):
+def test_read_loads_any_body_into_any_architecture(
+    checkpoint, tmp_path, identical, asked, prefix, held
+):
     made, wanted = checkpoint(BASE), checkpoint(asked)
     tensors = {prefix + name: array for name, array in made.tensors.items()}
     if held != "tokens":
@@ -207,7 +209,7 @@ def test_any_body_serves_any_architecture(checkpoint, tmp_path, identical, asked
         assert params.keys() == wanted.params.keys()
 
 
-def test_both_spellings_of_one_name_are_a_duplicate(checkpoint):
+def test_match_tensors_reports_both_spellings_as_duplicate(checkpoint):
     made = checkpoint(LM_HEAD)
     found = describe(made.tensors)
     name = "transformer.h.1.ln_2.bias"
@@ -219,7 +221,7 @@ def test_both_spellings_of_one_name_are_a_duplicate(checkpoint):
 
 
 @pytest.mark.parametrize("prefix", ["", "transformer."])
-def test_buffers_of_old_versions_are_ignored_by_name_and_shape(checkpoint, prefix):
+def test_match_tensors_ignores_only_known_buffers(checkpoint, prefix):
     made = checkpoint(BASE)
     found = {prefix + name: one for name, one in describe(made.tensors).items()}
     found = {name: replace(one, name=name) for name, one in found.items()}
@@ -249,7 +251,7 @@ def test_buffers_of_old_versions_are_ignored_by_name_and_shape(checkpoint, prefi
 
 
 @pytest.mark.parametrize("architecture", [BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION])
-def test_a_tied_head_must_equal_the_embedding_bit_by_bit(checkpoint, tmp_path, architecture):
+def test_read_requires_tied_head_to_equal_embedding(checkpoint, tmp_path, architecture):
     made = checkpoint(architecture)
     prefix = "" if architecture == BASE else "transformer."
     tokens = made.tensors.get(prefix + "tokens_embed.weight", made.tensors.get("lm_head.weight"))
@@ -273,14 +275,14 @@ def test_a_tied_head_must_equal_the_embedding_bit_by_bit(checkpoint, tmp_path, a
 
 @pytest.mark.parametrize("architecture", [LM_HEAD, DOUBLE_HEADS])
 @pytest.mark.parametrize("gone", ["lm_head.weight", "transformer.tokens_embed.weight"])
-def test_an_untied_head_needs_both(checkpoint, architecture, gone):
+def test_match_tensors_requires_untied_head_and_embedding(checkpoint, architecture, gone):
     made = checkpoint(architecture, tie_word_embeddings=False)
     found = describe(made.tensors)
     del found[gone]
     assert has(complaint(found.values(), made.config, architecture), "missing", gone)
 
 
-def test_an_untied_head_is_dropped_for_the_body(checkpoint, tmp_path, identical):
+def test_read_drops_untied_head_for_base_model(checkpoint, tmp_path, identical):
     made = checkpoint(LM_HEAD, tie_word_embeddings=False)
     _, params = read(made.save(tmp_path / "a"), architecture=BASE)
     assert identical(params, made.params["transformer"])
@@ -288,7 +290,7 @@ def test_an_untied_head_is_dropped_for_the_body(checkpoint, tmp_path, identical)
 
 @pytest.mark.parametrize("held", [LM_HEAD, DOUBLE_HEADS, CLASSIFICATION])
 @pytest.mark.parametrize("asked", ARCHITECTURES)
-def test_other_heads_are_dropped_by_name(checkpoint, held, asked):
+def test_match_tensors_drops_other_heads(checkpoint, held, asked):
     made = checkpoint(held)
     found = describe(made.tensors)
     fitted = match_tensors("SOURCE", found.values(), made.config, asked, new_head=True)
@@ -311,7 +313,7 @@ def test_other_heads_are_dropped_by_name(checkpoint, held, asked):
         ),
     ],
 )
-def test_a_missing_head_is_a_matter_of_its_own(checkpoint, tmp_path, identical, asked, needed):
+def test_read_reports_missing_head(checkpoint, tmp_path, identical, asked, needed):
     made = checkpoint(LM_HEAD)
     folder = made.save(tmp_path / "a")
     with pytest.raises(MissingHeadError) as error:
@@ -327,7 +329,7 @@ def test_a_missing_head_is_a_matter_of_its_own(checkpoint, tmp_path, identical, 
     assert has(lines, "missing", "transformer.h.0.ln_1.bias")
 
 
-def test_half_a_head_is_not_a_missing_head(checkpoint):
+def test_match_tensors_reports_partial_head_as_fault(checkpoint):
     made = checkpoint(DOUBLE_HEADS)
     del made.tensors["multiple_choice_head.summary.bias"]
     with pytest.raises(ValueError, match=r"missing     multiple_choice_head.summary.bias") as error:
@@ -337,7 +339,7 @@ def test_half_a_head_is_not_a_missing_head(checkpoint):
     assert not isinstance(error.value, MissingHeadError)
 
 
-def test_trees_that_are_no_trees_of_names(checkpoint, tmp_path):
+def test_write_rejects_invalid_tree_keys(checkpoint, tmp_path):
     made = checkpoint(LM_HEAD)
     layers = made.params["transformer"]["h"]
     made.params["transformer"]["h"] = {int(n): layer for n, layer in layers.items()}
@@ -348,7 +350,7 @@ def test_trees_that_are_no_trees_of_names(checkpoint, tmp_path):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_tied_head_in_a_tree_is_explained(checkpoint):
+def test_match_tree_explains_extra_tied_head(checkpoint):
     made = checkpoint(LM_HEAD, tie_word_embeddings=False)
     with pytest.raises(ValueError, match="only if tie_word_embeddings is false"):
         match_tree(made.params, made.config | {"tie_word_embeddings": True}, LM_HEAD)

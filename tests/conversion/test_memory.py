@@ -52,7 +52,7 @@ def write_full_size(folder: Path, format: str) -> int:
 @pytest.mark.nightly
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 @pytest.mark.parametrize("format", ["huggingface", "openai"])
-def test_reading_holds_about_one_copy(tmp_path, format, record_property):
+def test_read_peak_memory_is_about_one_copy(tmp_path, format, record_property):
     size = write_full_size(tmp_path / "full", format)
     root = Path(conversion.__file__).parent.parent
     environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}

@@ -25,7 +25,7 @@ def original_loader(folder: Path) -> list[np.ndarray]:
     return [array.reshape(shape) for array, shape in zip(arrays, shapes, strict=True)]
 
 
-def test_the_original_loader_reads_what_is_written(checkpoint, folder, identical):
+def test_write_output_loads_in_original_loader(checkpoint, folder, identical):
     made = checkpoint(LM_HEAD)
     arrays = original_loader(folder)
     rows = param_specs(made.config, LM_HEAD)
@@ -37,7 +37,9 @@ def test_the_original_loader_reads_what_is_written(checkpoint, folder, identical
 
 @pytest.mark.parametrize("architecture", [BASE, LM_HEAD])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_round_trip(checkpoint, tmp_path, contents, identical, architecture, dtype):
+def test_write_then_read_is_exact_in_float32(
+    checkpoint, tmp_path, contents, identical, architecture, dtype
+):
     made = checkpoint(architecture, dtype)
     write(tmp_path / "a", made.config, made.params, format="openai")
     config, params = read(tmp_path / "a")
@@ -55,7 +57,7 @@ def test_a_round_trip(checkpoint, tmp_path, contents, identical, architecture, d
 
 
 @pytest.mark.parametrize("count", [1, 3, 10, 11, 300])
-def test_any_number_of_pieces(folder, identical, count):
+def test_read_accepts_any_number_of_pieces(folder, identical, count):
     wanted = read(folder)[1]
     flat = np.concatenate([np.load(folder / f"params_{n}.npy") for n in range(10)])
     for path in folder.glob("params_*.npy"):
@@ -65,7 +67,7 @@ def test_any_number_of_pieces(folder, identical, count):
     assert identical(read(folder)[1], wanted)
 
 
-def test_without_a_config_the_shapes_speak(checkpoint, folder, identical):
+def test_read_infers_config_from_shapes(checkpoint, folder, identical):
     made = checkpoint(LM_HEAD)
     (folder / "config.json").unlink()
     config, params = read(folder)
@@ -85,7 +87,7 @@ def test_without_a_config_the_shapes_speak(checkpoint, folder, identical):
     assert identical(params, made.params["transformer"])
 
 
-def test_a_config_beside_the_pieces_adds_its_fields(folder):
+def test_read_merges_config_with_shapes(folder):
     (folder / "config.json").write_text('{"num_attention_heads": 4, "hidden_size": 12, "mine": 1}')
     config, _ = read(folder)
     assert config == {
@@ -102,7 +104,7 @@ def test_a_config_beside_the_pieces_adds_its_fields(folder):
         read(folder)
 
 
-def test_the_number_of_heads_must_be_had(checkpoint, tmp_path):
+def test_read_requires_n_head_that_divides_width(checkpoint, tmp_path):
     made = checkpoint(LM_HEAD, n_embd=10, n_head=5)
     write(tmp_path, made.config, made.params, format="openai")
     assert read(tmp_path)[0]["n_head"] == 5
@@ -113,7 +115,7 @@ def test_the_number_of_heads_must_be_had(checkpoint, tmp_path):
         read(tmp_path)
 
 
-def test_a_gap_in_the_pieces(folder):
+def test_read_names_missing_pieces(folder):
     (folder / "params_3.npy").unlink()
     (folder / "params_7.npy").unlink()
     with pytest.raises(FileNotFoundError, match=r"lacks params_3.npy, params_7.npy"):
@@ -124,7 +126,7 @@ def test_a_gap_in_the_pieces(folder):
         read(folder)
 
 
-def test_a_piece_too_few(folder):
+def test_read_reports_too_few_numbers(folder):
     total = sum(np.load(folder / f"params_{n}.npy").size for n in range(10))
     held = total - np.load(folder / "params_9.npy").size
     (folder / "params_9.npy").unlink()
@@ -144,7 +146,7 @@ def test_a_piece_too_few(folder):
         (np.array([{}]), "is no whole .npy file of numbers"),
     ],
 )
-def test_wrong_pieces(folder, piece, message):
+def test_read_rejects_invalid_pieces(folder, piece, message):
     np.save(folder / "params_4.npy", piece, allow_pickle=True)
     with pytest.raises(ValueError, match=r"params_4\.npy") as error:
         read(folder)
@@ -153,14 +155,14 @@ def test_wrong_pieces(folder, piece, message):
 
 
 @pytest.mark.parametrize("keep", [0, 5, 90, 200])
-def test_a_truncated_piece(folder, keep):
+def test_read_rejects_truncated_piece(folder, keep):
     path = folder / "params_4.npy"
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(ValueError, match=r"params_4.npy is no whole .npy file of numbers"):
         read(folder)
 
 
-def test_every_wrong_shape_is_found(folder):
+def test_read_reports_every_wrong_shape(folder):
     path = folder / "params_shapes.json"
     right = json.loads(path.read_text())
     assert right[:3] == [[8, 12], [20, 12], [1, 12, 36]]
@@ -191,7 +193,7 @@ def test_every_wrong_shape_is_found(folder):
         ("[[3, 4], [3, -4]]", "entry 1 is [3, -4]; it must be a list of positive integers"),
     ],
 )
-def test_shapes_that_are_none(folder, text, message):
+def test_read_rejects_malformed_shapes_file(folder, text, message):
     (folder / "params_shapes.json").write_text(text)
     with pytest.raises(ValueError, match=r"params_shapes\.json") as error:
         read(folder)
@@ -210,14 +212,14 @@ def test_shapes_that_are_none(folder, text, message):
         (LM_HEAD, "lm_head.weight"),
     ],
 )
-def test_heads_cannot_be_held(checkpoint, tmp_path, architecture, names):
+def test_write_rejects_heads(checkpoint, tmp_path, architecture, names):
     made = checkpoint(architecture, tie_word_embeddings=False)
     with pytest.raises(ValueError, match=f"cannot hold {names}"):
         write(tmp_path / "a", made.config, made.params, format="openai")
     assert not (tmp_path / "a").exists()
 
 
-def test_a_folder_holds_one_checkpoint(checkpoint, folder, identical):
+def test_write_replaces_the_other_format(checkpoint, folder, identical):
     made = checkpoint(BASE)
     write(folder, made.config, made.params)
     assert not list(folder.glob("params_*"))
@@ -227,7 +229,7 @@ def test_a_folder_holds_one_checkpoint(checkpoint, folder, identical):
     assert identical(read(folder)[1], made.params)
 
 
-def test_a_failure_leaves_the_folder_as_it_was(checkpoint, folder, contents, monkeypatch):
+def test_write_restores_folder_if_save_fails(checkpoint, folder, contents, monkeypatch):
     before = contents(folder)
     made = checkpoint(LM_HEAD)
     made.params["transformer"]["tokens_embed"]["embedding"][:] = 1

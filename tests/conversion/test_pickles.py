@@ -26,7 +26,9 @@ def folder(checkpoint, tmp_path) -> Path:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shard_size", ["5GB", "2KB"])
 @pytest.mark.parametrize("tied", [True, False])
-def test_a_round_trip(checkpoint, tmp_path, identical, architecture, dtype, shard_size, tied):
+def test_write_then_read_is_bit_exact(
+    checkpoint, tmp_path, identical, architecture, dtype, shard_size, tied
+):
     made = checkpoint(architecture, dtype, tie_word_embeddings=tied)
     write(tmp_path, made.config, made.params, max_shard_size=shard_size, safe_serialization=False)
     assert (len(list(tmp_path.glob("*.bin"))) > 1) == (shard_size == "2KB")
@@ -35,7 +37,7 @@ def test_a_round_trip(checkpoint, tmp_path, identical, architecture, dtype, shar
     assert identical(params, made.params)
 
 
-def test_files_of_before_torch_1_6(checkpoint, folder, identical):
+def test_read_accepts_files_from_before_torch_1_6(checkpoint, folder, identical):
     made = checkpoint(LM_HEAD)
     tensors = state_dict(made.tensors)
     # The hub's, too: masks, the head beside the embedding and, as they share memory, once on disk.
@@ -47,7 +49,7 @@ def test_files_of_before_torch_1_6(checkpoint, folder, identical):
     assert identical(read(folder)[1], made.params)
 
 
-def test_parameters_with_gradients_and_strides(checkpoint, folder, identical):
+def test_read_accepts_strided_parameters_with_gradients(checkpoint, folder, identical):
     made = checkpoint(LM_HEAD)
     tensors = state_dict(made.tensors)
     for name, tensor in tensors.items():
@@ -57,7 +59,7 @@ def test_parameters_with_gradients_and_strides(checkpoint, folder, identical):
     assert identical(read(folder)[1], made.params)
 
 
-def test_arrays_do_not_alias_the_file(checkpoint, folder, identical):
+def test_read_arrays_do_not_alias_the_file(checkpoint, folder, identical):
     _, params = read(folder)
     path = folder / "pytorch_model.bin"
     with path.open("r+b") as file:
@@ -65,7 +67,7 @@ def test_arrays_do_not_alias_the_file(checkpoint, folder, identical):
     assert identical(params, checkpoint(LM_HEAD).params)
 
 
-def test_safetensors_come_first(checkpoint, folder, identical):
+def test_read_prefers_safetensors(checkpoint, folder, identical):
     made = checkpoint(LM_HEAD, "float16")
     made.save(folder)
     assert identical(read(folder)[1], made.params)
@@ -88,7 +90,7 @@ class Malicious:
         ({"a": Malicious()}, "is no state dict that torch can load safely ("),
     ],
 )
-def test_pickles_of_other_things(folder, content, message):
+def test_read_rejects_other_pickled_objects(folder, content, message):
     path = folder / "pytorch_model.bin"
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"pytorch_model\.bin") as error:
@@ -108,7 +110,7 @@ def test_pickles_of_other_things(folder, content, message):
         lambda data: pickle.dumps({"a": 1}),
     ],
 )
-def test_damaged_pickles(folder, damage):
+def test_read_reports_damaged_pickles(folder, damage):
     path = folder / "pytorch_model.bin"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"pytorch_model\.bin") as error:
@@ -117,7 +119,7 @@ def test_damaged_pickles(folder, damage):
     assert "\n" not in str(error.value)
 
 
-def test_dtypes_that_cannot_be_read_are_named(checkpoint, folder):
+def test_read_names_unsupported_dtypes(checkpoint, folder):
     tensors = state_dict(checkpoint(LM_HEAD).tensors)
     tensors["transformer.h.0.ln_1.weight"] = tensors["transformer.h.0.ln_1.weight"].to(torch.int8)
     torch.save(tensors, folder / "pytorch_model.bin")
@@ -125,7 +127,7 @@ def test_dtypes_that_cannot_be_read_are_named(checkpoint, folder):
         read(folder)
 
 
-def test_a_missing_shard(checkpoint, tmp_path):
+def test_read_reports_missing_shard(checkpoint, tmp_path):
     made = checkpoint(LM_HEAD)
     write(tmp_path, made.config, made.params, max_shard_size="4KB", safe_serialization=False)
     index = json.loads((tmp_path / "pytorch_model.bin.index.json").read_text())

@@ -9,7 +9,7 @@ from conversion.match import DTYPES
 BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
 
 
-def test_without_torch_the_extra_is_named(checkpoint, tmp_path, monkeypatch):
+def test_torch_extra_is_named_when_missing(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     made = checkpoint(LM_HEAD)
     need = r'needs torch, which is not installed: pip install "gpt1-jax\[torch\]"'
@@ -70,7 +70,7 @@ def logits(module, torch):
     ],
     ids=str,
 )
-def test_the_table_is_what_transformers_has(module, architecture, changes):
+def test_param_specs_match_transformers(module, architecture, changes):
     built = module(architecture, **changes)
     found = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
     rows = param_specs(built.config.to_dict(), architecture)
@@ -83,7 +83,7 @@ def test_the_table_is_what_transformers_has(module, architecture, changes):
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_torch_to_params_to_torch(module, torch, architecture, dtype, tied, identical):
+def test_from_torch_then_to_torch_is_bit_exact(module, torch, architecture, dtype, tied, identical):
     built = module(architecture, dtype, tie_word_embeddings=tied)
     config, params = from_torch(built)
     assert config["architectures"] == [architecture]
@@ -103,7 +103,7 @@ def test_torch_to_params_to_torch(module, torch, architecture, dtype, tied, iden
     assert identical(from_torch(back)[1], params)
 
 
-def test_linear_weights_are_transposed_and_conv1d_are_not(module):
+def test_from_torch_transposes_linear_but_not_conv1d(module):
     built = module(CLASSIFICATION)
     _, params = from_torch(built)
     score = built.score.weight.detach().numpy()
@@ -113,7 +113,9 @@ def test_linear_weights_are_transposed_and_conv1d_are_not(module):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nothing_is_shared_with_torch(module, torch, checkpoint, architecture, identical):
+def test_from_torch_and_to_torch_share_no_memory(
+    module, torch, checkpoint, architecture, identical
+):
     # With one label the transpose of the kernel is contiguous as it stands.
     built = module(architecture, id2label={"0": "a"})
     config, params = from_torch(built)
@@ -131,7 +133,7 @@ def test_nothing_is_shared_with_torch(module, torch, checkpoint, architecture, i
 
 
 @pytest.mark.parametrize("architecture", [LM_HEAD, DOUBLE_HEADS])
-def test_a_module_is_filled_in_place_and_keeps_its_ties(module, torch, checkpoint, architecture):
+def test_to_torch_fills_in_place_and_keeps_ties(module, torch, checkpoint, architecture):
     built = module(architecture, "float16")
     pointers = {name: one.data_ptr() for name, one in built.state_dict().items()}
     made = checkpoint(architecture)
@@ -142,7 +144,7 @@ def test_a_module_is_filled_in_place_and_keeps_its_ties(module, torch, checkpoin
     assert np.array_equal(built.lm_head.weight.detach().numpy(), wanted)
 
 
-def test_a_module_of_another_dtype_is_filled(module, torch, checkpoint):
+def test_to_torch_fills_module_of_another_dtype(module, torch, checkpoint):
     built = module(LM_HEAD).to(torch.float64)
     made = checkpoint(LM_HEAD)
     to_torch(made.config, made.params, built)
@@ -151,7 +153,7 @@ def test_a_module_of_another_dtype_is_filled(module, torch, checkpoint):
         from_torch(built)
 
 
-def test_subclasses_are_what_they_derive_from(module, transformers):
+def test_from_torch_maps_subclass_to_its_base(module, transformers):
     class Mine(transformers.OpenAIGPTLMHeadModel):
         pass
 
@@ -159,7 +161,7 @@ def test_subclasses_are_what_they_derive_from(module, transformers):
     assert config["architectures"] == [LM_HEAD]
 
 
-def test_modules_that_do_not_fit(module, torch, checkpoint):
+def test_to_torch_rejects_mismatched_modules(module, torch, checkpoint):
     made = checkpoint(LM_HEAD)
     with pytest.raises(TypeError, match="the module is Linear; it must be one of OpenAIGPTModel"):
         from_torch(torch.nn.Linear(2, 2))
@@ -179,7 +181,7 @@ def test_modules_that_do_not_fit(module, torch, checkpoint):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "2KB"}, {"safe_serialization": False}])
 @pytest.mark.parametrize("tied", [True, False])
-def test_transformers_loads_what_is_written(
+def test_write_output_loads_in_transformers(
     module, torch, transformers, tmp_path, identical, architecture, dtype, options, tied
 ):
     built = module(architecture, dtype, tie_word_embeddings=tied)
@@ -201,9 +203,7 @@ def test_transformers_loads_what_is_written(
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_what_transformers_writes_comes_back_byte_for_byte(
-    module, tmp_path, architecture, dtype, identical
-):
+def test_read_then_write_matches_save_pretrained(module, tmp_path, architecture, dtype, identical):
     built = module(architecture, dtype)
     built.save_pretrained(tmp_path / "theirs")
     config, params = read(tmp_path / "theirs")

@@ -29,7 +29,7 @@ def kinds(notebook: Any) -> list[list[list[str]]]:
 
 
 @pytest.mark.nightly
-def test_it_runs_and_shows_what_is_committed(tmp_path: Path) -> None:
+def test_walkthrough_reproduces_committed_output_types(tmp_path: Path) -> None:
     committed = nbformat.read(NOTEBOOK, as_version=4)
     assert sum(map(len, kinds(committed))) > 15
     # In a process of its own: the client's event loop is none of pytest's business.
@@ -47,7 +47,7 @@ def test_it_runs_and_shows_what_is_committed(tmp_path: Path) -> None:
     assert kinds(executed) == kinds(committed)
 
 
-def test_the_model_is_chosen_in_one_line() -> None:
+def test_walkthrough_chooses_model_in_one_line() -> None:
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     sources = [cell.source for cell in cells if cell.cell_type == "code"]
     assert sources[0] == 'MODEL = "demo"'

@@ -44,7 +44,7 @@ PUBLISHED = {
 KEPT = ("architectures", "n_ctx", "n_special", "predict_special_tokens", "task_specific_params")
 
 
-def test_the_defaults_are_those_of_gpt_1() -> None:
+def test_config_defaults_match_published_gpt_1() -> None:
     config = Config()
     assert (config.vocab_size, config.n_positions) == (40478, 512)
     assert (config.n_embd, config.n_layer, config.n_head, config.n_inner) == (768, 12, 12, 3072)
@@ -95,7 +95,7 @@ WRONG: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "right"), WRONG)
-def test_a_wrong_value_is_named_with_what_is_right(name: str, value: Any, right: str) -> None:
+def test_config_rejects_invalid_values(name: str, value: Any, right: str) -> None:
     shown = tuple(value) if name == "eos_token_id" and isinstance(value, list) else value
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         made({name: value})
@@ -103,7 +103,7 @@ def test_a_wrong_value_is_named_with_what_is_right(name: str, value: Any, right:
 
 
 @pytest.mark.parametrize("name", [*POSITIVE, *RATES, *NUMBERS, *FLAGS])
-def test_a_wrong_value_in_a_file_is_named_too(name: str, tmp_path: Path) -> None:
+def test_config_from_pretrained_rejects_invalid_values(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "openai-gpt", name: "many"}))
     with pytest.raises(ValueError, match=f"{name} is 'many'"):
         Config.from_pretrained(tmp_path)
@@ -119,12 +119,12 @@ def test_a_wrong_value_in_a_file_is_named_too(name: str, tmp_path: Path) -> None
         *({"afn": name} for name in ("gelu", "gelu_new", "relu", "silu", "swish")),
     ],
 )
-def test_unusual_values_are_kept_as_they_are(fields: dict[str, Any]) -> None:
+def test_config_keeps_unusual_values(fields: dict[str, Any]) -> None:
     config = made(fields)
     assert {name: getattr(config, name) for name in fields} == fields
 
 
-def test_an_unknown_argument_is_a_type_error() -> None:
+def test_config_rejects_unknown_arguments() -> None:
     with pytest.raises(TypeError, match="n_layers"):
         made({"n_layers": 2})
 
@@ -138,7 +138,7 @@ def test_an_unknown_argument_is_a_type_error() -> None:
         ("num_hidden_layers", "n_layer"),
     ],
 )
-def test_general_names_are_read_and_never_written(alias: str, name: str) -> None:
+def test_config_reads_aliases_but_does_not_write_them(alias: str, name: str) -> None:
     config = Config.from_dict({alias: 24})
     assert config == made({name: 24})
     assert getattr(config, alias) == 24
@@ -147,12 +147,12 @@ def test_general_names_are_read_and_never_written(alias: str, name: str) -> None
     assert alias not in fields
 
 
-def test_it_is_frozen() -> None:
+def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().n_layer = 3  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def test_equal_configurations_hash_alike_whatever_else_their_files_held() -> None:
+def test_config_equality_and_hash_ignore_extra_fields() -> None:
     one, other = Config.from_dict({**PUBLISHED, "n_layer": 3}), Config(n_layer=3)
     assert one.extra != other.extra
     assert one == other
@@ -161,7 +161,7 @@ def test_equal_configurations_hash_alike_whatever_else_their_files_held() -> Non
 
 
 @pytest.mark.parametrize("field", dataclasses.fields(Config), ids=lambda field: field.name)
-def test_configurations_differ_by_every_field(field: dataclasses.Field) -> None:
+def test_config_equality_compares_every_field_but_extra(field: dataclasses.Field) -> None:
     others = {
         "afn": "relu",
         "summary_type": "mean",
@@ -184,7 +184,7 @@ def test_configurations_differ_by_every_field(field: dataclasses.Field) -> None:
     assert same == (field.name == "extra")
 
 
-def test_unknown_fields_survive_a_round_trip(tmp_path: Path) -> None:
+def test_config_round_trip_keeps_unknown_fields(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED))
     config = Config.from_pretrained(tmp_path)
     config.save_pretrained(tmp_path / "new" / "folder")
@@ -195,7 +195,7 @@ def test_unknown_fields_survive_a_round_trip(tmp_path: Path) -> None:
     assert {name: again.extra[name] for name in KEPT} == {name: PUBLISHED[name] for name in KEPT}
 
 
-def test_every_field_survives_a_round_trip(tmp_path: Path) -> None:
+def test_config_round_trip_keeps_every_field(tmp_path: Path) -> None:
     config = Config(
         vocab_size=11,
         n_positions=5,
@@ -233,14 +233,14 @@ def test_every_field_survives_a_round_trip(tmp_path: Path) -> None:
     assert again.to_dict() == config.to_dict()
 
 
-def test_saving_replaces_the_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_config_save_pretrained_replaces_the_file(tmp_path: Path) -> None:
     Config().save_pretrained(tmp_path)
     Config(n_layer=3).save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
     assert Config.from_pretrained(tmp_path).n_layer == 3
 
 
-def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+def test_config_save_pretrained_keeps_old_file_on_failure(tmp_path: Path) -> None:
     Config(n_layer=3).save_pretrained(tmp_path)
     with pytest.raises(TypeError):
         Config(extra={"unwritable": {1, 2}}).save_pretrained(tmp_path)
@@ -248,14 +248,14 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert Config.from_pretrained(tmp_path).n_layer == 3
 
 
-def test_the_dictionary_is_the_callers_own() -> None:
+def test_config_to_dict_returns_an_independent_dict() -> None:
     config = Config.from_dict({**PUBLISHED, "id2label": {"0": "no", "1": "yes"}})
     config.to_dict()["n_layer"] = 99
     assert config.to_dict()["n_layer"] == 12
     assert config.to_dict()["id2label"] == {"0": "no", "1": "yes"}
 
 
-def test_the_number_of_labels_is_that_of_their_names() -> None:
+def test_config_from_dict_counts_label_names() -> None:
     names = {"0": "no", "1": "maybe", "2": "yes"}
     config = Config.from_dict({"id2label": names, "label2id": {"no": 0, "maybe": 1, "yes": 2}})
     assert config.num_labels == 3
@@ -266,7 +266,7 @@ def test_the_number_of_labels_is_that_of_their_names() -> None:
     assert Config.from_dict(fields) == config
 
 
-def test_names_are_made_up_where_their_number_changed() -> None:
+def test_config_from_dict_renames_labels_if_count_differs() -> None:
     config = Config.from_dict({"id2label": {"0": "no", "1": "yes"}, "num_labels": 3})
     fields = config.to_dict()
     assert config.num_labels == 3
@@ -275,7 +275,7 @@ def test_names_are_made_up_where_their_number_changed() -> None:
     assert Config.from_dict(fields).num_labels == 3
 
 
-def test_several_ends_of_text_are_a_list_in_a_file() -> None:
+def test_config_to_dict_writes_several_eos_ids_as_a_list() -> None:
     config = Config.from_dict({"eos_token_id": [3, 4]})
     assert config.eos_token_id == (3, 4)
     assert config == Config(eos_token_id=(3, 4))
@@ -283,7 +283,7 @@ def test_several_ends_of_text_are_a_list_in_a_file() -> None:
     assert Config(eos_token_id=3).to_dict()["eos_token_id"] == 3
 
 
-def test_another_model_is_refused(tmp_path: Path) -> None:
+def test_config_rejects_other_model_types(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"model_type is 'gpt2'.*'openai-gpt'"):
         Config.from_dict({"model_type": "gpt2"})
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
@@ -291,25 +291,27 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         Config.from_pretrained(tmp_path)
 
 
-def test_a_folder_without_a_configuration_is_named(tmp_path: Path) -> None:
+def test_config_from_pretrained_reports_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=rf"{tmp_path.name} has no config\.json"):
         Config.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("path", ["./absent", "absent/absent/absent"])
-def test_a_folder_that_is_not_there_is_named(path: str, tmp_path: Path) -> None:
+def test_config_from_pretrained_reports_missing_folder(path: str, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"):
         Config.from_pretrained(tmp_path / path)
 
 
 @pytest.mark.parametrize(("text", "fault"), [("{'n_layer': 1}", "not JSON"), ("[]", "JSON object")])
-def test_a_file_that_is_no_configuration_is_named(text: str, fault: str, tmp_path: Path) -> None:
+def test_config_from_pretrained_rejects_malformed_file(
+    text: str, fault: str, tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=rf"config\.json.*{fault}"):
         Config.from_pretrained(tmp_path)
 
 
-def test_two_names_of_one_number_must_agree(tmp_path: Path) -> None:
+def test_config_rejects_conflicting_aliases(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"n_layer": 2, "num_hidden_layers": 3}')
     with pytest.raises(ValueError, match="n_layer is 2, num_hidden_layers is 3"):
         Config.from_pretrained(tmp_path)

@@ -17,7 +17,7 @@ from gpt1_jax.training.perplexity import text_measures
 SENTENCE = "the old man looked at her and"
 
 
-def test_the_demo_is_a_small_checkpoint_in_hugging_faces_layout() -> None:
+def test_demo_is_a_small_hugging_face_checkpoint() -> None:
     files = {path.name: path.stat().st_size for path in demo.FOLDER.iterdir() if path.is_file()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= files.keys()
     assert sum(files.values()) <= 12e6
@@ -29,7 +29,7 @@ def test_the_demo_is_a_small_checkpoint_in_hugging_faces_layout() -> None:
     assert 128 <= model.config.n_embd <= 320
 
 
-def test_the_demo_writes_english() -> None:
+def test_demo_model_predicts_english() -> None:
     """It has learned words and what follows them: far likelier than in another order."""
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained("demo")
     tokenizer = gpt1.Tokenizer.from_pretrained("demo")
@@ -43,14 +43,16 @@ def test_the_demo_writes_english() -> None:
     assert "<unk>" not in text
 
 
-def test_a_folder_called_demo_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_resolve_prefers_a_local_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert demo.resolve("demo") == demo.FOLDER
     (tmp_path / "demo").mkdir()
     assert demo.resolve("demo").resolve() == tmp_path / "demo"
 
 
-def test_the_command_needs_no_model_and_no_network(tmp_path: Path) -> None:
+def test_cli_generate_uses_demo_model_offline(tmp_path: Path) -> None:
     """In a process of its own that runs elsewhere and may not reach a hub."""
     command = [sys.executable, "-m", "gpt1_jax.cli", "generate", SENTENCE, "--json"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
@@ -68,7 +70,7 @@ def test_the_command_needs_no_model_and_no_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_the_figures_of_the_model_card(data_folder: Path, tmp_path: Path) -> None:
+def test_demo_model_card_perplexity_is_reproduced(data_folder: Path, tmp_path: Path) -> None:
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained("demo")
     tokenizer = gpt1.Tokenizer.from_pretrained("demo")
     card = (demo.FOLDER / "README.md").read_text()

@@ -99,7 +99,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("cls", MODELS)
-def test_a_process_without_this_package(cls: Any, exported: Path) -> None:
+def test_export_model_runs_without_this_package(cls: Any, exported: Path) -> None:
     """One program for all numbers of rows and tokens."""
     apply, params = gpt1.functional(small_model(cls, n_layer=1, pad_token_id=0))
     outputs = np.load(exported / cls.__name__ / "outputs.npz")
@@ -116,7 +116,7 @@ def test_a_process_without_this_package(cls: Any, exported: Path) -> None:
             assert difference(outputs[f"{i} {name}"], out[name]) <= 1e-6
 
 
-def test_decoding_as_the_readme_prints_it(exported: Path) -> None:
+def test_export_decode_readme_loop_matches_generate(exported: Path) -> None:
     program = printed("loader") + printed("decoding")
     show = "print(logits.shape, *ids[0])\nimport sys\n"
     *shape, ids = child(program + show + ALONE, exported).partition(") ")
@@ -127,7 +127,7 @@ def test_decoding_as_the_readme_prints_it(exported: Path) -> None:
     assert list(map(int, ids.split())) == expected.tolist()
 
 
-def test_decoding_of_padded_rows_and_in_parts() -> None:
+def test_export_decode_handles_padding_and_chunks() -> None:
     """Rows of unequal length in pieces of 3, 1 and 2 tokens, against the whole at once."""
     model = small_model(LM)
     apply, params = gpt1.functional(model)
@@ -158,7 +158,7 @@ def saved(model: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_weights_are_a_checkpoint(tied: bool, tmp_path: Path) -> None:
+def test_export_model_weights_are_a_checkpoint(tied: bool, tmp_path: Path) -> None:
     """Transformers' names, and for an untied head its order of dimensions."""
     model = small_model(LM, n_layer=1, tie_word_embeddings=tied)
     export_model(model, tmp_path)
@@ -170,14 +170,14 @@ def test_the_weights_are_a_checkpoint(tied: bool, tmp_path: Path) -> None:
     assert difference(out["logits"], model(ids, mask).logits) <= 1e-6
 
 
-def test_platforms() -> None:
+def test_export_targets_all_or_chosen_platforms() -> None:
     model = small_model(LM, n_layer=1)
     for export in (export_forward, export_decode):
         assert export(model).platforms == PLATFORMS == ("cpu", "cuda", "tpu")
         assert export(model, ["tpu"]).platforms == ("tpu",)
 
 
-def test_half_precision() -> None:
+def test_export_forward_matches_model_in_bfloat16() -> None:
     """The program computes as the model does, from weights in the dtype that it has them in."""
     model = small_model(LM, n_layer=1, dtype=jnp.bfloat16)
     ids, mask = inputs_of(LM, 2, 5)
@@ -186,7 +186,7 @@ def test_half_precision() -> None:
     assert difference(out["logits"], model(ids, mask).logits) <= 2e-2
 
 
-def test_a_classification_without_padding_takes_one_row() -> None:
+def test_export_forward_classifier_without_pad_takes_one_row() -> None:
     model = small_model(CLASSIFICATION, n_layer=1)
     program, weights = export_forward(model, ["cpu"]), saved(model)
     ids = random_ids(1, 4)
@@ -196,7 +196,7 @@ def test_a_classification_without_padding_takes_one_row() -> None:
         program.call(weights, random_ids(2, 4), np.ones((2, 4), np.int32))
 
 
-def test_ids_outside_the_vocabulary_give_nan() -> None:
+def test_export_forward_returns_nan_for_invalid_ids() -> None:
     model = small_model(LM, n_layer=1)
     program, weights = export_forward(model, ["cpu"]), saved(model)
     for wrong in (-1, model.config.vocab_size):
@@ -204,7 +204,7 @@ def test_ids_outside_the_vocabulary_give_nan() -> None:
         assert np.isnan(program.call(weights, ids, np.ones_like(ids))["logits"]).any()
 
 
-def test_too_many_tokens_are_refused_when_called() -> None:
+def test_export_forward_rejects_too_many_tokens() -> None:
     """JAX's error; its cause says what was expected."""
     model = small_model(LM, n_layer=1)
     program = jax.export.deserialize(export_forward(model, ["cpu"]).serialize())
@@ -217,7 +217,7 @@ def test_too_many_tokens_are_refused_when_called() -> None:
 Run = Callable[..., tuple[int, str, str]]
 
 
-def test_command(run: Run, tmp_path: Path) -> None:
+def test_cli_export_writes_programs_and_checkpoint(run: Run, tmp_path: Path) -> None:
     model = small_model(DOUBLE, n_layer=1)
     model.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "vocab.json").write_text("{}")
@@ -238,7 +238,7 @@ def test_command(run: Run, tmp_path: Path) -> None:
     assert "stablehlo.dot_general" in text
 
 
-def test_wrong_input(run: Run, tmp_path: Path) -> None:
+def test_cli_export_rejects_bad_input(run: Run, tmp_path: Path) -> None:
     small_model(LM, n_layer=1).save_pretrained(tmp_path / "model")
     status, _, err = run("export", tmp_path / "absent", tmp_path / "target")
     assert status == 2
@@ -255,7 +255,7 @@ def test_wrong_input(run: Run, tmp_path: Path) -> None:
     assert not (tmp_path / "target").exists()
 
 
-def test_attention_of_one_platform_alone() -> None:
+def test_export_forward_rejects_cudnn_attention() -> None:
     model = small_model(LM, n_layer=1)
     model.attention = "cudnn"  # as a model on a GPU has it
     with pytest.raises(ValueError, match="attention is 'cudnn', which no program for other"):
@@ -263,7 +263,7 @@ def test_attention_of_one_platform_alone() -> None:
 
 
 @pytest.mark.parametrize("platforms", [[], ["cpu", "gpu"]])
-def test_wrong_platforms(platforms: list[str], tmp_path: Path) -> None:
+def test_export_model_rejects_invalid_platforms(platforms: list[str], tmp_path: Path) -> None:
     right = "must be some of cpu, cuda, tpu"
     with pytest.raises(ValueError, match=f"platforms (has 'gpu'|is empty), but {right}"):
         export_model(small_model(LM, n_layer=1), tmp_path / "target", platforms=platforms)

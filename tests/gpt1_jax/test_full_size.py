@@ -58,7 +58,7 @@ def model(folder: Path) -> gpt1.OpenAIGPTLMHeadModel:
     return gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
 
 
-def test_logits(reference: Any, model: gpt1.OpenAIGPTLMHeadModel) -> None:
+def test_forward_logits_match_torch(reference: Any, model: gpt1.OpenAIGPTLMHeadModel) -> None:
     ids = torch.randint(40478, (1, 256), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         theirs = reference(ids).logits.numpy()
@@ -89,7 +89,9 @@ def rms(errors: np.ndarray) -> float:
     return float(np.sqrt((errors**2).mean()))
 
 
-def test_gradients_and_an_adamw_step(reference: Any, model: gpt1.OpenAIGPTLMHeadModel) -> None:
+def test_gradients_and_adamw_step_match_torch(
+    reference: Any, model: gpt1.OpenAIGPTLMHeadModel
+) -> None:
     reference = copy.deepcopy(reference)
     ids = torch.randint(40478, (2, 32), generator=torch.Generator().manual_seed(2))
     loss = reference(ids, labels=ids).loss
@@ -123,7 +125,9 @@ def test_gradients_and_an_adamw_step(reference: Any, model: gpt1.OpenAIGPTLMHead
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_generated_ids(model: gpt1.OpenAIGPTLMHeadModel, case: dict[str, Any]) -> None:
+def test_generate_matches_transformers(
+    model: gpt1.OpenAIGPTLMHeadModel, case: dict[str, Any]
+) -> None:
     """In a ragged batch of eight and, without beams, alone: what transformers generates."""
     plain = case["name"] in PLAIN
     longer, alone = (SHORTEST[-4:], SHORTEST[20]) if plain else (SHORTEST[4:8], SHORTEST[7])
@@ -138,7 +142,7 @@ LAYERS = [2, pytest.param(12, marks=pytest.mark.nightly)]
 
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("n_layer", LAYERS)
-def test_every_decode_step_equals_the_full_forward(n_layer: int, rows: int) -> None:
+def test_decode_steps_match_full_forward(n_layer: int, rows: int) -> None:
     model = flax_model(random_reference(n_layer))
     ids = np.random.default_rng(3).integers(40478, size=(rows, 48))
     apply, params = gpt1.functional(model)
@@ -152,7 +156,7 @@ def test_every_decode_step_equals_the_full_forward(n_layer: int, rows: int) -> N
 
 
 @pytest.mark.parametrize("n_layer", LAYERS)
-def test_bfloat16_is_as_close_as_torch_bfloat16(n_layer: int, tmp_path: Path) -> None:
+def test_bfloat16_forward_is_as_accurate_as_torch(n_layer: int, tmp_path: Path) -> None:
     reference = random_reference(n_layer)
     ids = torch.randint(40478, (1, 64), generator=torch.Generator().manual_seed(4))
     reference.save_pretrained(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from support.random_settings import valid_settings
 
-from gpt1_jax import GenerationSettings, OpenAIGPTConfig
+from gpt1_jax import GenerationConfig, OpenAIGPTConfig
 from gpt1_jax.generation_config import DEFAULTS, FILE, UNSUPPORTED
 
 SAMPLE = {"do_sample": True}
@@ -170,11 +170,9 @@ NAN, INF = float("nan"), float("inf")
         ),
     ],
 )
-def test_wrong_settings_name_the_field_its_value_and_what_is_right(
-    fields: dict[str, Any], message: str
-) -> None:
+def test_generation_config_rejects_invalid_fields(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the message is compared below)
-        GenerationSettings(**fields)
+        GenerationConfig(**fields)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -193,27 +191,27 @@ def test_wrong_settings_name_the_field_its_value_and_what_is_right(
         {"eos_token_id": (), "forced_eos_token_id": (3, 4), "suppress_tokens": (3,)},
     ],
 )
-def test_the_extremes_that_are_allowed(fields: dict[str, Any]) -> None:
-    GenerationSettings(do_sample=True, **fields)
+def test_generation_config_accepts_boundary_values(fields: dict[str, Any]) -> None:
+    GenerationConfig(do_sample=True, **fields)
 
 
 @pytest.mark.parametrize("penalty", [-1.68, 11.07])
-def test_length_penalties_leave_scores_apart(penalty: float) -> None:
+def test_generation_config_length_penalty_keeps_scores_distinct(penalty: float) -> None:
     """At the bounds, the score of the worst text is above -1e9 and that of a likely one no zero."""
     fields: dict[str, Any] = {**BEAMS, "max_new_tokens": 512}
-    GenerationSettings(**fields, length_penalty=penalty)
+    GenerationConfig(**fields, length_penalty=penalty)
     scores = np.asarray([-50 * 512, -0.01], np.float32) / np.float32(512) ** np.float32(penalty)
     assert -1e9 < scores[0] < scores[1] < -np.finfo(np.float32).tiny
     beyond = penalty * 1.02
     with pytest.raises(ValueError, match=r"in \[-1.69, 11.07\] for texts of max_new_tokens = 512"):
-        GenerationSettings(**fields, length_penalty=beyond)
-    GenerationSettings(**{**fields, "max_new_tokens": 1}, length_penalty=beyond)
+        GenerationConfig(**fields, length_penalty=beyond)
+    GenerationConfig(**{**fields, "max_new_tokens": 1}, length_penalty=beyond)
 
 
 @pytest.mark.parametrize("array", [np.array(3), jnp.int32(3), np.int64(3)])
-def test_a_number_may_be_an_array_without_dimensions(array: Any) -> None:
-    plain = GenerationSettings(eos_token_id=3, max_new_tokens=3, do_sample=True, seed=3, top_k=3)
-    assert plain == GenerationSettings(
+def test_generation_config_accepts_scalar_arrays(array: Any) -> None:
+    plain = GenerationConfig(eos_token_id=3, max_new_tokens=3, do_sample=True, seed=3, top_k=3)
+    assert plain == GenerationConfig(
         eos_token_id=array, max_new_tokens=array, do_sample=True, seed=array, top_k=array
     )
 
@@ -233,32 +231,32 @@ EVERY = tuple(range(20))
         ),
     ],
 )
-def test_a_token_must_be_left(fields: dict[str, Any], name: str) -> None:
+def test_check_for_rejects_banning_every_token(fields: dict[str, Any], name: str) -> None:
     config = OpenAIGPTConfig(vocab_size=20)
     with pytest.raises(ValueError, match=f"{name} is .*, but must leave one of the 20 tokens"):
-        GenerationSettings(**fields).check_for(config, 1, 1)
+        GenerationConfig(**fields).check_for(config, 1, 1)
     # Neither the beginning of a word is forbidden, nor an end token as a word.
     right: dict[str, Any] = {
         "suppress_tokens": EVERY[1:],
         "bad_words_ids": [[0, 1], [0]],
         "eos_token_id": 0,
     }
-    GenerationSettings(**right).check_for(config, 1, 1)
+    GenerationConfig(**right).check_for(config, 1, 1)
 
 
-def test_what_is_beyond_the_model() -> None:
+def test_check_for_limits_draft_tokens_and_beams() -> None:
     config = OpenAIGPTConfig()
-    GenerationSettings(prompt_lookup_num_tokens=511).check_for(config, 1, 1)
+    GenerationConfig(prompt_lookup_num_tokens=511).check_for(config, 1, 1)
     with pytest.raises(
         ValueError, match="prompt_lookup_num_tokens is 512, but must be at most 511"
     ):
-        GenerationSettings(prompt_lookup_num_tokens=512).check_for(config, 1, 1)
+        GenerationConfig(prompt_lookup_num_tokens=512).check_for(config, 1, 1)
     with pytest.raises(ValueError, match="num_beams is 53054, but must be below 53054"):
-        GenerationSettings(num_beams=53054).check_for(config, 1, 1)
+        GenerationConfig(num_beams=53054).check_for(config, 1, 1)
 
 
-def test_what_is_given_as_lists_or_numpy_becomes_plain_and_hashable() -> None:
-    from_lists = GenerationSettings(
+def test_generation_config_normalizes_lists_and_arrays() -> None:
+    from_lists = GenerationConfig(
         max_new_tokens=np.int64(7),  # type: ignore[arg-type]
         do_sample=True,
         temperature=np.float32(0.5),  # type: ignore[arg-type]
@@ -271,7 +269,7 @@ def test_what_is_given_as_lists_or_numpy_becomes_plain_and_hashable() -> None:
         stop_strings=["a", "b"],
         seed=np.arange(2),  # type: ignore[arg-type]
     )
-    plain = GenerationSettings(
+    plain = GenerationConfig(
         max_new_tokens=7,
         do_sample=True,
         temperature=0.5,
@@ -288,7 +286,7 @@ def test_what_is_given_as_lists_or_numpy_becomes_plain_and_hashable() -> None:
     assert hash(from_lists) == hash(plain)
     assert repr(from_lists) == repr(plain)  # no numpy in it
     assert json.dumps(from_lists.to_dict()) == json.dumps(plain.to_dict())
-    assert GenerationSettings(stop_strings="ab").stop_strings == ("ab",)
+    assert GenerationConfig(stop_strings="ab").stop_strings == ("ab",)
     assert from_lists != dataclasses.replace(plain, temperature=0.25)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plain.top_k = 3  # type: ignore[misc]
@@ -297,8 +295,8 @@ def test_what_is_given_as_lists_or_numpy_becomes_plain_and_hashable() -> None:
 CONFIG = OpenAIGPTConfig(vocab_size=11, n_positions=16)
 
 
-def test_settings_that_fit_a_model() -> None:
-    asked = GenerationSettings(
+def test_check_for_accepts_settings_within_model_limits() -> None:
+    asked = GenerationConfig(
         max_new_tokens=6,
         eos_token_id=(0, 10),
         pad_token_id=10,
@@ -310,7 +308,7 @@ def test_settings_that_fit_a_model() -> None:
         seed=(1, 2, 3),
     )
     asked.check_for(CONFIG, 3, 10)
-    GenerationSettings(max_new_tokens=100, sliding_window=16).check_for(CONFIG, 1, 200)
+    GenerationConfig(max_new_tokens=100, sliding_window=16).check_for(CONFIG, 1, 200)
 
 
 @pytest.mark.parametrize(
@@ -334,15 +332,17 @@ def test_settings_that_fit_a_model() -> None:
         ({**SAMPLE, "seed": (1, 2, 3, 4)}, "but must be one a prompt, 3 in all"),
     ],
 )
-def test_settings_that_do_not_fit_a_model(fields: dict[str, Any], message: str) -> None:
+def test_check_for_rejects_settings_beyond_model_limits(
+    fields: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the message is compared below)
-        GenerationSettings(**{"max_new_tokens": 6, **fields}).check_for(CONFIG, 3, 10)
+        GenerationConfig(**{"max_new_tokens": 6, **fields}).check_for(CONFIG, 3, 10)
     assert message in str(error.value)
 
 
-def test_seeds_of_every_text() -> None:
-    np.testing.assert_array_equal(GenerationSettings().seeds(3), [0, 1, 2])
-    drawn = GenerationSettings(do_sample=True, seed=5, num_return_sequences=2)
+def test_seeds_are_distinct_for_every_sequence() -> None:
+    np.testing.assert_array_equal(GenerationConfig().seeds(3), [0, 1, 2])
+    drawn = GenerationConfig(do_sample=True, seed=5, num_return_sequences=2)
     np.testing.assert_array_equal(drawn.seeds(2), [5, 6, 7, 8])
     each = dataclasses.replace(drawn, seed=(7, 100))
     np.testing.assert_array_equal(each.seeds(2), [7, 8, 100, 101])
@@ -351,9 +351,9 @@ def test_seeds_of_every_text() -> None:
     assert last.seeds(1).dtype == np.uint32
 
 
-def test_end_and_padding_that_the_model_knows() -> None:
+def test_for_model_fills_eos_and_pad_ids_from_config() -> None:
     def filled(config: dict[str, Any], **fields: Any) -> tuple[Any, Any]:
-        settings = GenerationSettings(**fields).for_model(OpenAIGPTConfig(**config))
+        settings = GenerationConfig(**fields).for_model(OpenAIGPTConfig(**config))
         return settings.eos_token_id, settings.pad_token_id
 
     assert filled({}) == ((), 0)
@@ -366,9 +366,9 @@ def test_end_and_padding_that_the_model_knows() -> None:
 
 
 @given(asked=valid_settings())
-def test_a_dict_and_back(asked: GenerationSettings) -> None:
+def test_to_dict_then_from_dict_keeps_every_field(asked: GenerationConfig) -> None:
     fields = json.loads(json.dumps(asked.to_dict()))
-    again = GenerationSettings.from_dict(fields)
+    again = GenerationConfig.from_dict(fields)
     assert again == asked
     assert hash(again) == hash(asked)
     assert set(fields) <= set(DEFAULTS)
@@ -377,84 +377,82 @@ def test_a_dict_and_back(asked: GenerationSettings) -> None:
     assert ("top_k" in fields) == asked.do_sample
 
 
-def test_the_defaults_make_a_dict_of_the_length() -> None:
-    assert GenerationSettings().to_dict() == {"max_new_tokens": 20}
-    assert GenerationSettings.from_dict({}) == GenerationSettings()
+def test_to_dict_of_defaults_contains_only_max_new_tokens() -> None:
+    assert GenerationConfig().to_dict() == {"max_new_tokens": 20}
+    assert GenerationConfig.from_dict({}) == GenerationConfig()
 
 
-def test_no_top_k_is_said_where_tokens_are_drawn() -> None:
+def test_top_k_zero_and_missing_differ_when_sampling() -> None:
     """Transformers would take the 50 likeliest if its file did not say otherwise."""
     sampled = {"max_new_tokens": 20, "do_sample": True, "top_k": 0}
-    assert GenerationSettings(do_sample=True).to_dict() == sampled
-    assert GenerationSettings.from_dict({"do_sample": True, "top_k": 0}).top_k is None
+    assert GenerationConfig(do_sample=True).to_dict() == sampled
+    assert GenerationConfig.from_dict({"do_sample": True, "top_k": 0}).top_k is None
     # Which takes effect where the file turns sampling on, and nobody says otherwise.
     for held in ({"do_sample": True}, {"do_sample": True, "top_k": None}):
-        assert GenerationSettings.from_dict(held).top_k == 50
-        assert GenerationSettings.from_dict(held, do_sample=True).top_k == 50
-        assert GenerationSettings.from_dict(held, top_k=None).top_k is None
-        assert GenerationSettings.from_dict(held, top_k=7).top_k == 7
-        assert GenerationSettings.from_dict(held, do_sample=False).top_k is None
-    assert GenerationSettings.from_dict({"do_sample": False}, do_sample=True).top_k is None
+        assert GenerationConfig.from_dict(held).top_k == 50
+        assert GenerationConfig.from_dict(held, do_sample=True).top_k == 50
+        assert GenerationConfig.from_dict(held, top_k=None).top_k is None
+        assert GenerationConfig.from_dict(held, top_k=7).top_k == 7
+        assert GenerationConfig.from_dict(held, do_sample=False).top_k is None
+    assert GenerationConfig.from_dict({"do_sample": False}, do_sample=True).top_k is None
 
 
-def test_changes_take_the_place_of_what_the_file_holds() -> None:
+def test_from_dict_arguments_override_fields() -> None:
     held = {"do_sample": True, "temperature": 0.7, "max_new_tokens": 5, "eos_token_id": [1, 2]}
-    read = GenerationSettings.from_dict(held, max_new_tokens=9, eos_token_id=3, top_k=None)
-    assert read == GenerationSettings(
+    read = GenerationConfig.from_dict(held, max_new_tokens=9, eos_token_id=3, top_k=None)
+    assert read == GenerationConfig(
         do_sample=True, temperature=0.7, max_new_tokens=9, eos_token_id=3
     )
-    assert GenerationSettings.from_dict({"top_p": None, "eos_token_id": None}, top_p=1.0) == (
-        GenerationSettings()
+    assert GenerationConfig.from_dict({"top_p": None, "eos_token_id": None}, top_p=1.0) == (
+        GenerationConfig()
     )
     with pytest.raises(TypeError, match="max_lenght"):
-        GenerationSettings.from_dict({}, max_lenght=3)
+        GenerationConfig.from_dict({}, max_lenght=3)
     with pytest.raises(TypeError, match="max_length"):
-        GenerationSettings.from_dict({}, max_length=3)
+        GenerationConfig.from_dict({}, max_length=3)
     with pytest.raises(ValueError, match=r"temperature is 0\.5, but must be left alone unless"):
-        GenerationSettings.from_dict({"do_sample": True}, do_sample=False, temperature=0.5)
+        GenerationConfig.from_dict({"do_sample": True}, do_sample=False, temperature=0.5)
 
 
-def test_sampling_settings_of_a_file_count_where_sampling_is_on() -> None:
+def test_from_dict_ignores_sampling_fields_without_do_sample() -> None:
     held = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.8, "seed": 4}
-    assert GenerationSettings.from_dict(held) == GenerationSettings()
-    sampled = GenerationSettings.from_dict(held, do_sample=True)
-    assert sampled == GenerationSettings(**held, do_sample=True)
-    assert GenerationSettings.from_dict({**held, "do_sample": True}) == sampled
-    assert GenerationSettings.from_dict({**held, "do_sample": True}, do_sample=False) == (
-        GenerationSettings()
+    assert GenerationConfig.from_dict(held) == GenerationConfig()
+    sampled = GenerationConfig.from_dict(held, do_sample=True)
+    assert sampled == GenerationConfig(**held, do_sample=True)
+    assert GenerationConfig.from_dict({**held, "do_sample": True}) == sampled
+    assert GenerationConfig.from_dict({**held, "do_sample": True}, do_sample=False) == (
+        GenerationConfig()
     )
 
 
-def test_beam_settings_of_a_file_count_where_there_are_beams() -> None:
+def test_from_dict_ignores_beam_fields_without_beams() -> None:
     held = {"length_penalty": 0.5, "early_stopping": True}
-    assert GenerationSettings.from_dict(held) == GenerationSettings()
-    searched = GenerationSettings.from_dict(held, num_beams=3)
-    assert searched == GenerationSettings(**held, num_beams=3)
-    assert GenerationSettings.from_dict({**held, "num_beams": 3}) == searched
-    assert GenerationSettings.from_dict({**held, "num_beams": 3}, num_beams=1) == (
-        GenerationSettings()
-    )
+    assert GenerationConfig.from_dict(held) == GenerationConfig()
+    searched = GenerationConfig.from_dict(held, num_beams=3)
+    assert searched == GenerationConfig(**held, num_beams=3)
+    assert GenerationConfig.from_dict({**held, "num_beams": 3}) == searched
+    assert GenerationConfig.from_dict({**held, "num_beams": 3}, num_beams=1) == (GenerationConfig())
 
 
-def test_max_length() -> None:
-    assert GenerationSettings.from_dict({"max_length": 20}) == GenerationSettings()
-    assert GenerationSettings.from_dict({"max_length": None}) == GenerationSettings()
+def test_from_dict_rejects_max_length_without_max_new_tokens() -> None:
+    assert GenerationConfig.from_dict({"max_length": 20}) == GenerationConfig()
+    assert GenerationConfig.from_dict({"max_length": None}) == GenerationConfig()
     message = r"max_length is 50, which counts the prompt .*: give max_new_tokens"
     with pytest.raises(ValueError, match=message):
-        GenerationSettings.from_dict({"max_length": 50})
+        GenerationConfig.from_dict({"max_length": 50})
     with pytest.raises(ValueError, match=message):
-        GenerationSettings.from_dict({"max_length": 50, "max_new_tokens": None})
-    held = GenerationSettings.from_dict({"max_length": 50, "max_new_tokens": 7})
-    changed = GenerationSettings.from_dict({"max_length": 50}, max_new_tokens=7)
-    assert held == changed == GenerationSettings(max_new_tokens=7)
+        GenerationConfig.from_dict({"max_length": 50, "max_new_tokens": None})
+    held = GenerationConfig.from_dict({"max_length": 50, "max_new_tokens": 7})
+    changed = GenerationConfig.from_dict({"max_length": 50}, max_new_tokens=7)
+    assert held == changed == GenerationConfig(max_new_tokens=7)
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_fields_that_are_not_supported(name: str) -> None:
+def test_from_dict_rejects_unsupported_fields(name: str) -> None:
     for neutral in (None, *UNSUPPORTED[name]):
-        assert GenerationSettings.from_dict({name: neutral}) == GenerationSettings()
+        assert GenerationConfig.from_dict({name: neutral}) == GenerationConfig()
     with pytest.raises(ValueError, match=f"^{name} is 0.37, which is not supported here$"):
-        GenerationSettings.from_dict({name: 0.37})
+        GenerationConfig.from_dict({name: 0.37})
 
 
 def write(folder: Path, fields: Any) -> Path:
@@ -463,7 +461,7 @@ def write(folder: Path, fields: Any) -> Path:
     return folder
 
 
-def test_a_file(tmp_path: Path) -> None:
+def test_from_pretrained_reads_file_and_applies_overrides(tmp_path: Path) -> None:
     folder = write(
         tmp_path,
         {
@@ -476,19 +474,19 @@ def test_a_file(tmp_path: Path) -> None:
             "eos_token_id": [3, 4],
         },
     )
-    read = GenerationSettings.from_pretrained(folder)
-    assert read == GenerationSettings(do_sample=True, temperature=0.5, top_k=7, eos_token_id=(3, 4))
-    changed = GenerationSettings.from_pretrained(str(folder), temperature=2.0, max_new_tokens=3)
+    read = GenerationConfig.from_pretrained(folder)
+    assert read == GenerationConfig(do_sample=True, temperature=0.5, top_k=7, eos_token_id=(3, 4))
+    changed = GenerationConfig.from_pretrained(str(folder), temperature=2.0, max_new_tokens=3)
     assert changed == dataclasses.replace(read, temperature=2.0, max_new_tokens=3)
 
 
-def test_a_folder_without_the_file(tmp_path: Path) -> None:
-    assert GenerationSettings.from_pretrained(tmp_path) == GenerationSettings()
-    assert GenerationSettings.from_pretrained(tmp_path, do_sample=True, top_k=3) == (
-        GenerationSettings(do_sample=True, top_k=3)
+def test_from_pretrained_uses_defaults_without_a_file(tmp_path: Path) -> None:
+    assert GenerationConfig.from_pretrained(tmp_path) == GenerationConfig()
+    assert GenerationConfig.from_pretrained(tmp_path, do_sample=True, top_k=3) == (
+        GenerationConfig(do_sample=True, top_k=3)
     )
     with pytest.raises(FileNotFoundError, match="no folder"):
-        GenerationSettings.from_pretrained(tmp_path / "missing")
+        GenerationConfig.from_pretrained(tmp_path / "missing")
 
 
 @pytest.mark.parametrize(
@@ -501,10 +499,10 @@ def test_a_folder_without_the_file(tmp_path: Path) -> None:
         ('{"eos_token_id": {}}', "eos_token_id is {}, but must be an id or several"),
     ],
 )
-def test_a_broken_file_is_named_once(tmp_path: Path, content: str, message: str) -> None:
+def test_from_pretrained_error_names_file_once(tmp_path: Path, content: str, message: str) -> None:
     file = write(tmp_path, content) / FILE
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the message is compared below)
-        GenerationSettings.from_pretrained(tmp_path)
+        GenerationConfig.from_pretrained(tmp_path)
     assert str(error.value).startswith(f"{file}: ")
     assert message in str(error.value)
     assert str(error.value).count(FILE) == 1
@@ -522,46 +520,48 @@ def test_a_broken_file_is_named_once(tmp_path: Path, content: str, message: str)
         ("null", "must hold a JSON object, not NoneType"),
     ],
 )
-def test_a_file_that_holds_no_settings(tmp_path: Path, content: str, message: str) -> None:
+def test_from_pretrained_rejects_malformed_json(tmp_path: Path, content: str, message: str) -> None:
     file = write(tmp_path, content) / FILE
     with pytest.raises(ValueError, match=FILE) as error:
-        GenerationSettings.from_pretrained(tmp_path)
+        GenerationConfig.from_pretrained(tmp_path)
     assert str(error.value).startswith(f"{file} {message}")
 
 
-def test_a_wrong_argument_is_not_the_files(tmp_path: Path) -> None:
+def test_from_pretrained_argument_error_omits_file_name(tmp_path: Path) -> None:
     write(tmp_path, '{"max_new_tokens": 3}')
     with pytest.raises(ValueError, match=r"^max_new_tokens is 0, but must be"):
-        GenerationSettings.from_pretrained(tmp_path, max_new_tokens=0)
+        GenerationConfig.from_pretrained(tmp_path, max_new_tokens=0)
 
 
-def test_a_file_that_is_not_utf_8(tmp_path: Path) -> None:
+def test_from_pretrained_rejects_invalid_utf_8(tmp_path: Path) -> None:
     (tmp_path / FILE).write_bytes(b'{"stop_strings": "\xff"}')
     with pytest.raises(ValueError, match=FILE):
-        GenerationSettings.from_pretrained(tmp_path)
+        GenerationConfig.from_pretrained(tmp_path)
 
 
 @given(asked=valid_settings())
-def test_a_file_and_back(asked: GenerationSettings, tmp_path_factory: Any) -> None:
+def test_save_then_from_pretrained_keeps_every_field(
+    asked: GenerationConfig, tmp_path_factory: Any
+) -> None:
     folder = tmp_path_factory.getbasetemp() / "written"
     asked.save_pretrained(folder)
-    assert GenerationSettings.from_pretrained(folder) == asked
+    assert GenerationConfig.from_pretrained(folder) == asked
     assert [path.name for path in folder.iterdir()] == [FILE]
 
 
-def test_saving_makes_the_folder_and_replaces_the_file(tmp_path: Path) -> None:
+def test_save_pretrained_creates_folder_and_replaces_file(tmp_path: Path) -> None:
     folder = tmp_path / "a" / "b"
-    GenerationSettings(max_new_tokens=3).save_pretrained(folder)
+    GenerationConfig(max_new_tokens=3).save_pretrained(folder)
     (folder / "config.json").write_text("{}")
-    GenerationSettings(max_new_tokens=4).save_pretrained(str(folder))
-    assert GenerationSettings.from_pretrained(folder).max_new_tokens == 4
+    GenerationConfig(max_new_tokens=4).save_pretrained(str(folder))
+    assert GenerationConfig.from_pretrained(folder).max_new_tokens == 4
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", FILE]
 
 
-def test_saving_that_fails_leaves_the_file_as_it_was(
+def test_save_pretrained_keeps_old_file_on_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    GenerationSettings(max_new_tokens=3).save_pretrained(tmp_path)
+    GenerationConfig(max_new_tokens=3).save_pretrained(tmp_path)
 
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -570,13 +570,13 @@ def test_saving_that_fails_leaves_the_file_as_it_was(
         with monkeypatch.context() as patch:
             patch.setattr(owner, name, refuse)
             with pytest.raises(OSError, match="No space left"):
-                GenerationSettings(max_new_tokens=4).save_pretrained(tmp_path)
-    assert GenerationSettings.from_pretrained(tmp_path).max_new_tokens == 3
+                GenerationConfig(max_new_tokens=4).save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).max_new_tokens == 3
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
 
 
-def test_saving_over_a_file(tmp_path: Path) -> None:
+def test_save_pretrained_refuses_to_replace_a_plain_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(OSError, match=r"cannot write to .*file"):
-        GenerationSettings().save_pretrained(tmp_path / "file")
+        GenerationConfig().save_pretrained(tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"

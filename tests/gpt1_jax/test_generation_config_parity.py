@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 
 torch = pytest.importorskip("torch")
+import transformers  # noqa: E402
 from support.random_settings import valid_settings  # noqa: E402
 from support.torch_reference import torch_model  # noqa: E402
-from transformers import GenerationConfig  # noqa: E402
 
-from gpt1_jax import GenerationSettings  # noqa: E402
+from gpt1_jax import GenerationConfig  # noqa: E402
 from gpt1_jax.generation_config import DEFAULTS, UNSUPPORTED  # noqa: E402
 
 OURS_ALONE = {"seed", "sliding_window"}
@@ -53,14 +53,14 @@ HARMLESS = {
 }
 
 
-def test_every_field_of_theirs_is_ours_unsupported_or_harmless() -> None:
-    theirs = {name for name in vars(GenerationConfig()) if not name.startswith("_")}
+def test_generation_config_covers_every_transformers_field() -> None:
+    theirs = {name for name in vars(transformers.GenerationConfig()) if not name.startswith("_")}
     assert theirs == (set(DEFAULTS) - OURS_ALONE) | set(UNSUPPORTED) | HARMLESS
 
 
-def test_their_defaults_are_ours() -> None:
+def test_generation_config_defaults_match_transformers() -> None:
     """Which take effect in ``generate`` where a field is None, as it is by default."""
-    theirs = GenerationConfig._get_default_generation_params()
+    theirs = transformers.GenerationConfig._get_default_generation_params()
     assert theirs.pop("top_k") == 50  # ours is none: said in the docstring
     assert theirs.pop("max_length") == 20 == DEFAULTS["max_new_tokens"]
     for name, value in theirs.items():
@@ -73,37 +73,41 @@ def test_their_defaults_are_ours() -> None:
 
 
 @given(asked=valid_settings())
-def test_what_we_write_they_read(asked: GenerationSettings, tmp_path_factory: Any) -> None:
+def test_save_pretrained_is_readable_by_transformers(
+    asked: GenerationConfig, tmp_path_factory: Any
+) -> None:
     folder = tmp_path_factory.getbasetemp() / "ours"
     asked.save_pretrained(folder)
-    theirs = GenerationConfig.from_pretrained(folder)
+    theirs = transformers.GenerationConfig.from_pretrained(folder)
     held = asked.to_dict()
     for name in set(DEFAULTS) - OURS_ALONE:
         assert getattr(theirs, name) == held.get(name), name
     # And write again, with nothing lost.
     again = tmp_path_factory.getbasetemp() / "again"
     theirs.save_pretrained(again)
-    assert GenerationSettings.from_pretrained(again) == asked
+    assert GenerationConfig.from_pretrained(again) == asked
 
 
 @given(asked=valid_settings())
-def test_what_they_write_we_read(asked: GenerationSettings, tmp_path_factory: Any) -> None:
+def test_from_pretrained_reads_transformers_files(
+    asked: GenerationConfig, tmp_path_factory: Any
+) -> None:
     folder = tmp_path_factory.getbasetemp() / "theirs"
     held = {name: value for name, value in asked.to_dict().items() if name not in OURS_ALONE}
-    GenerationConfig(**held).save_pretrained(folder)
-    read = GenerationSettings.from_pretrained(folder)
+    transformers.GenerationConfig(**held).save_pretrained(folder)
+    read = GenerationConfig.from_pretrained(folder)
     for name in set(DEFAULTS) - OURS_ALONE:
         assert getattr(read, name) == getattr(asked, name), name
 
 
-def test_drawing_without_top_k_means_the_same_to_both(tmp_path: Path) -> None:
-    GenerationConfig(do_sample=True, temperature=0.5).save_pretrained(tmp_path)
+def test_from_pretrained_missing_top_k_matches_transformers(tmp_path: Path) -> None:
+    transformers.GenerationConfig(do_sample=True, temperature=0.5).save_pretrained(tmp_path)
     assert "top_k" not in (tmp_path / "generation_config.json").read_text()
-    read = GenerationSettings.from_pretrained(tmp_path)
-    assert read == GenerationSettings(do_sample=True, temperature=0.5, top_k=50)
+    read = GenerationConfig.from_pretrained(tmp_path)
+    assert read == GenerationConfig(do_sample=True, temperature=0.5, top_k=50)
     # Ours without a limit has none there either.
-    GenerationSettings(do_sample=True).save_pretrained(tmp_path)
-    theirs = GenerationConfig.from_pretrained(tmp_path)
+    GenerationConfig(do_sample=True).save_pretrained(tmp_path)
+    theirs = transformers.GenerationConfig.from_pretrained(tmp_path)
     model = torch_model("OpenAIGPTLMHeadModel", vocab_size=7, n_layer=1, n_embd=8, n_head=2)
     full, _ = model._prepare_generation_config(theirs)
     model._prepare_special_tokens(full, True, device="cpu")
@@ -135,43 +139,43 @@ def test_drawing_without_top_k_means_the_same_to_both(tmp_path: Path) -> None:
         ("force_words_ids", [[1]]),
     ],
 )
-def test_what_is_not_supported_says_so(tmp_path: Path, name: str, value: Any) -> None:
+def test_from_pretrained_rejects_unsupported_fields(tmp_path: Path, name: str, value: Any) -> None:
     fields = {name: value}
     if name in ("epsilon_cutoff", "eta_cutoff", "top_h"):
         fields["do_sample"] = True
-    GenerationConfig(**fields).save_pretrained(tmp_path)
+    transformers.GenerationConfig(**fields).save_pretrained(tmp_path)
     file = tmp_path / "generation_config.json"
     with pytest.raises(ValueError, match="is not supported here") as error:
-        GenerationSettings.from_pretrained(tmp_path)
+        GenerationConfig.from_pretrained(tmp_path)
     assert str(error.value).startswith(f"{file}: {name} is ")
 
 
-def test_rules_of_an_encoder_apply_to_the_prompt_of_a_decoder() -> None:
+def test_transformers_encoder_penalties_apply_to_decoder_prompts() -> None:
     """Which is why they are not ignored."""
     model = torch_model("OpenAIGPTLMHeadModel", vocab_size=7, n_layer=1, n_embd=8, n_head=2)
     prompt = torch.tensor([[1, 2, 3]])
     for fields in ({"encoder_repetition_penalty": 1.5}, {"encoder_no_repeat_ngram_size": 2}):
-        config = GenerationConfig(**fields)
+        config = transformers.GenerationConfig(**fields)
         model._prepare_special_tokens(config, True, device="cpu")
         rules = model._get_logits_processor(config, 3, encoder_input_ids=prompt)
         assert len(rules) == 1
 
 
-def test_a_length_that_counts_the_prompt(tmp_path: Path) -> None:
-    GenerationConfig(max_length=20).save_pretrained(tmp_path)
-    assert GenerationSettings.from_pretrained(tmp_path) == GenerationSettings()
-    GenerationConfig(max_length=50).save_pretrained(tmp_path)
+def test_from_pretrained_requires_max_new_tokens_for_max_length(tmp_path: Path) -> None:
+    transformers.GenerationConfig(max_length=20).save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path) == GenerationConfig()
+    transformers.GenerationConfig(max_length=50).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"generation_config.json: max_length is 50.*max_new_tok"):
-        GenerationSettings.from_pretrained(tmp_path)
-    assert GenerationSettings.from_pretrained(tmp_path, max_new_tokens=7).max_new_tokens == 7
-    GenerationConfig(max_length=50, max_new_tokens=8).save_pretrained(tmp_path)
-    assert GenerationSettings.from_pretrained(tmp_path).max_new_tokens == 8
+        GenerationConfig.from_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path, max_new_tokens=7).max_new_tokens == 7
+    transformers.GenerationConfig(max_length=50, max_new_tokens=8).save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path).max_new_tokens == 8
 
 
-def test_the_configuration_that_a_model_is_saved_with(tmp_path: Path) -> None:
+def test_from_pretrained_reads_config_saved_with_a_model(tmp_path: Path) -> None:
     """As the published checkpoint has it."""
     model = torch_model(
         "OpenAIGPTLMHeadModel", vocab_size=7, n_layer=1, n_embd=8, n_head=2, eos_token_id=3
     )
     model.save_pretrained(tmp_path)
-    assert GenerationSettings.from_pretrained(tmp_path) == GenerationSettings(eos_token_id=3)
+    assert GenerationConfig.from_pretrained(tmp_path) == GenerationConfig(eos_token_id=3)

@@ -27,7 +27,7 @@ def model_of(architecture: str) -> OpenAIGPTPreTrainedModel:
 
 
 @pytest.mark.parametrize("architecture", conversion.ARCHITECTURES)
-def test_outputs_losses_and_gradients(architecture: str) -> None:
+def test_model_outputs_and_gradients_match_golden_values(architecture: str) -> None:
     apply, params = gpt1.functional(model_of(architecture))
     arguments = {name: np.asarray(value) for name, value in INPUTS[architecture].items()}
     out = apply(params, **arguments, output_hidden_states=True, output_attentions=True)
@@ -55,7 +55,7 @@ def total_loss(apply: Any, params: Any, arguments: dict[str, Any]) -> jax.Array:
     return out.loss + getattr(out, "mc_loss", 0)
 
 
-def test_greedy_text() -> None:
+def test_generate_greedy_matches_golden_ids() -> None:
     model = model_of("OpenAIGPTLMHeadModel")
     assert isinstance(model, gpt1.OpenAIGPTLMHeadModel)
     expected = GOLDEN["greedy"]

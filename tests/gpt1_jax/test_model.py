@@ -91,7 +91,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("cls", MODELS)
-def test_the_fields_of_an_output(cls: Any) -> None:
+def test_model_output_has_expected_fields_and_shapes(cls: Any) -> None:
     out, rows = full(cls), ROWS[cls]
     for name, shape in SHAPES[cls].items():
         assert (out[name].shape, out[name].dtype) == (shape, jnp.float32), name
@@ -106,7 +106,7 @@ def test_the_fields_of_an_output(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", MODELS)
-def test_what_was_not_asked_for_is_left_out(cls: Any) -> None:
+def test_model_output_omits_unrequested_fields(cls: Any) -> None:
     out = call(cls, ids_for(cls))
     wanted = [name for name in SHAPES[cls] if not name.endswith("loss")]
     assert len(out.to_tuple()) == len(wanted)
@@ -116,7 +116,7 @@ def test_what_was_not_asked_for_is_left_out(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", MODELS)
-def test_an_output_is_a_tree_of_arrays(cls: Any) -> None:
+def test_model_output_is_a_pytree(cls: Any) -> None:
     out = full(cls)
     host = jax.tree.map(np.asarray, out)
     assert type(host) is type(out)
@@ -124,7 +124,7 @@ def test_an_output_is_a_tree_of_arrays(cls: Any) -> None:
     np.testing.assert_array_equal(host.hidden_states[1], out.hidden_states[1])
 
 
-def test_an_unknown_field_is_an_error() -> None:
+def test_model_output_rejects_unknown_fields() -> None:
     with pytest.raises(AttributeError):
         full(LM)["past_key_values"]
     with pytest.raises(IndexError):
@@ -132,13 +132,13 @@ def test_an_unknown_field_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("cls", [DOUBLE, CLASSIFIER])
-def test_eager_equals_compiled(cls: Any) -> None:
+def test_model_eager_call_matches_compiled(cls: Any) -> None:
     eager = made(cls)(**arguments_for(cls))
     for ours, expected in zip(jax.tree.leaves(eager), jax.tree.leaves(full(cls)), strict=True):
         assert difference(ours, expected) < TOLERANCE
 
 
-def test_the_configuration_sets_what_is_put_out() -> None:
+def test_model_config_sets_default_outputs() -> None:
     model = small_model(LM, n_layer=L, output_attentions=True, output_hidden_states=True)
     out = jax.eval_shape(lambda ids: model(ids), ids_for(LM))
     assert (len(out.hidden_states), len(out.attentions)) == (L + 1, L)
@@ -148,7 +148,7 @@ def test_the_configuration_sets_what_is_put_out() -> None:
     assert out.hidden_states is out.attentions is None
 
 
-def test_the_first_hidden_state_is_the_embedding_and_the_last_is_the_state() -> None:
+def test_hidden_states_start_at_embedding_and_end_at_last_state() -> None:
     params = function(BASE)[1]
     ids = ids_for(BASE)
     out = call(BASE, ids, output_hidden_states=True)
@@ -169,14 +169,14 @@ def test_attention_weights_are_causal_and_sum_to_one() -> None:
 # Arguments.
 
 
-def test_the_logits_are_those_of_the_formula() -> None:
+def test_model_logits_match_numpy() -> None:
     ids, mask = ids_for(LM), np.asarray([[0, 1, 1, 1], [1, 1, 1, 0]])
     params = function(LM)[1]
     logits = call(LM, ids, mask).logits
     assert difference(logits, numpy_logits(params, ids, mask)) < TOLERANCE
 
 
-def test_in_float64_only_the_formula_is_left() -> None:
+def test_model_logits_match_numpy_in_float64() -> None:
     # Flax's layer norm compares the dtype of its input with float32, which "strict" forbids.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         model = small_model(LM, n_layer=1, param_dtype="float64")
@@ -189,7 +189,7 @@ def test_in_float64_only_the_formula_is_left() -> None:
         assert difference(out.logits, numpy_logits(model.params, np.asarray(ids))) < 2e-14
 
 
-def test_leading_dimensions_are_rows() -> None:
+def test_model_accepts_any_leading_dimensions() -> None:
     ids = random_ids(2, 3, T)
     flat = call(LM, ids.reshape(6, T), labels=ids.reshape(6, T), output_attentions=True)
     deep = call(LM, ids, labels=ids, output_attentions=True)
@@ -201,7 +201,7 @@ def test_leading_dimensions_are_rows() -> None:
     assert difference(single.logits, flat.logits[0]) < TOLERANCE
 
 
-def test_token_types_are_embedded_as_tokens_and_embeddings_replace_ids() -> None:
+def test_model_embeds_token_types_and_accepts_inputs_embeds() -> None:
     ids, types = ids_for(LM), ids_for(LM, seed=1)
     table = embedding()
     by_embeddings = call(LM, inputs_embeds=table[ids]).logits
@@ -212,7 +212,7 @@ def test_token_types_are_embedded_as_tokens_and_embeddings_replace_ids() -> None
     assert difference(shared[0], typed[0]) < TOLERANCE
 
 
-def test_positions() -> None:
+def test_position_ids_default_to_range_and_match_numpy() -> None:
     ids, params = ids_for(LM), function(LM)[1]
     # Operation by operation: what is compiled as a whole differs, and may round otherwise.
     default = made(LM)(ids).logits
@@ -225,7 +225,7 @@ def test_positions() -> None:
     assert difference(default, expected) > 0.1
 
 
-def test_left_padding_with_positions_from_the_mask_changes_no_token() -> None:
+def test_positions_from_mask_make_left_padding_neutral() -> None:
     ids = ids_for(LM)
     alone = call(LM, ids[:, 1:]).logits
     mask = np.asarray([[0, 1, 1, 1]] * 2)
@@ -235,7 +235,7 @@ def test_left_padding_with_positions_from_the_mask_changes_no_token() -> None:
     assert difference(call(LM, ids, mask).logits[:, 1:], alone) > 0.1
 
 
-def test_positions_from_the_mask_without_a_mask_are_the_default_ones() -> None:
+def test_positions_from_mask_without_mask_use_defaults() -> None:
     ids = ids_for(LM)
     np.testing.assert_array_equal(
         call(LM, ids, positions_from_mask=True).logits, call(LM, ids).logits
@@ -254,7 +254,7 @@ def test_positions_from_the_mask_without_a_mask_are_the_default_ones() -> None:
     ],
     ids=str,
 )
-def test_logits_can_be_computed_for_some_positions(kept: Any, places: Any) -> None:
+def test_logits_to_keep_selects_positions(kept: Any, places: Any) -> None:
     ids = ids_for(LM)
     expected = np.take_along_axis(
         np.asarray(call(LM, ids).logits), np.asarray(places)[..., None], axis=1
@@ -263,7 +263,7 @@ def test_logits_can_be_computed_for_some_positions(kept: Any, places: Any) -> No
 
 
 @pytest.mark.parametrize("cls", [BASE, LM])
-def test_the_function_can_be_mapped_over_rows(cls: Any) -> None:
+def test_functional_supports_vmap_over_rows(cls: Any) -> None:
     apply, params = function(cls)
     ids = ids_for(cls)
     mapped = jax.vmap(lambda row: apply(params, row))(ids)
@@ -274,7 +274,7 @@ def test_the_function_can_be_mapped_over_rows(cls: Any) -> None:
 
 
 @pytest.mark.parametrize("afn", ["gelu_new", "relu", "silu", "swish"])
-def test_the_activation(afn: str) -> None:
+def test_activation_matches_numpy(afn: str) -> None:
     model = small_model(LM, n_layer=1, afn=afn)
     act: Any = model.transformer.h[0].mlp.act
     x = np.linspace(-4, 4, 50)
@@ -296,7 +296,7 @@ def nats(logits: Any, labels: Any) -> np.ndarray:
     return -np.take_along_axis(logs, np.asarray(labels)[..., None], -1)[..., 0]
 
 
-def test_the_loss_of_the_language_model() -> None:
+def test_lm_loss_matches_numpy() -> None:
     ids = ids_for(LM)
     out = full(LM)  # with num_items_in_batch = 5
     expected = nats(out.logits[:, :-1], ids[:, 1:])
@@ -308,7 +308,7 @@ def test_the_loss_of_the_language_model() -> None:
     assert difference(call(LM, **arguments).loss, mean) < TOLERANCE
 
 
-def test_a_tied_head_has_no_parameter_and_one_gradient() -> None:
+def test_tied_head_has_no_parameter_and_sums_gradients() -> None:
     """The embedding's gradient is the sum over both its uses: those of an untied copy."""
     apply, params = function(LM)
     table = params["transformer"]["tokens_embed"]["embedding"]
@@ -329,7 +329,7 @@ def test_a_tied_head_has_no_parameter_and_one_gradient() -> None:
     assert min(float(jnp.abs(part).max()) for part in parts) > 1e-2
 
 
-def test_the_gradient_is_that_of_the_formula() -> None:
+def test_lm_loss_gradient_matches_finite_differences() -> None:
     """Along random directions, by differences of the float64 formula."""
     apply, params = function(LM)
     ids = ids_for(LM)
@@ -349,7 +349,7 @@ def test_the_gradient_is_that_of_the_formula() -> None:
         assert difference(sum(jax.tree.leaves(products)), slope) < 3e-6
 
 
-def test_an_untied_head_has_weights_of_its_own() -> None:
+def test_untied_head_uses_its_own_weights() -> None:
     apply, params = function(LM, tie_word_embeddings=False)
     out = apply(params, ids_for(LM), output_hidden_states=True)
     expected = np.asarray(out.hidden_states[-1], np.float64) @ np.asarray(
@@ -370,7 +370,7 @@ SUMMARIES = [
 
 
 @pytest.mark.parametrize("fields", SUMMARIES, ids=str)
-def test_the_multiple_choice_head(fields: dict[str, Any]) -> None:
+def test_multiple_choice_head_matches_numpy(fields: dict[str, Any]) -> None:
     """The state of each choice along its tokens, projected and activated."""
     model = small_model(DOUBLE, n_layer=1, num_labels=3, **fields)
     assert model.config.num_labels == 1
@@ -395,7 +395,7 @@ def test_the_multiple_choice_head(fields: dict[str, Any]) -> None:
     assert difference(out.mc_logits, expected) < TOLERANCE
 
 
-def test_the_choice_is_scored_by_its_last_token_unless_told() -> None:
+def test_mc_token_ids_default_to_last_position() -> None:
     """Padding or not."""
     ids, last = ids_for(DOUBLE), np.full((2, 2), T - 1)
     for padding in (1, 0):
@@ -407,7 +407,7 @@ def test_the_choice_is_scored_by_its_last_token_unless_told() -> None:
         assert difference(before, told) > 1e-2
 
 
-def test_the_losses_of_two_heads() -> None:
+def test_double_heads_losses_match_numpy() -> None:
     out, arguments = full(DOUBLE), arguments_for(DOUBLE)
     expected = nats(out.mc_logits, arguments["mc_labels"]).mean()
     assert difference(out.mc_loss, expected) < TOLERANCE
@@ -416,7 +416,7 @@ def test_the_losses_of_two_heads() -> None:
     assert difference(out.loss, expected) < TOLERANCE
 
 
-def test_masks_and_positions_of_choices_may_be_flat() -> None:
+def test_double_heads_accepts_flat_masks_and_positions() -> None:
     ids = ids_for(DOUBLE)
     mask, places = np.ones((2, 2, T), np.int32), np.tile([3, 0, 2, 1], (2, 2, 1))
     mask[0, 1, -1] = 0
@@ -433,14 +433,14 @@ def test_masks_and_positions_of_choices_may_be_flat() -> None:
         ([[PAD, PAD, PAD, PAD], [1, PAD, PAD, PAD]], [0, 0]),
     ],
 )
-def test_the_last_token_that_is_no_padding_is_classified(ids: Any, places: list[int]) -> None:
+def test_classifier_uses_last_token_that_is_not_padding(ids: Any, places: list[int]) -> None:
     out = call(CLASSIFIER, ids, output_hidden_states=True)
     states = np.asarray(out.hidden_states[-1], np.float64)[np.arange(2), places]
     kernel = np.asarray(function(CLASSIFIER)[1]["score"]["kernel"], np.float64)
     assert difference(out.logits, states @ kernel) < TOLERANCE
 
 
-def test_of_embeddings_and_without_a_pad_token_the_last_place_is_classified() -> None:
+def test_classifier_uses_last_position_if_padding_is_unknown() -> None:
     ids = np.asarray([[1, 2, PAD, PAD]])
     table = np.asarray(function(CLASSIFIER)[1]["transformer"]["tokens_embed"]["embedding"])
     by_embeddings = made(CLASSIFIER)(inputs_embeds=table[ids], output_hidden_states=True)
@@ -452,7 +452,7 @@ def test_of_embeddings_and_without_a_pad_token_the_last_place_is_classified() ->
     assert difference(padless(ids).logits, expected) < TOLERANCE
 
 
-def test_the_loss_of_the_classifier() -> None:
+def test_classifier_loss_matches_numpy() -> None:
     out = full(CLASSIFIER)
     assert difference(out.loss, nats(out.logits, [2, 0]).mean()) < TOLERANCE
     numbers = np.asarray([[0.5, 1.0, 2.0], [0.0, -1.0, 3.0]], np.float32)
@@ -471,7 +471,9 @@ def test_the_loss_of_the_classifier() -> None:
     [("bfloat16", 3e-2), ("float16", 3e-3)],
 )
 @pytest.mark.parametrize("cls", [DOUBLE, CLASSIFIER])
-def test_half_precision(cls: Any, dtype: str, tolerance: float) -> None:
+def test_model_in_half_precision_stays_close_to_float32(
+    cls: Any, dtype: str, tolerance: float
+) -> None:
     apply, params = function(cls, dtype=dtype)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     arguments = arguments_for(cls)
@@ -484,7 +486,7 @@ def test_half_precision(cls: Any, dtype: str, tolerance: float) -> None:
         assert 1e-6 < error < tolerance, name
 
 
-def test_half_precision_parameters_compute_in_half_precision_too() -> None:
+def test_param_dtype_sets_computation_dtype() -> None:
     model = small_model(LM, n_layer=1, param_dtype="bfloat16")
     out = jax.eval_shape(
         lambda ids: model(ids, output_hidden_states=True, output_attentions=True), ids_for(LM)
@@ -511,9 +513,7 @@ def equations(jaxpr: Any, name: str) -> list[Any]:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("cls", MODELS)
-def test_every_product_has_the_precision_and_sums_in_float32(
-    cls: Any, tied: bool, dtype: str
-) -> None:
+def test_matmul_uses_precision_and_accumulates_in_float32(cls: Any, tied: bool, dtype: str) -> None:
     model = small_model(cls, n_layer=L, dtype=dtype, precision="highest", tie_word_embeddings=tied)
     apply, params = gpt1.functional(model)
     ids = ids_for(cls) if cls is not CLASSIFIER else ids_for(cls)[:1]
@@ -530,7 +530,7 @@ def test_every_product_has_the_precision_and_sums_in_float32(
         assert product.outvars[0].aval.dtype == jnp.float32
 
 
-def test_the_precision_is_jaxs_default_unless_given() -> None:
+def test_matmul_precision_defaults_to_jax_default() -> None:
     apply, params = function(LM)
     products = equations(jax.make_jaxpr(apply)(params, ids_for(LM)).jaxpr, "dot_general")
     assert {product.params["precision"] for product in products} == {None}
@@ -565,7 +565,7 @@ def dropped(seed: int) -> Any:
     return apply(params, MANY, deterministic=False, dropout_key=jax.random.key(seed))
 
 
-def test_dropout_is_off_unless_asked_for() -> None:
+def test_dropout_is_off_by_default() -> None:
     _, apply, params = dropping()
     expected = apply(params, MANY)
     with pytest.raises(ValueError, match="dropout_key draws nothing unless deterministic=False"):
@@ -573,14 +573,16 @@ def test_dropout_is_off_unless_asked_for() -> None:
     assert difference(dropped(0).logits, expected.logits) > 0.05
 
 
-def test_the_key_decides_what_is_dropped() -> None:
+def test_dropout_depends_only_on_its_key() -> None:
     again = dropped.__wrapped__(0)
     np.testing.assert_array_equal(again.logits, dropped(0).logits)
     np.testing.assert_array_equal(again.mc_logits, dropped(0).mc_logits)
     assert len({np.asarray(dropped(seed).logits).tobytes() for seed in range(4)}) == 4
 
 
-def test_every_site_has_its_rate_and_a_mask_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dropout_uses_its_rate_and_an_independent_mask_per_site(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Dropout's inputs and outputs, seen from inside an eager call of the model."""
     sites: list[tuple[Any, np.ndarray, np.ndarray]] = []
 
@@ -625,7 +627,7 @@ def test_every_site_has_its_rate_and_a_mask_of_its_own(monkeypatch: pytest.Monke
             assert np.mean(one != other) == pytest.approx(expected, abs=error)
 
 
-def test_dropout_keeps_the_mean() -> None:
+def test_dropout_preserves_the_mean() -> None:
     """Over many keys, and mapped over them."""
     model = small_model(BASE, n_layer=1, embd_pdrop=0.5, attn_pdrop=0.0, resid_pdrop=0.0)
     apply, params = gpt1.functional(model)
@@ -648,7 +650,7 @@ def test_dropout_keeps_the_mean() -> None:
     assert worst.max() < 5
 
 
-def test_rates_of_zero_change_nothing() -> None:
+def test_dropout_with_zero_rates_has_no_effect() -> None:
     rates: dict[str, Any] = dict.fromkeys(RATES, 0.0)
     model = small_model(DOUBLE, n_layer=1, **rates)
     apply, params = gpt1.functional(model)
@@ -666,6 +668,6 @@ def test_rates_of_zero_change_nothing() -> None:
         ("float64", "^dtype is float64, which needs jax.config.update"),
     ],
 )
-def test_dtype_must_be_a_float_that_jax_has(dtype: str, message: str) -> None:
+def test_model_rejects_invalid_dtype(dtype: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_model(gpt1.OpenAIGPTLMHeadModel, dtype=dtype)

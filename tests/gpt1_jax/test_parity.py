@@ -100,7 +100,7 @@ def both(reference: Any, model: Any, arguments: dict[str, Any]) -> tuple[Any, An
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @given(data=st.data())
 @settings(LADDER, max_examples=4)
-def test_modules_states_attentions_and_logits(
+def test_model_modules_and_outputs_match_torch(
     architecture: str, dtype: str, data: st.DataObject
 ) -> None:
     with computing_in(dtype):
@@ -131,7 +131,7 @@ def test_modules_states_attentions_and_logits(
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
 @settings(LADDER, max_examples=4)
-def test_lm_loss_gradients_and_an_adamw_step(dtype: str, data: st.DataObject) -> None:
+def test_lm_loss_gradients_and_adamw_step_match_torch(dtype: str, data: st.DataObject) -> None:
     with computing_in(dtype):
         config = data.draw(configs(**TRAINED))
         reference = torch_model("OpenAIGPTLMHeadModel", data.draw(st.integers(0, 99)), **config)
@@ -151,7 +151,7 @@ def test_lm_loss_gradients_and_an_adamw_step(dtype: str, data: st.DataObject) ->
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
 @settings(LADDER, max_examples=4)
-def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) -> None:
+def test_classifier_losses_and_gradients_match_torch(dtype: str, data: st.DataObject) -> None:
     with computing_in(dtype):
         problem = data.draw(
             st.sampled_from(
@@ -175,7 +175,7 @@ def test_classification_losses_and_gradients(dtype: str, data: st.DataObject) ->
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
 @settings(LADDER, max_examples=4)
-def test_double_heads_with_choices(dtype: str, data: st.DataObject) -> None:
+def test_double_heads_with_choices_match_torch(dtype: str, data: st.DataObject) -> None:
     """Inputs (batch, choices, T): the case that Hugging Face has for "cls_index" alone."""
     with computing_in(dtype):
         config = {
@@ -211,7 +211,7 @@ def test_double_heads_with_choices(dtype: str, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("summary_type", ["last", "first", "mean"])
-def test_summaries_of_choices_read_each_choice(summary_type: str) -> None:
+def test_double_heads_summarizes_each_choice_separately(summary_type: str) -> None:
     """Where Hugging Face picks along the choices, each choice here is what it is alone there."""
     reference = torch_model(
         "OpenAIGPTDoubleHeadsModel",
@@ -231,7 +231,7 @@ def test_summaries_of_choices_read_each_choice(summary_type: str) -> None:
     )  # measured: 0
 
 
-def test_inputs_embeds() -> None:
+def test_inputs_embeds_match_torch() -> None:
     for architecture in ARCHITECTURES:
         reference = torch_model(
             architecture,
@@ -248,7 +248,7 @@ def test_inputs_embeds() -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 1, 3, np.array([0, 2]), np.array([[0, 1], [4, 2]])])
-def test_logits_to_keep(keep: Any) -> None:
+def test_logits_to_keep_matches_torch(keep: Any) -> None:
     reference = torch_model(
         "OpenAIGPTLMHeadModel", vocab_size=11, n_positions=6, n_layer=1, n_embd=8, n_head=2
     )
@@ -259,7 +259,7 @@ def test_logits_to_keep(keep: Any) -> None:
     assert largest_difference(ours.logits, theirs.logits) <= TOLERANCE["float32"]
 
 
-def test_positions_from_mask_are_those_of_hugging_face_generate() -> None:
+def test_positions_from_mask_match_transformers_generate() -> None:
     reference = torch_model(
         "OpenAIGPTLMHeadModel", vocab_size=11, n_positions=6, n_layer=2, n_embd=8, n_head=2
     )

@@ -30,7 +30,7 @@ IDS = random_ids(1, 4)
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("cls", MODELS)
-def test_what_is_saved_is_loaded_bit_by_bit(cls: type, dtype: str, tmp_path: Path) -> None:
+def test_save_then_load_is_bit_exact(cls: type, dtype: str, tmp_path: Path) -> None:
     model = small_model(cls, param_dtype=dtype, num_labels=3)
     model.save_pretrained(tmp_path / "new" / "folder")
     again = cls.from_pretrained(tmp_path / "new" / "folder")
@@ -44,13 +44,13 @@ def test_what_is_saved_is_loaded_bit_by_bit(cls: type, dtype: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("cls", [LM, DOUBLE])
-def test_an_untied_head_is_saved_and_loaded(cls: type, tmp_path: Path) -> None:
+def test_save_then_load_keeps_untied_head(cls: type, tmp_path: Path) -> None:
     model = small_model(cls, tie_word_embeddings=False)
     model.save_pretrained(tmp_path)
     assert leaves_equal(cls.from_pretrained(tmp_path).params, model.params)
 
 
-def test_a_loaded_model_computes_what_the_saved_one_did(tmp_path: Path) -> None:
+def test_save_then_load_in_shards_keeps_logits(tmp_path: Path) -> None:
     model = small_model(LM)
     model.save_pretrained(tmp_path, max_shard_size=2000)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
@@ -58,7 +58,7 @@ def test_a_loaded_model_computes_what_the_saved_one_did(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again(IDS).logits, model(IDS).logits)
 
 
-def test_the_dtypes_can_be_chosen(tmp_path: Path) -> None:
+def test_from_pretrained_sets_dtype_and_param_dtype(tmp_path: Path) -> None:
     model = small_model(LM)
     model.save_pretrained(tmp_path)
     half = LM.from_pretrained(tmp_path, param_dtype="bfloat16")
@@ -73,7 +73,7 @@ def test_the_dtypes_can_be_chosen(tmp_path: Path) -> None:
     assert widened.dtype == jnp.float32
 
 
-def test_a_float16_folder_keeps_its_dtype_unless_told(tmp_path: Path) -> None:
+def test_from_pretrained_keeps_float16_by_default(tmp_path: Path) -> None:
     model = small_model(BASE, param_dtype="float16")
     model.save_pretrained(tmp_path)
     assert leaves_equal(BASE.from_pretrained(tmp_path).params, model.params)
@@ -83,14 +83,14 @@ def test_a_float16_folder_keeps_its_dtype_unless_told(tmp_path: Path) -> None:
     assert wide.dtype == jnp.float32
 
 
-def test_the_precision_reaches_the_layers(tmp_path: Path) -> None:
+def test_from_pretrained_passes_precision_to_layers(tmp_path: Path) -> None:
     small_model(LM).save_pretrained(tmp_path)
     model = LM.from_pretrained(tmp_path, precision="highest")
     assert model.transformer.h[0].attn.precision == "highest"
     assert model.lm_head.precision == "highest"
 
 
-def test_fields_of_the_configuration_can_be_changed(tmp_path: Path) -> None:
+def test_from_pretrained_overrides_config_fields(tmp_path: Path) -> None:
     small_model(BASE).save_pretrained(tmp_path)
     model = CLASSIFIER.from_pretrained(
         tmp_path, num_labels=3, resid_pdrop=0.0, pad_token_id=1, rngs=nnx.Rngs(0)
@@ -104,13 +104,13 @@ def test_fields_of_the_configuration_can_be_changed(tmp_path: Path) -> None:
     assert logits.shape == (1, 3)
 
 
-def test_a_field_that_does_not_exist_is_a_type_error(tmp_path: Path) -> None:
+def test_from_pretrained_rejects_unknown_fields(tmp_path: Path) -> None:
     small_model(BASE).save_pretrained(tmp_path)
     with pytest.raises(TypeError, match=r"\['n_layers', 'seed'\].*OpenAIGPTConfig"):
         BASE.from_pretrained(tmp_path, n_layers=2, seed=0)
 
 
-def test_a_number_that_the_weights_contradict_is_an_error(tmp_path: Path) -> None:
+def test_from_pretrained_rejects_fields_that_contradict_weights(tmp_path: Path) -> None:
     small_model(LM).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"n_layer 3, the weights show 2"):
         LM.from_pretrained(tmp_path, n_layer=3)
@@ -119,7 +119,7 @@ def test_a_number_that_the_weights_contradict_is_an_error(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("cls", [DOUBLE, CLASSIFIER])
-def test_a_new_head_needs_to_be_asked_for(cls: type, tmp_path: Path) -> None:
+def test_from_pretrained_initializes_missing_head_from_rngs(cls: type, tmp_path: Path) -> None:
     body = small_model(LM)
     body.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"pass rngs=nnx\.Rngs\(seed\)"):
@@ -136,7 +136,7 @@ def test_a_new_head_needs_to_be_asked_for(cls: type, tmp_path: Path) -> None:
         assert float(model.score.kernel.get_value().std()) == pytest.approx(0.02, rel=0.07)
 
 
-def test_a_head_in_the_file_is_not_drawn_anew(tmp_path: Path) -> None:
+def test_from_pretrained_keeps_stored_head_despite_rngs(tmp_path: Path) -> None:
     model = small_model(CLASSIFIER)
     model.save_pretrained(tmp_path)
     assert leaves_equal(CLASSIFIER.from_pretrained(tmp_path, rngs=nnx.Rngs(0)).params, model.params)
@@ -146,7 +146,9 @@ def test_a_head_in_the_file_is_not_drawn_anew(tmp_path: Path) -> None:
     ("source", "target"),
     [(BASE, LM), (LM, BASE), (DOUBLE, LM), (CLASSIFIER, LM), (CLASSIFIER, BASE), (BASE, DOUBLE)],
 )
-def test_the_body_of_any_model_serves_any_other(source: type, target: type, tmp_path: Path) -> None:
+def test_from_pretrained_loads_body_of_any_architecture(
+    source: type, target: type, tmp_path: Path
+) -> None:
     saved = small_model(source)
     saved.save_pretrained(tmp_path)
     loaded = target.from_pretrained(tmp_path, rngs=nnx.Rngs(0))
@@ -154,12 +156,12 @@ def test_the_body_of_any_model_serves_any_other(source: type, target: type, tmp_
     assert leaves_equal(body, expected)
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_from_pretrained_reports_missing_folder(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="absent"):
         LM.from_pretrained(tmp_path / "absent")
 
 
-def test_a_folder_without_weights_is_named(tmp_path: Path) -> None:
+def test_from_pretrained_reports_missing_weights(tmp_path: Path) -> None:
     small_config().save_pretrained(tmp_path)
     with pytest.raises(FileNotFoundError, match=re.escape(tmp_path.name)):
         LM.from_pretrained(tmp_path)
@@ -176,14 +178,14 @@ def test_load_params_replaces_every_parameter() -> None:
     assert leaves_equal(model.params, other.params)
 
 
-def test_load_params_keeps_the_dtype_of_the_model() -> None:
+def test_load_params_keeps_model_dtype() -> None:
     model, other = small_model(BASE, param_dtype="bfloat16"), small_model(BASE, seed=1)
     model.load_params(other.params)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), other.params)
     assert leaves_equal(model.params, rounded)
 
 
-def test_load_params_names_everything_that_is_wrong_and_replaces_nothing(double: Any) -> None:
+def test_load_params_reports_every_error_and_changes_nothing(double: Any) -> None:
     before = jax.tree.map(np.array, double.params)
     new: Any = flatten_dict(jax.tree.map(lambda leaf: leaf + 1, double.params))
     del new["transformer", "h", "1", "ln_2", "bias"]
@@ -205,7 +207,7 @@ def test_load_params_names_everything_that_is_wrong_and_replaces_nothing(double:
     assert leaves_equal(double.params, before)
 
 
-def test_load_params_refuses_nothing_at_all(double: Any) -> None:
+def test_load_params_rejects_an_empty_dict(double: Any) -> None:
     with pytest.raises(ValueError, match=r"tokens_embed\.embedding is missing"):
         double.load_params({})
 
@@ -213,11 +215,11 @@ def test_load_params_refuses_nothing_at_all(double: Any) -> None:
 SHAPES = nnx.eval_shape(lambda: LM(gpt1.OpenAIGPTConfig(), rngs=nnx.Rngs(0)))
 
 
-def test_gpt_1_has_its_number_of_parameters() -> None:
+def test_num_parameters_matches_published_gpt_1() -> None:
     assert SHAPES.num_parameters() == 116_534_784
 
 
-def test_the_number_of_parameters_counts_heads() -> None:
+def test_num_parameters_counts_heads() -> None:
     body = small_model(BASE).num_parameters()
     E, V = 8, 13
     block = (3 * E * E + 3 * E) + (E * E + E) + (4 * E * E + 4 * E) + (4 * E * E + E) + 4 * E
@@ -231,7 +233,7 @@ def test_the_number_of_parameters_counts_heads() -> None:
 
 
 @pytest.mark.parametrize("deviation", [0.02, 0.5])
-def test_the_initial_weights(deviation: float) -> None:
+def test_initial_weights_follow_initializer_range(deviation: float) -> None:
     config = small_config(
         vocab_size=200,
         n_positions=100,
@@ -259,7 +261,7 @@ def test_the_initial_weights(deviation: float) -> None:
             assert abs(values.mean()) <= 0.15 * deviation, path
 
 
-def test_every_weight_is_drawn_by_itself() -> None:
+def test_initial_weights_differ_between_parameters() -> None:
     config = small_config()
     params = jax.jit(lambda: BASE(config, rngs=nnx.Rngs(0)).params)()
     kernels = [
@@ -272,7 +274,7 @@ def test_every_weight_is_drawn_by_itself() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("cls", [LM, DOUBLE])
-def test_a_larger_vocabulary_keeps_the_rows(cls: type, tied: bool) -> None:
+def test_resize_to_larger_vocabulary_keeps_rows(cls: type, tied: bool) -> None:
     model = small_model(cls, tie_word_embeddings=tied, initializer_range=0.5)
     before: Any = flatten_dict(jax.tree.map(np.array, model.params))
     model.resize_token_embeddings(300, rngs=nnx.Rngs(0))
@@ -299,7 +301,7 @@ def test_a_larger_vocabulary_keeps_the_rows(cls: type, tied: bool) -> None:
     assert model([[299, 0]]).logits.shape == (1, 2, 300)
 
 
-def test_a_smaller_vocabulary_keeps_the_first_rows() -> None:
+def test_resize_to_smaller_vocabulary_keeps_first_rows() -> None:
     model = small_model(LM)
     before = np.array(model.params["transformer"]["tokens_embed"]["embedding"])
     full = np.asarray(model([[1, 2]]).logits)
@@ -313,7 +315,7 @@ def test_a_smaller_vocabulary_keeps_the_first_rows() -> None:
         model([[5]])
 
 
-def test_a_resized_model_works_as_a_function_and_is_saved(tmp_path: Path) -> None:
+def test_resize_works_with_functional_and_save(tmp_path: Path) -> None:
     model = small_model(LM, n_layer=1)
     apply, params = gpt1.functional(model)
     model.resize_token_embeddings(20, rngs=nnx.Rngs(0))
@@ -327,7 +329,7 @@ def test_a_resized_model_works_as_a_function_and_is_saved(tmp_path: Path) -> Non
     assert leaves_equal(again.params, model.params)
 
 
-def test_a_resize_keeps_the_dtype_and_the_base_model_has_no_head() -> None:
+def test_resize_of_base_model_keeps_dtype() -> None:
     model = small_model(BASE, param_dtype="bfloat16")
     model.resize_token_embeddings(15, rngs=nnx.Rngs(0))
     assert model.params["tokens_embed"]["embedding"].shape == (15, 8)
@@ -335,7 +337,7 @@ def test_a_resize_keeps_the_dtype_and_the_base_model_has_no_head() -> None:
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "20"])
-def test_a_size_that_is_none_changes_nothing(size: Any) -> None:
+def test_resize_rejects_invalid_size(size: Any) -> None:
     model = small_model(LM)
     with pytest.raises(ValueError, match=f"vocab_size is {size!r}, but must be a positive integer"):
         model.resize_token_embeddings(size, rngs=nnx.Rngs(0))

@@ -36,7 +36,7 @@ def count(call: Callable[[], Any]) -> int:
     return len(found)
 
 
-def test_compilations_are_counted() -> None:
+def test_compilations_counts_each_compilation() -> None:
     double = jax.jit(lambda x: x * 2)
     x = np.ones(3, np.float32)
     assert count(lambda: double(x)) == 1
@@ -46,7 +46,7 @@ def test_compilations_are_counted() -> None:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("cls", MODELS)
-def test_the_parameters_are_those_of_the_table(cls: Any, tied: bool) -> None:
+def test_params_match_param_specs(cls: Any, tied: bool) -> None:
     model = small_model(cls, tie_word_embeddings=tied, num_labels=3)
     _, params = gpt1.functional(model)
     rows = conversion.param_specs(model.config.to_dict(), cls.__name__)
@@ -60,7 +60,7 @@ def test_the_parameters_are_those_of_the_table(cls: Any, tied: bool) -> None:
     assert torch_names == {row.torch for row in rows}
 
 
-def test_the_parameters_are_a_plain_nested_dict() -> None:
+def test_params_are_a_plain_nested_dict() -> None:
     _, params = gpt1.functional(small_model(LM))
 
     def check(node: Any) -> None:
@@ -76,7 +76,7 @@ def test_the_parameters_are_a_plain_nested_dict() -> None:
     assert "lm_head" not in params
 
 
-def test_more_than_ten_blocks_keep_their_order() -> None:
+def test_merge_keeps_order_of_more_than_ten_blocks() -> None:
     """As strings, "10" comes before "2"."""
     model = small_model(gpt1.OpenAIGPTModel, n_layer=11, n_embd=2, n_head=1)
     params = model.params
@@ -87,7 +87,7 @@ def test_more_than_ten_blocks_keep_their_order() -> None:
     assert leaves_equal(merged.params, params)
 
 
-def test_the_parameters_are_not_changed_by_a_model_that_trains_on() -> None:
+def test_params_do_not_change_when_model_is_updated() -> None:
     model = small_model(LM)
     _, params = gpt1.functional(model)
     before = jax.tree.map(np.array, params)
@@ -95,7 +95,7 @@ def test_the_parameters_are_not_changed_by_a_model_that_trains_on() -> None:
     assert leaves_equal(params, before)
 
 
-def test_equal_models_share_one_function_and_its_compilations() -> None:
+def test_functional_is_shared_by_equal_models() -> None:
     fields: dict[str, Any] = {"vocab_size": 14, "n_layer": 1}
     one, other = small_model(LM, **fields), small_model(LM, seed=1, **fields)
     apply, params = gpt1.functional(one)
@@ -120,17 +120,17 @@ def test_equal_models_share_one_function_and_its_compilations() -> None:
     ],
     ids=str,
 )
-def test_a_model_that_computes_otherwise_has_a_function_of_its_own(fields: Any) -> None:
+def test_functional_differs_between_configs_and_dtypes(fields: Any) -> None:
     apply, _ = gpt1.functional(small_model(LM))
     other, _ = gpt1.functional(small_model(LM, **fields))
     assert other is not apply
 
 
-def test_each_kind_of_model_has_a_function_of_its_own() -> None:
+def test_functional_differs_between_architectures() -> None:
     assert len({gpt1.functional(small_model(cls))[0] for cls in MODELS}) == len(MODELS)
 
 
-def test_values_do_not_compile_anew_and_shapes_do() -> None:
+def test_apply_recompiles_for_shapes_but_not_values() -> None:
     apply, params = gpt1.functional(small_model(LM, n_layer=1))
     other = random_ids(2, 4, seed=1)
     apply(params, IDS, labels=IDS, attention_mask=np.ones((2, 4)), num_items_in_batch=3)
@@ -152,7 +152,7 @@ def test_values_do_not_compile_anew_and_shapes_do() -> None:
     assert count(lambda: apply(params, IDS[:, :3], logits_to_keep=1)) == 1
 
 
-def test_kinds_of_one_argument_do_not_compile_anew() -> None:
+def test_apply_does_not_recompile_for_array_types() -> None:
     """Lists, numpy and JAX arrays of the same ids; arguments by place and by name."""
     apply, params = gpt1.functional(small_model(LM, n_layer=1))
     mask = np.ones((2, 4), np.int32)
@@ -164,7 +164,7 @@ def test_kinds_of_one_argument_do_not_compile_anew() -> None:
     assert count(lambda: apply(params, IDS.tolist(), mask.tolist())) == 0
 
 
-def test_reading_token_by_token_compiles_once() -> None:
+def test_apply_compiles_once_for_decode_steps() -> None:
     model = small_model(LM, n_layer=1)
     apply, params = gpt1.functional(model)
     cache = gpt1.Cache.empty(model.config, 2, 6)
@@ -176,7 +176,7 @@ def test_reading_token_by_token_compiles_once() -> None:
     assert cache.index == 4
 
 
-def test_it_works_inside_jit_and_grad() -> None:
+def test_apply_works_inside_jit_and_grad() -> None:
     apply, params = gpt1.functional(small_model(LM, n_layer=1))
 
     def loss(params: Any, ids: Any) -> Any:
@@ -193,7 +193,7 @@ def test_it_works_inside_jit_and_grad() -> None:
 
 
 @pytest.mark.parametrize("cls", MODELS)
-def test_a_gradient_step_lowers_every_loss(cls: Any) -> None:
+def test_apply_gradient_steps_lower_the_loss(cls: Any) -> None:
     model = small_model(cls, n_layer=1, pad_token_id=0)
     apply, params = gpt1.functional(model)
     ids, arguments = IDS, {}
@@ -227,7 +227,7 @@ def test_a_gradient_step_lowers_every_loss(cls: Any) -> None:
     assert len(set(losses)) == 5
 
 
-def test_trained_parameters_go_back_into_the_model() -> None:
+def test_load_params_accepts_trained_params() -> None:
     model = small_model(LM, n_layer=1)
     apply, params = gpt1.functional(model)
     trained = jax.tree.map(lambda leaf: leaf * np.float32(1.5), params)
@@ -236,7 +236,7 @@ def test_trained_parameters_go_back_into_the_model() -> None:
     assert difference(model(IDS).logits, apply(trained, IDS).logits) < 1e-6
 
 
-def test_apply_names_parameters_that_are_not_the_models() -> None:
+def test_apply_reports_mismatched_params() -> None:
     config = gpt1.OpenAIGPTConfig(vocab_size=11, n_positions=8, n_layer=1, n_embd=8, n_head=2)
     apply, params = gpt1.functional(gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)))
     ids = np.array([[1, 2]])
@@ -252,7 +252,7 @@ def test_apply_names_parameters_that_are_not_the_models() -> None:
     assert "! transformer.h.0.mlp.c_fc.bias has shape (1,), but must have (32,)" in message
 
 
-def test_models_that_read_a_text_as_a_whole_take_no_cache() -> None:
+def test_apply_rejects_cache_for_models_without_decoding() -> None:
     config = gpt1.OpenAIGPTConfig(vocab_size=11, n_positions=8, n_layer=1, n_embd=8, n_head=2)
     for cls in (gpt1.OpenAIGPTDoubleHeadsModel, gpt1.OpenAIGPTForSequenceClassification):
         apply, params = gpt1.functional(cls(config, rngs=nnx.Rngs(0)))

@@ -60,7 +60,7 @@ def outcomes(checks: list[Check]) -> dict[str, bool | None]:
     return {check.name: check.passed for check in checks}
 
 
-def test_the_published_model_passes_every_check(folder: Path, published: Published) -> None:
+def test_verify_passes_published_model(folder: Path, published: Published) -> None:
     checks = outcomes(list(verify(folder, published)))
     assert checks.pop("torch") in (True, None)  # None where torch is not installed
     assert checks == dict.fromkeys(
@@ -77,7 +77,7 @@ def test_the_published_model_passes_every_check(folder: Path, published: Publish
     )
 
 
-def test_another_model_with_the_published_embedding_fails(
+def test_verify_fails_other_model_with_published_embedding(
     folder: Path, published: Published
 ) -> None:
     config, params = conversion.read(folder)
@@ -90,20 +90,20 @@ def test_another_model_with_the_published_embedding_fails(
     assert checks["published next token"] is False
 
 
-def test_a_model_that_is_not_the_published_one_is_not_compared(folder: Path) -> None:
+def test_verify_skips_published_outputs_for_other_models(folder: Path) -> None:
     last = list(verify(folder, GPT1))[-1]
     assert str(last) == (
         "not run  published outputs: this is not the published GPT-1 (its embedding is another)"
     )
 
 
-def test_a_folder_without_a_tokenizer(folder: Path, published: Published) -> None:
+def test_verify_skips_next_token_without_a_tokenizer(folder: Path, published: Published) -> None:
     (folder / "merges.txt").unlink()
     last = list(verify(folder, published))[-1]
     assert (last.name, last.passed) == ("published next token", None)
 
 
-def test_values_that_are_not_finite_are_named(folder: Path) -> None:
+def test_verify_names_non_finite_values(folder: Path) -> None:
     config, params = conversion.read(folder)
     params["transformer"]["h"]["0"]["ln_1"]["bias"][2] = np.nan
     conversion.write(folder, config, params)
@@ -113,7 +113,9 @@ def test_values_that_are_not_finite_are_named(folder: Path) -> None:
     assert checks["forward"].passed is False
 
 
-def test_without_torch_its_check_says_so(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_skips_torch_check_without_torch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     check = {check.name: check for check in verify(folder)}["torch"]
     assert check.passed is None
@@ -121,7 +123,7 @@ def test_without_torch_its_check_says_so(folder: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("format", ["huggingface", "openai"])
-def test_torch_agrees_and_disagrees(
+def test_verify_torch_check_detects_wrong_logits(
     folder: Path, tmp_path: Path, format: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("torch")
@@ -144,7 +146,7 @@ def test_torch_agrees_and_disagrees(
     assert checks[0].passed is False
 
 
-def test_the_other_heads(folder: Path, tmp_path: Path) -> None:
+def test_verify_passes_other_architectures(folder: Path, tmp_path: Path) -> None:
     config = gpt1.OpenAIGPTConfig(vocab_size=7, n_positions=8, n_layer=1, n_embd=8, n_head=2)
     for cls in (gpt1.OpenAIGPTModel, gpt1.OpenAIGPTDoubleHeadsModel):
         target = tmp_path / cls.__name__

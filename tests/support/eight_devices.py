@@ -46,7 +46,7 @@ def share(mesh: Any) -> float:
     # Twice as wide as otherwise: of so narrow a model much is biases, which every device has.
     params = model_on(mesh, gpt1.OpenAIGPTLMHeadModel, n_embd=2 * SIZES["n_embd"]).params
     state = TrainState.create(params, make_optimizer(OPTIMIZER, STEPS), seed=0)
-    tree = sharding.place(state, sharding.by_name(mesh, state))
+    tree = sharding.shard(state, sharding.param_shardings(mesh, state))
     held: collections.Counter[Any] = collections.Counter()
     for leaf in jax.tree.leaves(tree):
         for part in leaf.addressable_shards:
@@ -60,13 +60,15 @@ def lie_alike(tree: Any, expected: Any) -> bool:
 
 
 def by_rows(mesh: Any, tree: Any, axis: int = 0) -> Any:
-    return tree if mesh is None else sharding.place(tree, sharding.by_rows(mesh, tree, axis))
+    return (
+        tree if mesh is None else sharding.shard(tree, sharding.batch_shardings(mesh, tree, axis))
+    )
 
 
 def model_on(mesh: Any, cls: Any, **fields: Any) -> Any:
     model = small_model(cls, **{**SIZES, "pad_token_id": 0, **fields})
     if mesh is not None:
-        sharding.distribute(model, mesh)
+        sharding.shard_model(model, mesh)
     return model
 
 
@@ -82,7 +84,7 @@ def heads(mesh: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             cache = by_rows(mesh, gpt1.Cache.empty(model.config, ROWS, TOKENS))
             out = apply(params, by_rows(mesh, IDS), cache=cache)
             if mesh is not None:
-                facts["cache_kept"] = lie_alike(out.cache, sharding.by_rows(mesh, cache))
+                facts["cache_kept"] = lie_alike(out.cache, sharding.batch_shardings(mesh, cache))
                 buffers = (*cache.keys, *cache.values)
                 facts["cache_donated"] = all(buffer.is_deleted() for buffer in buffers)
         else:
@@ -123,8 +125,8 @@ def train(mesh: Any) -> tuple[list[float], Any, dict[str, Any]]:
     state = TrainState.create(params, optimizer, seed=0)
     before, facts, shardings = state, {}, None
     if mesh is not None:
-        shardings = sharding.by_name(mesh, state)
-        state = sharding.place(state, shardings)
+        shardings = sharding.param_shardings(mesh, state)
+        state = sharding.shard(state, shardings)
     losses = []
     for text in TEXTS:
         before = state

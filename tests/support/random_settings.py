@@ -4,7 +4,7 @@ from typing import Any
 
 import hypothesis.strategies as st
 
-from gpt1_jax import GenerationSettings
+from gpt1_jax import GenerationConfig
 
 ids = st.integers(0, 40477)
 several = st.lists(ids, max_size=4)
@@ -48,7 +48,7 @@ BEAM: dict[str, st.SearchStrategy[Any]] = {
 
 
 @st.composite
-def valid_settings(draw: Any) -> GenerationSettings:
+def valid_settings(draw: Any) -> GenerationConfig:
     do_sample, beams = draw(st.booleans()), draw(st.booleans())
     optional = {
         **COMMON,
@@ -62,4 +62,4 @@ def valid_settings(draw: Any) -> GenerationSettings:
         fields.setdefault("num_beams", 4)
     if not fields.get("suppress_tokens"):
         fields |= draw(st.fixed_dictionaries({}, optional=FORCED))
-    return GenerationSettings(do_sample=do_sample, **fields)
+    return GenerationConfig(do_sample=do_sample, **fields)

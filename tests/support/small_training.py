@@ -19,7 +19,7 @@ from gpt1_jax.text.bpe_training import train_tokenizer
 from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import pretrain as pretraining
 from gpt1_jax.training.finetune import FinetuneSettings
-from gpt1_jax.training.loop import LoopSettings, Progress, Training
+from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec
 from gpt1_jax.training.optimizer import OptimizerSettings
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
 
@@ -83,7 +83,7 @@ def write_checkpoint(folder: Path, **fields: Any) -> Path:
     return folder
 
 
-def pretrain(texts: Sequence[Path], out: Path, **fields: Any) -> Progress:
+def pretrain(texts: Sequence[Path], out: Path, **fields: Any) -> TrainProgress:
     """Train a tiny language model; the fields are settings of any kind, or other arguments."""
     quick = dict(QUICK)
     # A given model has its own sizes, a given tokenizer its own merges.
@@ -103,7 +103,7 @@ def pretrain(texts: Sequence[Path], out: Path, **fields: Any) -> Progress:
 
 def finetune(
     task: Any, train: Path, valid: Path | None, out: Path, model: Path, **fields: Any
-) -> Progress:
+) -> TrainProgress:
     """Train a tiny model for a task; the fields are settings of any kind, or other arguments."""
     given = {name: value for name, value in QUICK.items() if name not in SIZES} | fields
     return finetuning.finetune(
@@ -140,7 +140,7 @@ class Prepared:
     updates: tuple[float, ...]
 
     @classmethod
-    def of(cls, training: Training) -> Self:
+    def of(cls, training: TrainSpec) -> Self:
         """Summarise a training."""
         model = training.combine(training.params, training.frozen)
         batch, key = next(training.batches), jax.random.key(training.seed)
@@ -170,15 +170,15 @@ def checksum(tree: Any) -> int:
 
 def prepare(run: Callable[[], object]) -> Prepared:
     """Run pre-training or fine-tuning up to the first step."""
-    handed_over: list[Training] = []
+    handed_over: list[TrainSpec] = []
 
-    def fit(training: Training, settings: LoopSettings, out: Path) -> Progress:
+    def record(training: TrainSpec, settings: LoopSettings, out: Path) -> TrainProgress:
         handed_over.append(training)
-        return Progress()
+        return TrainProgress()
 
     with pytest.MonkeyPatch.context() as patch:
         for module in (pretraining, finetuning):
-            patch.setattr(module, "fit", fit)
+            patch.setattr(module, "run_training", record)
         run()
     return Prepared.of(handed_over[0])
 

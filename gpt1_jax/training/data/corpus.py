@@ -15,11 +15,11 @@ import numpy as np
 from conversion.files import atomic_write
 from gpt1_jax.text.tokenizer import Tokenizer
 
-PIECE = 2**20  # characters that are read and encoded at once
+READ_CHARS = 2**20  # characters that are read and encoded at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Tokens:
+class TokenizedText:
     """A text as ids, mapped into memory from a file.
 
     Attributes:
@@ -49,7 +49,7 @@ def read_pieces(path: str | os.PathLike[str]) -> Iterator[str]:
     ):
         while True:
             try:
-                new = file.read(PIECE)
+                new = file.read(READ_CHARS)
             except UnicodeDecodeError as error:
                 # What could not be decoded is the end of what was read so far.
                 byte = content.tell() - len(error.object) + error.start
@@ -70,7 +70,7 @@ def read_pieces(path: str | os.PathLike[str]) -> Iterator[str]:
 
 def load_tokens(
     paths: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer, cache: Path
-) -> Tokens:
+) -> TokenizedText:
     """Return the tokens of text files, one after another; encoded once, then kept in a file.
 
     The file's name comes from the texts and the tokenizer, so that a change of either makes a new
@@ -95,7 +95,7 @@ def load_tokens(
         _encode(paths, tokenizer, cache, name)
     fields: dict[str, Any] = json.loads(description.read_text(encoding="utf-8"))
     ids = np.memmap(cache / f"{name}.bin", fields["dtype"], mode="r", shape=(fields["tokens"],))
-    return Tokens(ids, fields["characters"], tuple(map(str, paths)))
+    return TokenizedText(ids, fields["characters"], tuple(map(str, paths)))
 
 
 def _encode(
@@ -133,7 +133,7 @@ def _encode(
 
 
 @dataclasses.dataclass(frozen=True)
-class Blocks:
+class PackedBlocks:
     """A text cut into blocks of T tokens to predict, each from those before it in the block.
 
     A block holds one more token than it predicts, its predecessor's last one: so all tokens but

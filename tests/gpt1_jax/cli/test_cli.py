@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_generate(run: Run, folder: Path) -> None:
+def test_cli_generate_prints_text_or_ids(run: Run, folder: Path) -> None:
     prompts = ["abc a", "j"]
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
     tokenizer = gpt1.Tokenizer.from_pretrained(folder)
@@ -53,7 +53,7 @@ def test_generate(run: Run, folder: Path) -> None:
     assert out.startswith("abc a")
 
 
-def test_generate_samples(run: Run, folder: Path) -> None:
+def test_cli_generate_samples_by_seed(run: Run, folder: Path) -> None:
     sample = ["generate", "a", "--model", folder, "--do-sample", "--temperature", 2, "--ids"]
     sample += ["--max-new-tokens", 9]
     texts = [run(*sample, "--seed", seed)[1] for seed in (1, 1, 2)]
@@ -61,7 +61,7 @@ def test_generate_samples(run: Run, folder: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
-def test_generate_many_prompts(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_cli_generate_continues_many_prompts(run: Run, folder: Path, tmp_path: Path) -> None:
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
     tokenizer = gpt1.Tokenizer.from_pretrained(folder)
     lines = ["abc a", "", '{"prompt": "j", "name": "third"}', "abc abc abc abc a", "b"]
@@ -97,7 +97,7 @@ def test_generate_many_prompts(run: Run, folder: Path, tmp_path: Path) -> None:
     assert out.splitlines() == [found["text"] for found in objects]
 
 
-def test_generate_beams(run: Run, folder: Path) -> None:
+def test_cli_generate_supports_beam_search(run: Run, folder: Path) -> None:
     fields: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 4}
     flags = ["--num-beams", 3, "--num-return-sequences", 2, "--max-new-tokens", 4]
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
@@ -109,7 +109,7 @@ def test_generate_beams(run: Run, folder: Path) -> None:
     np.testing.assert_allclose([found["score"] for found in objects], scores, atol=1e-5)
 
 
-def test_every_setting_reaches_generate(
+def test_cli_generate_passes_every_setting(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SeenError(ValueError):
@@ -158,17 +158,17 @@ def test_every_setting_reaches_generate(
                 arguments += [flag] if value is True else [flag, value]
         status, _, err = run(*arguments, "a")
         assert (status, err) == (2, "gpt1: seen\n")
-        assert found.pop() == gpt1.GenerationSettings(**fields)
+        assert found.pop() == gpt1.GenerationConfig(**fields)
     missing = set(common | beams | alone | guessed) ^ set(
-        gpt1.GenerationSettings.__dataclass_fields__
+        gpt1.GenerationConfig.__dataclass_fields__
     )
     assert not missing
     arguments = ["generate", "a", "--model", folder, "--max-new-tokens", 9]
     run(*arguments, "--eos-token-id", "None", "--no-do-sample", "--early-stopping", "False")
-    assert found.pop() == gpt1.GenerationSettings(max_new_tokens=9, eos_token_id=())
+    assert found.pop() == gpt1.GenerationConfig(max_new_tokens=9, eos_token_id=())
 
 
-def test_generate_streams_on_a_terminal(
+def test_cli_generate_streams_on_a_terminal(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["generate", "abc a", "--model", folder, "--max-new-tokens", 9]
@@ -194,7 +194,7 @@ def test_generate_streams_on_a_terminal(
     assert streamed == []
 
 
-def test_an_interruption_ends_the_line(
+def test_cli_generate_ends_the_line_when_interrupted(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> Iterator[str]:
@@ -207,7 +207,7 @@ def test_an_interruption_ends_the_line(
     assert run(*arguments) == (130, "abc a one\n", "")
 
 
-def test_a_progress_bar_over_several_batches_on_a_terminal(
+def test_cli_generate_shows_progress_on_a_terminal(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["generate", "a", "b", "c", "--model", folder, "--max-new-tokens", 2]
@@ -221,7 +221,7 @@ def test_a_progress_bar_over_several_batches_on_a_terminal(
     assert (shown, err) == (out, "")
 
 
-def test_convert_there_and_back(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_cli_convert_round_trip_is_exact(run: Run, folder: Path, tmp_path: Path) -> None:
     there, back, half = tmp_path / "openai", tmp_path / "huggingface", tmp_path / "half"
     assert run("convert", folder, there, "--format", "openai")[0] == 0
     assert (there / "params_9.npy").is_file()
@@ -234,7 +234,7 @@ def test_convert_there_and_back(run: Run, folder: Path, tmp_path: Path) -> None:
     assert params["transformer"]["h"]["0"]["ln_1"]["scale"].dtype == conversion.DTYPES["bfloat16"]
 
 
-def test_tree(run: Run, folder: Path) -> None:
+def test_cli_tree_prints_the_model(run: Run, folder: Path) -> None:
     status, out, _ = run("tree", folder)
     assert status == 0
     assert out.startswith("OpenAIGPTLMHeadModel(\n  (transformer): OpenAIGPTModel(\n")
@@ -242,7 +242,7 @@ def test_tree(run: Run, folder: Path) -> None:
     assert out.splitlines()[-1] == "1,312 parameters"
 
 
-def test_tokens_both_ways(run: Run, folder: Path) -> None:
+def test_cli_tokens_encodes_and_decodes(run: Run, folder: Path) -> None:
     status, out, _ = run("tokens", "abc j", "--model", folder)
     assert status == 0
     assert out.splitlines() == ["0  'abc</w>'  ->  22", "1  'j</w>'    ->  20"]
@@ -252,14 +252,14 @@ def test_tokens_both_ways(run: Run, folder: Path) -> None:
     assert len(out.splitlines()) == 4  # three tokens, and the text
 
 
-def test_tokens_of_ranges(run: Run, folder: Path) -> None:
+def test_cli_tokens_accepts_id_ranges(run: Run, folder: Path) -> None:
     """As Python's ranges: the end is not shown."""
     status, out, _ = run("tokens", "--ids", "1-4,20", "22", "--model", folder)
     assert status == 0
     assert [line.split()[1] for line in out.splitlines()[:5]] == ["1", "2", "3", "20", "22"]
 
 
-def test_nearest(run: Run) -> None:
+def test_cli_nearest_solves_an_analogy(run: Run) -> None:
     """Of the model that comes along."""
     status, out, _ = run("nearest", "king - man + woman", "--count", "3")
     assert status == 0
@@ -269,7 +269,7 @@ def test_nearest(run: Run) -> None:
     assert "'queen</w>'" in tokens
 
 
-def test_tokens_of_either_pipeline(run: Run, folder: Path) -> None:
+def test_cli_tokens_supports_both_pipelines(run: Run, folder: Path) -> None:
     """A line break is a token of the original one alone; this vocabulary does not know it."""
     pytest.importorskip("spacy")
     for pipeline, ids in {"huggingface": ["22", "20"], "original": ["22", "0", "20"]}.items():
@@ -278,7 +278,7 @@ def test_tokens_of_either_pipeline(run: Run, folder: Path) -> None:
         assert [line.split("->")[1].split()[0] for line in out.splitlines()] == ids
 
 
-def test_verify(run: Run, folder: Path) -> None:
+def test_cli_verify_reports_each_check(run: Run, folder: Path) -> None:
     status, out, _ = run("verify", folder)
     assert status == 0
     assert "ok       layout: OpenAIGPTLMHeadModel, 1,312 parameters" in out
@@ -340,7 +340,7 @@ def test_verify(run: Run, folder: Path) -> None:
         (["no-such-command"], "no-such-command"),
     ],
 )
-def test_wrong_input_is_one_message_and_status_2(
+def test_cli_reports_bad_input_with_status_2(
     run: Run, folder: Path, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     empty = tmp_path / "empty"
@@ -360,7 +360,7 @@ def test_wrong_input_is_one_message_and_status_2(
     assert not (tmp_path / "target").exists()
 
 
-def test_an_unknown_hub_id_without_network(folder: Path) -> None:
+def test_cli_generate_reports_unknown_hub_id_offline(folder: Path) -> None:
     command = [sys.executable, "-c", "from gpt1_jax.cli import main; main()"]
     done = subprocess.run(
         [*command, "generate", "a", "--model", "nobody/no-such-model"],
@@ -373,12 +373,12 @@ def test_an_unknown_hub_id_without_network(folder: Path) -> None:
     assert "'nobody/no-such-model'" in done.stderr
 
 
-def test_ids_of_the_command_are_integers(run: Run, folder: Path) -> None:
+def test_cli_generate_prints_integer_ids(run: Run, folder: Path) -> None:
     _, out, _ = run("generate", "a", "--model", folder, "--max-new-tokens", 1, "--ids")
     assert np.array(out.split(), np.int64).shape == (2,)
 
 
-def test_a_score_that_is_no_number_is_null(run: Run, folder: Path) -> None:
+def test_cli_generate_writes_non_finite_scores_as_null(run: Run, folder: Path) -> None:
     """A text that has used up the vocabulary: JSON knows no NaN."""
     status, out, _ = run(
         *("generate", "--model", folder, "--json", "a"),
@@ -398,7 +398,7 @@ def test_a_score_that_is_no_number_is_null(run: Run, folder: Path) -> None:
 @pytest.mark.parametrize(
     "error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")]
 )
-def test_out_of_memory(
+def test_cli_generate_reports_out_of_memory(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -411,7 +411,7 @@ def test_out_of_memory(
     assert err.count("\n") == 1
 
 
-def test_generate_refuses_a_classification(run: Run, folder: Path, tmp_path: Path) -> None:
+def test_cli_generate_rejects_classification_model(run: Run, folder: Path, tmp_path: Path) -> None:
     config = gpt1.OpenAIGPTConfig.from_pretrained(folder)
     gpt1.OpenAIGPTForSequenceClassification(config, rngs=nnx.Rngs(0)).save_pretrained(tmp_path)
     status, out, err = run("generate", "a", "--model", tmp_path)

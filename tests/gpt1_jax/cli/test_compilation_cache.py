@@ -23,14 +23,16 @@ def compiled(*flags: object, **variables: str) -> dict[str, float]:
     return json.loads(done.stderr.splitlines()[-1])
 
 
-def test_the_second_run_compiles_nothing(tmp_path: Path) -> None:
+def test_compilation_cache_serves_the_second_run(tmp_path: Path) -> None:
     folder = tmp_path / "not there yet"
     first, second = (compiled("--compilation-cache", folder) for _ in range(2))
     assert first["count"] == second["count"] == second["from the cache"] > 0
     assert first["from the cache"] == 0
 
 
-def test_a_file_is_no_cache(run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+def test_compilation_cache_rejects_a_file(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
     file = tmp_path / "file"
     file.write_text("")
     status, _, err = run(*COMMAND, "--compilation-cache", file)
@@ -39,7 +41,7 @@ def test_a_file_is_no_cache(run: Callable[..., tuple[int, str, str]], tmp_path: 
 
 
 @pytest.mark.nightly
-def test_the_variable_of_jax(tmp_path: Path) -> None:
+def test_compilation_cache_respects_jax_variables(tmp_path: Path) -> None:
     """It works by itself; so that small programs are kept, JAX has a second one."""
     variables = {
         "JAX_COMPILATION_CACHE_DIR": str(tmp_path),

@@ -11,7 +11,7 @@ Run = Callable[..., tuple[int, str, str]]
 TEXT = "The old man smiled."
 
 
-def test_surprisal(run: Run) -> None:
+def test_cli_surprisal_prints_tokens_and_perplexity(run: Run) -> None:
     status, out, _ = run("surprisal", TEXT)
     assert status == 0
     assert [line.split()[-1] for line in out.splitlines()[1:-1]] == [
@@ -29,7 +29,7 @@ def test_surprisal(run: Run) -> None:
         ["logit-lens"],
     ],
 )
-def test_pictures(run: Run, tmp_path: Path, flags: list[object]) -> None:
+def test_cli_picture_writes_a_png(run: Run, tmp_path: Path, flags: list[object]) -> None:
     pytest.importorskip("matplotlib")
     kind, *rest = flags
     file = tmp_path / "picture.png"
@@ -50,7 +50,9 @@ def test_pictures(run: Run, tmp_path: Path, flags: list[object]) -> None:
         (["picture", "next-tokens", "a", "--out", "OUT.doc"], "a picture ends in one of"),
     ],
 )
-def test_wrong_input(run: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_cli_explore_rejects_bad_input(
+    run: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
     pytest.importorskip("matplotlib")
     arguments = [argument.replace("OUT", str(tmp_path / "out")) for argument in arguments]
     status, out, err = run(*arguments)

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from gpt1_jax import GenerationSettings
+from gpt1_jax import GenerationConfig
 from gpt1_jax.cli.generation_flags import (
     BeamFlags,
     ConstraintFlags,
@@ -26,24 +26,24 @@ def config(folder: Path, fields: object) -> Path:
     return folder
 
 
-def test_every_setting_has_a_flag_with_a_help_text() -> None:
+def test_generation_flags_cover_every_setting() -> None:
     names = [name for group in GROUPS for name in get_type_hints(group)]
-    assert sorted(names) == sorted(field.name for field in dataclasses.fields(GenerationSettings))
+    assert sorted(names) == sorted(field.name for field in dataclasses.fields(GenerationConfig))
     for group in GROUPS:
         for name in get_type_hints(group):
             assert f"    {name}: " in (inspect.getdoc(group) or "")
 
 
-def test_without_flags_and_file(tmp_path: Path) -> None:
-    assert read_settings(tmp_path, NONE_GIVEN) == GenerationSettings(max_new_tokens=40)
+def test_generation_flags_default_to_40_new_tokens(tmp_path: Path) -> None:
+    assert read_settings(tmp_path, NONE_GIVEN) == GenerationConfig(max_new_tokens=40)
     config(tmp_path, {"max_new_tokens": None, "transformers_version": "5.23.0"})
-    assert read_settings(tmp_path, NONE_GIVEN) == GenerationSettings(max_new_tokens=40)
+    assert read_settings(tmp_path, NONE_GIVEN) == GenerationConfig(max_new_tokens=40)
 
 
-def test_flags_go_before_the_file(tmp_path: Path) -> None:
+def test_generation_flags_override_the_file(tmp_path: Path) -> None:
     own = {"max_new_tokens": 20, "do_sample": True, "top_k": 50, "eos_token_id": [3]}
     config(tmp_path, {**own, "stop_strings": ["."], "suppress_tokens": [8]})
-    assert read_settings(tmp_path, NONE_GIVEN) == GenerationSettings(
+    assert read_settings(tmp_path, NONE_GIVEN) == GenerationConfig(
         max_new_tokens=20,
         do_sample=True,
         top_k=50,
@@ -53,7 +53,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
     )
     length = {"max_new_tokens": 7, "eos_token_id": (), "stop_strings": ("!", "?")}
     constraints = {"suppress_tokens": (), "bad_words_ids": ((1, 2), (3,))}
-    assert read_settings(tmp_path, length, {"top_k": None}, constraints) == GenerationSettings(
+    assert read_settings(tmp_path, length, {"top_k": None}, constraints) == GenerationConfig(
         max_new_tokens=7,
         do_sample=True,
         eos_token_id=(),
@@ -77,7 +77,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
         ([1], {}, "FILE must hold a JSON object, not list"),
     ],
 )
-def test_what_is_wrong_is_laid_to_the_flag_or_to_the_file(
+def test_generation_flags_errors_name_flag_or_file(
     tmp_path: Path, own: object, flags: dict[str, Any], message: str
 ) -> None:
     config(tmp_path, own)
@@ -87,13 +87,13 @@ def test_what_is_wrong_is_laid_to_the_flag_or_to_the_file(
     assert str(caught.value).startswith(expected)
 
 
-def test_a_wrong_length_in_the_file_is_no_missing_one(tmp_path: Path) -> None:
+def test_generation_flags_reject_bad_length_in_file(tmp_path: Path) -> None:
     config(tmp_path, {"max_new_tokens": 0})
     with pytest.raises(ValueError, match="max_new_tokens is 0, but must be at least 1"):
         read_settings(tmp_path, NONE_GIVEN)
 
 
-def test_bad_words_of_the_file_can_be_switched_off(tmp_path: Path) -> None:
+def test_generation_flags_can_clear_bad_words(tmp_path: Path) -> None:
     config(tmp_path, {"max_new_tokens": 5, "bad_words_ids": [[3]]})
     none: dict[str, Any] = {**NONE_GIVEN, "bad_words_ids": ((),)}
-    assert read_settings(tmp_path, none) == GenerationSettings(max_new_tokens=5)
+    assert read_settings(tmp_path, none) == GenerationConfig(max_new_tokens=5)

@@ -21,7 +21,7 @@ na\xc3\xafve \xe2\x80\xa8 one line
 last, without an end"""
 
 
-def test_a_prompt_a_line(tmp_path: Path) -> None:
+def test_read_prompt_file_reads_one_prompt_per_line(tmp_path: Path) -> None:
     path = str(tmp_path / "prompts.txt")
     Path(path).write_bytes(CONTENT)
     assert read_prompt_file(path) == [
@@ -39,7 +39,7 @@ def test_a_prompt_a_line(tmp_path: Path) -> None:
     ]
 
 
-def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_prompt_file_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\na\n")))
     assert read_prompt_file("-") == [Prompt(place="standard input, line 2", text="a")]
 
@@ -61,7 +61,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
         (b'{"a": ' + b"[" * 100_000, "line 1: is nested too deeply"),
     ],
 )
-def test_wrong_lines_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_read_prompt_file_reports_bad_lines(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "prompts.txt"
     path.write_bytes(content)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared below)
@@ -70,7 +70,7 @@ def test_wrong_lines_are_named(tmp_path: Path, content: bytes, message: str) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_ids_of_a_prompt(tmp_path: Path) -> None:
+def test_prompt_encode_returns_valid_ids(tmp_path: Path) -> None:
     tokenizer = gpt1.Tokenizer.from_pretrained(write_small(tmp_path))
     the = small_vocab()["the</w>"]
     assert Prompt(place="x", text="The the").encode(tokenizer, SIZE) == [the, the]

@@ -15,7 +15,7 @@ import gpt1_jax as gpt1
 from gpt1_jax.cli import training as commands
 from gpt1_jax.training import checkpoints
 from gpt1_jax.training.log import read_log
-from gpt1_jax.training.loop import Progress
+from gpt1_jax.training.loop import TrainProgress
 from gpt1_jax.training.optimizer import OptimizerSettings
 
 Run = Callable[..., tuple[int, str, str]]
@@ -35,13 +35,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the commands ask for, in place of doing it."""
     made: list[dict[str, Any]] = []
 
-    def pretrain(texts: Any, out: Path, **fields: Any) -> Progress:
+    def pretrain(texts: Any, out: Path, **fields: Any) -> TrainProgress:
         made.append({"texts": texts, "out": out, **fields})
-        return Progress()
+        return TrainProgress()
 
-    def finetune(task: str, train: Path, valid: Any, out: Path, **fields: Any) -> Progress:
+    def finetune(task: str, train: Path, valid: Any, out: Path, **fields: Any) -> TrainProgress:
         made.append({"task": task, "train": train, "valid": valid, "out": out, **fields})
-        return Progress()
+        return TrainProgress()
 
     def evaluate(model: str, files: Any, **fields: Any) -> Iterator[Any]:
         made.append({"model": model, "files": files, **fields})
@@ -71,7 +71,7 @@ def flags(**fields: Any) -> list[str]:
 # From text to a model to a task, and what both are worth.
 
 
-def test_pretrain_finetune_evaluate(run: Run, here: Path) -> None:
+def test_cli_training_commands_work_in_sequence(run: Run, here: Path) -> None:
     write_text(here / "train.txt")
     write_text(here / "valid.txt", lines=8, seed=1)
     write_rows(here / "rows.csv", ROWS)
@@ -105,7 +105,7 @@ def test_pretrain_finetune_evaluate(run: Run, here: Path) -> None:
 # What flags come to.
 
 
-def test_flags_of_pretrain(run: Run, calls: list[dict[str, Any]]) -> None:
+def test_cli_pretrain_passes_its_flags(run: Run, calls: list[dict[str, Any]]) -> None:
     assert run("pretrain", "a.txt", "b.txt", "--out", "x")[:2] == (0, "x: the last model\n")
     call = calls.pop()
     assert call["texts"] == (Path("a.txt"), Path("b.txt"))
@@ -129,7 +129,7 @@ def test_flags_of_pretrain(run: Run, calls: list[dict[str, Any]]) -> None:
     assert (call["loop"].patience, call["model"]) == (3, "m")
 
 
-def test_flags_of_finetune(run: Run, calls: list[dict[str, Any]]) -> None:
+def test_cli_finetune_passes_its_flags(run: Run, calls: list[dict[str, Any]]) -> None:
     needed = flags(task="multiple-choice", train="a.csv", model="m", out="x")
     assert run("finetune", *needed)[0] == 0
     call = calls.pop()
@@ -148,7 +148,7 @@ def test_flags_of_finetune(run: Run, calls: list[dict[str, Any]]) -> None:
     assert (call["settings"].numbers, call["valid"]) == (True, Path("v.csv"))
 
 
-def test_measures_that_are_no_number(run: Run, calls: list[dict[str, Any]]) -> None:
+def test_cli_evaluate_writes_nan_as_null_in_json(run: Run, calls: list[dict[str, Any]]) -> None:
     status, out, _ = run("evaluate", "a.csv", "--model", "m")
     assert (status, out) == (0, "a.csv: pearson nan, loss 0.1235\n")
     _, out, _ = run("evaluate", "a.csv", "--model", "m", "--json", "--stride", 3)
@@ -160,7 +160,7 @@ def test_measures_that_are_no_number(run: Run, calls: list[dict[str, Any]]) -> N
 # Files of flags.
 
 
-def test_a_file_of_flags_and_flags_that_win_over_it(
+def test_cli_pretrain_flags_override_config_file(
     run: Run, calls: list[dict[str, Any]], here: Path
 ) -> None:
     fields = {
@@ -192,7 +192,7 @@ def test_a_file_of_flags_and_flags_that_win_over_it(
     assert calls.pop()["texts"] == (Path("a.txt"), Path("b.txt"))
 
 
-def test_a_file_of_flags_for_the_other_commands(
+def test_cli_finetune_and_evaluate_read_config_file(
     run: Run, calls: list[dict[str, Any]], here: Path
 ) -> None:
     fields = {
@@ -238,7 +238,7 @@ def test_a_file_of_flags_for_the_other_commands(
         ('{"learning_rate": -1}', "learning_rate is -1.0, but must be a number above 0"),
     ],
 )
-def test_a_file_of_flags_that_is_wrong(
+def test_cli_pretrain_rejects_bad_config_file(
     run: Run, calls: list[dict[str, Any]], here: Path, content: str | None, message: str
 ) -> None:
     if content is not None:
@@ -249,7 +249,7 @@ def test_a_file_of_flags_that_is_wrong(
     assert "Traceback" not in err
 
 
-def test_config_without_a_file(run: Run, calls: list[dict[str, Any]]) -> None:
+def test_cli_pretrain_config_requires_a_file(run: Run, calls: list[dict[str, Any]]) -> None:
     status, _, err = run("pretrain", "a.txt", "--out", "x", "--config")
     assert (status, calls) == (2, [])
     assert "--config: expected one argument" in err
@@ -309,7 +309,7 @@ FINETUNE = ["finetune", *flags(task="classification", train="rows.csv", model="b
     ],
     ids=lambda value: "" if isinstance(value, list) else value[:30],
 )  # fmt: skip
-def test_wrong_input_is_one_message_and_status_2(
+def test_cli_training_reports_bad_input_with_status_2(
     run: Run, here: Path, arguments: list[str], message: str
 ) -> None:
     write_text(here / "text.txt")
@@ -337,7 +337,7 @@ def test_wrong_input_is_one_message_and_status_2(
     assert sorted(here.iterdir()) == before
 
 
-def test_a_command_put_right_may_use_the_same_folder(run: Run, here: Path) -> None:
+def test_cli_pretrain_reuses_folder_after_an_error(run: Run, here: Path) -> None:
     write_text(here / "text.txt")
     assert run(*PRETRAIN, "--warmup", 5)[0] == 2
     assert run(*PRETRAIN, "--warmup", 4)[0] == 0
@@ -346,7 +346,9 @@ def test_a_command_put_right_may_use_the_same_folder(run: Run, here: Path) -> No
     assert err.splitlines()[1:] == ["  warmup: 4.0 there, 3.0 now"]
 
 
-def test_a_full_disk_while_training(run: Run, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cli_pretrain_resumes_after_full_disk(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The checkpoint that does not fit is named, and the one before is there to go on from."""
     write_text(here / "text.txt")
     arguments = [*PRETRAIN, "--steps", 6, "--checkpoint-every", 2]
@@ -370,7 +372,7 @@ def test_a_full_disk_while_training(run: Run, here: Path, monkeypatch: pytest.Mo
     assert (here / "run" / "model.safetensors").read_bytes() == whole
 
 
-def test_a_full_disk_while_the_result_is_saved(
+def test_cli_pretrain_reports_full_disk_on_final_save(
     run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_text(here / "text.txt")
@@ -391,7 +393,7 @@ def test_a_full_disk_while_the_result_is_saved(
     gpt1.OpenAIGPTLMHeadModel.from_pretrained(here / "run")
 
 
-def test_a_checkpoint_of_another_model_in_the_folder(run: Run, here: Path) -> None:
+def test_cli_pretrain_rejects_changed_initial_model(run: Run, here: Path) -> None:
     """The settings are the same, but the model to go on from is not what it was."""
     write_text(here / "text.txt")
     quick = flags(**{k: v for k, v in QUICK.items() if k not in SIZES}, steps=2)
@@ -407,7 +409,7 @@ def test_a_checkpoint_of_another_model_in_the_folder(run: Run, here: Path) -> No
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
-def test_what_training_needs_is_asked_for_first(
+def test_cli_training_checks_dependencies_first(
     run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
     write_text(here / "text.txt")

@@ -17,7 +17,7 @@ HloModule jit_step
 """
 
 
-def test_every_kind_and_every_way_to_write_groups() -> None:
+def test_collectives_parses_every_kind_and_group_format() -> None:
     found = {each.kind: each for each in collectives(TEXT, devices=8)}
     assert found["all-reduce"] == Collective(
         "all-reduce", 2, 128 + 20, 128 * 2 * 3 / 4 + 20 * 2 * 3 / 4
@@ -28,11 +28,11 @@ def test_every_kind_and_every_way_to_write_groups() -> None:
     assert len(found) == 4
 
 
-def test_no_groups_are_all_devices() -> None:
+def test_collectives_without_groups_span_all_devices() -> None:
     (found,) = collectives("  %r = f32[4]{0} all-reduce(%p), to_apply=%add", devices=4)
     assert found == Collective("all-reduce", 1, 16, 16 * 2 * 3 / 4)
 
 
 @pytest.mark.parametrize("text", ["", "%p = f32[8] add(%a, %b)", "calls all-reduce( nowhere"])
-def test_nothing_is_exchanged(text: str) -> None:
+def test_collectives_is_empty_without_communication(text: str) -> None:
     assert collectives(text, devices=4) == []

@@ -10,7 +10,7 @@ import pytest
 
 import gpt1_jax as gpt1
 from gpt1_jax.estimate import plan
-from gpt1_jax.estimate.targets import machine
+from gpt1_jax.estimate.targets import parse_target
 
 pytestmark = pytest.mark.nightly
 SMALL = gpt1.OpenAIGPTConfig(vocab_size=128, n_positions=128, n_embd=128, n_layer=2, n_head=4)
@@ -33,7 +33,7 @@ cudnn = pytest.mark.skipif(
 
 
 @tpu
-def test_a_forward_over_tensor_adds_up_twice_a_block() -> None:
+def test_plan_tensor_forward_has_two_all_reduces_per_block() -> None:
     found = plan("v5e:2x2", "forward", SMALL, rows=2, length=128, mesh="tensor=4")
     counts = {each.kind: each.count for each in found.collectives}
     # And one for the rows of the table, which each device has a part of the vocabulary of.
@@ -41,7 +41,7 @@ def test_a_forward_over_tensor_adds_up_twice_a_block() -> None:
 
 
 @tpu
-def test_what_a_chip_exchanges_stays_the_same_up_to_256_of_them() -> None:
+def test_plan_traffic_per_chip_is_constant_up_to_256_chips() -> None:
     few, many = (
         plan(name, "train", SMALL, rows=2, length=128, dtype="bfloat16", remat="none")
         for name in ("v5e:2x2", "v5e:16x16")
@@ -55,7 +55,7 @@ def test_what_a_chip_exchanges_stays_the_same_up_to_256_of_them() -> None:
 
 
 @cuda
-def test_an_h100() -> None:
+def test_plan_decode_for_h100_donates_cache() -> None:
     found = plan("h100", "decode", SMALL, rows=2, length=128, dtype="bfloat16")
     assert found.collectives == ()
     assert found.donated >= 2 * SMALL.n_layer * 2 * 128 * SMALL.n_embd * 2  # the cache
@@ -83,10 +83,10 @@ print("cudnn$fmha" in chosen.run.lower(*chosen.arguments).compile().as_text())
 @cuda
 @cudnn
 @pytest.mark.parametrize("attention", ["cudnn", "xla"])
-def test_attention_of_cudnn_compiles_for_an_h100(attention: str) -> None:
+def test_program_with_cudnn_attention_compiles_for_h100(attention: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, attention, json.dumps(SMALL.to_dict())],
-        env={**os.environ, **machine("h100").environment()},
+        env={**os.environ, **parse_target("h100").environment()},
         capture_output=True,
         text=True,
     )

@@ -12,8 +12,8 @@ import pytest
 
 import gpt1_jax as gpt1
 from gpt1_jax.estimate import plan
-from gpt1_jax.estimate.table import described, markdown
-from gpt1_jax.estimate.targets import CHIPS, Machine, machine
+from gpt1_jax.estimate.table import describe, markdown
+from gpt1_jax.estimate.targets import CHIPS, Target, parse_target
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = gpt1.OpenAIGPTConfig(vocab_size=120, n_positions=16, n_embd=16, n_layer=2, n_head=4)
@@ -32,7 +32,7 @@ def trained() -> Any:
     return plan("cpu:4", "train", SHALLOW, rows=2, length=16, mesh="data=4", remat="none")
 
 
-def test_training_over_data(trained: Any) -> None:
+def test_plan_training_counts_state_and_all_reduces(trained: Any) -> None:
     """The state, three times the parameters, goes in and is donated; gradients are added up."""
     parameters = size(SHALLOW)
     ids = 2 * 17 * 4
@@ -50,13 +50,13 @@ def test_training_over_data(trained: Any) -> None:
     assert trained.bound is None
 
 
-def test_what_data_parallel_devices_exchange_does_not_grow_with_them(trained: Any) -> None:
+def test_plan_data_parallel_traffic_is_constant_per_device(trained: Any) -> None:
     two = plan("cpu:2", "train", SHALLOW, rows=2, length=16, remat="none")
     four = sum(each.bytes for each in trained.collectives)
     assert sum(each.bytes for each in two.collectives) == four
 
 
-def test_a_forward_over_tensor_adds_up_twice_a_block() -> None:
+def test_plan_tensor_forward_has_two_all_reduces_per_block() -> None:
     found = plan("cpu:4", "forward", SMALL, rows=2, length=8, mesh="tensor=4")
     counts = {each.kind: each.count for each in found.collectives}
     # And one for the rows of the table, which each device has a part of the vocabulary of.
@@ -68,7 +68,7 @@ def test_a_forward_over_tensor_adds_up_twice_a_block() -> None:
     assert found.flops * 4 >= products
 
 
-def test_a_step_of_decoding_keeps_its_cache_in_place() -> None:
+def test_plan_decode_step_donates_cache() -> None:
     found = plan("cpu", "decode", SMALL, rows=3, length=16, dtype="bfloat16")
     cache = 2 * SMALL.n_layer * 3 * 16 * SMALL.n_embd * 2
     assert found.tokens == 3
@@ -77,31 +77,35 @@ def test_a_step_of_decoding_keeps_its_cache_in_place() -> None:
     assert found.arguments == size(SMALL) / 2 + cache + mask + ids + index
 
 
-def test_the_roofline(trained: Any) -> None:
-    four = Machine("v5e:2x2", "tpu", 4)
-    moved = {"arguments": int(819e9 / 4), "outputs": int(819e9 / 2), "donated": int(819e9 / 4)}
-    there = dataclasses.replace(trained, machine=four, flops=197e12, **moved)
+def test_plan_reports_roofline_times_and_memory_fit(trained: Any) -> None:
+    four = Target("v5e:2x2", "tpu", 4)
+    bytes_moved = {
+        "arguments": int(819e9 / 4),
+        "outputs": int(819e9 / 2),
+        "donated": int(819e9 / 4),
+    }
+    there = dataclasses.replace(trained, machine=four, flops=197e12, **bytes_moved)
     wire = sum(each.wire for each in there.collectives)
     assert there.times == {"compute": 1.0, "memory": 0.5, "interconnect": wire / 200e9}
     assert there.bound == ("compute", 1.0)
-    lines = described(there)
+    lines = describe(there)
     assert "at least  1000.0 ms, by compute" in lines
     small = dataclasses.replace(trained, machine=four)
-    assert "DOES NOT FIT" not in described(small)
+    assert "DOES NOT FIT" not in describe(small)
     large = dataclasses.replace(small, temporaries=17_000_000_000)
     assert not large.fits
-    assert "DOES NOT FIT" in described(large)
-    refused = dataclasses.replace(there, refused="RESOURCE_EXHAUSTED: too much")
-    assert not refused.fits
-    assert "does not fit, says its compiler: RESOURCE_EXHAUSTED" in described(refused)
-    header, line, *rows = markdown([small, large, refused]).splitlines()
+    assert "DOES NOT FIT" in describe(large)
+    oom_message = dataclasses.replace(there, oom_message="RESOURCE_EXHAUSTED: too much")
+    assert not oom_message.fits
+    assert "does not fit, says its compiler: RESOURCE_EXHAUSTED" in describe(oom_message)
+    header, line, *rows = markdown([small, large, oom_message]).splitlines()
     columns = header.count("|")
     assert [row.count("|") for row in (line, *rows[:3])] == [columns] * 4
     assert "does not fit" in rows[2]
     assert CHIPS["v5e"].source in rows[-1]
 
 
-def test_the_command(run: Run, tmp_path: Path) -> None:
+def test_cli_plan_writes_json_and_table(run: Run, tmp_path: Path) -> None:
     files = ["--json", tmp_path / "plan.json", "--table", tmp_path / "plan.md"]
     SMALL.save_pretrained(tmp_path / "model")
     sizes = ["--length", 8, "--prefill", 2, "--forward", 0, "--decode", 0, "--train", 0]
@@ -120,8 +124,8 @@ def test_the_command(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "devices"), [("v5e:4x4", 16), ("v5p:2x2x2", 8), ("h100", 1), ("cpu", 1), ("cpu:8", 8)]
 )
-def test_machines(name: str, devices: int) -> None:
-    found = machine(name)
+def test_target_parses_name_and_device_count(name: str, devices: int) -> None:
+    found = parse_target(name)
     assert found.devices == devices
     assert math.isfinite(found.chip.memory)
 
@@ -144,14 +148,14 @@ def test_machines(name: str, devices: int) -> None:
         (["cpu", "--attention", "cudnn"], "'cudnn' is for an h100, with --dtype bfloat16"),
     ],
 )
-def test_wrong_input(run: Run, arguments: list[str], message: str) -> None:
+def test_cli_plan_rejects_bad_input(run: Run, arguments: list[str], message: str) -> None:
     status, out, err = run("plan", *arguments)
     assert (status, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) == 1
 
 
-def test_a_missing_compiler(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cli_plan_reports_missing_compiler(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "libtpu" else find(name)

@@ -32,7 +32,7 @@ def with_arrows(cls: Any, tokenizer: gpt1.Tokenizer, degrees: Mapping[str, float
 
 
 @pytest.mark.parametrize("cls", [gpt1.OpenAIGPTModel, gpt1.OpenAIGPTLMHeadModel])
-def test_nearest_tokens(cls: Any, tokenizer: gpt1.Tokenizer) -> None:
+def test_nearest_orders_tokens_by_cosine(cls: Any, tokenizer: gpt1.Tokenizer) -> None:
     model = with_arrows(cls, tokenizer, {"a": 0, "b": 60, "c": 30, "d": 180})
     found = nearest(model, tokenizer, "a", 2)
     assert [each.token for each in found] == ["c</w>", "b</w>"]
@@ -51,7 +51,7 @@ def test_nearest_tokens(cls: Any, tokenizer: gpt1.Tokenizer) -> None:
     assert {each.cosine for each in nearest(model, tokenizer, "e")} == {0}
 
 
-def test_a_sum_of_words(tokenizer: gpt1.Tokenizer) -> None:
+def test_nearest_evaluates_word_arithmetic(tokenizer: gpt1.Tokenizer) -> None:
     """Each at length 1; the words themselves are left out. A lone sign is a word."""
     degrees = {"a": 0, "b": 90, "c": 180, "d": 45, "f": -45, "-": 100}
     model = with_arrows(gpt1.OpenAIGPTModel, tokenizer, degrees)
@@ -62,7 +62,7 @@ def test_a_sum_of_words(tokenizer: gpt1.Tokenizer) -> None:
     assert nearest(model, tokenizer, "a + b", 1)[0].cosine == pytest.approx(1)
 
 
-def test_a_piece_of_a_word(tokenizer: gpt1.Tokenizer) -> None:
+def test_nearest_accepts_subword_tokens(tokenizer: gpt1.Tokenizer) -> None:
     model = with_arrows(gpt1.OpenAIGPTModel, tokenizer, {"a": 0})
     for piece in ("pres", "ing</w>", "<unk>"):
         found = nearest(model, tokenizer, piece, 1000)
@@ -82,18 +82,18 @@ def test_a_piece_of_a_word(tokenizer: gpt1.Tokenizer) -> None:
         ("\x00", "is not a single token but none"),
     ],
 )
-def test_words_that_are_none(tokenizer: gpt1.Tokenizer, words: str, message: str) -> None:
+def test_nearest_rejects_invalid_words(tokenizer: gpt1.Tokenizer, words: str, message: str) -> None:
     model = with_arrows(gpt1.OpenAIGPTModel, tokenizer, {"a": 0})
     with pytest.raises(ValueError, match=message):
         nearest(model, tokenizer, words)
 
 
-def test_a_tokenizer_of_another_model(tokenizer: gpt1.Tokenizer) -> None:
+def test_nearest_rejects_mismatched_tokenizer(tokenizer: gpt1.Tokenizer) -> None:
     with pytest.raises(ValueError, match=f"knows 13 tokens, but the tokenizer {len(tokenizer)}"):
         nearest(small_model(gpt1.OpenAIGPTModel), tokenizer, "a")
 
 
-def test_an_embedding(tokenizer: gpt1.Tokenizer) -> None:
+def test_embedding_returns_row_by_word_or_id(tokenizer: gpt1.Tokenizer) -> None:
     model = with_arrows(gpt1.OpenAIGPTLMHeadModel, tokenizer, {"a": 0, "b": 90})
     found = embedding(model, tokenizer, "b")
     assert (found.token, found.id) == ("b</w>", tokenizer.encode("b")[0])
@@ -109,7 +109,7 @@ def test_an_embedding(tokenizer: gpt1.Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("cls", [gpt1.OpenAIGPTModel, gpt1.OpenAIGPTForSequenceClassification])
-def test_h_0_in_two_ways(cls: Any) -> None:
+def test_h_0_product_matches_lookup(cls: Any) -> None:
     model = small_model(cls)
     ids = random_ids(5)
     found = h_0(model, ids.tolist())
@@ -132,6 +132,6 @@ def test_h_0_in_two_ways(cls: Any) -> None:
     ("ids", "message"),
     [([], "there are no ids"), ([13], "input_ids"), ([1] * 9, "9")],
 )
-def test_h_0_of_wrong_ids(ids: Any, message: str) -> None:
+def test_h_0_rejects_invalid_ids(ids: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         h_0(small_model(gpt1.OpenAIGPTModel), ids)

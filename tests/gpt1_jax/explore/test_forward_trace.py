@@ -12,7 +12,7 @@ from support.small_models import small_model
 from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
-from gpt1_jax.explore import logit_lens, next_tokens, read, surprisal
+from gpt1_jax.explore import logit_lens, next_tokens, surprisal, trace_forward
 from gpt1_jax.explore.display import show
 
 pytestmark = pytest.mark.unoptimized
@@ -32,10 +32,12 @@ def model() -> gpt1.OpenAIGPTLMHeadModel:
 
 @pytest.fixture(scope="module")
 def reading(model: Any, tokenizer: gpt1.Tokenizer) -> Any:
-    return read(model, tokenizer, TEXT)
+    return trace_forward(model, tokenizer, TEXT)
 
 
-def test_a_reading_is_the_models_own(model: Any, tokenizer: gpt1.Tokenizer, reading: Any) -> None:
+def test_trace_forward_matches_model_outputs(
+    model: Any, tokenizer: gpt1.Tokenizer, reading: Any
+) -> None:
     ids = np.array([tokenizer.encode(TEXT)])
     out = model(ids, output_hidden_states=True, output_attentions=True)
     assert reading.ids.tolist() == ids[0].tolist()
@@ -52,7 +54,7 @@ def test_a_reading_is_the_models_own(model: Any, tokenizer: gpt1.Tokenizer, read
     )
 
 
-def test_surprisal(reading: Any) -> None:
+def test_surprisal_matches_log_probs(reading: Any) -> None:
     found = surprisal(reading)
     assert math.isnan(found.bits[0])
     chosen = np.exp(reading.log_probs[np.arange(4), reading.ids[1:]], dtype=np.float64)
@@ -67,13 +69,13 @@ def test_surprisal(reading: Any) -> None:
     assert str(found.coloured()) == TEXT
 
 
-def test_a_single_token_surprises_nobody(model: Any, tokenizer: gpt1.Tokenizer) -> None:
-    found = surprisal(read(model, tokenizer, "a"))
+def test_surprisal_of_single_token_has_no_mean(model: Any, tokenizer: gpt1.Tokenizer) -> None:
+    found = surprisal(trace_forward(model, tokenizer, "a"))
     assert math.isnan(found.mean)
     assert str(found).splitlines()[-1] == "a single token: nothing was expected of it"
 
 
-def test_colours_tell_the_surprisal(reading: Any) -> None:
+def test_surprisal_colours_follow_bits(reading: Any) -> None:
     """The redder, the greater: green and blue fade in the order of the bits."""
     found = surprisal(reading)
     pieces = [piece for piece in found.coloured().pieces if piece[1]]
@@ -85,7 +87,7 @@ def test_colours_tell_the_surprisal(reading: Any) -> None:
     assert "bits a token" in found._repr_html_()
 
 
-def test_next_tokens(reading: Any) -> None:
+def test_next_tokens_are_sorted_by_probability(reading: Any) -> None:
     found = next_tokens(reading, 3)
     order = np.argsort(-reading.log_probs[-1])[:3]
     assert found.ids == tuple(order.tolist())
@@ -111,9 +113,9 @@ def test_next_tokens(reading: Any) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_logit_lens(tokenizer: gpt1.Tokenizer, tied: bool) -> None:
+def test_logit_lens_matches_numpy(tokenizer: gpt1.Tokenizer, tied: bool) -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE + 2, tie_word_embeddings=tied)
-    reading = read(model, tokenizer, TEXT)
+    reading = trace_forward(model, tokenizer, TEXT)
     lens = logit_lens(model, reading)
     # The last layer is what the model itself says.
     np.testing.assert_array_equal(lens.ids[-1], reading.log_probs.argmax(-1))
@@ -131,9 +133,9 @@ def test_logit_lens(tokenizer: gpt1.Tokenizer, tied: bool) -> None:
     assert "embedding" in lens._repr_html_()
 
 
-def test_a_lens_is_no_wider_than_a_terminal(tokenizer: gpt1.Tokenizer) -> None:
+def test_logit_lens_fits_terminal_width(tokenizer: gpt1.Tokenizer) -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE + 2, n_positions=64)
-    lens = logit_lens(model, read(model, tokenizer, "the is " * 30))
+    lens = logit_lens(model, trace_forward(model, tokenizer, "the is " * 30))
     lines = str(lens).splitlines()
     assert max(map(len, lines)) <= 80
     # The last places are shown, and dots for those before.
@@ -142,7 +144,7 @@ def test_a_lens_is_no_wider_than_a_terminal(tokenizer: gpt1.Tokenizer) -> None:
     assert all(len(line.split()) > 5 for line in lines)
 
 
-def test_no_colour_when_piped(
+def test_show_prints_colour_only_to_a_terminal(
     reading: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = surprisal(reading)
@@ -158,14 +160,14 @@ def test_no_colour_when_piped(
     assert capsys.readouterr().out == f"{found}\n"
 
 
-def test_wrong_input(model: Any, tokenizer: gpt1.Tokenizer) -> None:
+def test_trace_forward_rejects_bad_input(model: Any, tokenizer: gpt1.Tokenizer) -> None:
     with pytest.raises(ValueError, match="the text has 0 tokens, but must have 1 to 8"):
-        read(model, tokenizer, " ")
+        trace_forward(model, tokenizer, " ")
     with pytest.raises(ValueError, match="the text has 9 tokens"):
-        read(model, tokenizer, "a " * 9)
+        trace_forward(model, tokenizer, "a " * 9)
     several: Any = ["a", "b"]
     with pytest.raises(TypeError, match="text must be a string, not list"):
-        read(model, tokenizer, several)
+        trace_forward(model, tokenizer, several)
     headless: Any = small_model(gpt1.OpenAIGPTModel)
     with pytest.raises(ValueError, match="OpenAIGPTModel predicts no tokens"):
-        read(headless, tokenizer, "a")
+        trace_forward(headless, tokenizer, "a")

@@ -78,17 +78,17 @@ def printed(name: str, **fields: Any) -> str:
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_the_tree_of_a_new_model(name: str) -> None:
+def test_tree_of_new_model_matches_expected_text(name: str) -> None:
     assert printed(name) == TREES[name]
 
 
 @pytest.mark.parametrize("name", TREES)
-def test_the_tree_of_a_loaded_model_is_the_same(name: str) -> None:
+def test_tree_of_loaded_model_matches_new_model(name: str) -> None:
     """Flax itself sorts the names of a model that it has split and merged, as loading does."""
     assert gpt1.tree(untouched(name)) == TREES[name]
 
 
-def test_an_untied_head_is_a_layer_of_its_own() -> None:
+def test_tree_shows_untied_head_as_linear() -> None:
     lines = printed("OpenAIGPTLMHeadModel", tie_word_embeddings=False).splitlines()
     assert lines[-2:] == [
         "  (lm_head): Linear(in_features=8, out_features=13, use_bias=False)",
@@ -105,11 +105,11 @@ def test_an_untied_head_is_a_layer_of_its_own() -> None:
         ({"summary_use_proj": False}, "(summary): identity()"),
     ],
 )
-def test_functions_are_shown_by_name(fields: dict[str, Any], line: str) -> None:
+def test_tree_shows_functions_by_name(fields: dict[str, Any], line: str) -> None:
     assert line in gpt1.tree(untouched("OpenAIGPTDoubleHeadsModel", **fields))
 
 
-def test_only_equal_neighbours_are_written_once() -> None:
+def test_tree_collapses_only_equal_adjacent_blocks() -> None:
     model = untouched("OpenAIGPTModel")
     model.h[1].mlp.dropout.rate = 0.5
     text = gpt1.tree(model)
@@ -121,11 +121,11 @@ def test_only_equal_neighbours_are_written_once() -> None:
     assert "    (1-2): 2 x Block(\n" in gpt1.tree(model)
 
 
-def test_one_block_has_no_count() -> None:
+def test_tree_omits_count_for_one_block() -> None:
     assert "    (0): Block(\n" in gpt1.tree(small_model(gpt1.OpenAIGPTModel, n_layer=1))
 
 
-def test_the_tree_follows_a_resize() -> None:
+def test_tree_shows_resized_vocabulary() -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, n_layer=1)
     model.resize_token_embeddings(20, rngs=nnx.Rngs(1))
     text = gpt1.tree(model)

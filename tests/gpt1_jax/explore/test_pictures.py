@@ -16,7 +16,7 @@ from gpt1_jax.explore import (
     draw_next_tokens,
     logit_lens,
     next_tokens,
-    read,
+    trace_forward,
 )
 
 pytest.importorskip("matplotlib")
@@ -31,10 +31,10 @@ def model() -> gpt1.OpenAIGPTLMHeadModel:
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory: pytest.TempPathFactory, model: gpt1.OpenAIGPTLMHeadModel) -> Any:
     folder = write_small(tmp_path_factory.mktemp("small"))
-    return read(model, gpt1.Tokenizer.from_pretrained(folder), "The thing $1\u4e2d")
+    return trace_forward(model, gpt1.Tokenizer.from_pretrained(folder), "The thing $1\u4e2d")
 
 
-def test_attention(reading: Any) -> None:
+def test_draw_attention_shows_chosen_heads(reading: Any) -> None:
     picture = draw_attention(reading, 1, 0)
     axes, bar = picture.figure.axes
     np.testing.assert_array_equal(axes.images[0].get_array(), reading.attentions[1, 0])
@@ -54,7 +54,7 @@ def test_attention(reading: Any) -> None:
             draw_attention(reading, layer, head)
 
 
-def test_many_heads_and_a_long_text(reading: Any) -> None:
+def test_draw_attention_limits_labels_for_large_input(reading: Any) -> None:
     """More heads than fit beside each other, and more tokens than can be named."""
     many = dataclasses.replace(reading, attentions=np.tile(reading.attentions, (1, 5, 1, 1)))
     *maps, _ = draw_attention(many, 1).figure.axes
@@ -71,12 +71,12 @@ def test_many_heads_and_a_long_text(reading: Any) -> None:
         assert picture._repr_png_().startswith(PNG)
 
 
-def test_dollars_are_no_formula(reading: Any) -> None:
+def test_draw_attention_escapes_dollar_signs(reading: Any) -> None:
     odd = dataclasses.replace(reading, tokens=("$x^{$</w>",) * 6)
     assert draw_attention(odd, 0)._repr_png_().startswith(PNG)
 
 
-def test_next_tokens(reading: Any) -> None:
+def test_draw_next_tokens_plots_probabilities(reading: Any) -> None:
     expected = next_tokens(reading, 4)
     (axes,) = draw_next_tokens(expected).figure.axes
     bars: Any = axes.patches
@@ -85,7 +85,7 @@ def test_next_tokens(reading: Any) -> None:
     assert len(axes.get_yticklabels()) == 4
 
 
-def test_logit_lens(model: Any, reading: Any) -> None:
+def test_draw_logit_lens_plots_probabilities(model: Any, reading: Any) -> None:
     lens = logit_lens(model, reading)
     axes, _ = draw_logit_lens(lens).figure.axes
     np.testing.assert_array_equal(axes.images[0].get_array(), lens.probabilities)
@@ -97,7 +97,7 @@ def test_logit_lens(model: Any, reading: Any) -> None:
     ]
 
 
-def test_files(reading: Any, tmp_path: Path) -> None:
+def test_figure_save_writes_supported_formats_only(reading: Any, tmp_path: Path) -> None:
     picture = draw_attention(reading, 0)
     picture.save(tmp_path / "new" / "picture.PNG")
     assert (tmp_path / "new" / "picture.PNG").read_bytes().startswith(PNG)

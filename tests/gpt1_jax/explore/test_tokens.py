@@ -19,7 +19,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_pretrained(write_small(tmp_path_factory.mktemp("small")))
 
 
-def test_a_text(tokenizer: Tokenizer) -> None:
+def test_token_table_of_text_lists_tokens_and_ids(tokenizer: Tokenizer) -> None:
     table = token_table(tokenizer, TEXT)
     assert str(table).splitlines() == [
         "0  'the</w>'  ->  100",
@@ -36,7 +36,7 @@ def test_a_text(tokenizer: Tokenizer) -> None:
     assert str(table.text) == TEXT
 
 
-def test_ids(tokenizer: Tokenizer) -> None:
+def test_token_table_of_ids_lists_tokens(tokenizer: Tokenizer) -> None:
     table = token_table(tokenizer, [107, 0, 1])
     assert str(table).splitlines() == [
         f"0  107  ->  {TOKENS[107]!r}",
@@ -50,19 +50,19 @@ def test_ids(tokenizer: Tokenizer) -> None:
     ]
 
 
-def test_places_are_aligned(tokenizer: Tokenizer) -> None:
+def test_token_table_aligns_columns(tokenizer: Tokenizer) -> None:
     lines = str(token_table(tokenizer, "a " * 11)).splitlines()
     assert lines[0].startswith(" 0  ")
     assert lines[-1].startswith("10  ")
     assert len({line.index("->") for line in lines}) == 1
 
 
-def test_nothing_gives_an_empty_table(tokenizer: Tokenizer) -> None:
+def test_token_table_of_empty_input_is_empty(tokenizer: Tokenizer) -> None:
     assert str(token_table(tokenizer, "")) == ""
     assert str(token_table(tokenizer, [])) == ""
 
 
-def test_colours_of_a_terminal(tokenizer: Tokenizer) -> None:
+def test_token_table_ansi_colours_tokens_consistently(tokenizer: Tokenizer) -> None:
     """The same token has one colour, and what is unknown is red; without colours it is the plain
     text and table."""
     coloured = token_table(tokenizer, "a 中\nb a").ansi()
@@ -100,7 +100,7 @@ class Reader(html.parser.HTMLParser):
         self.shown += data
 
 
-def test_html(tokenizer: Tokenizer) -> None:
+def test_token_table_html_shows_text_and_cells(tokenizer: Tokenizer) -> None:
     reader = Reader()
     reader.feed(token_table(tokenizer, TEXT)._repr_html_())
     assert not reader.open
@@ -123,7 +123,7 @@ def test_html(tokenizer: Tokenizer) -> None:
     ]
 
 
-def test_the_original_pipeline(tmp_path: Path) -> None:
+def test_token_table_supports_original_pipeline(tmp_path: Path) -> None:
     pytest.importorskip("spacy")
     original = Tokenizer.from_pretrained(write_small(tmp_path / "small"), pipeline="original")
     table = token_table(original, "a…\n\nb")
@@ -134,13 +134,13 @@ def test_the_original_pipeline(tmp_path: Path) -> None:
     assert str(table.text) == "a…\n\nb"
 
 
-def test_a_text_does_not_steer_the_terminal(tokenizer: Tokenizer) -> None:
+def test_token_table_ansi_escapes_control_characters(tokenizer: Tokenizer) -> None:
     table = token_table(tokenizer, "a\x1b[2Ja\x07\r\x9b")
     assert "\u241b" in table.ansi()
     assert not {"\x07", "\r", "\x9b"} & {*table.ansi()}
 
 
 @pytest.mark.parametrize("given", [5, [1.5], None])
-def test_neither_a_text_nor_ids(tokenizer: Tokenizer, given: Any) -> None:
+def test_token_table_rejects_other_types(tokenizer: Tokenizer, given: Any) -> None:
     with pytest.raises(TypeError):
         token_table(tokenizer, given)

@@ -12,7 +12,7 @@ from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
 from gpt1_jax.generation import batches
-from gpt1_jax.generation.batches import generate_batches, in_order
+from gpt1_jax.generation.batches import generate_batches, reorder
 
 pytestmark = pytest.mark.unoptimized
 
@@ -57,13 +57,13 @@ def alone(
     ],
     ids=lambda fields: " ".join(fields) or "greedy",
 )
-def test_each_prompt_is_what_it_is_alone(
+def test_generate_batches_matches_single_prompts(
     model: gpt1.OpenAIGPTLMHeadModel,
     tokenizer: gpt1.Tokenizer,
     prompts: list[list[int]],
     fields: dict[str, Any],
 ) -> None:
-    settings = gpt1.GenerationSettings(**{"max_new_tokens": 6, **fields})
+    settings = gpt1.GenerationConfig(**{"max_new_tokens": 6, **fields})
     each = settings.num_return_sequences
     found = dict(generate_batches(model, prompts, settings, batch_size=4, tokenizer=tokenizer))
     assert sorted(found) == list(range(len(prompts)))
@@ -88,19 +88,19 @@ def test_each_prompt_is_what_it_is_alone(
             np.testing.assert_allclose(totals[0], totals[1], atol=1e-5)
 
 
-def test_a_seed_for_each_prompt(
+def test_generate_batches_uses_one_seed_per_prompt(
     model: gpt1.OpenAIGPTLMHeadModel, tokenizer: gpt1.Tokenizer, prompts: list[list[int]]
 ) -> None:
     seeds = tuple(range(100, 100 + len(prompts)))
-    draw = gpt1.GenerationSettings(max_new_tokens=5, do_sample=True, seed=seeds)
+    draw = gpt1.GenerationConfig(max_new_tokens=5, do_sample=True, seed=seeds)
     found = dict(generate_batches(model, prompts, draw, batch_size=4))
     for i, prompt in enumerate(prompts):
-        settings = gpt1.GenerationSettings(max_new_tokens=5, do_sample=True, seed=seeds[i])
+        settings = gpt1.GenerationConfig(max_new_tokens=5, do_sample=True, seed=seeds[i])
         expected = alone(model, tokenizer, prompt, settings)
         np.testing.assert_array_equal(found[i].sequences[0], expected.sequences[0])
 
 
-def test_batches_are_of_one_size_and_alike_in_length(
+def test_generate_batches_groups_prompts_by_length(
     model: gpt1.OpenAIGPTLMHeadModel, prompts: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
@@ -111,7 +111,7 @@ def test_batches_are_of_one_size_and_alike_in_length(
         return inner(model, rows, *rest)
 
     monkeypatch.setattr(batches, "_continue", spy)
-    settings = gpt1.GenerationSettings(max_new_tokens=2)
+    settings = gpt1.GenerationConfig(max_new_tokens=2)
     assert len(list(generate_batches(model, prompts, settings, batch_size=5))) == len(prompts)
     # 11 prompts in three batches, which 4 suffice for: the last prompt is there twice.
     assert seen == [[8, 17, 30, 30], [3, 3, 3, 5], [1, 1, 1, 2]]
@@ -139,19 +139,19 @@ def test_batches_are_of_one_size_and_alike_in_length(
         ([[1]], {"do_sample": True, "seed": (1, 2)}, 8, "one a prompt, 1 in all"),
     ],
 )
-def test_wrong_calls_raise_before_the_first_text(
+def test_generate_batches_rejects_bad_input_at_the_call(
     model: gpt1.OpenAIGPTLMHeadModel,
     prompts: list[list[int]],
     fields: dict[str, Any],
     batch_size: int,
     message: str,
 ) -> None:
-    settings = gpt1.GenerationSettings(**fields)
+    settings = gpt1.GenerationConfig(**fields)
     with pytest.raises(ValueError, match=message):
         generate_batches(model, prompts, settings, batch_size=batch_size)
 
 
-def test_items_in_order_as_soon_as_may_be() -> None:
+def test_reorder_yields_items_as_soon_as_possible() -> None:
     seen = []
 
     def numbered() -> Iterator[tuple[int, str]]:
@@ -159,7 +159,7 @@ def test_items_in_order_as_soon_as_may_be() -> None:
             seen.append(f"made {number}")
             yield number, str(number)
 
-    for item in in_order(numbered()):
+    for item in reorder(numbered()):
         seen.append(f"got {item}")
     order = "made 2, made 0, got 0, made 1, got 1, got 2, made 4, made 3, got 3, got 4"
     assert ", ".join(seen) == order

@@ -54,7 +54,7 @@ prompts = st.lists(st.lists(st.integers(0, 28), min_size=1, max_size=20), min_si
 
 @given(rows=prompts, new=st.integers(1, 16))
 @settings(max_examples=25)
-def test_greedy_rows_of_a_ragged_batch(
+def test_greedy_matches_full_forwards(
     model: gpt1.OpenAIGPTLMHeadModel, next_logits: Any, rows: list[list[int]], new: int
 ) -> None:
     got = gpt1.generate(model, rows, max_new_tokens=new)
@@ -62,7 +62,7 @@ def test_greedy_rows_of_a_ragged_batch(
         assert list(row) == plain_greedy(next_logits, prompt, new)
 
 
-def test_shapes_and_kinds_of_prompts(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+def test_generate_accepts_arrays_and_lists(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     ids = np.array([[1, 2, 3], [4, 5, 6]])
     out = gpt1.generate(model, ids, max_new_tokens=5)
     assert isinstance(out, np.ndarray)
@@ -81,7 +81,7 @@ def test_shapes_and_kinds_of_prompts(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     ("longest", "rows"),
     [(33, 1), (64, 3), (65, 1), (161, 3), (200, 1), (257, 3)],
 )
-def test_long_prompts_are_read_whole(longest: int, rows: int) -> None:
+def test_prefill_matches_full_forward_on_long_prompts(longest: int, rows: int) -> None:
     """Whatever the pieces: 128 tokens at once, 64 and 32."""
     config = dataclasses.replace(CONFIG, n_positions=300, n_layer=1)
     model = gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0))
@@ -97,20 +97,20 @@ def test_long_prompts_are_read_whole(longest: int, rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_step_copies_no_cache(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> None:
+def test_decode_step_does_not_copy_the_cache(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> None:
     """No compiled loop copies an array of the cache to keep one and compute with the other.
 
     One copy of each may be there for form's sake: where it comes to lie in its own place.
     """
-    asked = gpt1.GenerationSettings().for_model(CONFIG)
+    asked = gpt1.GenerationConfig().for_model(CONFIG)
     graphdef, params = split(model)
-    rules = decode.Rules.build(asked, CONFIG.vocab_size, asked.seeds(rows))
+    rules = decode.SamplingParams.build(asked, CONFIG.vocab_size, asked.seeds(rows))
     prompts = [np.ones(3, np.int32)] * rows
     state, _ = decode._start(model, prompts, asked)
-    turn = decode.pays(model, params, rows)
-    assert turn == (rows > 1)
-    params = decode.turned(model, params) if turn else params
-    run: Any = decode._decoder(graphdef, 0, turn)
+    transpose = decode.should_transpose(model, params, rows)
+    assert transpose == (rows > 1)
+    params = decode.transpose_kernels(model, params) if transpose else params
+    run: Any = decode._decoder(graphdef, 0, transpose)
     text = run.lower(params, state, rules, np.asarray(40, np.int32)).compile().as_text()
     cached = rf"f32\[({rows},)?2,{state.cache.length},6\]"
     assert re.search(cached, text)
@@ -120,7 +120,9 @@ def test_a_step_copies_no_cache(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> 
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_on_either_side(model: gpt1.OpenAIGPTLMHeadModel, side: str) -> None:
+def test_generate_accepts_left_and_right_padding(
+    model: gpt1.OpenAIGPTLMHeadModel, side: str
+) -> None:
     alone = gpt1.generate(model, [[7, 8]], max_new_tokens=6)[0, 2:]
     pad = [0, 0]
     rows = [[*pad, 7, 8] if side == "left" else [7, 8, *pad], [1, 2, 3, 4]]
@@ -130,7 +132,7 @@ def test_padding_on_either_side(model: gpt1.OpenAIGPTLMHeadModel, side: str) -> 
     np.testing.assert_array_equal(out[0, 4:], alone)
 
 
-def test_scores_are_log_probabilities_of_the_chosen(
+def test_scores_are_log_probs_of_generated_tokens(
     model: gpt1.OpenAIGPTLMHeadModel, next_logits: Any
 ) -> None:
     out = gpt1.generate(model, [[3, 1, 4]], max_new_tokens=6, return_dict=True)
@@ -140,7 +142,7 @@ def test_scores_are_log_probabilities_of_the_chosen(
         assert abs(out.scores[0, i] - expected) <= 1e-5  # measured: 1.0e-6
 
 
-def test_sampling_takes_its_own_seed_and_no_neighbour(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+def test_sampling_depends_only_on_the_row_seed(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     rows = [[1, 2], [3], [4, 5, 6]]
     sample = {"max_new_tokens": 8, "do_sample": True, "top_k": 20, "top_p": 0.95}
     batch = gpt1.generate(model, rows, seed=7, **sample)
@@ -154,7 +156,7 @@ def test_sampling_takes_its_own_seed_and_no_neighbour(model: gpt1.OpenAIGPTLMHea
     assert any(list(a) != list(b) for a, b in zip(batch, other, strict=True))
 
 
-def test_sampled_tokens_follow_the_distribution(
+def test_sampling_follows_the_distribution(
     model: gpt1.OpenAIGPTLMHeadModel, next_logits: Any
 ) -> None:
     """2,000 first tokens, chi-square against the softmax at this temperature (29 tokens)."""
@@ -178,7 +180,7 @@ def test_top_k_of_one_is_greedy(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     np.testing.assert_array_equal(greedy, sampled)
 
 
-def test_end_tokens(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+def test_eos_token_ends_each_row(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     greedy = list(gpt1.generate(model, [[5, 6]], max_new_tokens=12)[0])
     end = greedy[5]
     first = greedy.index(end, 2)
@@ -221,7 +223,7 @@ def random_settings(rng: np.random.Generator) -> dict[str, Any]:
     return chosen | {name: value for name, value in optional.items() if rng.integers(2)}
 
 
-def test_settings_and_lengths_share_compilations(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+def test_generate_compiles_once_per_cache_length(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     """100 prompts with settings of all kinds: one compilation for every length of the cache."""
     decoder: Any = decode._decoder(nnx.graphdef(model), 0, False)
     decoder.clear_cache()
@@ -262,19 +264,19 @@ def test_settings_and_lengths_share_compilations(model: gpt1.OpenAIGPTLMHeadMode
         ([[1]], None, {"eos_token_id": 29}, "eos_token_id is 29"),
     ],
 )
-def test_wrong_input(
+def test_generate_rejects_bad_input(
     model: gpt1.OpenAIGPTLMHeadModel, rows: Any, mask: Any, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         gpt1.generate(model, rows, mask, **options)
 
 
-def test_a_setting_that_does_not_exist(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+def test_generate_rejects_unknown_setting(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     with pytest.raises(TypeError, match="max_length"):
         gpt1.generate(model, [[1]], max_length=3)
 
 
-def test_positions_that_are_fewer_than_a_bucket() -> None:
+def test_cache_may_be_longer_than_n_positions() -> None:
     """The cache is longer than the model's positions: padding takes slots, but no positions."""
     config = gpt1.OpenAIGPTConfig(vocab_size=7, n_positions=10, n_layer=1, n_embd=8, n_head=2)
     small = gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0))
@@ -283,7 +285,7 @@ def test_positions_that_are_fewer_than_a_bucket() -> None:
         gpt1.generate(small, [[1, 2, 3]], max_new_tokens=8)
 
 
-def test_a_ragged_list_with_its_masks(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+def test_generate_accepts_ragged_attention_mask(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     rows, masks = [[1, 2, 3], [4]], [[1, 1, 1], [1]]
     for a, b in zip(
         gpt1.generate(model, rows, masks, max_new_tokens=4),
@@ -295,7 +297,9 @@ def test_a_ragged_list_with_its_masks(model: gpt1.OpenAIGPTLMHeadModel) -> None:
         gpt1.generate(nnx.Rngs(0), rows)  # pyright: ignore[reportArgumentType]
 
 
-def test_generate_refuses_settings_of_another_type(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+def test_generate_rejects_dict_as_generation_config(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     settings: Any = {"max_new_tokens": 2}
-    with pytest.raises(TypeError, match="settings is a dict, but must be GenerationSettings"):
-        gpt1.generate(model, [[1]], settings=settings)
+    with pytest.raises(
+        TypeError, match="generation_config is a dict, but must be a GenerationConfig"
+    ):
+        gpt1.generate(model, [[1]], generation_config=settings)

@@ -72,7 +72,9 @@ def reference(model: Any, prompt: list[int], chosen: dict[str, Any]) -> Any:
 
 @given(seed=st.integers(0, 3), rows=st.lists(prompts, min_size=3, max_size=3), chosen=calls(False))
 @settings(max_examples=20)
-def test_greedy(seed: int, rows: list[list[int]], chosen: dict[str, Any]) -> None:
+def test_greedy_matches_transformers(
+    seed: int, rows: list[list[int]], chosen: dict[str, Any]
+) -> None:
     """Every row of a ragged batch is what transformers makes of it alone."""
     ours = gpt1.generate(TWINS[seed], rows, **chosen, return_dict=True)
     # Prompts of one width come back as an array, which pads the rows that end early.
@@ -90,7 +92,9 @@ def test_greedy(seed: int, rows: list[list[int]], chosen: dict[str, Any]) -> Non
 
 @given(seed=st.integers(0, 3), rows=st.lists(prompts, min_size=3, max_size=3), chosen=calls(True))
 @settings(max_examples=20)
-def test_beams(seed: int, rows: list[list[int]], chosen: dict[str, Any]) -> None:
+def test_beam_search_matches_transformers(
+    seed: int, rows: list[list[int]], chosen: dict[str, Any]
+) -> None:
     """Every row of a ragged batch is what transformers makes of it alone."""
     each = chosen["num_return_sequences"]
     ours = gpt1.generate(TWINS[seed], rows, **chosen, return_dict=True)
@@ -124,7 +128,7 @@ def test_beams(seed: int, rows: list[list[int]], chosen: dict[str, Any]) -> None
     [{"temperature": 1.7}, {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1}, {"typical_p": 0.7}],
     ids=lambda chosen: next(iter(chosen)),
 )
-def test_draws_follow_the_distribution(chosen: dict[str, Any]) -> None:
+def test_sampling_matches_transformers_distribution(chosen: dict[str, Any]) -> None:
     """20,000 first tokens against what transformers' own processors leave: chi-square."""
     prompt, draws = [3, 1, 4], 20_000
     out = gpt1.generate(TWINS[1], [prompt] * draws, max_new_tokens=1, do_sample=True, **chosen)

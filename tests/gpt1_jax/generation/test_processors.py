@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis.extra.numpy import arrays
 
-from gpt1_jax import GenerationSettings
+from gpt1_jax import GenerationConfig
 from gpt1_jax.generation.processors import (
-    BadWords,
-    Context,
+    DecodeContext,
     MinP,
+    NoBadWords,
     NoRepeatNGram,
     RepetitionPenalty,
     Temperature,
@@ -41,9 +41,9 @@ POWERS = st.sampled_from([0.125, 0.25, 0.5, 2.0, 4.0, 8.0])
 apply = jax.jit(lambda rules, logits, context: process(rules, logits, context))
 
 
-def context_of(tokens: Any, start: Any, length: int, new: int = 0) -> Context:
+def context_of(tokens: Any, start: Any, length: int, new: int = 0) -> DecodeContext:
     fields = (np.asarray(value, np.int32) for value in (tokens, start, length, new))
-    return Context(*fields)  # type: ignore[arg-type]
+    return DecodeContext(*fields)  # type: ignore[arg-type]
 
 
 NO_TEXT = context_of(np.zeros((B, SLOTS)), [0] * B, 1)
@@ -55,11 +55,11 @@ CONTEXTS = st.builds(
 )
 
 
-def run(rule: Any, logits: Any, context: Context = NO_TEXT) -> np.ndarray:
+def run(rule: Any, logits: Any, context: DecodeContext = NO_TEXT) -> np.ndarray:
     return np.asarray(apply((rule,), logits, context))
 
 
-def kept(rule: Any, logits: Any, context: Context = NO_TEXT) -> np.ndarray:
+def kept(rule: Any, logits: Any, context: DecodeContext = NO_TEXT) -> np.ndarray:
     """(B, V) bool; what a mask keeps, it keeps as it is."""
     got = run(rule, logits, context)
     np.testing.assert_array_equal(got, np.where(np.isfinite(got), logits, -np.inf))
@@ -86,26 +86,26 @@ def typical(p: float, at_least: int = 1) -> Typical:
     return Typical(scalar(p), scalar(at_least, np.int32))
 
 
-def text_of(context: Context, row: int) -> list[int]:
+def text_of(context: DecodeContext, row: int) -> list[int]:
     tokens = np.asarray(context.tokens)[row]
     return tokens[int(context.start[row]) : int(context.length)].tolist()
 
 
-def all_rules(asked: GenerationSettings) -> tuple[Any, ...]:
+def all_rules(asked: GenerationConfig) -> tuple[Any, ...]:
     return (*constraints(asked, V), *warpers(asked, V))
 
 
 @given(logits=LOGITS, context=CONTEXTS)
 @settings(max_examples=50)
-def test_default_settings_change_nothing(logits: np.ndarray, context: Context) -> None:
-    rules = all_rules(GenerationSettings(do_sample=True, eos_token_id=3))
+def test_processors_are_inactive_by_default(logits: np.ndarray, context: DecodeContext) -> None:
+    rules = all_rules(GenerationConfig(do_sample=True, eos_token_id=3))
     np.testing.assert_array_equal(np.asarray(apply(rules, logits, context)), logits)
     assert not any(bool(rule.active(context)) for rule in rules)
 
 
 @given(logits=LOGITS, p=PROBABILITIES, k=st.integers(1, V), at_least=st.integers(1, V))
 @settings(max_examples=50)
-def test_so_many_tokens_survive_and_the_likeliest_is_one(
+def test_warpers_keep_min_tokens_and_the_likeliest(
     logits: np.ndarray, p: float, k: int, at_least: int
 ) -> None:
     possible = np.isfinite(logits).sum(axis=1)
@@ -118,7 +118,7 @@ def test_so_many_tokens_survive_and_the_likeliest_is_one(
 
 @given(logits=LOGITS, p=st.tuples(PROBABILITIES, PROBABILITIES).map(sorted))
 @settings(max_examples=50)
-def test_a_larger_p_keeps_what_a_smaller_one_keeps(logits: np.ndarray, p: list[float]) -> None:
+def test_warpers_are_monotonic_in_p(logits: np.ndarray, p: list[float]) -> None:
     less, more = p
     assert (kept(top_p(more), logits) >= kept(top_p(less), logits)).all()
     assert (kept(typical(more), logits) >= kept(typical(less), logits)).all()
@@ -127,9 +127,7 @@ def test_a_larger_p_keeps_what_a_smaller_one_keeps(logits: np.ndarray, p: list[f
 
 @given(logits=LOGITS, p=PROBABILITIES, at_least=st.integers(1, V - 1))
 @settings(max_examples=50)
-def test_a_larger_number_to_keep_keeps_what_a_smaller_one_keeps(
-    logits: np.ndarray, p: float, at_least: int
-) -> None:
+def test_warpers_are_monotonic_in_token_count(logits: np.ndarray, p: float, at_least: int) -> None:
     for make in (top_p, min_p, typical):
         more = kept(make(p, at_least + 1), logits)
         assert (more >= kept(make(p, at_least), logits)).all()
@@ -138,7 +136,7 @@ def test_a_larger_number_to_keep_keeps_what_a_smaller_one_keeps(
 
 @given(logits=LOGITS, p=PROBABILITIES, k=st.integers(1, V), at_least=st.integers(1, V))
 @settings(max_examples=50)
-def test_no_token_goes_before_one_that_is_no_likelier(
+def test_warpers_keep_or_drop_ties_together(
     logits: np.ndarray, p: float, k: int, at_least: int
 ) -> None:
     """Ties stay or go together, for all four; three of them keep the likeliest."""
@@ -151,7 +149,7 @@ def test_no_token_goes_before_one_that_is_no_likelier(
 
 @given(logits=LOGITS, shift=st.integers(-40, 40), p=PROBABILITIES, k=st.integers(1, V))
 @settings(max_examples=50)
-def test_a_constant_added_to_all_logits_changes_no_choice(
+def test_warpers_are_invariant_to_logit_shift(
     logits: np.ndarray, shift: int, p: float, k: int
 ) -> None:
     for rule in (top_k(k), top_p(p), min_p(p), typical(p)):
@@ -160,7 +158,7 @@ def test_a_constant_added_to_all_logits_changes_no_choice(
 
 @given(logits=LOGITS, order=st.permutations(range(V)), k=st.integers(1, V))
 @settings(max_examples=50)
-def test_the_order_of_the_vocabulary_is_no_matter(
+def test_top_k_is_invariant_to_vocabulary_order(
     logits: np.ndarray, order: list[int], k: int
 ) -> None:
     # The sums of the others take another order too, and may round otherwise.
@@ -169,7 +167,7 @@ def test_the_order_of_the_vocabulary_is_no_matter(
 
 @given(logits=LOGITS, k=st.integers(1, V))
 @settings(max_examples=50)
-def test_top_k_keeps_the_k_likeliest_and_their_equals(logits: np.ndarray, k: int) -> None:
+def test_top_k_keeps_k_likeliest_and_ties(logits: np.ndarray, k: int) -> None:
     for row, got in zip(logits, run(top_k(k), logits), strict=True):
         np.testing.assert_array_equal(got, np.where(row >= np.sort(row)[-k], row, -np.inf))
 
@@ -179,7 +177,7 @@ def test_top_k_keeps_the_k_likeliest_and_their_equals(logits: np.ndarray, k: int
     k=st.integers(1, 7),
 )
 @settings(max_examples=100)
-def test_the_kth_largest_of_any_numbers(x: np.ndarray, k: int) -> None:
+def test_largest_returns_kth_largest_value(x: np.ndarray, k: int) -> None:
     """Found by bisection over the order of all floats: subnormal and infinite ones too."""
     got = np.asarray(jax.jit(largest)(x, np.int32(k)))
     expected = np.sort(x, axis=1)[:, [-k]]
@@ -192,9 +190,7 @@ def test_the_kth_largest_of_any_numbers(x: np.ndarray, k: int) -> None:
 
 @given(logits=QUARTERS, p=PROBABILITIES, at_least=st.integers(1, V))
 @settings(max_examples=50)
-def test_top_p_keeps_the_fewest_tokens_of_that_probability(
-    logits: np.ndarray, p: float, at_least: int
-) -> None:
+def test_top_p_keeps_fewest_tokens_reaching_p(logits: np.ndarray, p: float, at_least: int) -> None:
     for row, stays in zip(logits, kept(top_p(p, at_least), logits), strict=True):
         weights = np.exp(row.astype(np.float64) - row.max())
         weights /= weights.sum()
@@ -206,7 +202,7 @@ def test_top_p_keeps_the_fewest_tokens_of_that_probability(
 
 @given(logits=QUARTERS, p=PROBABILITIES)
 @settings(max_examples=50)
-def test_min_p_keeps_tokens_by_their_ratio_to_the_likeliest(logits: np.ndarray, p: float) -> None:
+def test_min_p_compares_ratio_to_likeliest_token(logits: np.ndarray, p: float) -> None:
     for row, stays in zip(logits, kept(min_p(p), logits), strict=True):
         ratio = np.exp(row.astype(np.float64) - row.max())
         near = np.abs(ratio - p) < 1e-6
@@ -215,13 +211,13 @@ def test_min_p_keeps_tokens_by_their_ratio_to_the_likeliest(logits: np.ndarray, 
 
 @given(logits=LOGITS)
 @settings(max_examples=50)
-def test_a_min_p_of_one_keeps_the_likeliest_and_its_equals(logits: np.ndarray) -> None:
+def test_min_p_of_one_keeps_likeliest_and_ties(logits: np.ndarray) -> None:
     np.testing.assert_array_equal(
         kept(min_p(1), logits), logits == logits.max(axis=1, keepdims=True)
     )
 
 
-def test_min_p_spares_the_likeliest_even_where_their_probabilities_vanish() -> None:
+def test_min_p_keeps_likeliest_when_probabilities_underflow() -> None:
     """Transformers takes any of those whose probability is 0 in float32."""
     logits = np.array([[-300.0, 5, -200, -250, -400, -400, -400, -400, -400]] * B, np.float32)
     np.testing.assert_array_equal(np.flatnonzero(kept(min_p(0.5, 3), logits)[0]), [1, 2, 3])
@@ -229,9 +225,7 @@ def test_min_p_spares_the_likeliest_even_where_their_probabilities_vanish() -> N
 
 @given(logits=QUARTERS, p=PROBABILITIES)
 @settings(max_examples=50)
-def test_typical_keeps_the_least_surprising_tokens_of_that_probability(
-    logits: np.ndarray, p: float
-) -> None:
+def test_typical_p_keeps_most_typical_tokens_reaching_p(logits: np.ndarray, p: float) -> None:
     for row, stays in zip(logits, kept(typical(p), logits), strict=True):
         log_p = row - row.max() - np.log(np.exp(row.astype(np.float64) - row.max()).sum())
         weights = np.exp(log_p)
@@ -244,7 +238,7 @@ def test_typical_keeps_the_least_surprising_tokens_of_that_probability(
 
 @given(logits=LOGITS, a=POWERS, b=POWERS)
 @settings(max_examples=50)
-def test_temperature_divides(logits: np.ndarray, a: float, b: float) -> None:
+def test_temperature_divides_logits(logits: np.ndarray, a: float, b: float) -> None:
     at = Temperature(scalar(a)), Temperature(scalar(b))
     np.testing.assert_array_equal(run(at[0], logits), logits / np.float32(a))
     both = np.asarray(apply(at, logits, NO_TEXT))
@@ -253,8 +247,8 @@ def test_temperature_divides(logits: np.ndarray, a: float, b: float) -> None:
 
 @given(logits=LOGITS, context=CONTEXTS, penalty=POWERS, scale=POWERS)
 @settings(max_examples=50)
-def test_the_penalty_of_what_the_text_holds(
-    logits: np.ndarray, context: Context, penalty: float, scale: float
+def test_repetition_penalty_applies_to_seen_tokens(
+    logits: np.ndarray, context: DecodeContext, penalty: float, scale: float
 ) -> None:
     rule = RepetitionPenalty(scalar(penalty))
     got = run(rule, logits, context)
@@ -280,7 +274,7 @@ def repeats(text: list[int], size: int) -> set[int]:
 
 @given(context=CONTEXTS, size=st.integers(1, SLOTS + 2))
 @settings(max_examples=100)
-def test_no_repeated_ngrams(context: Context, size: int) -> None:
+def test_no_repeat_ngram_bans_repeated_ngrams(context: DecodeContext, size: int) -> None:
     stays = kept(NoRepeatNGram(scalar(size, np.int32)), np.zeros((B, V), np.float32), context)
     for i, row in enumerate(stays):
         assert set(np.flatnonzero(~row)) == repeats(text_of(context, i), size)
@@ -291,27 +285,29 @@ words = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=5), max_size=2
 
 @given(context=CONTEXTS, words=words)
 @settings(max_examples=100)
-def test_bad_words(context: Context, words: list[list[int]]) -> None:
-    stays = kept(BadWords.build(words, V), np.zeros((B, V), np.float32), context)
+def test_no_bad_words_bans_completing_tokens(
+    context: DecodeContext, words: list[list[int]]
+) -> None:
+    stays = kept(NoBadWords.build(words, V), np.zeros((B, V), np.float32), context)
     for i, row in enumerate(stays):
         text = text_of(context, i)
         banned = {w[-1] for w in words if w[:-1] == text[len(text) - len(w) + 1 :]}
         assert set(np.flatnonzero(~row)) == banned
 
 
-def test_bad_words_do_not_begin_in_the_padding() -> None:
+def test_no_bad_words_does_not_match_padding() -> None:
     context = context_of([[1, 2, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0]] * B, [0, 1], 3)
-    stays = kept(BadWords.build([[1, 2, 3, 4]], V), np.zeros((B, V), np.float32), context)
+    stays = kept(NoBadWords.build([[1, 2, 3, 4]], V), np.zeros((B, V), np.float32), context)
     np.testing.assert_array_equal(stays[0], np.arange(V) != 4)
     assert stays[1].all()
 
 
-def test_bad_words_longer_and_more_than_the_table_has_room_for() -> None:
+def test_no_bad_words_handles_long_and_many_words() -> None:
     text = list(range(4)) * 3
     context = context_of([text] * B, [0] * B, SLOTS)
     fitting = [[*text[-n:], 4 + n % 4] for n in range(1, SLOTS + 1)]
     too_long = [[0, *text, 8], [3] * 40]
-    rule = BadWords.build([*fitting, *too_long, *([[1, 1]] * 9)], V)
+    rule = NoBadWords.build([*fitting, *too_long, *([[1, 1]] * 9)], V)
     assert rule.words.shape == (32, 64)
     stays = kept(rule, np.zeros((B, V), np.float32), context)
     assert set(np.flatnonzero(~stays[0])) == {4, 5, 6, 7}
@@ -319,13 +315,13 @@ def test_bad_words_longer_and_more_than_the_table_has_room_for() -> None:
 
 @given(asked=st.data(), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=20)
-def test_texts_that_are_chosen_under_the_rules_keep_them(asked: Any, seed: int) -> None:
+def test_processors_hold_for_the_whole_text(asked: Any, seed: int) -> None:
     """From start to end: no sequence twice, no bad word, no end too early, and the forced ones."""
     rng = np.random.default_rng(seed)
     size, least = asked.draw(st.integers(2, 3)), asked.draw(st.integers(1, 5))
     bad = asked.draw(st.lists(st.integers(0, V - 1), min_size=2, max_size=2))
     rules = constraints(
-        GenerationSettings(
+        GenerationConfig(
             max_new_tokens=SLOTS - 1,
             no_repeat_ngram_size=size,
             min_new_tokens=least,
@@ -352,9 +348,9 @@ def test_texts_that_are_chosen_under_the_rules_keep_them(asked: Any, seed: int) 
         assert 7 not in text
 
 
-def test_what_is_forced_first_follows_a_prompt_of_one_token_only() -> None:
+def test_forced_bos_requires_one_token_prompt() -> None:
     """Not the one token that sliding_window = 1 leaves of a text."""
-    rule = constraints(GenerationSettings(forced_bos_token_id=5), V)
+    rule = constraints(GenerationConfig(forced_bos_token_id=5), V)
     logits = np.zeros((B, V), np.float32)
     first = np.asarray(apply(rule, logits, context_of(np.zeros((B, SLOTS)), [3, 2], 4)))
     np.testing.assert_array_equal(np.isfinite(first).sum(axis=1), [1, V])
@@ -362,23 +358,23 @@ def test_what_is_forced_first_follows_a_prompt_of_one_token_only() -> None:
     np.testing.assert_array_equal(later, logits)
 
 
-def test_long_sequences_cost_nothing_that_no_text_can_repeat() -> None:
+def test_no_repeat_ngram_is_inactive_beyond_text_length() -> None:
     """A size beyond the text is not looped over, however large."""
-    asked = GenerationSettings(no_repeat_ngram_size=2**20)
+    asked = GenerationConfig(no_repeat_ngram_size=2**20)
     context = context_of(np.zeros((B, SLOTS)), [0] * B, SLOTS)
     assert not any(bool(rule.active(context)) for rule in constraints(asked, V))
 
 
 @given(logits=LOGITS, context=CONTEXTS, data=st.data())
 @settings(max_examples=60)
-def test_a_padded_row_is_what_it_is_alone(logits: np.ndarray, context: Context, data: Any) -> None:
+def test_processors_ignore_padding(logits: np.ndarray, context: DecodeContext, data: Any) -> None:
     fields: dict[str, Any] = {
         "no_repeat_ngram_size": data.draw(st.integers(1, 4)),
         "bad_words_ids": data.draw(words),
         "repetition_penalty": data.draw(POWERS),
         "forced_bos_token_id": data.draw(st.none() | st.integers(0, V - 1)),
     }
-    rules = constraints(GenerationSettings(**fields), V)
+    rules = constraints(GenerationConfig(**fields), V)
     both = np.asarray(apply(rules, logits, context))
     for i in range(B):
         text = text_of(context, i)
@@ -402,21 +398,21 @@ SETTINGS: dict[str, Callable[[int], dict[str, Any]]] = {
 }
 
 
-def test_a_value_of_a_setting_compiles_nothing() -> None:
+def test_processors_do_not_recompile_for_new_values() -> None:
     """All rules in one function, which each of these would compile anew if it were not traced."""
     apply: Any = jax.jit(lambda rules, logits, context: process(rules, logits, context))
     logits = np.zeros((B, V), np.float32)
     for number, make in enumerate(SETTINGS.values()):
         for n in range(1, 4):
-            asked = GenerationSettings(do_sample=True, num_beams=1 + number % 2, **make(n))
+            asked = GenerationConfig(do_sample=True, num_beams=1 + number % 2, **make(n))
             apply(all_rules(asked), logits, context_of(np.zeros((B, SLOTS)), [0] * B, n, n))
     assert apply._cache_size() == 1
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_rule_has_one_tree_of_arrays_for_all_values(name: str) -> None:
+def test_processors_keep_array_shapes_for_all_values(name: str) -> None:
     """And what the setting is called is what the rule depends on."""
-    trees = [all_rules(GenerationSettings(do_sample=True, **SETTINGS[name](n))) for n in (1, 2, 3)]
+    trees = [all_rules(GenerationConfig(do_sample=True, **SETTINGS[name](n))) for n in (1, 2, 3)]
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in trees]
     assert shapes[0] == shapes[1] == shapes[2]
     leaves = [jax.tree.leaves(tree) for tree in trees]

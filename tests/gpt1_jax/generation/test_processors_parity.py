@@ -19,9 +19,9 @@ import transformers  # noqa: E402
 from support.torch_reference import torch_model  # noqa: E402
 from transformers.generation import logits_process as reference  # noqa: E402
 
-from gpt1_jax import GenerationSettings, OpenAIGPTConfig  # noqa: E402
+from gpt1_jax import GenerationConfig, OpenAIGPTConfig  # noqa: E402
 from gpt1_jax.generation import processors  # noqa: E402
-from gpt1_jax.generation.processors import Context, constraints, process, warpers  # noqa: E402
+from gpt1_jax.generation.processors import DecodeContext, constraints, process, warpers  # noqa: E402
 
 SHAPES = [(1, 2), (3, 50)]
 SLOTS = 12
@@ -36,7 +36,7 @@ apply = jax.jit(lambda rules, logits, context: process(rules, logits, context))
 
 def rule(kind: str, V: int, **fields: Any) -> Any:
     """The processor of that name, as ``generate`` builds it."""
-    asked = GenerationSettings(**{"eos_token_id": (), **fields})
+    asked = GenerationConfig(**{"eos_token_id": (), **fields})
     rules = (*constraints(asked, V), *warpers(asked, V))
     return next(r for r in rules if type(r).__name__ == kind)
 
@@ -63,7 +63,7 @@ def bad_words(rng: np.random.Generator, V: int) -> Pair:
     words.append(rng.integers(few, size=rng.integers(1, 5)).tolist())
     eos = int(rng.integers(few))
     theirs = reference.NoBadWordsLogitsProcessor(words, eos)
-    return rule("BadWords", V, bad_words_ids=words, eos_token_id=eos), lambda T, n: theirs
+    return rule("NoBadWords", V, bad_words_ids=words, eos_token_id=eos), lambda T, n: theirs
 
 
 def min_new_tokens(rng: np.random.Generator, V: int) -> Pair:
@@ -75,20 +75,20 @@ def min_new_tokens(rng: np.random.Generator, V: int) -> Pair:
 def forced_first(rng: np.random.Generator, V: int) -> Pair:
     token = int(rng.integers(V))
     theirs = reference.ForcedBOSTokenLogitsProcessor(token)
-    return rule("ForcedFirst", V, forced_bos_token_id=token), lambda T, n: theirs
+    return rule("ForcedBOS", V, forced_bos_token_id=token), lambda T, n: theirs
 
 
 def forced_last(rng: np.random.Generator, V: int) -> Pair:
     most, tokens = int(rng.integers(1, 5)), rng.integers(V, size=rng.integers(1, 4)).tolist()
     forced = tokens[0] if len(tokens) == 1 else tokens
-    ours = rule("ForcedLast", V, max_new_tokens=most, forced_eos_token_id=forced)
+    ours = rule("ForcedEOS", V, max_new_tokens=most, forced_eos_token_id=forced)
     return ours, lambda T, n: reference.ForcedEOSTokenLogitsProcessor(T - n + most, forced)
 
 
 def suppress(rng: np.random.Generator, V: int) -> Pair:
     tokens = rng.integers(V, size=rng.integers(1, 2 * V)).tolist()
     theirs = reference.SuppressTokensLogitsProcessor(tokens)
-    return rule("Suppress", V, suppress_tokens=tokens), lambda T, n: theirs
+    return rule("SuppressTokens", V, suppress_tokens=tokens), lambda T, n: theirs
 
 
 def temperature(rng: np.random.Generator, V: int) -> Pair:
@@ -117,11 +117,11 @@ def warper(
 RULES: dict[str, Callable[[np.random.Generator, int], Pair]] = {
     "RepetitionPenalty": repetition_penalty,
     "NoRepeatNGram": no_repeat_ngram,
-    "BadWords": bad_words,
+    "NoBadWords": bad_words,
     "MinNewTokens": min_new_tokens,
-    "ForcedFirst": forced_first,
-    "ForcedLast": forced_last,
-    "Suppress": suppress,
+    "ForcedBOS": forced_first,
+    "ForcedEOS": forced_last,
+    "SuppressTokens": suppress,
     "Temperature": temperature,
     "TopK": warper(
         "TopK", "top_k", lambda rng, V: int(rng.integers(1, V + 4)), reference.TopKLogitsWarper
@@ -173,7 +173,7 @@ LOGITS: dict[str, Callable[[np.random.Generator, tuple[int, int]], np.ndarray]] 
 
 
 @st.composite
-def cases(draw: Any) -> tuple[np.random.Generator, np.ndarray, Context]:
+def cases(draw: Any) -> tuple[np.random.Generator, np.ndarray, DecodeContext]:
     """Logits and the texts that they continue, of few tokens so that these repeat."""
     B, V = draw(st.sampled_from(SHAPES))
     kind = draw(st.sampled_from(list(LOGITS)))
@@ -182,9 +182,9 @@ def cases(draw: Any) -> tuple[np.random.Generator, np.ndarray, Context]:
     return rng, LOGITS[kind](rng, (B, V)).astype(np.float32), random_context(rng, B, V, length)
 
 
-def random_context(rng: np.random.Generator, B: int, V: int, length: int) -> Context:
+def random_context(rng: np.random.Generator, B: int, V: int, length: int) -> DecodeContext:
     start = rng.integers(length, size=B).astype(np.int32)
-    return Context(
+    return DecodeContext(
         tokens=rng.integers(min(V, 4), size=(B, SLOTS)).astype(np.int32),  # type: ignore[arg-type]
         start=start,  # type: ignore[arg-type]
         length=np.asarray(length, np.int32),  # type: ignore[arg-type]
@@ -192,7 +192,9 @@ def random_context(rng: np.random.Generator, B: int, V: int, length: int) -> Con
     )
 
 
-def alone(make: Callable[[int, int], Any], logits: np.ndarray, context: Context) -> np.ndarray:
+def alone(
+    make: Callable[[int, int], Any], logits: np.ndarray, context: DecodeContext
+) -> np.ndarray:
     """What the reference makes of each row, unpadded and alone."""
     rows = []
     for row, tokens, start in zip(logits, context.tokens, context.start, strict=True):
@@ -275,7 +277,9 @@ def with_ties(kept: np.ndarray, logits: np.ndarray) -> np.ndarray:
     ).astype(np.float32)
 
 
-def check(ours: Any, make: Callable[[int, int], Any], logits: np.ndarray, context: Context) -> Any:
+def check(
+    ours: Any, make: Callable[[int, int], Any], logits: np.ndarray, context: DecodeContext
+) -> Any:
     """Compare one rule with its reference; return what ours gives."""
     got = np.asarray(apply((ours,), logits, context))
     expected = alone(make, logits, context)
@@ -293,13 +297,15 @@ def check(ours: Any, make: Callable[[int, int], Any], logits: np.ndarray, contex
 @pytest.mark.parametrize("name", RULES)
 @given(case=cases())
 @settings(max_examples=50)
-def test_one_rule(name: str, case: tuple[np.random.Generator, np.ndarray, Context]) -> None:
+def test_processor_matches_transformers(
+    name: str, case: tuple[np.random.Generator, np.ndarray, DecodeContext]
+) -> None:
     rng, logits, context = case
     check(*RULES[name](rng, logits.shape[1]), logits, context)
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_one_rule_on_the_whole_vocabulary(name: str) -> None:
+def test_processor_matches_transformers_on_full_vocabulary(name: str) -> None:
     for seed in range(2):
         rng = np.random.default_rng(seed)
         logits = rng.normal(size=(1, 40478), scale=1 + seed).astype(np.float32)
@@ -324,8 +330,8 @@ def met_by(name: str, row: np.ndarray, rng: np.random.Generator) -> float:
 @pytest.mark.parametrize("name", FIELDS)
 @given(case=cases())
 @settings(max_examples=50)
-def test_a_threshold_that_is_met(
-    name: str, case: tuple[np.random.Generator, np.ndarray, Context]
+def test_warper_matches_transformers_near_threshold(
+    name: str, case: tuple[np.random.Generator, np.ndarray, DecodeContext]
 ) -> None:
     rng, logits, context = case
     field, cls = FIELDS[name]
@@ -334,7 +340,7 @@ def test_a_threshold_that_is_met(
 
 
 @pytest.mark.parametrize("name", ["TopP", "Typical"])
-def test_a_threshold_that_is_met_exactly(name: str) -> None:
+def test_warper_matches_transformers_at_exact_threshold(name: str) -> None:
     """Where both compute the same probabilities, the same tokens are kept: < is no <=."""
     rng = np.random.default_rng(0)
     context = random_context(rng, 1, 2, 1)
@@ -362,7 +368,7 @@ exp_log_softmax = jax.jit(lambda logits: jax.numpy.exp(jax.nn.log_softmax(logits
 
 
 @pytest.mark.parametrize("top_p", [0.01, 0.3, 0.5, 0.99])
-def test_top_p_does_not_cut_between_equally_likely_tokens(top_p: float) -> None:
+def test_top_p_keeps_ties_together(top_p: float) -> None:
     """The one deviation: torch cuts there, in the order that its sorting happens to give."""
     logits = np.zeros((1, 8), np.float32)
     logits[0, 2:4] = 1
@@ -380,11 +386,11 @@ def test_top_p_does_not_cut_between_equally_likely_tokens(top_p: float) -> None:
 CLASSES: dict[Any, str] = {
     reference.RepetitionPenaltyLogitsProcessor: "RepetitionPenalty",
     reference.NoRepeatNGramLogitsProcessor: "NoRepeatNGram",
-    reference.NoBadWordsLogitsProcessor: "BadWords",
+    reference.NoBadWordsLogitsProcessor: "NoBadWords",
     reference.MinNewTokensLengthLogitsProcessor: "MinNewTokens",
-    reference.ForcedBOSTokenLogitsProcessor: "ForcedFirst",
-    reference.ForcedEOSTokenLogitsProcessor: "ForcedLast",
-    reference.SuppressTokensLogitsProcessor: "Suppress",
+    reference.ForcedBOSTokenLogitsProcessor: "ForcedBOS",
+    reference.ForcedEOSTokenLogitsProcessor: "ForcedEOS",
+    reference.SuppressTokensLogitsProcessor: "SuppressTokens",
     reference.TemperatureLogitsWarper: "Temperature",
     reference.TopKLogitsWarper: "TopK",
     reference.TopPLogitsWarper: "TopP",
@@ -398,7 +404,7 @@ def model() -> Any:
     return torch_model("OpenAIGPTLMHeadModel", vocab_size=50, n_layer=1, n_embd=8, n_head=2)
 
 
-def transformers_rules(model: Any, asked: GenerationSettings, text: int, new: int) -> list[Any]:
+def transformers_rules(model: Any, asked: GenerationConfig, text: int, new: int) -> list[Any]:
     """Transformers' own list, for a text of so many tokens of which so many are new."""
     fields = asked.to_dict()
     prompt = text - new
@@ -429,7 +435,7 @@ WARPERS: dict[str, st.SearchStrategy[Any]] = {
 
 
 @st.composite
-def any_settings(draw: Any) -> GenerationSettings:
+def any_settings(draw: Any) -> GenerationConfig:
     fields = draw(st.fixed_dictionaries({}, optional=CONSTRAINTS))
     if draw(st.booleans()):
         fields["do_sample"] = True
@@ -440,13 +446,13 @@ def any_settings(draw: Any) -> GenerationSettings:
         forced = np.atleast_1d(fields.get(name, 0)).tolist()
         if set(forced) <= set(fields.get("suppress_tokens", ())):
             fields.pop(name, None)
-    return GenerationSettings(**fields)
+    return GenerationConfig(**fields)
 
 
 @given(asked=any_settings(), length=st.integers(1, SLOTS), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=100)
-def test_all_rules_in_their_order(
-    model: Any, asked: GenerationSettings, length: int, seed: int
+def test_processors_apply_in_transformers_order(
+    model: Any, asked: GenerationConfig, length: int, seed: int
 ) -> None:
     """Each of theirs, in their order, does what ours does; and ours are applied in that order."""
     rng = np.random.default_rng(seed)
@@ -474,7 +480,7 @@ def test_all_rules_in_their_order(
 @pytest.mark.parametrize("ends", [0, 1, 2, 3])
 @pytest.mark.parametrize("num_beams", [1, 2])
 @pytest.mark.parametrize("field", ["top_k", "top_p", "min_p", "typical_p"])
-def test_so_many_tokens_are_kept_that_beams_can_go_on(
+def test_warpers_keep_enough_tokens_for_beam_search(
     model: Any, field: str, num_beams: int, ends: int
 ) -> None:
     """One more than there are ends, where all could end."""
@@ -482,7 +488,7 @@ def test_so_many_tokens_are_kept_that_beams_can_go_on(
     fields |= {"do_sample": True, "num_beams": num_beams}
     if ends:
         fields["eos_token_id"] = range(ends)
-    asked = GenerationSettings(**fields)
+    asked = GenerationConfig(**fields)
     rng = np.random.default_rng(0)
     context, logits = random_context(rng, 3, 50, 3), rng.normal(size=(3, 50)).astype(np.float32)
     got = apply(warpers(asked.for_model(CONFIG), 50), logits, context)

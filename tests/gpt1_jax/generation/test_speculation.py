@@ -14,8 +14,8 @@ from support.scripted_model import scripted_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.generation import decode
-from gpt1_jax.generation.processors import Context
-from gpt1_jax.generation.speculation import guess
+from gpt1_jax.generation.processors import DecodeContext
+from gpt1_jax.generation.speculation import draft
 
 pytestmark = pytest.mark.unoptimized
 
@@ -26,18 +26,18 @@ CONFIG = gpt1.OpenAIGPTConfig(
 IDS = st.integers(0, V - 1)
 
 
-compiled_guess = jax.jit(guess, static_argnums=1)
+compiled_draft = jax.jit(draft, static_argnums=1)
 
 
 def guessed(text: list[int], number: int, left: int) -> tuple[list[int], bool]:
     row = [text[-1]] * left + text + [text[-1]] * (24 - left - len(text))
-    context = Context(
+    context = DecodeContext(
         tokens=jnp.asarray([row], jnp.int32),
         start=jnp.asarray([left], jnp.int32),
         length=jnp.int32(left + len(text)),
         new=jnp.int32(0),
     )
-    tokens, found = compiled_guess(context, number)
+    tokens, found = compiled_draft(context, number)
     return tokens[0].tolist(), bool(found[0])
 
 
@@ -59,7 +59,7 @@ def slow_guess(text: list[int], number: int) -> list[int] | None:
     number=st.sampled_from([1, 9]),
     left=st.integers(0, 3),
 )
-def test_guesses(text: list[int], number: int, left: int) -> None:
+def test_draft_matches_plain_python(text: list[int], number: int, left: int) -> None:
     """Padding and unused slots, which hold the last token too, count for nothing."""
     tokens, found = guessed(text, number, left)
     expected = slow_guess(text, number)
@@ -87,21 +87,21 @@ def model() -> gpt1.OpenAIGPTLMHeadModel:
     ),
 )
 @settings(max_examples=40)
-def test_a_text_does_not_depend_on_guesses(
+def test_prompt_lookup_does_not_change_output(
     model: gpt1.OpenAIGPTLMHeadModel,
     rows: list[list[int]],
     fields: dict[str, Any],
 ) -> None:
-    asked = gpt1.GenerationSettings(max_new_tokens=44, **fields)
-    plain = gpt1.generate(model, rows, settings=asked, return_dict=True)
+    asked = gpt1.GenerationConfig(max_new_tokens=44, **fields)
+    plain = gpt1.generate(model, rows, generation_config=asked, return_dict=True)
     asked = dataclasses.replace(asked, prompt_lookup_num_tokens=4)
-    ours = gpt1.generate(model, rows, settings=asked, return_dict=True)
+    ours = gpt1.generate(model, rows, generation_config=asked, return_dict=True)
     for name in ("sequences", "scores", "log_probs"):
         for row, expected in zip(getattr(ours, name), getattr(plain, name), strict=True):
             np.testing.assert_allclose(row, expected, atol=5e-6)  # measured: 9.5e-7
 
 
-def test_repetitive_text_takes_few_forwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompt_lookup_saves_forwards_on_repetitive_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 40 tokens that repeat 3 4 5, all but the first few come six at a time."""
     forwards = []
 
@@ -113,8 +113,8 @@ def test_repetitive_text_takes_few_forwards(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(gpt1.OpenAIGPTLMHeadModel, "__call__", counted)
     decode._decoder.cache_clear()
     script = [3, 4, 5] * 20
-    asked = gpt1.GenerationSettings(max_new_tokens=40, prompt_lookup_num_tokens=5)
-    out = gpt1.generate(scripted_model(script), [script[:1]], settings=asked)
+    asked = gpt1.GenerationConfig(max_new_tokens=40, prompt_lookup_num_tokens=5)
+    out = gpt1.generate(scripted_model(script), [script[:1]], generation_config=asked)
     jax.effects_barrier()
     decode._decoder.cache_clear()
     assert out[0].tolist() == script[:41]
@@ -122,10 +122,10 @@ def test_repetitive_text_takes_few_forwards(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(forwards) == 3 + 7
 
 
-def test_what_does_not_go_with_it() -> None:
+def test_prompt_lookup_rejects_invalid_settings() -> None:
     others: list[dict[str, Any]] = [{"num_beams": 2}, {"sliding_window": 8}]
     for fields in others:
         with pytest.raises(ValueError, match="prompt_lookup_num_tokens is 3, but must be left"):
-            gpt1.GenerationSettings(prompt_lookup_num_tokens=3, **fields)
+            gpt1.GenerationConfig(prompt_lookup_num_tokens=3, **fields)
     with pytest.raises(ValueError, match="prompt_lookup_num_tokens is 0, but must be at least 1"):
-        gpt1.GenerationSettings(prompt_lookup_num_tokens=0)
+        gpt1.GenerationConfig(prompt_lookup_num_tokens=0)

@@ -41,7 +41,7 @@ def model() -> gpt1.OpenAIGPTLMHeadModel:
     return small_model(gpt1.OpenAIGPTLMHeadModel, **SIZES)
 
 
-def test_the_writer_writes_the_text(writer: Any, script: list[int]) -> None:
+def test_scripted_model_writes_its_script(writer: Any, script: list[int]) -> None:
     for row in gpt1.generate(writer, [script[:2], script[:5], script[:9]], max_new_tokens=NEW):
         assert row.tolist() == script[: len(row)]
 
@@ -80,7 +80,7 @@ def test_the_writer_writes_the_text(writer: Any, script: list[int]) -> None:
         ("the king", "is</w>", None),
     ],
 )
-def test_where_a_text_ends(
+def test_stop_strings_end_the_text(
     writer: Any,
     tokenizer: gpt1.Tokenizer,
     script: list[int],
@@ -97,7 +97,7 @@ def test_where_a_text_ends(
     assert row.tolist() == script[: len(row)]
 
 
-def test_rows_that_stop_at_their_own_time(
+def test_stop_strings_end_each_row_separately(
     writer: Any, tokenizer: gpt1.Tokenizer, script: list[int]
 ) -> None:
     """The first long before the last, which goes on for several calls."""
@@ -111,7 +111,7 @@ def test_rows_that_stop_at_their_own_time(
 
 
 @pytest.mark.parametrize("steps", [1, 8])
-def test_nothing_is_decoded_long_after_the_end(
+def test_decode_ends_soon_after_stop_strings(
     writer: Any,
     tokenizer: gpt1.Tokenizer,
     script: list[int],
@@ -127,7 +127,7 @@ def test_nothing_is_decoded_long_after_the_end(
             yield progress
 
     monkeypatch.setattr(module, "decode", spy)
-    monkeypatch.setattr(module, "STEPS", steps)
+    monkeypatch.setattr(module, "STEPS_PER_CALL", steps)
     # "in the s" is complete with the 5th, the 6th and the 5th new token.
     prompts = [script[:3], script[:2], script[:3]]
     options: dict[str, Any] = {"max_new_tokens": NEW, "tokenizer": tokenizer}
@@ -163,7 +163,7 @@ prompts = st.lists(
     eos=st.sets(st.integers(0, SIZE - 1), max_size=3),
 )
 @settings(max_examples=60)
-def test_every_row_of_a_ragged_batch_is_what_plain_python_makes_of_it_alone(
+def test_stop_strings_match_plain_python(
     model: Any,
     tokenizer: gpt1.Tokenizer,
     rows: list[list[int]],
@@ -192,7 +192,7 @@ def test_every_row_of_a_ragged_batch_is_what_plain_python_makes_of_it_alone(
         np.testing.assert_array_equal(got.log_probs[i], free.log_probs[i][:n])
 
 
-def test_several_draws_of_a_prompt(model: Any, tokenizer: gpt1.Tokenizer) -> None:
+def test_stop_strings_apply_to_each_return_sequence(model: Any, tokenizer: gpt1.Tokenizer) -> None:
     draw: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "num_return_sequences": 3}
     prompt = [7, 8, 9]
     free = gpt1.generate(model, [prompt], **draw)
@@ -205,7 +205,7 @@ def test_several_draws_of_a_prompt(model: Any, tokenizer: gpt1.Tokenizer) -> Non
     assert len(lengths) > 1
 
 
-def test_the_scores_end_with_the_text(model: Any, tokenizer: gpt1.Tokenizer) -> None:
+def test_scores_end_at_stop_strings(model: Any, tokenizer: gpt1.Tokenizer) -> None:
     """In an array, where prompts are of one width, padding and zeros follow."""
     options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "return_dict": True}
     free = gpt1.generate(model, [[5, 6], [7, 8], [9, 9]], **options)
@@ -232,7 +232,7 @@ def test_the_scores_end_with_the_text(model: Any, tokenizer: gpt1.Tokenizer) -> 
         assert (expected < 0).all()
 
 
-def test_an_array_is_as_wide_as_the_longest_text(
+def test_stop_strings_trim_array_to_longest_text(
     writer: Any, tokenizer: gpt1.Tokenizer, script: list[int]
 ) -> None:
     out = gpt1.generate(
@@ -247,7 +247,7 @@ def test_an_array_is_as_wide_as_the_longest_text(
     assert out.scores.shape == out.log_probs.shape == (3, 1)
 
 
-def test_an_end_token_before_the_string(
+def test_stop_strings_are_ignored_after_eos_token(
     writer: Any, tokenizer: gpt1.Tokenizer, script: list[int]
 ) -> None:
     options: dict[str, Any] = {"max_new_tokens": NEW, "tokenizer": tokenizer}
@@ -265,7 +265,7 @@ def test_an_end_token_before_the_string(
     assert [tokenizer.decode(row) for row in out] == ["the king is"] * 3
 
 
-def test_what_is_between_words_may_be_a_line(tokenizer: gpt1.Tokenizer, script: list[int]) -> None:
+def test_stop_strings_may_contain_newlines(tokenizer: gpt1.Tokenizer, script: list[int]) -> None:
     newline = small_vocab()["\n</w>"]
     model = scripted_model([*script[:4], newline, *script[4:8]])
     for stops, count in ((("\n",), 5), (("is \n",), 5), (("\n i",), 6)):
@@ -279,7 +279,7 @@ def test_what_is_between_words_may_be_a_line(tokenizer: gpt1.Tokenizer, script: 
         assert len(row) == count
 
 
-def test_it_takes_a_tokenizer(writer: Any, script: list[int]) -> None:
+def test_stop_strings_require_a_tokenizer(writer: Any, script: list[int]) -> None:
     with pytest.raises(ValueError, match=r"stop_strings is \('is',\), which needs a tokenizer"):
         gpt1.generate(writer, [script[:3]], stop_strings="is")
 
@@ -336,7 +336,7 @@ WHOLE = [index for token, index in small_vocab().items() if token.endswith("</w>
     width=st.integers(1, 9),
 )
 @settings(max_examples=30)
-def test_as_transformers_where_tokens_are_words(
+def test_stop_strings_match_transformers_on_whole_words(
     twins: Any,
     tokenizer: gpt1.Tokenizer,
     tmp_path_factory: Any,
@@ -353,7 +353,7 @@ def test_as_transformers_where_tokens_are_words(
     assert ours == expected
 
 
-def test_transformers_takes_every_token_for_a_word(
+def test_stop_strings_differ_from_transformers_on_word_parts(
     twins: Any, tokenizer: gpt1.Tokenizer, tmp_path: Path
 ) -> None:
     """Where ours differs: to it, "s" + "pr" + "ing" is "s pr ing", whose spaces are not there."""

@@ -50,14 +50,16 @@ def expected_text(model: Any, tokenizer: gpt1.Tokenizer, prompt: str, **changes:
     return tokenizer.decode(out.sequences[0][:length])[len(tokenizer.decode(ids)) :]
 
 
-def test_whole_words(writer: Any, tokenizer: gpt1.Tokenizer) -> None:
+def test_stream_yields_whole_words(writer: Any, tokenizer: gpt1.Tokenizer) -> None:
     pieces = gpt1.stream(writer, tokenizer, PROMPT, max_new_tokens=NEW, steps=1)
     # The last is as far as NEW tokens go.
     assert list(pieces) == [f" {word}" for word in CONTINUATION.split()]
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 8, NEW - 1, NEW, 1000])
-def test_any_number_of_steps(writer: Any, tokenizer: gpt1.Tokenizer, steps: int) -> None:
+def test_stream_text_does_not_depend_on_steps(
+    writer: Any, tokenizer: gpt1.Tokenizer, steps: int
+) -> None:
     text = expected_text(writer, tokenizer, PROMPT, max_new_tokens=NEW)
     pieces = list(gpt1.stream(writer, tokenizer, PROMPT, max_new_tokens=NEW, steps=steps))
     assert "".join(pieces) == text == CONTINUATION
@@ -77,7 +79,7 @@ words = st.lists(st.sampled_from(["the", "king", "is", "spring", ".", "qx1"]), m
     stop=st.lists(st.sampled_from(["a", " b", "e ", "th", ". ", "\n"]), max_size=2),
 )
 @settings(max_examples=60)
-def test_the_pieces_are_the_text(
+def test_stream_pieces_join_to_generated_text(
     model: Any,
     tokenizer: gpt1.Tokenizer,
     prompt: str,
@@ -100,7 +102,7 @@ def test_the_pieces_are_the_text(
         place += len(piece)
 
 
-def test_a_new_line(tokenizer: gpt1.Tokenizer) -> None:
+def test_stream_yields_newlines(tokenizer: gpt1.Tokenizer) -> None:
     ids, newline = tokenizer.encode(TEXT), small_vocab()["\n</w>"]
     writer = scripted_model([*ids[:4], newline, newline, *ids[4:30]])
     pieces = list(gpt1.stream(writer, tokenizer, PROMPT, max_new_tokens=9, steps=1))
@@ -108,8 +110,8 @@ def test_a_new_line(tokenizer: gpt1.Tokenizer) -> None:
     assert [piece.split() for piece in pieces] == [["is"], [], [], ["in"], ["the"], ["spring"]]
 
 
-def test_settings_and_changes_to_them(model: Any, tokenizer: gpt1.Tokenizer) -> None:
-    held = gpt1.GenerationSettings(max_new_tokens=NEW, do_sample=True, seed=3)
+def test_stream_keywords_override_generation_config(model: Any, tokenizer: gpt1.Tokenizer) -> None:
+    held = gpt1.GenerationConfig(max_new_tokens=NEW, do_sample=True, seed=3)
     one = "".join(gpt1.stream(model, tokenizer, PROMPT, held))
     other = "".join(gpt1.stream(model, tokenizer, PROMPT, held, seed=4))
     assert one == expected_text(
@@ -134,7 +136,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counts
 
 
-def test_the_first_piece_comes_early(
+def test_stream_yields_first_piece_early(
     writer: Any, tokenizer: gpt1.Tokenizer, calls: list[int]
 ) -> None:
     """Before a tenth is decoded, with the steps that are the default; and a piece a call."""
@@ -148,7 +150,9 @@ def test_the_first_piece_comes_early(
     assert calls == list(range(4, 61, 4))
 
 
-def test_closing_stops_the_work(writer: Any, tokenizer: gpt1.Tokenizer, calls: list[int]) -> None:
+def test_stream_stops_decoding_when_closed(
+    writer: Any, tokenizer: gpt1.Tokenizer, calls: list[int]
+) -> None:
     pieces: Any = gpt1.stream(writer, tokenizer, PROMPT, max_new_tokens=60)
     next(pieces)
     pieces.close()
@@ -159,7 +163,9 @@ def test_closing_stops_the_work(writer: Any, tokenizer: gpt1.Tokenizer, calls: l
     assert calls == [4, 4]
 
 
-def test_the_end_stops_the_work(writer: Any, tokenizer: gpt1.Tokenizer, calls: list[int]) -> None:
+def test_stream_stops_decoding_when_text_ends(
+    writer: Any, tokenizer: gpt1.Tokenizer, calls: list[int]
+) -> None:
     options: dict[str, Any] = {"max_new_tokens": 60, "steps": 2}
     pieces = gpt1.stream(writer, tokenizer, PROMPT, eos_token_id=small_vocab()[".</w>"], **options)
     assert "".join(pieces) == " is in the spring ."
@@ -170,7 +176,7 @@ def test_the_end_stops_the_work(writer: Any, tokenizer: gpt1.Tokenizer, calls: l
     assert calls == [2]
 
 
-def test_sliding_window(model: Any, tokenizer: gpt1.Tokenizer) -> None:
+def test_stream_supports_sliding_window(model: Any, tokenizer: gpt1.Tokenizer) -> None:
     """Longer than the model's positions."""
     changes: dict[str, Any] = {"max_new_tokens": 150, "sliding_window": 32}
     changes |= {"do_sample": True, "seed": 1}
@@ -200,7 +206,7 @@ def test_sliding_window(model: Any, tokenizer: gpt1.Tokenizer) -> None:
         ("a\ud800", {}, "lone surrogate"),
     ],
 )
-def test_errors_are_raised_at_the_call(
+def test_stream_raises_errors_at_the_call(
     writer: Any,
     tokenizer: gpt1.Tokenizer,
     calls: list[int],
@@ -213,7 +219,7 @@ def test_errors_are_raised_at_the_call(
     assert calls == []
 
 
-def test_what_is_no_model_or_no_setting(writer: Any, tokenizer: gpt1.Tokenizer) -> None:
+def test_stream_rejects_wrong_types(writer: Any, tokenizer: gpt1.Tokenizer) -> None:
     with pytest.raises(TypeError, match="model is Rngs, but must be OpenAIGPTLMHeadModel"):
         gpt1.stream(nnx.Rngs(0), tokenizer, PROMPT)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="max_length"):

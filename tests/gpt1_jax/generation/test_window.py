@@ -30,7 +30,7 @@ def remembered(prompt: int, new: int, window: int) -> list[tuple[int, int]]:
     return places
 
 
-def test_what_is_remembered() -> None:
+def test_sliding_window_reference_matches_examples() -> None:
     """The rule in numbers: a text that fills all positions is cut before it is gone on with."""
     assert remembered(39, 4, 30) == [(0, 39), (0, 40), (11, 41), (11, 42)]
     # With a window of all positions one token is forgotten at a time, with one less two.
@@ -67,7 +67,7 @@ prompts = st.lists(
     eos=st.none() | st.integers(0, V - 1),
 )
 @settings(max_examples=15)
-def test_every_row_of_a_ragged_batch_is_what_full_forwards_make_of_it(
+def test_sliding_window_matches_full_forwards(
     model: Any, rows: list[list[int]], window: int, do_sample: bool, ngram: int, eos: int | None
 ) -> None:
     """Which see the window only, as do the rules: a sequence that is forgotten may come again."""
@@ -110,7 +110,7 @@ def repeats(text: list[int], size: int) -> set[int]:
     return {text[i + size - 1] for i in starts if text[i : i + size - 1] == last}
 
 
-def test_without_a_window_a_long_text_is_an_error(model: Any) -> None:
+def test_generate_rejects_long_text_without_sliding_window(model: Any) -> None:
     with pytest.raises(
         ValueError, match=r"30 tokens and max_new_tokens = 11 .*sliding_window = 20"
     ):

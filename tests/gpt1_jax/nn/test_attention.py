@@ -20,7 +20,7 @@ from support.small_models import (
 )
 
 import gpt1_jax as gpt1
-from gpt1_jax.nn.attention import AFTER, Mask, attend, attention_weights
+from gpt1_jax.nn.attention import CAUSAL_MASK_VALUE, Mask, attend, attention_weights
 
 pytestmark = pytest.mark.unoptimized
 
@@ -46,14 +46,14 @@ def masks() -> st.SearchStrategy[np.ndarray]:
 
 
 @given(masks(), st.sampled_from([0.1, 1.0, 30.0]), st.integers(0, 1000))
-def test_the_weights_are_those_of_the_formula(mask: np.ndarray, scale: float, seed: int) -> None:
+def test_attention_weights_match_numpy(mask: np.ndarray, scale: float, seed: int) -> None:
     query, key = random(B, N, T, H, seed=seed, scale=scale), random(B, N, T, H, seed=seed + 1)
     weights = compiled_weights(query, key, build(mask))
     # A score of size 100 is itself rounded to 4e-6. Measured: 1e-6.
     assert difference(weights, numpy_weights(query, key, mask)) < 2e-5
 
 
-def test_without_a_mask_no_weight_falls_on_a_later_key() -> None:
+def test_attention_weights_are_causal_without_mask() -> None:
     query, key = random(B, N, T, H), random(B, N, T, H, seed=1)
     weights = np.asarray(compiled_weights(query, key, build(None)))
     assert weights.shape == (B, N, T, T)
@@ -63,13 +63,13 @@ def test_without_a_mask_no_weight_falls_on_a_later_key() -> None:
     assert (weights[..., 0, 0] == 1).all()
 
 
-def test_a_mask_of_ones_changes_nothing() -> None:
+def test_attention_mask_of_ones_has_no_effect() -> None:
     query, key = random(B, N, T, H), random(B, N, T, H, seed=1)
     ours = compiled_weights(query, key, build(np.ones((B, T))))
     np.testing.assert_array_equal(ours, compiled_weights(query, key, build(None)))
 
 
-def test_a_query_that_sees_only_padding_attends_to_later_tokens() -> None:
+def test_attention_weights_favor_future_over_padding() -> None:
     """The published model's own behaviour: -1e4 beats the lowest number."""
     query, key = random(B, N, T, H), random(B, N, T, H, seed=1)
     mask = np.asarray([[0, 0, 1, 1, 1]] * B)
@@ -78,7 +78,7 @@ def test_a_query_that_sees_only_padding_attends_to_later_tokens() -> None:
     assert not weights[..., :2].any()
 
 
-def test_in_a_row_of_nothing_but_padding_every_key_counts_alike() -> None:
+def test_attention_weights_are_uniform_in_padding_rows() -> None:
     """Beside the lowest number float32 has no room for a score: those of all keys are one."""
     weights = np.asarray(
         compiled_weights(random(B, N, T, H), random(B, N, T, H, seed=1), build(np.zeros((B, T))))
@@ -86,8 +86,8 @@ def test_in_a_row_of_nothing_but_padding_every_key_counts_alike() -> None:
     np.testing.assert_allclose(weights, 1 / T, rtol=1e-6)  # measured: 7.5e-8
 
 
-def test_a_later_key_scores_a_large_number_and_not_minus_infinity() -> None:
-    assert AFTER == -1e4
+def test_causal_mask_value_is_finite() -> None:
+    assert CAUSAL_MASK_VALUE == -1e4
     query = np.zeros((1, 1, 2, 1), np.float32)
     query[..., 0, 0] = 1
     key = np.zeros((1, 1, 2, 1), np.float32)
@@ -97,14 +97,14 @@ def test_a_later_key_scores_a_large_number_and_not_minus_infinity() -> None:
     np.testing.assert_array_equal(weights[0, 0, 0], [0.5, 0.5])
 
 
-def test_values_are_mixed_by_the_weights() -> None:
+def test_attend_averages_values_by_weight() -> None:
     weights, value = np.abs(random(B, N, T, T)), random(B, N, T, H, seed=1)
     mixed = attend(jnp.asarray(weights), jnp.asarray(value))
     assert difference(mixed, weights.astype(np.float64) @ value.astype(np.float64)) < TOLERANCE
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_weights_are_those_of_the_rounded_inputs(dtype: str) -> None:
+def test_attention_weights_are_float32_in_half_precision(dtype: str) -> None:
     query, key = (jnp.asarray(random(B, N, T, H, seed=s), dtype) for s in (0, 1))
     weights = attention_weights(query, key, build([[0, 1, 1, 1, 1]] * B))
     assert weights.dtype == jnp.float32
@@ -165,7 +165,7 @@ def cache_masks() -> st.SearchStrategy[np.ndarray]:
 @given(st.sets(st.integers(1, T - 1)).map(sorted), cache_masks(), st.booleans())
 @example([1, 2, 3, 4], LEFT, True)
 @example([], ONES, False)
-def test_reading_in_chunks_equals_one_pass(
+def test_cache_chunked_prefill_matches_one_pass(
     cuts: list[int], mask: np.ndarray, counted: bool
 ) -> None:
     positions = np.maximum(mask.cumsum(-1).astype(np.int32) - 1, 0) if counted else None
@@ -180,12 +180,12 @@ def test_reading_in_chunks_equals_one_pass(
     np.testing.assert_array_equal(cache.mask, np.pad(mask, ((0, 0), (0, SLOTS - T))))
 
 
-def test_one_pass_is_the_formula() -> None:
+def test_apply_matches_numpy_with_left_padding() -> None:
     """Padding before the first token included."""
     assert difference(APPLY(PARAMS, IDS, LEFT).logits, numpy_logits(PARAMS, IDS, LEFT)) < TOLERANCE
 
 
-def test_positions_can_be_counted_from_the_mask() -> None:
+def test_positions_from_mask_counts_cached_tokens() -> None:
     """Over the tokens in the cache too."""
     first = APPLY(
         PARAMS, IDS[:, :3], attention_mask=LEFT[:, :3], positions_from_mask=True, cache=empty()
@@ -205,7 +205,7 @@ def test_positions_can_be_counted_from_the_mask() -> None:
     assert difference(logits[compared], numpy_logits(PARAMS, IDS, LEFT)[compared]) > 0.1
 
 
-def test_by_default_nothing_is_padded_and_positions_go_on() -> None:
+def test_cache_continues_positions_by_default() -> None:
     first = APPLY(PARAMS, IDS[:, :3], cache=empty())
     last = APPLY(PARAMS, IDS[:, 3:], cache=first.cache)
     np.testing.assert_array_equal(last.cache.mask, [[1, 1, 1, 1, 1, 0, 0]] * 2)
@@ -213,7 +213,7 @@ def test_by_default_nothing_is_padded_and_positions_go_on() -> None:
 
 
 @pytest.mark.parametrize("garbage", [1.0, -1e30])
-def test_what_lies_beyond_the_index_does_not_matter(garbage: float) -> None:
+def test_cache_ignores_slots_beyond_index(garbage: float) -> None:
     def spoil(array: jax.Array) -> jax.Array:
         return jnp.full_like(array, garbage)
 
@@ -234,14 +234,14 @@ def test_what_lies_beyond_the_index_does_not_matter(garbage: float) -> None:
     # Keys and values are rounded to 8 or 11 bits. Measured: 1.3e-3, 1e-4.
     [("bfloat16", 6e-3), ("float16", 5e-4)],
 )
-def test_the_cache_keeps_its_dtype(dtype: str, tolerance: float) -> None:
+def test_cache_keeps_its_dtype(dtype: str, tolerance: float) -> None:
     logits, cache = in_chunks(APPLY, PARAMS, [3, 4], ONES, empty(dtype))
     assert {array.dtype for array in (*cache.keys, *cache.values)} == {jnp.dtype(dtype)}
     assert cache.mask.dtype == jnp.float32
     assert 1e-6 < difference(logits, numpy_logits(PARAMS, IDS)) < tolerance
 
 
-def test_a_bfloat16_model_reads_a_bfloat16_cache_as_it_reads_a_text() -> None:
+def test_cache_in_bfloat16_matches_uncached_model() -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, n_layer=1, dtype=jnp.bfloat16)
     apply, params = gpt1.functional(model)
     cache = gpt1.Cache.empty(model.config, 2, SLOTS, "bfloat16")
@@ -251,7 +251,7 @@ def test_a_bfloat16_model_reads_a_bfloat16_cache_as_it_reads_a_text() -> None:
     assert difference(logits, apply(params, IDS).logits) < 2e-2
 
 
-def test_apply_takes_the_cache_it_is_given() -> None:
+def test_apply_donates_its_cache() -> None:
     cache = empty()
     out = APPLY(PARAMS, IDS[:, :3], cache=cache)
     assert all(array.is_deleted() for array in (*cache.keys, *cache.values))
@@ -260,7 +260,7 @@ def test_apply_takes_the_cache_it_is_given() -> None:
         APPLY(PARAMS, IDS[:, :3], cache=cache)
 
 
-def test_an_eager_call_leaves_its_cache_alone() -> None:
+def test_model_call_does_not_modify_its_cache() -> None:
     cache = empty()
     out = MODEL(IDS[:, :3], cache=cache)
     assert not any(array.is_deleted() for array in jax.tree.leaves(cache))
@@ -271,7 +271,7 @@ def test_an_eager_call_leaves_its_cache_alone() -> None:
     assert difference(out.logits, numpy_logits(PARAMS, IDS[:, :3])) < TOLERANCE
 
 
-def test_an_empty_cache_has_the_shape_it_is_asked_for() -> None:
+def test_cache_empty_has_requested_shape() -> None:
     cache = gpt1.Cache.empty(small_config(n_layer=3), batch=4, length=6, dtype="bfloat16")
     assert [array.shape for array in cache.keys] == [(4, 2, 6, 4)] * 3
     assert [array.shape for array in cache.values] == [(4, 2, 6, 4)] * 3

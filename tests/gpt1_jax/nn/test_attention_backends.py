@@ -50,7 +50,7 @@ def at_tokens(logits: Any, mask: np.ndarray = MASK) -> np.ndarray:
 
 @pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 3e-2)])
 @pytest.mark.parametrize("mask", [None, MASK])
-def test_xla_is_equal_at_tokens(
+def test_xla_attention_matches_manual_at_tokens(
     dtype: str, bound: float, mask: np.ndarray | None, fused: list[str]
 ) -> None:
     manual, xla = (small(LM, dtype=dtype, attention=name) for name in ("manual", "xla"))
@@ -64,7 +64,7 @@ def test_xla_is_equal_at_tokens(
     assert difference(at_tokens(found, where), expected) <= bound
 
 
-def test_gradients_are_equal() -> None:
+def test_xla_attention_gradients_match_manual() -> None:
     labels = np.where(MASK, IDS, -100)
     labels[1, 3] = labels[3, 4] = -100  # what would be predicted at padding
     apply, params = gpt1.functional(small(LM))
@@ -81,7 +81,7 @@ def test_gradients_are_equal() -> None:
 
 
 @pytest.mark.unoptimized
-def test_decoding_with_a_cache() -> None:
+def test_xla_attention_ignores_unfilled_cache_slots() -> None:
     """Slots that are not filled are not seen."""
     model = small(LM, attention="xla")
     apply, params = gpt1.functional(model)
@@ -96,7 +96,7 @@ def test_decoding_with_a_cache() -> None:
 
 
 @pytest.mark.unoptimized
-def test_generation(fused: list[str]) -> None:
+def test_generate_with_xla_matches_manual(fused: list[str]) -> None:
     prompts = [[1, 2, 3], [4], [5, 6]]
     expected, found = (
         gpt1.generate(small(LM, attention=name), prompts, max_new_tokens=4)
@@ -108,7 +108,7 @@ def test_generation(fused: list[str]) -> None:
 
 @pytest.mark.unoptimized
 @pytest.mark.parametrize("cls", MODELS)
-def test_weights_that_are_asked_for_are_the_formula_s(cls: Any, fused: list[str]) -> None:
+def test_output_attentions_uses_manual_attention(cls: Any, fused: list[str]) -> None:
     ids = random_ids(1, 2, 5) if cls is gpt1.OpenAIGPTDoubleHeadsModel else random_ids(1, 5)
     manual, xla = (small(cls, attention=name) for name in ("manual", "xla"))
     assert leaves_equal(xla(ids, output_attentions=True), manual(ids, output_attentions=True))
@@ -118,7 +118,7 @@ def test_weights_that_are_asked_for_are_the_formula_s(cls: Any, fused: list[str]
 
 
 @pytest.mark.unoptimized
-def test_dropout_is_the_formula_s(fused: list[str]) -> None:
+def test_attention_dropout_uses_manual_attention(fused: list[str]) -> None:
     """Where there is some: a training without is computed by the backend."""
     how: Any = {"deterministic": False, "dropout_key": jax.random.key(1)}
     manual, xla = (small(LM, attention=name) for name in ("manual", "xla"))
@@ -129,7 +129,7 @@ def test_dropout_is_the_formula_s(fused: list[str]) -> None:
 
 
 @pytest.mark.unoptimized
-def test_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attention_auto_selects_supported_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert small(LM, attention="auto").attention == "manual"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert small(LM, attention="auto").attention == "xla"
@@ -141,7 +141,7 @@ def test_auto(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.unoptimized
-def test_from_pretrained(tmp_path: Path) -> None:
+def test_from_pretrained_sets_attention_backend(tmp_path: Path) -> None:
     small(LM).save_pretrained(tmp_path)
     assert LM.from_pretrained(tmp_path).attention == "manual"
     model = LM.from_pretrained(tmp_path, attention="xla")
@@ -149,7 +149,7 @@ def test_from_pretrained(tmp_path: Path) -> None:
 
 
 @pytest.mark.unoptimized
-def test_flag(run: Run) -> None:
+def test_cli_generate_accepts_attention_flag(run: Run) -> None:
     texts = [
         run("generate", "He was", "--max-new-tokens", 5, "--attention", backend)
         for backend in ("manual", "xla", "auto")
@@ -178,18 +178,20 @@ def test_flag(run: Run) -> None:
         ),
     ],
 )
-def test_what_a_backend_cannot_do(numerics: dict[str, Any], message: str) -> None:
+def test_attention_backend_rejects_unsupported_settings(
+    numerics: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         small(LM, **numerics)
 
 
-def test_float64_is_the_formula_s() -> None:
+def test_xla_attention_rejects_float64() -> None:
     with jax.enable_x64(True), pytest.raises(ValueError, match="softmax in float32"):
         LM(small_config(), rngs=nnx.Rngs(0), dtype="float64", attention="xla")
 
 
 @pytest.mark.nightly
-def test_full_size() -> None:
+def test_xla_attention_matches_manual_at_full_size() -> None:
     config = gpt1.OpenAIGPTConfig()
     apply, params = gpt1.functional(LM(config, rngs=nnx.Rngs(0)))
     shell = nnx.eval_shape(lambda: LM(config, rngs=nnx.Rngs(0), attention="xla"))

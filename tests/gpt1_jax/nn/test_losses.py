@@ -51,7 +51,7 @@ def batches(draw: st.DrawFn, rows: int | None = None) -> tuple[np.ndarray, np.nd
 
 
 @given(batches())
-def test_cross_entropy_is_the_mean_over_the_labels_that_count(batch: Any) -> None:
+def test_cross_entropy_averages_over_unignored_labels(batch: Any) -> None:
     logits, labels = batch
     loss = compiled_cross_entropy(logits, labels)
     assert (loss.shape, loss.dtype) == ((), jnp.float32)
@@ -59,7 +59,7 @@ def test_cross_entropy_is_the_mean_over_the_labels_that_count(batch: Any) -> Non
 
 
 @given(batches())
-def test_the_language_modelling_loss_compares_logits_with_the_next_label(batch: Any) -> None:
+def test_causal_lm_loss_predicts_the_next_label(batch: Any) -> None:
     logits, labels = batch
     loss = compiled_lm_loss(logits, labels)
     expected = nats(logits[:, :-1], labels[:, 1:]).mean()
@@ -67,7 +67,7 @@ def test_the_language_modelling_loss_compares_logits_with_the_next_label(batch: 
 
 
 @given(batches(rows=4), st.integers(1, 3))
-def test_the_losses_of_micro_batches_add_up_to_the_loss_of_all(batch: Any, cut: int) -> None:
+def test_causal_lm_loss_sums_over_micro_batches(batch: Any, cut: int) -> None:
     logits, labels = batch
     count = np.float32((labels[:, 1:] != IGNORED).sum())
     parts = [
@@ -79,7 +79,7 @@ def test_the_losses_of_micro_batches_add_up_to_the_loss_of_all(batch: Any, cut: 
 
 
 @given(batches(), st.floats(-50, 50, width=32))
-def test_a_constant_added_to_the_logits_changes_nothing(batch: Any, shift: float) -> None:
+def test_cross_entropy_is_invariant_to_logit_shift(batch: Any, shift: float) -> None:
     logits, labels = batch
     loss = compiled_cross_entropy(logits, labels)
     shifted = compiled_cross_entropy(logits + np.float32(shift), labels)
@@ -88,7 +88,7 @@ def test_a_constant_added_to_the_logits_changes_nothing(batch: Any, shift: float
 
 
 @given(batches(), st.permutations(range(5)))
-def test_renaming_the_classes_changes_nothing(batch: Any, names: list[int]) -> None:
+def test_cross_entropy_is_invariant_to_class_order(batch: Any, names: list[int]) -> None:
     logits, labels = batch
     renamed = np.where(labels == IGNORED, IGNORED, np.take(names, labels, mode="clip"))
     moved = np.empty_like(logits)
@@ -101,7 +101,7 @@ def test_renaming_the_classes_changes_nothing(batch: Any, names: list[int]) -> N
     )
 
 
-def test_the_number_of_items_replaces_the_number_of_labels() -> None:
+def test_cross_entropy_divides_by_given_item_count() -> None:
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((6, 5)), jnp.float32)
     labels = jnp.asarray([0, 1, IGNORED, 3, 4, IGNORED])
     total = nats(logits, labels).sum()
@@ -111,7 +111,7 @@ def test_the_number_of_items_replaces_the_number_of_labels() -> None:
         )
 
 
-def test_labels_that_are_all_ignored_give_nan() -> None:
+def test_losses_are_nan_when_all_labels_are_ignored() -> None:
     labels = jnp.full(3, IGNORED)
     assert np.isnan(cross_entropy(jnp.ones((3, 5)), labels))
     assert np.isnan(causal_lm_loss(jnp.ones((3, 5)), jnp.asarray([1, IGNORED, IGNORED])))
@@ -119,7 +119,7 @@ def test_labels_that_are_all_ignored_give_nan() -> None:
     assert cross_entropy(jnp.ones((3, 5)), labels, 4) == 0
 
 
-def test_ignored_labels_have_no_gradient() -> None:
+def test_cross_entropy_gradient_is_zero_at_ignored_labels() -> None:
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.standard_normal((3, 5)), jnp.float32)
     labels = jnp.asarray([2, IGNORED, 4])
@@ -132,14 +132,14 @@ def test_ignored_labels_have_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("ignored", [1e4, float("inf")])
-def test_ignored_logits_may_be_anything(ignored: float) -> None:
+def test_cross_entropy_disregards_ignored_logits(ignored: float) -> None:
     logits = jnp.zeros((2, 5)).at[1, 0].set(ignored)
     labels = jnp.asarray([2, IGNORED])
     np.testing.assert_allclose(cross_entropy(logits, labels), np.log(5), rtol=TOLERANCE)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_is_widened_before_the_loss(dtype: str) -> None:
+def test_cross_entropy_upcasts_half_precision(dtype: str) -> None:
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((6, 50)) * 5, dtype)
     labels = jnp.arange(6)
     loss = cross_entropy(logits, labels)
@@ -148,12 +148,12 @@ def test_half_precision_is_widened_before_the_loss(dtype: str) -> None:
     np.testing.assert_allclose(loss, expected, rtol=TOLERANCE)
 
 
-def test_large_logits_do_not_overflow() -> None:
+def test_cross_entropy_does_not_overflow() -> None:
     logits = jnp.asarray([[1e4, 0.0, -1e4], [-1e38, 1e38, 0.0]])
     np.testing.assert_allclose(cross_entropy(logits, jnp.asarray([2, 1])), 1e4, rtol=TOLERANCE)
 
 
-def test_float64_stays_float64() -> None:
+def test_cross_entropy_keeps_float64() -> None:
     with jax.enable_x64(True):
         logits = jnp.asarray(np.random.default_rng(0).standard_normal((6, 5)), jnp.float64)
         labels = jnp.asarray([0, 1, IGNORED, 3, 4, 2])
@@ -197,7 +197,7 @@ def binary(logits: np.ndarray, targets: np.ndarray) -> Any:
         (LOGITS[:, :1], SEVERAL[:, :1], "multi_label_classification", None),
     ],
 )
-def test_the_classification_loss(
+def test_classification_loss_matches_numpy(
     logits: np.ndarray, labels: np.ndarray, problem_type: str | None, expected: Any
 ) -> None:
     if expected is None:
@@ -207,7 +207,7 @@ def test_the_classification_loss(
     np.testing.assert_allclose(loss, expected, rtol=TOLERANCE)
 
 
-def test_a_regression_on_half_precision_logits_is_float32() -> None:
+def test_classification_loss_upcasts_regression_logits() -> None:
     logits = jnp.asarray(LOGITS[:, :1], jnp.bfloat16)
     loss = classification_loss(logits, jnp.asarray(NUMBERS[:, 0]))
     assert loss.dtype == jnp.float32
@@ -255,9 +255,7 @@ def plain(states: jax.Array, table: jax.Array, labels: jax.Array, weights: jax.A
 
 
 @given(tokens(), st.sampled_from([1, 3, 7, 512]))
-def test_the_chunked_loss_and_its_gradients_are_those_of_the_whole_logits(
-    batch: TOKENS, chunk: int
-) -> None:
+def test_chunked_cross_entropy_matches_full_loss_in_float64(batch: TOKENS, chunk: int) -> None:
     with jax.enable_x64(True):
         arrays = [jnp.asarray(array) for array in batch]
         ours, expected = chunked(*arrays, chunk=chunk), plain(*arrays)
@@ -268,7 +266,7 @@ def test_the_chunked_loss_and_its_gradients_are_those_of_the_whole_logits(
 
 
 @given(tokens(), st.sampled_from([1, 3, 7, 512]))
-def test_the_chunked_loss_in_float32(batch: TOKENS, chunk: int) -> None:
+def test_chunked_cross_entropy_matches_full_loss_in_float32(batch: TOKENS, chunk: int) -> None:
     arrays = [jnp.asarray(array, jnp.float32 if array.dtype == float else None) for array in batch]
     ours, expected = chunked(*arrays, chunk=chunk), plain(*arrays)
     for found, right in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
@@ -278,7 +276,7 @@ def test_the_chunked_loss_in_float32(batch: TOKENS, chunk: int) -> None:
         np.testing.assert_allclose(found, right, atol=1e-5 * max(1, np.abs(right).max()))
 
 
-def test_the_gradients_of_the_chunked_loss_are_its_slopes() -> None:
+def test_chunked_cross_entropy_passes_gradient_check() -> None:
     rng = np.random.default_rng(0)
     labels = jnp.asarray(rng.integers(0, V, N), jnp.int32)
     with jax.enable_x64(True):
@@ -290,7 +288,7 @@ def test_the_gradients_of_the_chunked_loss_are_its_slopes() -> None:
         )
 
 
-def test_the_chunked_loss_in_half_precision_is_float32_and_its_gradients_are_not() -> None:
+def test_chunked_cross_entropy_upcasts_loss_but_not_gradients() -> None:
     rng = np.random.default_rng(0)
     states = jnp.asarray(rng.standard_normal((N, E)), jnp.bfloat16)
     table = jnp.asarray(rng.standard_normal((V, E)), jnp.bfloat16)
@@ -315,7 +313,7 @@ def memory(compiled: jax.stages.Compiled) -> int:
     return analysis.temp_size_in_bytes
 
 
-def test_the_whole_logits_are_never_there() -> None:
+def test_chunked_cross_entropy_never_stores_all_logits() -> None:
     tokens, classes, width, chunk = 512, 1024, 8, 32
     shapes = [(tokens, width), (classes, width), (tokens,), (tokens,)]
     arrays = [

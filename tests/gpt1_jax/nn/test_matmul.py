@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from gpt1_jax.nn.matmul import FEW, dot_general, dot_general_turned, table_product
+from gpt1_jax.nn.matmul import MAX_ROWS, dot_general, dot_general_transposed, logits_matmul
 
-LEADING = st.sampled_from([(1,), (1, 1), (2,), (3, 1), (1, 4), (2, 2, 3), (FEW,), (FEW + 1,)])
+LEADING = st.sampled_from(
+    [(1,), (1, 1), (2,), (3, 1), (1, 4), (2, 2, 3), (MAX_ROWS,), (MAX_ROWS + 1,)]
+)
 LINEAR = (((1,), (0,)), ((), ()))
 
 
@@ -30,7 +32,7 @@ def close(ours: jax.Array, x: jax.Array, weights: jax.Array) -> None:
 
 @given(leading=LEADING, K=st.integers(1, 49), N=st.integers(1, 9))
 @settings(max_examples=15)
-def test_linear(leading: tuple[int, ...], K: int, N: int) -> None:
+def test_dot_general_matches_numpy(leading: tuple[int, ...], K: int, N: int) -> None:
     """Whatever the number of parts that K falls into: 1, 2, 3 or 6."""
     x, kernel = normal(*leading, K), normal(K, N, seed=1)
     close(dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))), x, kernel)
@@ -38,38 +40,38 @@ def test_linear(leading: tuple[int, ...], K: int, N: int) -> None:
 
 @given(leading=LEADING, K=st.integers(1, 49), N=st.integers(1, 9))
 @settings(max_examples=15)
-def test_turned_kernel(leading: tuple[int, ...], K: int, N: int) -> None:
+def test_dot_general_transposed_matches_numpy(leading: tuple[int, ...], K: int, N: int) -> None:
     """Whether N falls into two parts or not."""
     x, turned = normal(*leading, K), normal(N, K, seed=1)
-    close(dot_general_turned(x, turned.T, (((x.ndim - 1,), (0,)), ((), ()))), x, turned.T)
+    close(dot_general_transposed(x, turned.T, (((x.ndim - 1,), (0,)), ((), ()))), x, turned.T)
 
 
 @given(leading=LEADING, E=st.integers(1, 49), V=st.sampled_from([1, 2, 15, 67, 74, 131, 67 * 67]))
 @settings(max_examples=15)
-def test_table(leading: tuple[int, ...], E: int, V: int) -> None:
+def test_logits_matmul_matches_numpy(leading: tuple[int, ...], E: int, V: int) -> None:
     """Whatever the number of parts that V falls into, and where it has no small divisor."""
     x, table = normal(*leading, E), normal(V, E, seed=1)
-    close(table_product(x, table), x, table.T)
+    close(logits_matmul(x, table), x, table.T)
 
 
-@pytest.mark.parametrize("rows", [1, 2, FEW, FEW + 1])
+@pytest.mark.parametrize("rows", [1, 2, MAX_ROWS, MAX_ROWS + 1])
 @pytest.mark.parametrize("reduction", [jnp.max, jnp.sum, jnp.argmax, jax.nn.logsumexp])
-def test_what_is_made_of_logits_in_one_program(
+def test_logits_matmul_is_accurate_when_fused(
     reduction: Callable[..., jax.Array], rows: int
 ) -> None:
     """At sizes where XLA makes one operation of the product and what follows it."""
     x, table = normal(rows, 8), normal(1024, 8, seed=1)
-    found = jax.jit(lambda x, table: reduction(table_product(x, table), axis=-1))(x, table)
+    found = jax.jit(lambda x, table: reduction(logits_matmul(x, table), axis=-1))(x, table)
     exact = np.asarray(x, np.float64) @ np.asarray(table, np.float64).T
     expected = reduction(jnp.asarray(exact, jnp.float32), axis=-1)
     # Measured: 2e-5, of sums of 1024; without the stop in between it was 20 and more.
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("rows", [1, 2, FEW + 1])
-def test_gradients(rows: int) -> None:
+@pytest.mark.parametrize("rows", [1, 2, MAX_ROWS + 1])
+def test_matmul_gradients_match_numpy(rows: int) -> None:
     x, kernel, table, out = (normal(*s) for s in ((rows, 12), (12, 5), (10, 12), (rows, 10)))
-    got = jax.grad(lambda x, table: (table_product(x, table) * out).sum(), (0, 1))(x, table)
+    got = jax.grad(lambda x, table: (logits_matmul(x, table) * out).sum(), (0, 1))(x, table)
     close(got[0], out, table)
     close(got[1], out.T, x)
     out = out[:, :5]
@@ -80,14 +82,14 @@ def test_gradients(rows: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rows", [1, 2])
-def test_half_precision_sums_in_float32(rows: int, dtype: str) -> None:
+def test_matmul_accumulates_half_precision_in_float32(rows: int, dtype: str) -> None:
     """4097 ones: half precision has no such number, and a sum in it would end at 256 or 2048."""
     ones, table = jnp.ones((rows, 4097), dtype), jnp.ones((2, 4097), dtype)
-    assert (table_product(ones, table) == 4097).all()
+    assert (logits_matmul(ones, table) == 4097).all()
     assert (dot_general(ones, table.T, LINEAR) == jnp.asarray(4097, dtype)).all()
 
 
-def test_a_few_rows_take_the_fast_forms_on_a_cpu() -> None:
+def test_matmul_splits_products_for_few_rows_on_cpu() -> None:
     """What is compiled: batches of parts for one row and for few, a single product for many."""
 
     def compiled(product: Callable[..., jax.Array], *args: jax.Array) -> str:
@@ -99,7 +101,7 @@ def test_a_few_rows_take_the_fast_forms_on_a_cpu() -> None:
         return dot_general(x, kernel, LINEAR)
 
     kernel, table = normal(12, 5), normal(10, 12)
-    for rows in (1, 2, FEW, FEW + 1):
+    for rows in (1, 2, MAX_ROWS, MAX_ROWS + 1):
         x = normal(rows, 12)
         assert ("lhs_batch_dims" in compiled(linear, x, kernel)) == (rows == 1)
-        assert ("lhs_batch_dims" in compiled(table_product, x, table)) == (1 < rows <= FEW)
+        assert ("lhs_batch_dims" in compiled(logits_matmul, x, table)) == (1 < rows <= MAX_ROWS)

@@ -43,7 +43,7 @@ def gradients(remat: Any, dtype: str) -> Any:
     ("dtype", "tolerance"),
     [("float32", 1e-6), pytest.param("float64", 1e-14, marks=pytest.mark.unoptimized)],
 )
-def test_the_loss_and_its_gradients_stay(remat: str, dtype: str, tolerance: float) -> None:
+def test_remat_preserves_loss_and_gradients(remat: str, dtype: str, tolerance: float) -> None:
     with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("standard"):
         expected = gradients("none", dtype)
         found = gradients(remat, dtype)
@@ -54,7 +54,7 @@ def test_the_loss_and_its_gradients_stay(remat: str, dtype: str, tolerance: floa
 
 
 @pytest.mark.parametrize("remat", ["cheap", "all"])
-def test_states_and_weights_between_the_blocks_stay(remat: Any) -> None:
+def test_remat_preserves_hidden_states_and_attentions(remat: Any) -> None:
     config, params = small_config(), small_model(LM).params
     flags = {"output_hidden_states": True, "output_attentions": True}
     expected = gpt1.functional(LM(config, rngs=nnx.Rngs(0)))[0](params, IDS, MASK, **flags)
@@ -67,7 +67,7 @@ def test_states_and_weights_between_the_blocks_stay(remat: Any) -> None:
 
 
 @pytest.mark.parametrize("remat", ["cheap", "all"])
-def test_decoding_is_left_as_it_is(remat: Any) -> None:
+def test_remat_does_not_affect_decoding(remat: Any) -> None:
     model = LM(small_config(), rngs=nnx.Rngs(0), remat=remat)
     cache = gpt1.Cache.empty(model.config, 3, 8)
     decoding = jax.make_jaxpr(lambda ids, cache: model(ids, cache=cache).logits)(IDS, cache)
@@ -92,14 +92,14 @@ def kept(remat: Any) -> int:
     return analysis.temp_size_in_bytes
 
 
-def test_memory_is_saved() -> None:
+def test_remat_reduces_memory() -> None:
     none, cheap, everything = (kept(remat) for remat in KINDS)
     # Measured: 21.5, 7.4 and 3.2 MB.
     assert cheap < none / 2
     assert everything < cheap / 1.5
 
 
-def test_parameters_may_change_between_the_calls() -> None:
+def test_remat_uses_newly_loaded_params() -> None:
     ours, expected = (LM(small_config(), rngs=nnx.Rngs(0), remat=remat) for remat in KINDS[:2])
     for seed in range(2):
         params = small_model(LM, seed=seed).params
@@ -108,12 +108,12 @@ def test_parameters_may_change_between_the_calls() -> None:
         assert difference(ours(IDS).logits, expected(IDS).logits) < 1e-6
 
 
-def test_another_kind_is_refused() -> None:
+def test_remat_rejects_unknown_policy() -> None:
     with pytest.raises(ValueError, match="remat is 'some', but must be one of none, cheap, all"):
         LM(small_config(), rngs=nnx.Rngs(0), remat="some")  # pyright: ignore[reportArgumentType]
 
 
-def test_a_checkpoint_is_loaded_with_it(tmp_path: Any) -> None:
+def test_from_pretrained_sets_remat(tmp_path: Any) -> None:
     small_model(LM).save_pretrained(tmp_path)
     model = LM.from_pretrained(tmp_path, remat="cheap")
     assert model.remat == model.transformer.remat == "cheap"

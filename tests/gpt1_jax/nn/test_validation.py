@@ -309,28 +309,28 @@ def applies(models: dict[type, Any]) -> dict[type, Callable[..., Any]]:
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_the_models_say_what_is_wrong(case: str, models: dict[type, Any]) -> None:
+def test_model_call_reports_invalid_arguments(case: str, models: dict[type, Any]) -> None:
     cls, arguments, message = WRONG[case]
     with pytest.raises(ValueError, match=re.escape(message)):
         models[cls](**arguments())
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_apply_says_the_same(case: str, applies: dict[type, Any]) -> None:
+def test_apply_reports_invalid_arguments(case: str, applies: dict[type, Any]) -> None:
     cls, arguments, message = WRONG[case]
     with pytest.raises(ValueError, match=re.escape(message)):
         applies[cls](**arguments())
 
 
 @pytest.mark.parametrize("case", WRONG_FOR_MASKS)
-def test_a_mask_that_is_none_is_named(case: str, models: dict, applies: dict) -> None:
+def test_attention_mask_errors_name_the_argument(case: str, models: dict, applies: dict) -> None:
     mask, message = WRONG_FOR_MASKS[case]
     for call in (models[LM], applies[LM]):
         with pytest.raises(ValueError, match=re.escape(message)):
             call(input_ids=IDS, attention_mask=mask)
 
 
-def test_an_unknown_argument_is_a_type_error(models: dict, applies: dict) -> None:
+def test_model_call_and_apply_reject_unknown_arguments(models: dict, applies: dict) -> None:
     for call in (models[LM], applies[LM]):
         with pytest.raises(TypeError, match="past_key_values"):
             call(input_ids=IDS, past_key_values=None)
@@ -354,7 +354,9 @@ def test_an_unknown_argument_is_a_type_error(models: dict, applies: dict) -> Non
         (None, [[0, 1]], False),
     ],
 )
-def test_the_labels_that_a_problem_takes(problem_type: str, labels: Any, fits: bool) -> None:
+def test_classifier_checks_labels_against_problem_type(
+    problem_type: str, labels: Any, fits: bool
+) -> None:
     model = small_model(CLASSIFIER, problem_type=problem_type, pad_token_id=0)
     if fits:
         assert model(IDS, labels=labels * 2).loss is not None
@@ -379,11 +381,11 @@ RIGHT: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", RIGHT)
-def test_what_is_right_is_not_refused(case: str, models: dict) -> None:
+def test_model_call_accepts_valid_arguments(case: str, models: dict) -> None:
     assert np.isfinite(models[LM](**RIGHT[case]).logits).all()
 
 
-def test_the_last_positions_can_be_reached() -> None:
+def test_cache_can_fill_the_last_positions() -> None:
     model = small_model(LM)
     full = cached(length=P, filled=P - 3)
     out = model(IDS, cache=full)
@@ -393,7 +395,7 @@ def test_the_last_positions_can_be_reached() -> None:
 
 @pytest.mark.parametrize("positions", ["given", "from the mask"])
 @pytest.mark.parametrize("cls", [BASE, LM])
-def test_a_padded_text_may_be_longer_than_the_positions(positions: str, cls: type) -> None:
+def test_padded_cache_may_exceed_n_positions(positions: str, cls: type) -> None:
     """Where positions do not count the padding, only they have to be in range."""
     longer = cached(length=P + 8, filled=P)
     arguments = {"positions_from_mask": True}
@@ -403,7 +405,7 @@ def test_a_padded_text_may_be_longer_than_the_positions(positions: str, cls: typ
 
 
 @pytest.mark.parametrize("cls", [BASE, LM])
-def test_positions_counted_from_the_mask_are_checked_too(cls: type) -> None:
+def test_positions_from_mask_must_fit_n_positions(cls: type) -> None:
     cache = cached(length=P + 8, filled=P)
     full = gpt1.Cache(cache.keys, cache.values, cache.mask.at[:, :P].set(1), cache.index)
     with pytest.raises(ValueError, match=f"n_positions = {P}"):
@@ -430,13 +432,13 @@ TRACED_AND_WRONG = {
 
 
 @pytest.mark.parametrize("case", TRACED_AND_WRONG)
-def test_shapes_and_dtypes_are_checked_inside_jit(case: str, applies: dict) -> None:
+def test_apply_checks_shapes_and_dtypes_inside_jit(case: str, applies: dict) -> None:
     arguments, message = TRACED_AND_WRONG[case]
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(lambda arguments: applies[LM](**arguments), arguments)
 
 
-def test_values_are_not_checked_inside_jit(applies: dict, models: dict) -> None:
+def test_validation_skips_values_inside_jit(applies: dict, models: dict) -> None:
     """Which only the host could: the call is compiled for every value."""
     wrong = {
         "input_ids": np.full((2, 3), V + 1),
@@ -456,7 +458,7 @@ def test_values_are_not_checked_inside_jit(applies: dict, models: dict) -> None:
     assert jax.eval_shape(call, state, wrong).logits.shape == (2, 3, V)
 
 
-def test_a_traced_cache_is_checked_by_its_shape(applies: dict) -> None:
+def test_apply_checks_traced_cache_by_shape(applies: dict) -> None:
     def call(ids: Any, cache: Any) -> Any:
         return applies[LM](input_ids=ids, cache=cache)
 

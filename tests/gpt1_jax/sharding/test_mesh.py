@@ -44,7 +44,7 @@ def shapes_of(name: str = "OpenAIGPTLMHeadModel", **fields: Any) -> Any:
 @pytest.mark.parametrize(
     "mesh", [*MESHES, *(pytest.param(mesh, marks=pytest.mark.nightly) for mesh in MORE_MESHES)]
 )
-def test_a_mesh_computes_what_one_device_does(mesh: str) -> None:
+def test_mesh_results_match_one_device(mesh: str) -> None:
     command = [sys.executable, "-m", "support.eight_devices", mesh]
     done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -69,10 +69,10 @@ def test_a_mesh_computes_what_one_device_does(mesh: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_parameter_has_a_place(name: str) -> None:
+def test_param_shardings_cover_every_parameter(name: str) -> None:
     mesh = mesh_of("data=2,fsdp=2,tensor=4")
     params = shapes_of(name, tie_word_embeddings=False)
-    shardings = sharding.by_name(mesh, params)
+    shardings = sharding.param_shardings(mesh, params)
     body = shardings.get("transformer", shardings)
     assert body["tokens_embed"]["embedding"].spec == P(None, ("tensor", "fsdp"))
     block = body["h"]["0"]
@@ -83,31 +83,35 @@ def test_every_parameter_has_a_place(name: str) -> None:
     assert block["ln_1"]["scale"].spec == block["attn"]["c_attn"]["bias"].spec == P()
 
 
-def test_an_axis_of_one_splits_nothing() -> None:
-    shardings = sharding.by_name(mesh_of("fsdp=8"), shapes_of())
+def test_param_shardings_ignore_axes_of_size_one() -> None:
+    shardings = sharding.param_shardings(mesh_of("fsdp=8"), shapes_of())
     assert shardings["transformer"]["tokens_embed"]["embedding"].spec == P(None, "fsdp")
-    shardings = sharding.by_name(mesh_of("data=8"), shapes_of())
+    shardings = sharding.param_shardings(mesh_of("data=8"), shapes_of())
     assert all(leaf.spec == P() for leaf in jax.tree.leaves(shardings))
 
 
-def test_the_state_of_a_training_follows_its_parameters() -> None:
+def test_param_shardings_of_train_state_follow_params() -> None:
     mesh = mesh_of("fsdp=2,tensor=4")
     params = shapes_of()
     optimizer = optax.adamw(1e-3)
     state = jax.eval_shape(lambda params: TrainState.create(params, optimizer, seed=0), params)
-    shardings: Any = sharding.by_name(mesh, state)
-    expected = sharding.by_name(mesh, params)
+    shardings: Any = sharding.param_shardings(mesh, state)
+    expected = sharding.param_shardings(mesh, params)
     adam = shardings.opt_state[0]
     assert shardings.params == adam.mu == adam.nu == expected
     assert adam.count.spec == shardings.step.spec == shardings.key.spec == P()
 
 
-def test_fsdp_leaves_a_device_its_share_at_full_size() -> None:
+def test_param_shardings_fsdp_splits_state_evenly() -> None:
     mesh = mesh_of("fsdp=8")
     optimizer = optax.adamw(1e-3)
     state = jax.eval_shape(lambda params: TrainState.create(params, optimizer, seed=0), shapes_of())
     pairs = list(
-        zip(jax.tree.leaves(state), jax.tree.leaves(sharding.by_name(mesh, state)), strict=True)
+        zip(
+            jax.tree.leaves(state),
+            jax.tree.leaves(sharding.param_shardings(mesh, state)),
+            strict=True,
+        )
     )
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf, _ in pairs)
     part = sum(
@@ -116,28 +120,28 @@ def test_fsdp_leaves_a_device_its_share_at_full_size() -> None:
     assert part / whole < 1.01 / 8  # measured: 1.0072 / 8
 
 
-def test_a_mesh_of_others() -> None:
+def test_shard_model_rejects_mesh_with_other_axes() -> None:
     model = gpt1.OpenAIGPTLMHeadModel(small_config(), rngs=nnx.Rngs(0))
     with pytest.raises(ValueError, match=r"axes \('x',\), but must be of make_mesh"):
-        sharding.distribute(model, jax.make_mesh((1,), ("x",)))
+        sharding.shard_model(model, jax.make_mesh((1,), ("x",)))
 
 
-def test_a_batch_that_cannot_be_split() -> None:
+def test_process_local_rows_rejects_indivisible_batch() -> None:
     mesh: Any = mesh_of("data=2,fsdp=2")
     right = "a batch of 24 rows cannot be .* multiple of data x fsdp = 4 x accumulate = 4"
     with pytest.raises(ValueError, match=right):
-        sharding.own_rows(mesh, 24, accumulate=4)
+        sharding.process_local_rows(mesh, 24, accumulate=4)
 
 
-def test_a_batch_and_a_cache_are_split_by_rows() -> None:
+def test_batch_shardings_split_batch_and_cache_by_rows() -> None:
     mesh = mesh_of("data=2,fsdp=2,tensor=2")
     cache = gpt1.Cache.empty(small_config(), 4, 8)
-    found: Any = sharding.by_rows(mesh, {"cache": cache, "tokens": np.zeros((4, 3))})
+    found: Any = sharding.batch_shardings(mesh, {"cache": cache, "tokens": np.zeros((4, 3))})
     assert found["tokens"].spec == P(("data", "fsdp"))
     where = found["cache"]
     assert where.keys[0].spec == where.values[1].spec == P(("data", "fsdp"), "tensor")
     assert (where.mask.spec, where.index.spec) == (P(("data", "fsdp")), P())
-    micro: Any = sharding.by_rows(mesh, np.zeros((3, 4, 2)), axis=1)
+    micro: Any = sharding.batch_shardings(mesh, np.zeros((3, 4, 2)), axis=1)
     assert micro.spec == P(None, ("data", "fsdp"))
 
 
@@ -145,12 +149,12 @@ def test_a_batch_and_a_cache_are_split_by_rows() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "data", "data=0", "data=x", "model=2", "data=2,data=2"])
-def test_a_mesh_that_is_none(text: str) -> None:
+def test_parse_mesh_rejects_invalid_text(text: str) -> None:
     with pytest.raises(ValueError, match=r"^the mesh '.*' must be such as 'data=4,fsdp=2'"):
         sharding.parse_mesh(text)
 
 
-def test_a_mesh_that_does_not_multiply() -> None:
+def test_make_mesh_rejects_wrong_device_count() -> None:
     right = r"^the mesh 'data=4,fsdp=3' is for 12 devices, but there are 1: "
     with pytest.raises(ValueError, match=right):
         sharding.make_mesh("data=4,fsdp=3", jax.devices()[:1])
@@ -161,20 +165,20 @@ def test_a_mesh_that_does_not_multiply() -> None:
     }
 
 
-def test_a_parameter_that_no_rule_is_for() -> None:
+def test_param_shardings_reject_unknown_parameter() -> None:
     params = {"transformer": {"gate": {"kernel": np.zeros((4, 4))}}}
     with pytest.raises(ValueError, match=r"no rule how to split .* transformer\.gate\.kernel "):
-        sharding.by_name(mesh_of("fsdp=2"), params)
+        sharding.param_shardings(mesh_of("fsdp=2"), params)
 
 
-def test_an_axis_that_does_not_divide() -> None:
+def test_shardings_reject_indivisible_dimensions() -> None:
     right = (
         r"^transformer\.h\.0\.attn\.c_attn\.kernel of shape \(768, 2304\): dimension 0 cannot be "
         r"split over tensor=5 x fsdp=2, since 10 does not divide 768: "
     )
     with pytest.raises(ValueError, match=right):
-        sharding.by_name(mesh_of("fsdp=2,tensor=5"), shapes_of())
+        sharding.param_shardings(mesh_of("fsdp=2,tensor=5"), shapes_of())
     with pytest.raises(ValueError, match=r"^a batch of shape \(3, 2\): dimension 0 .* data=2, "):
-        sharding.by_rows(mesh_of("data=2"), np.zeros((3, 2)))
+        sharding.batch_shardings(mesh_of("data=2"), np.zeros((3, 2)))
     with pytest.raises(ValueError, match=r"^n_head = 12 .* tensor = 8 devices"):
         sharding.check_heads(mesh_of("tensor=8"), gpt1.OpenAIGPTConfig())

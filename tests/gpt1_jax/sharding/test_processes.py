@@ -103,7 +103,7 @@ def wait_for_step(out: Path, step: int) -> None:
 
 
 @pytest.mark.nightly
-def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path: Path) -> None:
+def test_pretrain_in_two_processes_matches_one_after_a_kill(tmp_path: Path) -> None:
     write_text(tmp_path / "train.txt")
     write_text(tmp_path / "valid.txt", lines=8, seed=1)
     one, two = tmp_path / "one", tmp_path / "two"
@@ -125,7 +125,7 @@ def test_two_processes_train_as_one_and_go_on_after_a_kill(tmp_path: Path) -> No
 
 
 @pytest.mark.nightly
-def test_two_processes_finetune_as_one(tmp_path: Path) -> None:
+def test_finetune_in_two_processes_matches_one(tmp_path: Path) -> None:
     """Ragged rows, each process reading its own; the last batch is not full."""
     write_checkpoint(tmp_path / "base")
     rng = np.random.default_rng(0)
@@ -142,7 +142,7 @@ def test_two_processes_finetune_as_one(tmp_path: Path) -> None:
     compare(records(two), records(one))
 
 
-def test_processes_with_different_settings(tmp_path: Path) -> None:
+def test_pretrain_rejects_different_settings_per_process(tmp_path: Path) -> None:
     write_text(tmp_path / "train.txt")
     out = tmp_path / "run"
     fields = {
@@ -157,7 +157,7 @@ def test_processes_with_different_settings(tmp_path: Path) -> None:
     assert not out.exists()
 
 
-def test_a_port_that_is_taken() -> None:
+def test_devices_reports_port_in_use() -> None:
     with socket.create_server(("", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         settings = DeviceSettings(
@@ -175,7 +175,7 @@ def compare(ours: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
             assert record[name] == pytest.approx(value, rel=2e-6), (record["step"], name)
 
 
-def test_a_coordinator_that_cannot_be_reached() -> None:
+def test_devices_reports_unreachable_coordinator() -> None:
     address = f"127.0.0.1:{port()}"
     settings = DeviceSettings(distributed=True, coordinator=address, process_id=1, num_processes=2)
     begin = time.monotonic()
@@ -201,6 +201,6 @@ def test_a_coordinator_that_cannot_be_reached() -> None:
         ),
     ],
 )
-def test_settings_that_do_not_go_together(fields: dict[str, Any], message: str) -> None:
+def test_device_settings_rejects_inconsistent_fields(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         DeviceSettings(**fields)

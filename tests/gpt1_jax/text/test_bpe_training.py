@@ -46,7 +46,7 @@ def symbols_of(tokenizer: Tokenizer) -> list[str]:
     return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
-def test_the_ids_lie_as_gpt1s_do(tmp_path: Path) -> None:
+def test_train_tokenizer_orders_ids_like_gpt1(tmp_path: Path) -> None:
     tokenizer = train_tokenizer(SENNRICH, 5)
     letters = sorted("lowernstid")
     merges = merges_of(tokenizer, tmp_path)
@@ -76,7 +76,7 @@ def apply(word: tuple[str, ...], pair: Sequence[str]) -> tuple[str, ...]:
 
 @settings(max_examples=30)
 @given(st.lists(st.text("abc "), min_size=1), st.integers(1, 12))
-def test_each_merge_joins_a_most_frequent_pair(
+def test_train_tokenizer_merges_most_frequent_pair(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], count: int
 ) -> None:
     words = Counter((*word[:-1], word[-1] + END_OF_WORD) for text in texts for word in text.split())
@@ -97,7 +97,7 @@ def test_each_merge_joins_a_most_frequent_pair(
             words = Counter({apply(word, merge.split(" ")): n for word, n in words.items()})
 
 
-def test_the_same_texts_give_the_same_ids() -> None:
+def test_train_tokenizer_is_deterministic() -> None:
     first, *others = (train_tokenizer(iter(random_texts(0)), 100).to_json() for _ in range(4))
     assert all(other == first for other in others)
     # Nor does it matter how they are cut, or in which order they come.
@@ -108,7 +108,7 @@ def test_the_same_texts_give_the_same_ids() -> None:
 
 
 @given(st.lists(PIECES), st.integers(1, 10), st.data())
-def test_no_letter_that_was_seen_is_unknown(
+def test_train_tokenizer_covers_all_seen_letters(
     texts: list[str], merges: int, data: st.DataObject
 ) -> None:
     tokenizer = train_tokenizer(["x", *texts], merges)
@@ -117,13 +117,13 @@ def test_no_letter_that_was_seen_is_unknown(
         assert tokenizer.unk_token_id not in tokenizer.encode(text)
 
 
-def test_a_text_with_an_unseen_letter() -> None:
+def test_train_tokenizer_maps_unseen_letters_to_unk() -> None:
     tokenizer = train_tokenizer(["aa ab"], 3)
     assert tokenizer.tokenize("ab c ac") == ["ab</w>", "<unk>", "a", "<unk>"]
 
 
 @pytest.mark.parametrize("merges", [1, 10, 60])
-def test_the_number_of_merges(tmp_path: Path, merges: int) -> None:
+def test_train_tokenizer_learns_requested_merges(tmp_path: Path, merges: int) -> None:
     tokenizer = train_tokenizer(random_texts(0), merges)
     assert len(merges_of(tokenizer, tmp_path)) == merges
     # Two merges may result in the same token.
@@ -132,18 +132,18 @@ def test_the_number_of_merges(tmp_path: Path, merges: int) -> None:
 
 
 @pytest.mark.parametrize("merges", [0, -3])
-def test_wrong_number_of_merges(merges: int) -> None:
+def test_train_tokenizer_rejects_non_positive_merges(merges: int) -> None:
     with pytest.raises(ValueError, match=f"^merges is {merges}, but must be at least 1$"):
         train_tokenizer(["a b"], merges)
 
 
 @pytest.mark.parametrize("texts", [[], [""], [" \n", "\t\u3000\x00"]])
-def test_nothing_to_learn_from(texts: list[str]) -> None:
+def test_train_tokenizer_rejects_texts_without_letters(texts: list[str]) -> None:
     with pytest.raises(ValueError, match=r"^the texts hold no letters to learn a vocabulary from$"):
         train_tokenizer(texts, 10)
 
 
-def test_transformers_reads_it(tmp_path: Path) -> None:
+def test_train_tokenizer_output_matches_transformers(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     texts = [*random_texts(0), "Don't stop: it's naïve!", "中文 и русский", *SENNRICH]
     tokenizer = train_tokenizer(texts, 80)

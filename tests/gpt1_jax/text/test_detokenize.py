@@ -24,5 +24,5 @@ from gpt1_jax.text.detokenize import detokenized
         ("", ""),
     ],
 )
-def test_detokenized(decoded: str, text: str):
+def test_detokenized_restores_natural_spacing(decoded: str, text: str):
     assert detokenized(decoded) == text

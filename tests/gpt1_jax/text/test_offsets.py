@@ -24,7 +24,7 @@ PARTS = st.one_of(
 @example("&amp;\n<p>\n&amp;")
 @example("\u206c\u292d\u1ab2\u1a18")  # marks change places
 @settings(max_examples=200)
-def test_the_text_is_ftfys_and_its_origins_are_in_order(text: str):
+def test_aligned_matches_ftfy_with_ordered_spans(text: str):
     fixed, spans = aligned(text)
     assert fixed == ftfy.fix_text(text)
     assert len(spans) == len(fixed)
@@ -32,7 +32,7 @@ def test_the_text_is_ftfys_and_its_origins_are_in_order(text: str):
     assert spans == sorted(spans)
 
 
-def test_origins():
+def test_aligned_maps_characters_to_source_spans():
     def shown(text: str) -> list[tuple[str, str]]:
         fixed, spans = aligned(text)
         return [(char, text[slice(*span)]) for char, span in zip(fixed, spans, strict=True)]

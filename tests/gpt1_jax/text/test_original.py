@@ -95,27 +95,29 @@ def real_rules(data_folder: Path) -> tuple[dict[str, int], dict[tuple[str, str],
 
 @given(TEXTS.filter(lambda text: "<unk>" not in text))
 @settings(max_examples=60)
-def test_equals_the_slow_form(small: Tokenizer, text: str):
+def test_original_pipeline_matches_reference(small: Tokenizer, text: str):
     ranks: Any = {tuple(merge.split(" ")): rank for rank, merge in enumerate(MERGES)}
     assert small.encode(text) == slowly(text, small_vocab(), ranks)
 
 
 @given(TEXTS.filter(lambda text: "<unk>" not in text))
 @settings(max_examples=60)
-def test_equals_the_slow_form_with_the_real_vocabulary(real: Tokenizer, real_rules: Any, text: str):
+def test_original_pipeline_matches_reference_with_gpt1_vocab(
+    real: Tokenizer, real_rules: Any, text: str
+):
     assert real.encode(text) == slowly(text, *real_rules)
 
 
 @given(st.lists(TEXTS, max_size=4))
 @settings(max_examples=40)
-def test_a_batch_is_its_texts(small: Tokenizer, texts: list[str]):
+def test_original_pipeline_batch_matches_single_texts(small: Tokenizer, texts: list[str]):
     if texts:
         assert small(texts).input_ids == [small.encode(text) for text in texts]
 
 
 @given(TEXTS)
 @settings(max_examples=100)
-def test_offsets(small: Tokenizer, text: str):
+def test_original_pipeline_offsets_are_sorted_and_in_range(small: Tokenizer, text: str):
     encoding = small(text, return_offsets_mapping=True)
     assert encoding.input_ids == small.encode(text)
     spans = encoding["offset_mapping"]
@@ -123,7 +125,7 @@ def test_offsets(small: Tokenizer, text: str):
     assert all(0 <= start < end <= len(text) for start, end in spans)
 
 
-def test_offsets_of_a_text_that_ftfy_changes(small: Tokenizer, tmp_path: Path):
+def test_original_pipeline_offsets_refer_to_unfixed_text(small: Tokenizer, tmp_path: Path):
     small.save_pretrained(tmp_path)
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     tokenizer.add_special_tokens({"pad_token": "_pad_"})
@@ -153,19 +155,19 @@ def test_offsets_of_a_text_that_ftfy_changes(small: Tokenizer, tmp_path: Path):
 @example(["<p>", "&amp;"])
 @example(["&amp;", "<p>", "&amp;"])
 @settings(max_examples=60)
-def test_pieces_are_the_whole(small: Tokenizer, lines: list[str]):
+def test_encode_pieces_matches_encode(small: Tokenizer, lines: list[str]):
     pieces = [line + "\n" for line in lines]
     joined = [id_ for ids in small.encode_pieces(pieces) for id_ in ids]
     assert joined == small.encode("".join(pieces))
 
 
-def test_a_line_longer_than_ftfy_takes_at_once(small: Tokenizer):
+def test_original_pipeline_encodes_very_long_lines(small: Tokenizer):
     text = "&amp; " + ("a" * 19 + " ") * 50_000 + "&amp; <"
     encoding = small(text, return_offsets_mapping=True)
     assert encoding.input_ids == small.encode(text)
 
 
-def test_threads_share_a_tokenizer(small: Tokenizer, tmp_path: Path):
+def test_original_pipeline_is_thread_safe(small: Tokenizer, tmp_path: Path):
     small.save_pretrained(tmp_path)
     other = Tokenizer.from_pretrained(tmp_path)
     texts = [f"it's word{number} \u201cthe {number}th\u201d don't" for number in range(300)]
@@ -175,7 +177,7 @@ def test_threads_share_a_tokenizer(small: Tokenizer, tmp_path: Path):
             assert list(pool.map(tokenizer.encode, texts)) == expected
 
 
-def test_what_is_remembered_is_bounded(small: Tokenizer, monkeypatch: pytest.MonkeyPatch):
+def test_original_pipeline_cache_is_bounded(small: Tokenizer, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("gpt1_jax.text.original._REMEMBERED", 10)
     pieces = ["the thing is ", "12345 67890 12 ", "the is"]
     ids = [id_ for ids in small.encode_pieces(pieces) for id_ in ids]
@@ -189,7 +191,7 @@ def test_what_is_remembered_is_bounded(small: Tokenizer, monkeypatch: pytest.Mon
 
 @given(TEXTS)
 @settings(max_examples=60)
-def test_what_was_decoded_can_be_encoded(small: Tokenizer, text: str):
+def test_original_pipeline_encodes_decoded_text(small: Tokenizer, text: str):
     ids = small.encode(text)
     assert all(0 <= id_ < len(small) for id_ in ids)
     assert isinstance(small.detokenize(ids), str)
@@ -209,12 +211,12 @@ PUBLISHED = [
 
 
 @pytest.mark.parametrize(("text", "ids"), PUBLISHED)
-def test_known_ids(real: Tokenizer, text: str, ids: str):
+def test_original_pipeline_reproduces_known_ids(real: Tokenizer, text: str, ids: str):
     assert real.encode(text) == [int(id_) for id_ in ids.split()]
 
 
 @pytest.mark.nightly
-def test_lambada_has_no_unknown_token(real: Tokenizer, data_folder: Path):
+def test_original_pipeline_finds_no_unk_in_lambada(real: Tokenizer, data_folder: Path):
     lines = (data_folder / "lambada" / "lambada_test.jsonl").read_text(encoding="utf-8")
     rows = real([json.loads(line)["text"] for line in lines.splitlines()]).input_ids
     assert sum(map(len, rows)) == 397_719
@@ -222,7 +224,7 @@ def test_lambada_has_no_unknown_token(real: Tokenizer, data_folder: Path):
 
 
 @pytest.mark.nightly
-def test_turns_from_ids_to_text_and_back_come_to_rest(real: Tokenizer, data_folder: Path):
+def test_repeated_encode_and_decode_converges(real: Tokenizer, data_folder: Path):
     lines = (data_folder / "lambada" / "lambada_test.jsonl").read_text(encoding="utf-8")
     ids = real([json.loads(line)["text"] for line in lines.splitlines()[::10]]).input_ids
     # spaCy knows some words by their capitals ("Mr.", but not "mr.") and by what they are attached
@@ -234,7 +236,7 @@ def test_turns_from_ids_to_text_and_back_come_to_rest(real: Tokenizer, data_fold
     assert sum(map(list.__eq__, turns[0], turns[1])) > 0.7 * len(ids)
 
 
-def test_added_tokens_stand_as_they_are_written(small: Tokenizer, tmp_path: Path):
+def test_original_pipeline_keeps_added_tokens_verbatim(small: Tokenizer, tmp_path: Path):
     small.save_pretrained(tmp_path)
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     tokenizer.add_special_tokens({"pad_token": "_pad_", "extra_special_tokens": ["_start_"]})
@@ -249,7 +251,7 @@ def test_added_tokens_stand_as_they_are_written(small: Tokenizer, tmp_path: Path
     ]
 
 
-def test_a_folder_remembers_its_pipeline(small: Tokenizer, tmp_path: Path):
+def test_save_pretrained_stores_the_pipeline(small: Tokenizer, tmp_path: Path):
     small.save_pretrained(tmp_path)
     again = Tokenizer.from_pretrained(tmp_path)
     assert again.pipeline == "original"
@@ -259,7 +261,9 @@ def test_a_folder_remembers_its_pipeline(small: Tokenizer, tmp_path: Path):
     assert other.encode("it—is\nthe") != small.encode("it—is\nthe")
 
 
-def test_wrong_pipelines(small: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_pipeline_reports_invalid_settings_and_text(
+    small: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     small.save_pretrained(tmp_path)
     wrong: Any = "openai"
     with pytest.raises(ValueError, match=r"'openai', but must be 'huggingface' or 'original'"):

@@ -42,13 +42,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return Tokenizer.from_pretrained(write_small(tmp_path_factory.mktemp("shared")))
 
 
-def test_pieces_follow_the_merges(shared: Tokenizer):
+def test_tokenize_applies_merges(shared: Tokenizer):
     assert shared.tokenize("The thing is PRESSÉD.") == [
         *("the</w>", "th", "ing</w>", "is</w>", "pres", "s", "e", "d</w>", ".</w>")
     ]
 
 
-def test_published_ids(data_folder: Path):
+def test_tokenizer_reproduces_published_ids(data_folder: Path):
     tokenizer = Tokenizer.from_pretrained(data_folder / "gpt1_bpe")
     assert tokenizer.encode("the president is") == [481, 4735, 544]
     assert tokenizer.decode([481, 4735, 544]) == "the president is"
@@ -70,26 +70,26 @@ def test_published_ids(data_folder: Path):
         ("\n \n", ""),
     ],
 )
-def test_normalisation(shared: Tokenizer, text: str, same_as: str):
+def test_encode_normalizes_text(shared: Tokenizer, text: str, same_as: str):
     assert shared.encode(text) == shared.encode(same_as)
     assert shared.decode(shared.encode(text)) == same_as
 
 
 @pytest.mark.parametrize("text", ["中", "“", "—", "🙂", "é中"])
-def test_unknown_characters_become_unk(shared: Tokenizer, text: str):
+def test_encode_maps_unknown_characters_to_unk(shared: Tokenizer, text: str):
     assert shared.encode(text)[-1] == shared.unk_token_id == 0
 
 
 @given(st.lists(st.sampled_from([*"abc.,!?'", "the", "thing", "is"]), max_size=8))
 @settings(max_examples=100, deadline=None)
-def test_round_trip(shared: Tokenizer, words: list[str]):
+def test_encode_then_decode_returns_the_text(shared: Tokenizer, words: list[str]):
     text = " ".join(words)
     assert shared.decode(shared.encode(text)) == text
 
 
 @given(st.text(max_size=40))
 @settings(max_examples=200, deadline=None)
-def test_any_text_encodes(shared: Tokenizer, text: str):
+def test_encode_accepts_any_text(shared: Tokenizer, text: str):
     ids = shared.encode(text)
     assert shared.convert_tokens_to_ids(shared.tokenize(text)) == ids
     assert shared([text, "the"]).input_ids[0] == ids
@@ -98,12 +98,12 @@ def test_any_text_encodes(shared: Tokenizer, text: str):
 
 
 @given(st.text())
-def test_turns_from_ids_to_text_and_back_come_to_rest(shared: Tokenizer, text: str):
+def test_repeated_encode_and_decode_converges(shared: Tokenizer, text: str):
     once = shared.encode(shared.decode(shared.encode(text)))
     assert shared.encode(shared.decode(once)) == once
 
 
-def test_pieces_are_the_whole(shared: Tokenizer):
+def test_encode_pieces_matches_encode(shared: Tokenizer):
     pieces = ["the thing ", "is\nthe\n", "\n", "", "thing"]
     rows = list(shared.encode_pieces(iter(pieces)))
     assert len(rows) == len(pieces)
@@ -113,7 +113,7 @@ def test_pieces_are_the_whole(shared: Tokenizer):
         list(shared.encode_pieces(wrong))
 
 
-def test_offsets(shared: Tokenizer):
+def test_offset_mapping_follows_padding_and_truncation(shared: Tokenizer):
     text = "The thing"
     arguments: dict[str, Any] = {"padding": "max_length", "max_length": 4, "truncation": True}
     encoding = shared(text, return_offsets_mapping=True, **arguments)
@@ -122,7 +122,7 @@ def test_offsets(shared: Tokenizer):
     assert shared(text, return_offsets_mapping=True, **arguments)["offset_mapping"] == [(0, 3)]
 
 
-def test_decode_takes_any_integers(shared: Tokenizer):
+def test_decode_accepts_any_integer_type(shared: Tokenizer):
     ids = shared.encode("the thing is .")
     for same in (tuple(ids), np.array(ids), np.array(ids, np.uint8), jnp.array(ids)):
         assert shared.decode(same) == "the thing is ."
@@ -132,7 +132,7 @@ def test_decode_takes_any_integers(shared: Tokenizer):
     assert shared.decode([0, ids[0]], skip_special_tokens=True) == "the"
 
 
-def test_batch_decode(shared: Tokenizer):
+def test_batch_decode_accepts_arrays_and_lists(shared: Tokenizer):
     batch = shared(["the thing", "is"], padding=True, return_tensors="np")
     for ids in (batch.input_ids, jnp.array(batch.input_ids), batch.input_ids.tolist()):
         assert shared.batch_decode(ids, skip_special_tokens=True) == ["the thing", "is"]
@@ -154,7 +154,7 @@ def test_batch_decode(shared: Tokenizer):
         ([[1, 2], [3]], "inhomogeneous"),
     ],
 )
-def test_bad_ids(shared: Tokenizer, ids: object, message: str):
+def test_decode_rejects_bad_ids(shared: Tokenizer, ids: object, message: str):
     with pytest.raises(ValueError, match=message):
         shared.decode(ids)
     with pytest.raises(ValueError, match=message):
@@ -162,18 +162,18 @@ def test_bad_ids(shared: Tokenizer, ids: object, message: str):
 
 
 @pytest.mark.parametrize("text", [None, 3, b"the", ["the"], np.array("the")])
-def test_encode_takes_a_string(shared: Tokenizer, text: object):
+def test_encode_rejects_non_strings(shared: Tokenizer, text: object):
     with pytest.raises(TypeError, match=f"the text must be a string, not {type(text).__name__}"):
         shared.encode(text)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("texts", [None, 3, {"a"}])
-def test_call_takes_strings(shared: Tokenizer, texts: object):
+def test_tokenizer_call_rejects_non_strings(shared: Tokenizer, texts: object):
     with pytest.raises(TypeError, match="must be a string or a list of strings"):
         shared(texts)  # pyright: ignore[reportArgumentType]
 
 
-def test_texts_are_named_in_errors(shared: Tokenizer):
+def test_tokenizer_errors_name_the_text(shared: Tokenizer):
     with pytest.raises(TypeError, match="text 1 must be a string, not int"):
         shared(["a", 3])  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="text 1 holds a lone surrogate"):
@@ -182,7 +182,7 @@ def test_texts_are_named_in_errors(shared: Tokenizer):
         shared.encode("\ud800")
 
 
-def test_batch_of_lists(shared: Tokenizer):
+def test_tokenizer_call_returns_lists_by_default(shared: Tokenizer):
     one, two = shared.encode("the thing is"), shared.encode("is")
     assert shared("is") == {"input_ids": two, "attention_mask": [1]}
     assert shared(["is"]) == {"input_ids": [two], "attention_mask": [[1]]}
@@ -191,7 +191,7 @@ def test_batch_of_lists(shared: Tokenizer):
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_and_mask(shared: Tokenizer, side: str):
+def test_padding_fills_ids_and_attention_mask(shared: Tokenizer, side: str):
     texts = ["the thing is", "is"]
     batch = shared(texts, padding=True, padding_side=side, return_tensors="np")  # pyright: ignore
     assert batch.input_ids.dtype == batch.attention_mask.dtype == np.int32
@@ -204,14 +204,14 @@ def test_padding_and_mask(shared: Tokenizer, side: str):
     assert batch["attention_mask"][0].tolist() == [1] * 4
 
 
-def test_padding_side_and_pad_token_are_the_tokenizers(tokenizer: Tokenizer):
+def test_padding_uses_tokenizer_settings(tokenizer: Tokenizer):
     assert tokenizer.add_special_tokens({"pad_token": "<pad>"}) == 1
     tokenizer.padding_side = "left"
     padded = tokenizer(["the thing", "is"], padding="longest")
     assert padded.input_ids[1] == [tokenizer.pad_token_id] * 2 + tokenizer.encode("is")
 
 
-def test_max_length_and_truncation(tokenizer: Tokenizer):
+def test_max_length_limits_padding_and_truncation(tokenizer: Tokenizer):
     ids = tokenizer.encode("the thing is")
     assert tokenizer("the thing is", max_length=2).input_ids == ids[:2]
     assert tokenizer("the thing is", max_length=2, truncation=False).input_ids == ids
@@ -246,17 +246,17 @@ def test_max_length_and_truncation(tokenizer: Tokenizer):
         ({"max_length": 2.5}, "max_length is 2.5"),
     ],
 )
-def test_bad_arguments(shared: Tokenizer, arguments: dict, message: str):
+def test_tokenizer_call_rejects_bad_arguments(shared: Tokenizer, arguments: dict, message: str):
     with pytest.raises(ValueError, match=message):
         shared(["the thing is", "is"], **arguments)
 
 
-def test_nothing_makes_no_batch(shared: Tokenizer):
+def test_tokenizer_call_rejects_empty_list(shared: Tokenizer):
     with pytest.raises(ValueError, match="no texts"):
         shared([])
 
 
-def test_a_batch_is_a_pytree(shared: Tokenizer):
+def test_batch_encoding_is_a_pytree(shared: Tokenizer):
     batch = shared(["the", "is"], return_tensors="np")
     moved = jax.tree.map(jnp.asarray, batch)
     assert isinstance(moved, BatchEncoding)
@@ -268,7 +268,7 @@ def test_a_batch_is_a_pytree(shared: Tokenizer):
     assert dict(**batch) == batch
 
 
-def test_special_tokens(tokenizer: Tokenizer):
+def test_add_special_tokens_extends_vocabulary(tokenizer: Tokenizer):
     size = tokenizer.vocab_size
     assert tokenizer.all_special_ids == [0]
     assert tokenizer.pad_token is tokenizer.pad_token_id is tokenizer.eos_token is None
@@ -293,7 +293,7 @@ def test_special_tokens(tokenizer: Tokenizer):
     assert tokenizer.add_special_tokens({}) == 0
 
 
-def test_ordinary_added_tokens(tokenizer: Tokenizer):
+def test_add_tokens_extends_vocabulary(tokenizer: Tokenizer):
     size = len(tokenizer)
     assert tokenizer.add_tokens(["New York", "the", "New York"]) == 2
     assert tokenizer.add_tokens("New York") == 0
@@ -307,7 +307,7 @@ def test_ordinary_added_tokens(tokenizer: Tokenizer):
     assert tokenizer.decode([size + 3, size + 1], skip_special_tokens=True) == "the"
 
 
-def test_setting_special_tokens(tokenizer: Tokenizer):
+def test_special_token_setters_update_ids(tokenizer: Tokenizer):
     tokenizer.eos_token = ".</w>"
     assert tokenizer.eos_token_id == tokenizer.encode(".")[0]
     tokenizer.pad_token = tokenizer.eos_token
@@ -334,7 +334,9 @@ def test_setting_special_tokens(tokenizer: Tokenizer):
         ({"unk_token": "<other>"}, "unk_token cannot become"),
     ],
 )
-def test_bad_special_tokens_change_nothing(tokenizer: Tokenizer, tokens: dict, message: str):
+def test_add_special_tokens_rejects_bad_tokens_unchanged(
+    tokenizer: Tokenizer, tokens: dict, message: str
+):
     before = len(tokenizer), tokenizer.special_tokens_map
     with pytest.raises(ValueError, match=message):
         tokenizer.add_special_tokens(tokens)
@@ -344,7 +346,7 @@ def test_bad_special_tokens_change_nothing(tokenizer: Tokenizer, tokens: dict, m
     assert len(tokenizer) == before[0]
 
 
-def test_tokens_and_ids(shared: Tokenizer):
+def test_tokenizer_converts_between_tokens_and_ids(shared: Tokenizer):
     assert shared.convert_tokens_to_ids("the</w>") == shared.encode("the")[0]
     assert shared.convert_tokens_to_ids(["nothing", "<unk>"]) == [0, 0]
     assert shared.convert_ids_to_tokens(0) == "<unk>"
@@ -355,7 +357,7 @@ def test_tokens_and_ids(shared: Tokenizer):
     )
 
 
-def test_it_pickles(tokenizer: Tokenizer):
+def test_tokenizer_can_be_pickled(tokenizer: Tokenizer):
     tokenizer.add_special_tokens({"pad_token": "<pad>"})
     copy = pickle.loads(pickle.dumps(tokenizer))
     assert copy.encode("the <pad>") == tokenizer.encode("the <pad>")
@@ -363,7 +365,9 @@ def test_it_pickles(tokenizer: Tokenizer):
 
 
 @pytest.mark.parametrize("kept", ["tokenizer.json", "vocab.json"])
-def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path, kept: str):
+def test_save_pretrained_then_load_keeps_everything(
+    tokenizer: Tokenizer, tmp_path: Path, kept: str
+):
     tokenizer.add_special_tokens({"pad_token": "<pad>", "extra_special_tokens": ["_Start_"]})
     tokenizer.add_tokens(["New York", AddedToken("CASE", normalized=False, lstrip=True)])
     tokenizer.padding_side = "left"
@@ -384,7 +388,7 @@ def test_save_and_load(tokenizer: Tokenizer, tmp_path: Path, kept: str):
     assert Tokenizer.from_pretrained(saved, padding_side="right").padding_side == "right"
 
 
-def test_saving_replaces_older_files(tokenizer: Tokenizer, folder: Path):
+def test_save_pretrained_replaces_older_files(tokenizer: Tokenizer, folder: Path):
     (folder / "added_tokens.json").write_text(json.dumps({"<old>": SIZE}))
     (folder / "special_tokens_map.json").write_text('{"pad_token": "<old>"}')
     assert Tokenizer.from_pretrained(folder).pad_token_id == SIZE
@@ -393,7 +397,7 @@ def test_saving_replaces_older_files(tokenizer: Tokenizer, folder: Path):
     assert (len(loaded), loaded.pad_token) == (SIZE, None)
 
 
-def test_saving_is_all_or_nothing(
+def test_save_pretrained_is_atomic(
     tokenizer: Tokenizer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -410,7 +414,7 @@ def test_saving_is_all_or_nothing(
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_openai_names_and_line_ends(tmp_path: Path):
+def test_from_pretrained_reads_openai_files(tmp_path: Path):
     folder = write_small(tmp_path / "openai", ("encoder_bpe_40000.json", "vocab_40000.bpe"))
     merges = folder / "vocab_40000.bpe"
     merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
@@ -419,7 +423,7 @@ def test_openai_names_and_line_ends(tmp_path: Path):
     assert Tokenizer.from_pretrained(folder).tokenize("press") == ["pres", "s</w>"]
 
 
-def test_a_hub_id_goes_through_conversion(folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_from_pretrained_resolves_hub_ids(folder: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
     def resolve(name, **arguments):
@@ -432,7 +436,7 @@ def test_a_hub_id_goes_through_conversion(folder: Path, monkeypatch: pytest.Monk
     assert asked == [("someone/gpt1", expected)]
 
 
-def test_missing_files(tmp_path: Path):
+def test_from_pretrained_reports_missing_files(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Tokenizer.from_pretrained(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError) as error:
@@ -483,7 +487,9 @@ def changed(**tokens: object) -> str:
         ("added_tokens.json", '{"<a>": 300}', "'<a>' should have the id 300"),
     ],
 )
-def test_broken_files(folder: Path, name: str, content: str | bytes, message: str):
+def test_from_pretrained_reports_broken_files(
+    folder: Path, name: str, content: str | bytes, message: str
+):
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=message) as error:
         Tokenizer.from_pretrained(folder)
@@ -528,7 +534,7 @@ STARTS = {
         (("post_processor",), STARTS, "number of tokens added to a text is 1, but must be 0"),
     ],
 )
-def test_another_tokenizer_json(
+def test_from_pretrained_rejects_other_tokenizer_json(
     tokenizer: Tokenizer, tmp_path: Path, path: tuple[str, ...], value: object, message: str
 ):
     tokenizer.save_pretrained(tmp_path)
@@ -543,7 +549,7 @@ def test_another_tokenizer_json(
     assert str(file) in str(error.value)
 
 
-def test_special_tokens_under_other_names_have_none_here(folder: Path):
+def test_from_pretrained_flattens_named_extra_tokens(folder: Path):
     loaded = Tokenizer.from_pretrained(settings_of(folder, extra_special_tokens={"x": "<x>"}))
     assert loaded.extra_special_tokens == ["<x>"]
     assert loaded.all_special_ids == [0, SIZE]
@@ -552,12 +558,14 @@ def test_special_tokens_under_other_names_have_none_here(folder: Path):
 @pytest.mark.parametrize(
     ("length", "known"), [(512, 512), (512.0, 512), (10**30, None), (-1, None), (None, None)]
 )
-def test_model_max_length(folder: Path, length: float | None, known: int | None):
+def test_from_pretrained_reads_model_max_length(
+    folder: Path, length: float | None, known: int | None
+):
     loaded = Tokenizer.from_pretrained(settings_of(folder, model_max_length=length))
     assert loaded.model_max_length == known
 
 
-def test_import_is_light():
+def test_tokenizer_import_is_lazy():
     code = (
         "import sys, gpt1_jax.text.tokenizer\n"
         "print([m for m in ('tokenizers', 'transformers', 'torch') if m in sys.modules])"

@@ -119,7 +119,9 @@ def real_texts(data_folder: Path) -> list[str]:
     return texts + pick.sample(wikitext.split("\n"), 1000)
 
 
-def test_real_text(grown: tuple[Tokenizer, Any], data_folder: Path):
+def test_tokenizer_matches_transformers_on_real_text(
+    grown: tuple[Tokenizer, Any], data_folder: Path
+):
     texts = real_texts(data_folder)
     assert len(texts) > 3000
     assert_equal(*grown, texts)
@@ -130,7 +132,7 @@ def test_real_text(grown: tuple[Tokenizer, Any], data_folder: Path):
 
 @given(text=TEXTS)
 @settings(max_examples=200, deadline=None)
-def test_any_text(grown: tuple[Tokenizer, Any], text: str):
+def test_encode_and_decode_match_transformers_on_any_text(grown: tuple[Tokenizer, Any], text: str):
     ours, theirs = grown
     ids = ours.encode(text)
     assert ids == theirs.encode(text)
@@ -142,7 +144,9 @@ def test_any_text(grown: tuple[Tokenizer, Any], text: str):
 
 @given(seed=st.integers(0, 2**32 - 1), length=st.integers(0, 60))
 @settings(max_examples=100, deadline=None)
-def test_any_ids(grown: tuple[Tokenizer, Any], seed: int, length: int):
+def test_decode_matches_transformers_on_any_ids(
+    grown: tuple[Tokenizer, Any], seed: int, length: int
+):
     ours, theirs = grown
     draw = np.random.default_rng(seed).integers
     ids = np.where(draw(4, size=length), draw(len(ours), size=length), len(ours) - 1 - draw(6))
@@ -165,7 +169,7 @@ def test_any_ids(grown: tuple[Tokenizer, Any], seed: int, length: int):
         {"padding": "max_length", "max_length": 3, "truncation": True},
     ],
 )
-def test_padding(
+def test_padding_matches_transformers(
     grown: tuple[Tokenizer, Any], texts: Any, tensors: Any, side: Any, arguments: dict[str, Any]
 ):
     ours, theirs = (
@@ -194,7 +198,7 @@ def test_padding(
     ],
 )
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_truncation(small: Path, arguments: dict[str, Any], side: Any):
+def test_truncation_matches_transformers(small: Path, arguments: dict[str, Any], side: Any):
     ours, theirs = load_pair(small)
     ours.truncation_side = theirs.truncation_side = side
     for tokenizer in (ours, theirs):
@@ -203,18 +207,18 @@ def test_truncation(small: Path, arguments: dict[str, Any], side: Any):
         assert dict(ours(texts, **arguments)) == dict(theirs(texts, **arguments))
 
 
-def test_as_loaded(pair: tuple[Tokenizer, Any]):
+def test_from_pretrained_matches_transformers(pair: tuple[Tokenizer, Any]):
     assert_equal(*pair, [TEXT, *FRAGMENTS, " ".join(FRAGMENTS)])
     assert pair[0].convert_tokens_to_ids(["the</w>", "?!"]) == (
         pair[1].convert_tokens_to_ids(["the</w>", "?!"])
     )
 
 
-def test_added_tokens(grown: tuple[Tokenizer, Any]):
+def test_added_tokens_match_transformers(grown: tuple[Tokenizer, Any]):
     assert_equal(*grown, [TEXT, *FRAGMENTS, " ".join(FRAGMENTS)])
 
 
-def test_extra_special_tokens_replace_the_former(small: Path):
+def test_add_special_tokens_replaces_extra_tokens(small: Path):
     ours, theirs = load_pair(small)
     for tokenizer in (ours, theirs):
         tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>"]})
@@ -224,7 +228,7 @@ def test_extra_special_tokens_replace_the_former(small: Path):
     assert_equal(ours, theirs, [TEXT, "<a><b> <c> the other"])
 
 
-def test_tokens_of_the_vocabulary_are_not_counted(small: Path):
+def test_add_tokens_does_not_count_known_tokens(small: Path):
     # transformers says 1 although the vocabulary does not grow; its documentation says otherwise.
     ours, theirs = load_pair(small)
     assert (ours.add_tokens(["th"]), theirs.add_tokens(["th"])) == (0, 1)
@@ -233,7 +237,7 @@ def test_tokens_of_the_vocabulary_are_not_counted(small: Path):
 
 @pytest.mark.parametrize("load", ["OpenAIGPTTokenizer", "AutoTokenizer"])
 @pytest.mark.parametrize("files", ["all", "vocab"])
-def test_transformers_loads_what_we_save(
+def test_save_pretrained_is_readable_by_transformers(
     grown: tuple[Tokenizer, Any], tmp_path: Path, load: str, files: str
 ):
     ours, _ = grown
@@ -246,7 +250,7 @@ def test_transformers_loads_what_we_save(
     assert_equal(Tokenizer.from_pretrained(tmp_path), theirs, [TEXT, *FRAGMENTS])
 
 
-def test_settings_survive_saving(small: Path, tmp_path: Path):
+def test_save_pretrained_keeps_settings(small: Path, tmp_path: Path):
     ours = Tokenizer.from_pretrained(small, padding_side="left")
     ours.truncation_side = "left"
     ours.model_max_length = 512
@@ -255,7 +259,7 @@ def test_settings_survive_saving(small: Path, tmp_path: Path):
     assert_equal(*load_pair(tmp_path), [TEXT])
 
 
-def test_we_load_what_transformers_saves(small: Path, tmp_path: Path):
+def test_from_pretrained_reads_transformers_files(small: Path, tmp_path: Path):
     theirs = load_reference(small)
     theirs.add_special_tokens(SPECIAL)
     theirs.add_tokens(ORDINARY)
@@ -268,7 +272,7 @@ def test_we_load_what_transformers_saves(small: Path, tmp_path: Path):
     assert_equal(ours, theirs, [TEXT, *FRAGMENTS])
 
 
-def test_a_call_is_not_saved_with_the_tokenizer(small: Path, tmp_path: Path):
+def test_from_pretrained_ignores_saved_call_settings(small: Path, tmp_path: Path):
     # tokenizer.json then holds the padding and the truncation of the last call.
     theirs = load_reference(small)
     theirs.add_special_tokens(SPECIAL)
@@ -331,7 +335,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("whole", [False, True])
-def test_other_layouts(tmp_path: Path, layout: str, whole: bool):
+def test_from_pretrained_reads_other_file_layouts(tmp_path: Path, layout: str, whole: bool):
     write_small(tmp_path)
     if whole:  # an old tokenizer.json: no model type, merges as strings
         Tokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path)

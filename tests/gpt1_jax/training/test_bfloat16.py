@@ -11,7 +11,7 @@ from gpt1_jax.training.log import read_log
 
 
 @pytest.mark.nightly
-def test_the_loss_falls_as_in_float32(tmp_path: Path) -> None:
+def test_pretrain_bfloat16_loss_matches_float32(tmp_path: Path) -> None:
     """Two hundred steps of a model of the demo's size and vocabulary, at the paper's rate."""
     text = Path(__file__).parents[3] / "LICENSE"  # prose that does not change
     losses = []

@@ -56,7 +56,7 @@ def steps_in(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["openai", "adamw"])
-def test_what_was_saved_comes_back(tmp_path: Path, name: str, dtype: str) -> None:
+def test_checkpoints_save_then_latest_is_bit_exact(tmp_path: Path, name: str, dtype: str) -> None:
     state = at(7, name=name, dtype=dtype)
     with Checkpoints(tmp_path / "deep" / "checkpoints") as checkpoints:
         assert checkpoints.latest(state) is None
@@ -70,7 +70,7 @@ def test_what_was_saved_comes_back(tmp_path: Path, name: str, dtype: str) -> Non
     assert leaves_equal(*draws)
 
 
-def test_the_last_ones_are_kept(tmp_path: Path) -> None:
+def test_checkpoints_keep_the_most_recent(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         for step in range(3, 7):
             checkpoints.save(at(step, seed=step), {"step": step})
@@ -81,7 +81,7 @@ def test_the_last_ones_are_kept(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == [str(step) for step in range(7 - KEPT, 7)]
 
 
-def test_one_that_is_being_removed_is_none_of_the_checkpoints(
+def test_checkpoints_ignore_partly_deleted_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed in the midst of removing a checkpoint, a run leaves its remains elsewhere."""
@@ -96,7 +96,7 @@ def test_one_that_is_being_removed_is_none_of_the_checkpoints(
     assert steps_in(tmp_path) == whole
 
 
-def test_a_step_is_saved_once(tmp_path: Path) -> None:
+def test_checkpoints_save_each_step_once(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(3), REST)
     with Checkpoints(tmp_path) as checkpoints:
@@ -137,7 +137,9 @@ POSITIONS = r"params\.transformer\.positions_embed\.embedding"
         ("optimizer", r"opt_state\.\d\.\d\.count is missing there, but int32\[\] here"),
     ],
 )
-def test_the_state_of_another_training(tmp_path: Path, name: str, difference: str) -> None:
+def test_checkpoints_latest_rejects_mismatched_state(
+    tmp_path: Path, name: str, difference: str
+) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(3), REST)
         with pytest.raises(
@@ -157,7 +159,7 @@ def test_the_state_of_another_training(tmp_path: Path, name: str, difference: st
         (RuntimeError(), "RuntimeError"),
     ],
 )
-def test_a_save_that_fails(
+def test_checkpoints_failed_save_keeps_earlier_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     def fail(*args: Any, **kwargs: Any) -> NoReturn:
@@ -176,7 +178,9 @@ def test_a_save_that_fails(
         assert leaves_equal(found[0], at(3))
 
 
-def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_save_checks_free_space_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Nothing is begun that cannot be ended."""
     state = at(4)
     takes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -215,7 +219,7 @@ with Checkpoints(Path(sys.argv[1])) as checkpoints:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="files are limited by resource.setrlimit")
-def test_a_disk_that_refuses(tmp_path: Path) -> None:
+def test_checkpoints_survive_write_error_from_system(tmp_path: Path) -> None:
     """The system itself does, in the middle of the arrays."""
     run = subprocess.run(
         [sys.executable, "-c", LIMITED, str(tmp_path)],
@@ -239,7 +243,7 @@ def test_a_disk_that_refuses(tmp_path: Path) -> None:
     assert steps_in(tmp_path) == ["3", "4"]
 
 
-def test_what_a_killed_run_left_unfinished_is_removed(tmp_path: Path) -> None:
+def test_checkpoints_remove_unfinished_ones(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(at(3), REST)
     unfinished = tmp_path / "4.orbax-checkpoint-tmp"
@@ -257,7 +261,7 @@ def test_what_a_killed_run_left_unfinished_is_removed(tmp_path: Path) -> None:
     assert leaves_equal(found[0], at(4, seed=1))
 
 
-def test_a_checkpoint_that_the_disk_lost(tmp_path: Path) -> None:
+def test_checkpoints_latest_reports_corrupt_files(tmp_path: Path) -> None:
     with Checkpoints(tmp_path) as checkpoints:
         for step in (3, 4):
             checkpoints.save(at(step, seed=step), REST)
@@ -275,7 +279,7 @@ def test_a_checkpoint_that_the_disk_lost(tmp_path: Path) -> None:
     assert leaves_equal(found[0], at(3, seed=3))
 
 
-def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+def test_checkpoints_reject_file_as_folder(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file" / "checkpoints"):
         with pytest.raises(OSError, match=rf"cannot write to {folder}: "):

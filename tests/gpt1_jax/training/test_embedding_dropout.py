@@ -17,7 +17,7 @@ RATE = 0.3
 
 
 @pytest.mark.parametrize("cls", [gpt1.OpenAIGPTModel, gpt1.OpenAIGPTLMHeadModel])
-def test_only_the_tables_lose_elements(cls: type[gpt1.OpenAIGPTModel]) -> None:
+def test_drop_from_tables_changes_only_embeddings(cls: type[gpt1.OpenAIGPTModel]) -> None:
     params = small_model(cls).params
     dropped = flatten(drop_from_tables(params, RATE, jax.random.key(0)))
     for path, leaf in flatten(params).items():
@@ -31,7 +31,7 @@ def test_only_the_tables_lose_elements(cls: type[gpt1.OpenAIGPTModel]) -> None:
         )
 
 
-def test_the_rate_and_independence_of_the_masks() -> None:
+def test_drop_from_tables_masks_have_rate_and_are_independent() -> None:
     ones = {
         "transformer": {
             "tokens_embed": {"embedding": jnp.ones((400, 250))},
@@ -52,7 +52,7 @@ def test_the_rate_and_independence_of_the_masks() -> None:
             assert abs(both - RATE**2) < 4 * np.sqrt(RATE**2 * (1 - RATE**2) / n)
 
 
-def test_rows_of_a_batch_share_the_mask() -> None:
+def test_with_dropped_tables_shares_mask_across_batch() -> None:
     """Equal sequences of a batch stay equal, which they do not with dropout on the sum."""
     model = small_model(gpt1.OpenAIGPTLMHeadModel, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)
     graphdef, params = split(model)

@@ -39,7 +39,9 @@ def classifier(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("classifier")
     train = write_rows(folder / "train.csv", ROWS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "fit", lambda training, *_: training.save(training.params))
+        patch.setattr(
+            finetuning, "run_training", lambda training, *_: training.save(training.params)
+        )
         finetune(
             "classification",
             train,
@@ -51,7 +53,9 @@ def classifier(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder / "run"
 
 
-def test_a_text_is_measured_in_windows_with_context(language_model: Path, tmp_path: Path) -> None:
+def test_evaluate_measures_text_in_overlapping_windows(
+    language_model: Path, tmp_path: Path
+) -> None:
     texts = [write_text(tmp_path / f"{i}.txt", lines=8, seed=i) for i in range(2)]
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(language_model)
     tokenizer = gpt1.Tokenizer.from_pretrained(language_model)
@@ -66,7 +70,7 @@ def test_a_text_is_measured_in_windows_with_context(language_model: Path, tmp_pa
             assert measures["perplexity"] == pytest.approx(math.exp(measures["loss"]))
 
 
-def test_labelled_sets_are_counted(classifier: Path, tmp_path: Path) -> None:
+def test_evaluate_measures_labelled_sets(classifier: Path, tmp_path: Path) -> None:
     model = gpt1.OpenAIGPTForSequenceClassification.from_pretrained(classifier)
     tokenizer = gpt1.Tokenizer.from_pretrained(classifier)
     apply, params = gpt1.functional(model)
@@ -109,7 +113,7 @@ def test_labelled_sets_are_counted(classifier: Path, tmp_path: Path) -> None:
         ("./nowhere", ["text.txt"], {}, "no folder './nowhere'"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_measured(
+def test_evaluate_rejects_bad_input_before_measuring(
     language_model: Path,
     classifier: Path,
     tmp_path: Path,

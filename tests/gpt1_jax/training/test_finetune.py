@@ -18,7 +18,7 @@ from gpt1_jax.pure import split
 from gpt1_jax.training.data.labelled import read_rows
 from gpt1_jax.training.finetune import FinetuneSettings, read_task, task_measures
 from gpt1_jax.training.log import read_log
-from gpt1_jax.training.loop import Progress
+from gpt1_jax.training.loop import TrainProgress
 
 Rows = list[dict[str, Any]]
 NEW = ("_start_", "_delimiter_", "_classify_")
@@ -79,7 +79,7 @@ def run(
     suffix: str = ".jsonl",
     validates: bool = True,
     **fields: Any,
-) -> tuple[Progress, Path]:
+) -> tuple[TrainProgress, Path]:
     """Fine-tune on a set; returns how it went, and the folder of the result."""
     folder.mkdir(exist_ok=True)
     train = write_rows(folder / f"train{suffix}", rows_of(task))
@@ -116,7 +116,7 @@ def params_of(folder: Path) -> dict[str, np.ndarray]:
         pytest.param("similarity", ".jsonl", {"numbers": True}, marks=pytest.mark.nightly),
     ],
 )
-def test_a_task_is_learned(
+def test_finetune_learns_every_task(
     base: Path, tmp_path: Path, task: str, suffix: str, fields: dict[str, Any]
 ) -> None:
     fields |= {"epochs": 15, "learning_rate": 1e-2, "eval_every": 45}
@@ -133,7 +133,7 @@ def test_a_task_is_learned(
     assert valid == pytest.approx(progress.best, rel=1e-5)  # what was saved is the best
 
 
-def test_what_is_written(base: Path, tmp_path: Path) -> None:
+def test_finetune_writes_config_tokenizer_and_task(base: Path, tmp_path: Path) -> None:
     _, out = run(base, tmp_path, "classification", epochs=1)
     config = json.loads((out / "config.json").read_text())
     assert config["id2label"] == {"0": "is bad", "1": "is good"}
@@ -155,7 +155,7 @@ def test_what_is_written(base: Path, tmp_path: Path) -> None:
     assert steps == [6]  # once an epoch, of 48 rows in batches of 8
 
 
-def test_columns_and_choices_by_other_names(base: Path, tmp_path: Path) -> None:
+def test_finetune_accepts_custom_column_names(base: Path, tmp_path: Path) -> None:
     rows = [
         {
             "why": row["context"],
@@ -196,7 +196,9 @@ def trained_names(
     """The names of the parameters that a run changes, and the parameters that it begins with."""
     common: dict[str, Any] = {"validates": False, "epochs": 1, "batch_size": 16, **fields}
     _, end = run(deep, folder / "end", "classification", **common)
-    monkeypatch.setattr(finetuning, "fit", lambda training, *_: training.save(training.params))
+    monkeypatch.setattr(
+        finetuning, "run_training", lambda training, *_: training.save(training.params)
+    )
     _, start = run(deep, folder / "start", "classification", **common)
     before, after = params_of(start), params_of(end)
     assert before.keys() == after.keys()
@@ -205,7 +207,7 @@ def trained_names(
     return {name for name in before if before[name].tobytes() != after[name].tobytes()}, before
 
 
-def test_what_is_frozen_stays_bit_by_bit(
+def test_finetune_leaves_frozen_parameters_unchanged(
     deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     frozen: dict[str, Any] = {"freeze_embeddings": True, "freeze_layers": 1}
@@ -213,7 +215,7 @@ def test_what_is_frozen_stays_bit_by_bit(
     assert trained == {n for n in before if n.startswith("transformer.h.1.")} | {"score.kernel"}
 
 
-def test_with_adapters_they_and_the_head_alone_are_trained(
+def test_finetune_lora_trains_only_adapters_and_head(
     deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     targets = ("c_attn", "mlp.c_fc")
@@ -264,7 +266,7 @@ def prepared_by_default(prepared: Callable[..., Prepared]) -> Prepared:
     ],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_settings_of_the_loss_change_the_first_loss(
+def test_finetune_loss_settings_change_first_loss(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared, change: dict[str, Any]
 ) -> None:
     changed = prepared(**change)
@@ -273,7 +275,7 @@ def test_settings_of_the_loss_change_the_first_loss(
     assert changed.updates == prepared_by_default.updates
 
 
-def test_seed_changes_weights_and_order(
+def test_finetune_seed_changes_weights_and_order(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared
 ) -> None:
     changed = prepared(seed=1)
@@ -281,13 +283,13 @@ def test_seed_changes_weights_and_order(
     assert changed.weights != prepared_by_default.weights
 
 
-def test_equal_settings_prepare_equal_runs(
+def test_finetune_equal_settings_give_equal_runs(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared
 ) -> None:
     assert prepared() == prepared_by_default
 
 
-def test_epochs_set_the_number_of_steps(
+def test_finetune_epochs_set_number_of_steps(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared
 ) -> None:
     assert prepared_by_default.steps == 3  # of 48 rows in batches of 8
@@ -295,7 +297,7 @@ def test_epochs_set_the_number_of_steps(
 
 
 @pytest.mark.parametrize("change", [{"remat": "all"}, {"accumulate": 4}])
-def test_a_setting_that_saves_memory_does_not_change_the_result(
+def test_finetune_memory_settings_keep_the_result(
     base: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     _, plain = run(base, tmp_path / "plain", "entailment", epochs=0.5, validates=False)
@@ -307,7 +309,7 @@ def test_a_setting_that_saves_memory_does_not_change_the_result(
         assert difference(leaf, second[name]) < 5e-6, name  # measured: 3e-7
 
 
-def test_the_defaults_are_the_paper_s() -> None:
+def test_finetune_settings_default_to_the_paper() -> None:
     settings = FinetuneSettings()
     assert (settings.epochs, settings.batch_size, settings.lm_weight) == (3, 32, 0.5)
     assert settings.dropout == 0.1
@@ -375,7 +377,7 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
         ("classification", ROWS, ROWS, {"model": "UNTIED"}, "tie_word_embeddings is False, but"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_begins(
+def test_finetune_rejects_bad_input_before_training(
     base: Path,
     tmp_path: Path,
     task: str,
@@ -398,7 +400,7 @@ def test_what_is_wrong_is_said_before_anything_begins(
     assert not out.exists()
 
 
-def test_patience_needs_something_to_validate_on(base: Path, tmp_path: Path) -> None:
+def test_finetune_patience_requires_validation_set(base: Path, tmp_path: Path) -> None:
     train = write_rows(tmp_path / "train.jsonl", ROWS)
     with pytest.raises(ValueError, match="patience is 2, but needs a set to validate on"):
         finetune("classification", train, None, tmp_path / "run", base, patience=2)
@@ -408,13 +410,13 @@ def test_patience_needs_something_to_validate_on(base: Path, tmp_path: Path) -> 
     "content",
     ["[]", "{", "{}", '{"name": "sorting", "columns": {}, "classes": null, "choices": 0}'],
 )
-def test_a_broken_description_of_the_task(base: Path, tmp_path: Path, content: str) -> None:
+def test_read_task_rejects_invalid_file(base: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "task.json").write_text(content)
     with pytest.raises(ValueError, match=r"task\.json describes no task"):
         read_task(tmp_path, gpt1.Tokenizer.from_pretrained(base), 32)
 
 
-def test_scores_are_no_classes_of_a_similarity(base: Path, tmp_path: Path) -> None:
+def test_finetune_similarity_rejects_scores_as_classes(base: Path, tmp_path: Path) -> None:
     rows = [{**row, "label": 3.8} for row in rows_of("similarity", 4)]
     train = write_rows(tmp_path / "train.csv", [*rows_of("similarity", 4), *rows])
     message = r"train\.csv, line 6: the label '3\.8' is a number, not a class: pass numbers=True"
@@ -423,7 +425,7 @@ def test_scores_are_no_classes_of_a_similarity(base: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
-def test_another_base_under_the_same_name_is_another_run(tmp_path: Path) -> None:
+def test_finetune_rejects_changed_base_on_resume(tmp_path: Path) -> None:
     """What is frozen is in no checkpoint, so the base has to be what it was."""
     model = write_checkpoint(tmp_path / "model")
     fields: dict[str, Any] = {"validates": False, "epochs": 1, "lora_rank": 2}

@@ -74,7 +74,7 @@ def classified(model: Any, ids: np.ndarray) -> np.ndarray:
         return model.eval()(to_torch(ids)).logits.numpy()
 
 
-def test_classification(base: Path, tmp_path: Path) -> None:
+def test_finetune_classification_matches_transformers(base: Path, tmp_path: Path) -> None:
     folder = run(base, tmp_path, "classification")
     outputs, batch, task, rows = ours(folder)
     reference = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
@@ -89,7 +89,7 @@ def test_classification(base: Path, tmp_path: Path) -> None:
     assert task.classes == tuple(reference.config.id2label.values())
 
 
-def test_similarity_is_the_sum_of_both_orders(base: Path, tmp_path: Path) -> None:
+def test_finetune_similarity_sums_both_text_orders(base: Path, tmp_path: Path) -> None:
     folder = run(base, tmp_path, "similarity")
     outputs, batch, _, _ = ours(folder)
     reference = transformers.OpenAIGPTForSequenceClassification.from_pretrained(folder)
@@ -99,7 +99,7 @@ def test_similarity_is_the_sum_of_both_orders(base: Path, tmp_path: Path) -> Non
     assert largest_difference(outputs, expected) <= TOLERANCE
 
 
-def test_multiple_choice(base: Path, tmp_path: Path) -> None:
+def test_finetune_multiple_choice_matches_transformers(base: Path, tmp_path: Path) -> None:
     folder = run(base, tmp_path, "multiple-choice")
     outputs, batch, _, _ = ours(folder)
     reference = transformers.OpenAIGPTDoubleHeadsModel.from_pretrained(folder)
@@ -119,7 +119,7 @@ def test_multiple_choice(base: Path, tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but the target:UserWarning")
 @pytest.mark.parametrize("task", ["classification", "multiple-choice"])
-def test_the_base_with_its_adapter_is_the_merged_model(
+def test_finetune_adapter_in_peft_matches_merged_model(
     base: Path, tmp_path: Path, task: str
 ) -> None:
     peft = pytest.importorskip("peft")

@@ -24,7 +24,7 @@ PARTS = [(e, n) for e in (False, True) for n in range(LAYERS + 1) if not e or n 
 
 
 @given(st.sampled_from(MODELS), st.sampled_from(PARTS))
-def test_join_inverts_split(cls: Any, parts: tuple[bool, int]) -> None:
+def test_join_inverts_split_frozen(cls: Any, parts: tuple[bool, int]) -> None:
     params = PARAMS[cls]
     embeddings, layers = parts
     trained, frozen = split_frozen(params, embeddings=embeddings, layers=layers)
@@ -43,7 +43,7 @@ def branches(tree: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("cls", MODELS)
-def test_frozen_parts(cls: Any) -> None:
+def test_split_frozen_freezes_requested_parts(cls: Any) -> None:
     params = PARAMS[cls]
     trained, frozen = split_frozen(params, embeddings=True, layers=2)
     body = frozen.get("transformer", frozen)
@@ -59,19 +59,19 @@ def test_frozen_parts(cls: Any) -> None:
         (gpt1.OpenAIGPTForSequenceClassification, "score"),
     ],
 )
-def test_a_head_alone(cls: Any, head: str) -> None:
+def test_split_frozen_can_leave_only_the_head(cls: Any, head: str) -> None:
     trained, _ = split_frozen(PARAMS[cls], embeddings=True, layers=LAYERS)
     assert set(trained) == {head}
 
 
-def test_nothing_frozen() -> None:
+def test_split_frozen_freezes_nothing_by_request() -> None:
     params = PARAMS[gpt1.OpenAIGPTLMHeadModel]
     trained, frozen = split_frozen(params, embeddings=False, layers=0)
     assert frozen == {}
     assert flatten(trained).keys() == flatten(params).keys()
 
 
-def test_inside_jit() -> None:
+def test_join_passes_gradients_inside_jit() -> None:
     """The gradient of the trained part, through ``join`` in a compiled function."""
     apply, params = gpt1.functional(small_model(gpt1.OpenAIGPTLMHeadModel))
     ids = np.arange(8)[None]
@@ -89,18 +89,18 @@ def test_inside_jit() -> None:
 
 
 @pytest.mark.parametrize("layers", [-1, LAYERS + 1])
-def test_layers_out_of_range(layers: int) -> None:
+def test_split_frozen_rejects_layers_out_of_range(layers: int) -> None:
     with pytest.raises(ValueError, match=f"^{layers} layers cannot be frozen: the model has 3, "):
         split_frozen(PARAMS[gpt1.OpenAIGPTLMHeadModel], embeddings=False, layers=layers)
 
 
 @pytest.mark.parametrize("cls", [gpt1.OpenAIGPTModel, gpt1.OpenAIGPTLMHeadModel])
-def test_nothing_to_train(cls: Any) -> None:
+def test_split_frozen_rejects_freezing_everything(cls: Any) -> None:
     with pytest.raises(ValueError, match="embeddings and all 3 layers are frozen"):
         split_frozen(PARAMS[cls], embeddings=True, layers=LAYERS)
 
 
-def test_in_both() -> None:
+def test_join_rejects_overlapping_trees() -> None:
     trained, frozen = split_frozen(PARAMS[gpt1.OpenAIGPTLMHeadModel], embeddings=False, layers=1)
     frozen["transformer"]["tokens_embed"] = trained["transformer"]["tokens_embed"]
     message = "both trained and frozen.*: transformer.tokens_embed.embedding$"

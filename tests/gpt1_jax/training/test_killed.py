@@ -149,7 +149,7 @@ def files_of(out: Path) -> set[str]:
 @pytest.mark.filterwarnings("ignore:Sharding info not provided:UserWarning")
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", [pretraining, finetuning])
-def test_killed_and_begun_again(kind: Any, tmp_path: Path) -> None:
+def test_cli_training_resumes_exactly_after_kills(kind: Any, tmp_path: Path) -> None:
     command = kind(tmp_path)
     whole = tmp_path / "whole"
     attempt = Attempt(command, whole)

@@ -15,7 +15,7 @@ def write(path: Path, *records: Any, cut: str = "") -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + cut)
 
 
-def test_a_new_log(tmp_path: Path) -> None:
+def test_log_write_then_read_returns_records(tmp_path: Path) -> None:
     path = tmp_path / "new" / "log.jsonl"
     log = Log(path, 0)
     assert path.read_text() == ""
@@ -28,7 +28,7 @@ def test_a_new_log(tmp_path: Path) -> None:
     assert read_log(path)[1]["note"] == "ü"
 
 
-def test_a_resumed_log_drops_what_will_be_logged_again(tmp_path: Path) -> None:
+def test_log_resume_drops_later_records(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     records = [{"step": step, "loss": 1 / step} for step in (10, 20, 20, 30, 40)]
     write(path, *records)
@@ -40,7 +40,7 @@ def test_a_resumed_log_drops_what_will_be_logged_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", ['{"st', '{"step": 11, "loss": 0.1}', '{"step": 3', "\0\0"])
-def test_a_last_line_that_was_cut_is_dropped(tmp_path: Path, cut: str) -> None:
+def test_log_drops_incomplete_last_line(tmp_path: Path, cut: str) -> None:
     """Even where it is whole but for its end: the next record goes on a line of its own."""
     path = tmp_path / "log.jsonl"
     write(path, {"step": 10}, cut=cut)
@@ -52,7 +52,7 @@ def test_a_last_line_that_was_cut_is_dropped(tmp_path: Path, cut: str) -> None:
 @pytest.mark.parametrize(
     "line", [b"", b"no", b"[1]", b'{"loss": 1}', b'{"step": "1"}', b'"step"', b"\xff"]
 )
-def test_a_file_that_is_no_log(tmp_path: Path, line: bytes) -> None:
+def test_log_rejects_malformed_lines(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "log.jsonl"
     content = b'{"step": 1}\n' + line + b"\n"
     path.write_bytes(content)
@@ -62,7 +62,7 @@ def test_a_file_that_is_no_log(tmp_path: Path, line: bytes) -> None:
     assert path.read_bytes() == content
 
 
-def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_write_reports_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = Log(tmp_path / "log.jsonl", 0)
 
     def full(*args: Any, **kwargs: Any) -> NoReturn:
@@ -83,7 +83,7 @@ def test_no_space_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         [],
     ],
 )
-def test_the_picture(tmp_path: Path, records: list[Any]) -> None:
+def test_draw_losses_writes_png(tmp_path: Path, records: list[Any]) -> None:
     from matplotlib.image import imread
 
     log, picture = tmp_path / "log.jsonl", tmp_path / "loss.png"
@@ -97,7 +97,7 @@ def test_the_picture(tmp_path: Path, records: list[Any]) -> None:
     assert sorted(file.name for file in tmp_path.iterdir()) == ["log.jsonl", "loss.png"]
 
 
-def test_training_and_validation_are_drawn_apart(tmp_path: Path) -> None:
+def test_draw_losses_draws_separate_curves(tmp_path: Path) -> None:
     pictures = []
     for names in (["loss"], ["valid_loss"], ["loss", "valid_loss"]):
         write(tmp_path / "log.jsonl", *({"step": s, n: 1 / s} for s in (1, 2) for n in names))

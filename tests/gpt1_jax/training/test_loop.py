@@ -22,7 +22,7 @@ from support.small_models import leaves_equal
 from gpt1_jax.training import log, loop
 from gpt1_jax.training.checkpoints import Checkpoints
 from gpt1_jax.training.log import read_log
-from gpt1_jax.training.loop import LoopSettings, Progress, Training, fit
+from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, run_training
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.step import TrainState
 
@@ -84,7 +84,7 @@ class Run:
     saved: list[Any] = dataclasses.field(default_factory=list)
     validated: int = 0
 
-    def training(self, batches: Any = None, scores: Any = None, **fields: Any) -> Training:
+    def training(self, batches: Any = None, scores: Any = None, **fields: Any) -> TrainSpec:
         """A training whose validations give these scores, in turn, or else the distance."""
 
         def evaluate(params: Any) -> dict[str, float]:
@@ -109,7 +109,7 @@ class Run:
             "save": save,
             "evaluate": evaluate,
         }
-        return Training(**{**base, **fields})
+        return TrainSpec(**{**base, **fields})
 
 
 def final_state(out: Path) -> tuple[TrainState, dict[str, Any]]:
@@ -143,13 +143,15 @@ def quick() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, Progress]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, TrainProgress]:
     """A run that nobody interrupts."""
     out, run = tmp_path_factory.mktemp("whole") / "out", Run()
-    return out, run, fit(run.training(), FREQUENT, out)
+    return out, run, run_training(run.training(), FREQUENT, out)
 
 
-def test_what_is_done_when(whole: tuple[Path, Run, Progress]) -> None:
+def test_run_training_logs_and_saves_at_set_intervals(
+    whole: tuple[Path, Run, TrainProgress],
+) -> None:
     out, run, progress = whole
     # Every second step, and with every validation and checkpoint.
     assert steps_with(out, "loss") == [2, 3, 4, 6, 8, 9, 10, 12]
@@ -162,13 +164,13 @@ def test_what_is_done_when(whole: tuple[Path, Run, Progress]) -> None:
     assert (progress.stale, progress.stopped) == (2, False)
 
 
-def test_a_picture_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_training_draws_loss_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "draw_losses", log.draw_losses)
-    fit(Run().training(), LoopSettings(), tmp_path)
+    run_training(Run().training(), LoopSettings(), tmp_path)
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_what_the_log_says(whole: tuple[Path, Run, Progress]) -> None:
+def test_run_training_logs_expected_fields(whole: tuple[Path, Run, TrainProgress]) -> None:
     out, _, progress = whole
     records = read_log(out / "log.jsonl")
     trained = [record for record in records if "loss" in record]
@@ -187,11 +189,11 @@ def test_what_the_log_says(whole: tuple[Path, Run, Progress]) -> None:
     assert progress.best_step == best["step"]
 
 
-def test_a_line_of_the_log_is_the_mean_since_the_last(
-    tmp_path: Path, whole: tuple[Path, Run, Progress]
+def test_run_training_logs_mean_loss_since_last_record(
+    tmp_path: Path, whole: tuple[Path, Run, TrainProgress]
 ) -> None:
     settings = LoopSettings(log_every=1, eval_every=3, checkpoint_every=4)
-    fit(Run().training(), settings, tmp_path)
+    run_training(Run().training(), settings, tmp_path)
     each = {r["step"]: r["loss"] for r in read_log(tmp_path / "log.jsonl") if "loss" in r}
     assert list(each) == list(range(1, STEPS + 1))
     before = 0
@@ -202,7 +204,7 @@ def test_a_line_of_the_log_is_the_mean_since_the_last(
             assert record["loss"] == pytest.approx(np.mean([each[step] for step in steps]))
 
 
-def test_the_end_is_in_the_last_checkpoint(whole: tuple[Path, Run, Progress]) -> None:
+def test_run_training_checkpoints_the_final_state(whole: tuple[Path, Run, TrainProgress]) -> None:
     out, _, progress = whole
     state, rest = final_state(out)
     assert int(state.step) == STEPS
@@ -220,21 +222,23 @@ def test_the_end_is_in_the_last_checkpoint(whole: tuple[Path, Run, Progress]) ->
         ("low", [math.inf, math.nan, 5.0, math.inf], 3),
     ],
 )
-def test_the_best_is_saved(tmp_path: Path, better: Any, scores: list[float], best: int) -> None:
+def test_run_training_saves_the_best_model(
+    tmp_path: Path, better: Any, scores: list[float], best: int
+) -> None:
     run = Run()
-    progress = fit(run.training(scores=scores, better=better), FREQUENT, tmp_path)
+    progress = run_training(run.training(scores=scores, better=better), FREQUENT, tmp_path)
     assert progress.best_step == 3 * best
     assert progress.stale == 4 - best
     np.testing.assert_equal(progress.best, {"loss": scores[best - 1]})
     # The parameters of that step, as a run that ends there has them.
     shorter = Run()
-    fit(shorter.training(steps=3 * best, evaluate=None), FREQUENT, tmp_path / "shorter")
+    run_training(shorter.training(steps=3 * best, evaluate=None), FREQUENT, tmp_path / "shorter")
     assert leaves_equal(run.saved[-1], shorter.saved[-1])
 
 
-def test_another_measure_chooses(tmp_path: Path) -> None:
+def test_run_training_selects_best_by_chosen_measure(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"chosen": "first", "better": "high"}
-    progress = fit(Run().training(**fields), FREQUENT, tmp_path)
+    progress = run_training(Run().training(**fields), FREQUENT, tmp_path)
     firsts = {r["step"]: r["valid_first"] for r in losses(tmp_path) if "valid_first" in r}
     assert progress.best_step == max(firsts, key=firsts.__getitem__)
 
@@ -242,45 +246,45 @@ def test_another_measure_chooses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("scores", "best"), [([1.0, 2.0, 3.0], 1), ([1.0, math.nan, 1.0], 1), ([math.nan] * 3, 1)]
 )
-def test_patience_stops(tmp_path: Path, scores: list[float], best: int) -> None:
+def test_run_training_patience_stops_early(tmp_path: Path, scores: list[float], best: int) -> None:
     run, settings = Run(), dataclasses.replace(FREQUENT, patience=2)
-    progress = fit(run.training(scores=scores), settings, tmp_path)
+    progress = run_training(run.training(scores=scores), settings, tmp_path)
     assert (progress.stopped, progress.best_step, progress.stale) == (True, 3 * best, 2)
     assert len(run.saved) == 1
     assert steps_with(tmp_path, "loss")[-1] == 9
     assert int(final_state(tmp_path)[0].step) == 9
     # The same command again finds that out.
     again = Run()
-    repeated = fit(again.training(scores=scores), settings, tmp_path)
+    repeated = run_training(again.training(scores=scores), settings, tmp_path)
     np.testing.assert_equal(dataclasses.asdict(repeated), dataclasses.asdict(progress))
     assert (again.saved, again.validated) == ([], 0)
 
 
-def test_a_better_one_renews_patience(tmp_path: Path) -> None:
+def test_run_training_improvement_resets_patience(tmp_path: Path) -> None:
     settings = dataclasses.replace(FREQUENT, patience=2)
-    progress = fit(Run().training(scores=[2.0, 3.0, 1.0, 3.0]), settings, tmp_path)
+    progress = run_training(Run().training(scores=[2.0, 3.0, 1.0, 3.0]), settings, tmp_path)
     assert (progress.stopped, progress.best_step, progress.stale) == (False, 9, 1)
 
 
-def test_without_validation_the_last_is_saved(tmp_path: Path) -> None:
+def test_run_training_without_validation_saves_last_model(tmp_path: Path) -> None:
     run = Run()
-    progress = fit(run.training(evaluate=None), FREQUENT, tmp_path)
-    assert progress == Progress()
+    progress = run_training(run.training(evaluate=None), FREQUENT, tmp_path)
+    assert progress == TrainProgress()
     assert len(run.saved) == 1
     assert leaves_equal(run.saved[0], final_state(tmp_path)[0].params)
     assert steps_with(tmp_path, "loss") == [2, 4, 6, 8, 10, 12]
 
 
-def test_by_default_the_end_is_validated(tmp_path: Path) -> None:
-    fit(Run().training(), LoopSettings(), tmp_path)
+def test_run_training_validates_at_the_end_by_default(tmp_path: Path) -> None:
+    run_training(Run().training(), LoopSettings(), tmp_path)
     assert steps_with(tmp_path, "loss") == [10, 12]
     assert steps_with(tmp_path, "valid_loss") == [12]
     assert steps_of_checkpoints(tmp_path) == [12]
 
 
-def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+def test_run_training_skips_finished_run(tmp_path: Path) -> None:
     run = Run()
-    progress = fit(run.training(), FREQUENT, tmp_path)
+    progress = run_training(run.training(), FREQUENT, tmp_path)
     logged = (tmp_path / "log.jsonl").read_bytes()
     files = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*"))
     again = Run()
@@ -288,7 +292,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     def never(number: int) -> None:
         raise AssertionError("a step was taken")
 
-    assert fit(again.training(Batches(never)), FREQUENT, tmp_path) == progress
+    assert run_training(again.training(Batches(never)), FREQUENT, tmp_path) == progress
     assert (again.saved, again.validated) == ([], 0)
     assert (tmp_path / "log.jsonl").read_bytes() == logged
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == files
@@ -307,17 +311,17 @@ def killing_at(number: int) -> Callable[[int], None]:
 
 
 @pytest.mark.parametrize("kills", [[0], [2], [4, 5], [7, 7, 8], [11], [1, 3, 6, 9, 10]])
-def test_a_killed_run_ends_as_any_other(
-    tmp_path: Path, whole: tuple[Path, Run, Progress], kills: list[int]
+def test_run_training_resumes_exactly_after_kills(
+    tmp_path: Path, whole: tuple[Path, Run, TrainProgress], kills: list[int]
 ) -> None:
     out, expected, progress = whole
     for kill in kills:
         with pytest.raises(KilledError):
-            fit(Run().training(Batches(killing_at(kill))), FREQUENT, tmp_path)
+            run_training(Run().training(Batches(killing_at(kill))), FREQUENT, tmp_path)
         # Step `kill` was the first that was not taken.
         assert max([0, *steps_with(tmp_path, "loss")]) <= kill
     run = Run()
-    assert fit(run.training(), FREQUENT, tmp_path) == progress
+    assert run_training(run.training(), FREQUENT, tmp_path) == progress
     assert leaves_equal(final_state(tmp_path)[0], final_state(out)[0])
     assert final_state(tmp_path)[1] == final_state(out)[1]
     assert losses(tmp_path) == losses(out)
@@ -325,8 +329,8 @@ def test_a_killed_run_ends_as_any_other(
         assert leaves_equal(run.saved[-1], expected.saved[-1])
 
 
-def test_a_run_killed_while_it_validates_or_saves(
-    tmp_path: Path, whole: tuple[Path, Run, Progress]
+def test_run_training_resumes_after_kill_in_validation_or_save(
+    tmp_path: Path, whole: tuple[Path, Run, TrainProgress]
 ) -> None:
     out, expected, progress = whole
 
@@ -334,18 +338,18 @@ def test_a_run_killed_while_it_validates_or_saves(
         raise KilledError
 
     with pytest.raises(KilledError):
-        fit(Run().training(evaluate=kill), FREQUENT, tmp_path)
+        run_training(Run().training(evaluate=kill), FREQUENT, tmp_path)
     with pytest.raises(KilledError):
-        fit(Run().training(save=kill), FREQUENT, tmp_path)
+        run_training(Run().training(save=kill), FREQUENT, tmp_path)
     run = Run()
-    assert fit(run.training(), FREQUENT, tmp_path) == progress
+    assert run_training(run.training(), FREQUENT, tmp_path) == progress
     assert leaves_equal(run.saved, expected.saved)
     assert losses(tmp_path) == losses(out)
 
 
-def test_grains_iterator_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_run_training_resumes_grain_iterator(tmp_path: Path) -> None:
     settings = dataclasses.replace(FREQUENT, accumulate=2)
-    fit(Run().training(grain_batches()), settings, tmp_path / "whole")
+    run_training(Run().training(grain_batches()), settings, tmp_path / "whole")
     run = Run()
     training = run.training(grain_batches())
 
@@ -356,8 +360,8 @@ def test_grains_iterator_goes_on_where_it_was(tmp_path: Path) -> None:
         return training.evaluate(params)
 
     with pytest.raises(KilledError):
-        fit(dataclasses.replace(training, evaluate=stop), settings, tmp_path / "killed")
-    fit(Run().training(grain_batches()), settings, tmp_path / "killed")
+        run_training(dataclasses.replace(training, evaluate=stop), settings, tmp_path / "killed")
+    run_training(Run().training(grain_batches()), settings, tmp_path / "killed")
     ours, expected = (final_state(tmp_path / name) for name in ("killed", "whole"))
     assert leaves_equal(ours[0], expected[0])
     assert ours[1] == expected[1]
@@ -365,8 +369,8 @@ def test_grains_iterator_goes_on_where_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [0, 4, 8])
-def test_a_signal_ends_a_run_with_a_checkpoint(
-    tmp_path: Path, whole: tuple[Path, Run, Progress], number: signal.Signals, step: int
+def test_run_training_checkpoints_on_signal(
+    tmp_path: Path, whole: tuple[Path, Run, TrainProgress], number: signal.Signals, step: int
 ) -> None:
     def interrupt(now: int) -> None:
         if now == step:
@@ -374,48 +378,48 @@ def test_a_signal_ends_a_run_with_a_checkpoint(
 
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises(KeyboardInterrupt):
-        fit(Run().training(Batches(interrupt)), FREQUENT, tmp_path)
+        run_training(Run().training(Batches(interrupt)), FREQUENT, tmp_path)
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     state, rest = final_state(tmp_path)
     assert int(state.step) == rest["position"]["number"] == step + 1
     assert steps_with(tmp_path, "loss")[-1] == step + 1
     out, _, progress = whole
-    assert fit(Run().training(), FREQUENT, tmp_path) == progress
+    assert run_training(Run().training(), FREQUENT, tmp_path) == progress
     assert leaves_equal(final_state(tmp_path)[0], final_state(out)[0])
 
 
-def test_a_signal_during_a_validation_loses_nothing(
-    tmp_path: Path, whole: tuple[Path, Run, Progress]
+def test_run_training_signal_in_validation_keeps_progress(
+    tmp_path: Path, whole: tuple[Path, Run, TrainProgress]
 ) -> None:
     def evaluate(params: Any) -> dict[str, float]:
         signal.raise_signal(signal.SIGINT)
         return distance(params)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(Run().training(evaluate=evaluate), FREQUENT, tmp_path)
+        run_training(Run().training(evaluate=evaluate), FREQUENT, tmp_path)
     state, rest = final_state(tmp_path)
     assert int(state.step) == 4
     assert rest["progress"]["best_step"] == 3
     out, _, progress = whole
-    assert fit(Run().training(), FREQUENT, tmp_path) == progress
+    assert run_training(Run().training(), FREQUENT, tmp_path) == progress
     assert leaves_equal(final_state(tmp_path)[0], final_state(out)[0])
 
 
-def test_a_second_signal_ends_it_at_once(tmp_path: Path) -> None:
+def test_run_training_second_signal_stops_immediately(tmp_path: Path) -> None:
     def interrupt(now: int) -> None:
         if now == 5:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(Run().training(Batches(interrupt)), FREQUENT, tmp_path)
+        run_training(Run().training(Batches(interrupt)), FREQUENT, tmp_path)
     assert int(final_state(tmp_path)[0].step) == 4  # that of the last checkpoint
 
 
-def test_signals_are_left_alone_in_another_thread(tmp_path: Path) -> None:
-    found: list[Progress] = []
+def test_run_training_works_outside_main_thread(tmp_path: Path) -> None:
+    found: list[TrainProgress] = []
     thread = threading.Thread(
-        target=lambda: found.append(fit(Run().training(), FREQUENT, tmp_path))
+        target=lambda: found.append(run_training(Run().training(), FREQUENT, tmp_path))
     )
     thread.start()
     thread.join()
@@ -423,7 +427,7 @@ def test_signals_are_left_alone_in_another_thread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_a_loss_that_is_no_number(tmp_path: Path, wrong: float) -> None:
+def test_run_training_rejects_nonfinite_loss(tmp_path: Path, wrong: float) -> None:
     class Spoiled(Batches):
         def __next__(self) -> dict[str, np.ndarray]:
             batch = super().__next__()
@@ -431,7 +435,7 @@ def test_a_loss_that_is_no_number(tmp_path: Path, wrong: float) -> None:
 
     run = Run()
     with pytest.raises(ValueError, match=r"^the loss is (nan|inf) at step 6: a lower learning_ra"):
-        fit(run.training(Spoiled()), FREQUENT, tmp_path)
+        run_training(run.training(Spoiled()), FREQUENT, tmp_path)
     state, _ = final_state(tmp_path)
     assert int(state.step) == 4
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.params))
@@ -439,7 +443,7 @@ def test_a_loss_that_is_no_number(tmp_path: Path, wrong: float) -> None:
     assert run.validated == 1
 
 
-def test_gradients_that_are_no_numbers(tmp_path: Path) -> None:
+def test_run_training_rejects_nonfinite_gradients(tmp_path: Path) -> None:
     """They spoil the parameters, though the loss is still one."""
 
     def rooted(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -447,11 +451,11 @@ def test_gradients_that_are_no_numbers(tmp_path: Path) -> None:
         return jnp.sqrt(kernel - kernel).sum() + params["line"]["bias"].sum(), jnp.ones(())
 
     with pytest.raises(ValueError, match=r"^the grad_norm is nan at step 1: "):
-        fit(Run().training(objective=rooted), LoopSettings(log_every=1), tmp_path)
+        run_training(Run().training(objective=rooted), LoopSettings(log_every=1), tmp_path)
     assert steps_of_checkpoints(tmp_path) == []
 
 
-def test_frozen_parameters_are_validated_but_not_saved(tmp_path: Path) -> None:
+def test_run_training_validates_but_does_not_save_frozen(tmp_path: Path) -> None:
     trained, frozen = ({"line": {name: PARAMS["line"][name]}} for name in ("kernel", "bias"))
     seen = []
 
@@ -461,20 +465,22 @@ def test_frozen_parameters_are_validated_but_not_saved(tmp_path: Path) -> None:
 
     run = Run()
     fields: dict[str, Any] = {"params": trained, "frozen": frozen, "evaluate": evaluate}
-    fit(run.training(**fields), FREQUENT, tmp_path)
+    run_training(run.training(**fields), FREQUENT, tmp_path)
     assert jax.tree.structure(run.saved[-1]) == jax.tree.structure(trained)
     assert all(leaves_equal(params["line"]["bias"], PARAMS["line"]["bias"]) for params in seen)
 
 
-def test_the_checkpoint_of_another_training(tmp_path: Path) -> None:
-    fit(Run().training(), FREQUENT, tmp_path)
+def test_run_training_rejects_mismatched_checkpoint(tmp_path: Path) -> None:
+    run_training(Run().training(), FREQUENT, tmp_path)
     params = {"line": {"kernel": jnp.ones((4,)), "bias": jnp.zeros((1,))}}
     with pytest.raises(ValueError, match=r"12 is of another training: params\.line\.kernel is "):
-        fit(Run().training(params=params), FREQUENT, tmp_path)
+        run_training(Run().training(params=params), FREQUENT, tmp_path)
 
 
-def test_what_the_terminal_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(Run().training(scores=[2.0, 1.5, 3.0, 1.75]), FREQUENT, tmp_path)
+def test_run_training_prints_validation_losses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_training(Run().training(scores=[2.0, 1.5, 3.0, 1.75]), FREQUENT, tmp_path)
     shown = capsys.readouterr()
     assert shown.out == ""
     assert [line for line in shown.err.splitlines() if line.startswith("step ")] == [
@@ -489,7 +495,7 @@ def test_what_the_terminal_shows(tmp_path: Path, capsys: pytest.CaptureFixture[s
     "name", ["accumulate", "log_every", "eval_every", "checkpoint_every", "patience"]
 )
 @pytest.mark.parametrize("value", [0, -1])
-def test_wrong_settings(name: str, value: int) -> None:
+def test_loop_settings_reject_invalid_values(name: str, value: int) -> None:
     fields: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=f"^{name} is {value}, but must be at least 1$"):
         LoopSettings(**fields)

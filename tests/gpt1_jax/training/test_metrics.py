@@ -32,7 +32,7 @@ def ranks(x: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("C", [2, 3])
 @given(seed=st.integers(0, 2**32 - 1), N=st.integers(2, 30))
-def test_classes(C: int, seed: int, N: int) -> None:
+def test_evaluate_class_metrics_match_numpy(C: int, seed: int, N: int) -> None:
     rng = np.random.default_rng(seed)
     predictions, labels = rng.integers(C, size=(2, N)).astype(np.int32)
     labels[:C], predictions[:2] = np.arange(C)[:N], [0, 1]
@@ -49,7 +49,7 @@ def test_classes(C: int, seed: int, N: int) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), N=st.integers(3, 30))
-def test_numbers(seed: int, N: int) -> None:
+def test_evaluate_correlations_match_numpy(seed: int, N: int) -> None:
     rng = np.random.default_rng(seed)
     labels = rng.integers(4, size=N).astype(np.float32)  # with ties
     labels[:2] = [0, 1]
@@ -61,7 +61,7 @@ def test_numbers(seed: int, N: int) -> None:
 
 
 @pytest.mark.parametrize("predictions", [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0 + 1e-15]])
-def test_constant_predictions_have_no_correlation(predictions: list[float]) -> None:
+def test_evaluate_constant_predictions_give_nan_correlation(predictions: list[float]) -> None:
     got = evaluate(["pearson", "spearman"], predictions, [1.0, 2.0, 3.0])
     if predictions[0] == predictions[2]:
         assert math.isnan(got["pearson"])
@@ -70,13 +70,13 @@ def test_constant_predictions_have_no_correlation(predictions: list[float]) -> N
 
 
 @pytest.mark.parametrize("label", [0, 1])
-def test_constant_predictions_of_a_class(label: int) -> None:
+def test_evaluate_handles_constant_class_predictions(label: int) -> None:
     got = evaluate(DEFAULTS["classes"], [label] * 4, [label] * 4)
     assert got == {"accuracy": 1, "f1": label, "matthews": 0}
     assert evaluate(DEFAULTS["classes"], [label] * 4, [0, 1, 0, 1])["matthews"] == 0
 
 
-def test_what_cannot_be_compared() -> None:
+def test_evaluate_rejects_bad_input() -> None:
     with pytest.raises(ValueError, match="'bleu' is no metric; the metrics are accuracy, f1"):
         evaluate(["accuracy", "bleu"], [1], [1])
     for predictions, labels in [([1], [1, 0]), ([], []), ([[1]], [[1]])]:
@@ -85,7 +85,7 @@ def test_what_cannot_be_compared() -> None:
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_evaluate_reports_missing_library(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(ImportError, match=r'pip install "gpt1-jax\[train\]"'):

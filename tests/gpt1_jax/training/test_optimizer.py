@@ -17,10 +17,10 @@ from gpt1_jax.pretrained import flatten
 from gpt1_jax.training.optimizer import (
     MOST_STEPS,
     OptimizerSettings,
-    decayed,
     learning_rate,
     make_optimizer,
     openai_adam,
+    weight_decay_mask,
 )
 
 SCHEDULES = ("linear", "cosine", "constant")
@@ -96,7 +96,7 @@ def numpy_openai_adam(params: Any, gradients: list[Any], settings: OptimizerSett
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_openai_adam_equals_numpy(
+def test_openai_adam_matches_numpy(
     schedule: Any, weight_decay: float, max_grad_norm: float | None
 ) -> None:
     settings = make_settings(
@@ -124,7 +124,7 @@ def test_openai_adam_equals_numpy(
 
 @settings(max_examples=50)
 @given(st.sampled_from(SCHEDULES), st.integers(1, MOST), st.data())
-def test_openai_schedule(kind: Any, total: int, data: st.DataObject) -> None:
+def test_learning_rate_matches_openai_schedules(kind: Any, total: int, data: st.DataObject) -> None:
     """Every step of any run; warm-ups of whole and of broken numbers of steps."""
     quarters = data.draw(st.integers(1, 4 * total - 1))
     share = quarters / (4 * total)
@@ -140,7 +140,7 @@ def test_openai_schedule(kind: Any, total: int, data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
-def test_warmup_in_steps_is_a_share(kind: Any) -> None:
+def test_learning_rate_warmup_in_steps_equals_share(kind: Any) -> None:
     total = 1000
     steps, share = (
         learning_rate(make_settings(schedule=kind, warmup=warmup), total)(np.arange(total))
@@ -151,7 +151,7 @@ def test_warmup_in_steps_is_a_share(kind: Any) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "openai"])
 @pytest.mark.parametrize("kind", SCHEDULES)
-def test_no_warmup(optimizer: Any, kind: Any) -> None:
+def test_learning_rate_starts_at_peak_without_warmup(optimizer: Any, kind: Any) -> None:
     total = 8
     settings = make_settings(optimizer=optimizer, schedule=kind, warmup=0)
     x = np.arange(total + 1) / total
@@ -162,7 +162,7 @@ def test_no_warmup(optimizer: Any, kind: Any) -> None:
 
 @pytest.mark.parametrize("warmup", [0, 1, 7, 40, 0.1, 0.26])
 @pytest.mark.parametrize("kind", SCHEDULES)
-def test_schedule_equals_transformers(kind: Any, warmup: float) -> None:
+def test_learning_rate_matches_transformers(kind: Any, warmup: float) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     total = 40
@@ -184,7 +184,7 @@ def test_schedule_equals_transformers(kind: Any, warmup: float) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "openai"])
 @pytest.mark.parametrize("kind", SCHEDULES)
-def test_one_step_of_a_schedule(optimizer: Any, kind: Any) -> None:
+def test_learning_rate_of_one_step_is_float32_scalar(optimizer: Any, kind: Any) -> None:
     """Whatever a count is, traced or not, the rate is a float32 scalar."""
     rate = learning_rate(make_settings(optimizer=optimizer, schedule=kind), 20)
     rates = [rate(7), rate(np.int64(7)), rate(jnp.int32(7)), jax.jit(rate)(jnp.int32(7))]
@@ -193,7 +193,7 @@ def test_one_step_of_a_schedule(optimizer: Any, kind: Any) -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2, 10, 10**2, 10**3, 10**4, 10**5, 10**6])
-def test_correction_over_a_million_steps(step: int) -> None:
+def test_openai_adam_bias_correction_holds_for_a_million_steps(step: int) -> None:
     """The step a gradient of 1 gives at step t, from moments of 0."""
     optimizer = openai_adam(lambda count: jnp.float32(1), eps=1e-8, weight_decay=0)
     params = {"bias": jnp.zeros(())}
@@ -204,33 +204,33 @@ def test_correction_over_a_million_steps(step: int) -> None:
 
 
 @pytest.mark.parametrize("cls", MODELS)
-def test_decayed_are_the_matrices(cls: Any) -> None:
+def test_weight_decay_mask_selects_matrices(cls: Any) -> None:
     """By name here, by rank in the original."""
     params = small_model(cls, num_labels=2, tie_word_embeddings=False).params
-    mask = decayed(params)
+    mask = weight_decay_mask(params)
     assert jax.tree.structure(mask) == jax.tree.structure(params)
     assert flatten(mask) == {path: leaf.ndim > 1 for path, leaf in flatten(params).items()}
     assert {path[-1] for path in flatten(params)} == {"kernel", "embedding", "bias", "scale"}
 
 
-def test_decayed_lora() -> None:
+def test_weight_decay_mask_selects_lora_factors() -> None:
     adapter = {"c_attn": {"lora_A": jnp.ones((2, 8)), "lora_B": jnp.ones((24, 2))}}
-    assert decayed(adapter) == {"c_attn": {"lora_A": True, "lora_B": True}}
+    assert weight_decay_mask(adapter) == {"c_attn": {"lora_A": True, "lora_B": True}}
 
 
-def test_unknown_leaf() -> None:
+def test_weight_decay_mask_rejects_unknown_parameter() -> None:
     params = {"h": {"0": {"weight": jnp.ones((2, 2))}}}
     right = "kernel, embedding, lora_A, lora_B, bias, scale"
     with pytest.raises(
         ValueError, match=rf"^h\.0\.weight is no kind of parameter.*those are {right}$"
     ) as e:
-        decayed(params)
+        weight_decay_mask(params)
     with pytest.raises(ValueError, match=re.escape(str(e.value))):
         make_optimizer(make_settings(), 10).init(params)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "openai"])
-def test_decay_alone(optimizer: Any) -> None:
+def test_make_optimizer_decays_only_matrices(optimizer: Any) -> None:
     """Without gradients matrices shrink, and biases and gains keep their bits."""
     settings = make_settings(
         optimizer=optimizer, schedule="constant", warmup=0, weight_decay=0.5, learning_rate=0.1
@@ -252,7 +252,7 @@ def test_decay_alone(optimizer: Any) -> None:
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "openai"])
-def test_state_is_arrays(optimizer: Any) -> None:
+def test_make_optimizer_state_holds_only_arrays(optimizer: Any) -> None:
     """Moments in the dtype and shape of the parameters, and int32 counts: what a file can hold."""
     params = make_params()
     made = make_optimizer(make_settings(optimizer=optimizer), 10)
@@ -290,21 +290,21 @@ WRONG: list[tuple[str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "right"), WRONG)
-def test_wrong_settings(name: str, value: Any, right: str) -> None:
+def test_optimizer_settings_reject_invalid_values(name: str, value: Any, right: str) -> None:
     message = re.escape(f"{name} is {value!r}, but must be {right}")
     with pytest.raises(ValueError, match=f"^{message}$"):
         make_settings(**{name: value})
 
 
 @pytest.mark.parametrize("total", [0, -3, 2.5, MOST_STEPS + 1])
-def test_wrong_total(total: Any) -> None:
+def test_make_optimizer_rejects_invalid_total_steps(total: Any) -> None:
     message = rf"^total_steps is {total}, but must be an integer in \[1, 16777216\]$"
     with pytest.raises(ValueError, match=message):
         make_optimizer(make_settings(), total)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "openai"])
-def test_warmup_beyond_the_end(optimizer: Any) -> None:
+def test_make_optimizer_rejects_warmup_beyond_total_steps(optimizer: Any) -> None:
     settings = make_settings(optimizer=optimizer, warmup=2000)
     message = "^warmup is 2000 steps, but must be at most total_steps = 500$"
     with pytest.raises(ValueError, match=message):

@@ -12,7 +12,7 @@ from support.small_models import SIZES, numpy_logits, random_ids, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.pure import split
-from gpt1_jax.training.data.corpus import Tokens
+from gpt1_jax.training.data.corpus import TokenizedText
 from gpt1_jax.training.perplexity import text_measures, windows
 
 pytestmark = pytest.mark.unoptimized
@@ -22,8 +22,8 @@ MODEL = small_model(gpt1.OpenAIGPTLMHeadModel)
 PARAMS = split(MODEL)[1]
 
 
-def text_of(ids: np.ndarray, characters: int = 100) -> Tokens:
-    return Tokens(ids.astype(np.uint16), characters, ("some.txt",))
+def text_of(ids: np.ndarray, characters: int = 100) -> TokenizedText:
+    return TokenizedText(ids.astype(np.uint16), characters, ("some.txt",))
 
 
 def measures(ids: np.ndarray, **fields: Any) -> dict[str, float]:
@@ -62,7 +62,7 @@ def test_windows_predict_each_token_once(N: int, length: int, data: st.DataObjec
 
 
 @pytest.mark.parametrize(("N", "stride"), [(2, None), (5, 1), (T, 3), (T + 1, T)])
-def test_a_text_in_one_window(N: int, stride: int | None) -> None:
+def test_text_measures_single_window_matches_numpy(N: int, stride: int | None) -> None:
     """Even where it is shorter than the window, whatever the stride."""
     ids = random_ids(N, seed=N)
     expected = numpy_losses(ids).mean()
@@ -71,7 +71,7 @@ def test_a_text_in_one_window(N: int, stride: int | None) -> None:
 
 
 @pytest.mark.parametrize(("N", "batch_size"), [(T + 2, 8), (2 * T + 1, 1), (30, 3)])
-def test_windows_that_do_not_overlap(N: int, batch_size: int) -> None:
+def test_text_measures_disjoint_windows_match_numpy(N: int, batch_size: int) -> None:
     ids = random_ids(N, seed=N)
     # The last window reaches back for context.
     starts = range(0, N - 1, T)
@@ -86,7 +86,7 @@ def test_windows_that_do_not_overlap(N: int, batch_size: int) -> None:
     np.testing.assert_allclose(found["loss"], expected.mean(), rtol=1e-6)
 
 
-def test_a_stride_of_one_token_gives_each_all_the_context_there_is() -> None:
+def test_text_measures_stride_one_gives_full_context() -> None:
     ids = random_ids(30)
     expected = [numpy_losses(ids[max(0, stop - T) : stop + 1])[-1] for stop in range(1, 30)]
     # Measured: 4.9e-8.
@@ -94,7 +94,7 @@ def test_a_stride_of_one_token_gives_each_all_the_context_there_is() -> None:
     assert abs(measures(ids)["loss"] / np.mean(expected) - 1) > 1e-4  # less context tells
 
 
-def test_the_three_measures_are_one() -> None:
+def test_text_measures_are_mutually_consistent() -> None:
     ids = random_ids(30)
     found = text_measures(MODEL, text_of(ids, characters=77), stride=3)(PARAMS)
     assert list(found) == ["loss", "perplexity", "bits_per_character"]
@@ -104,7 +104,7 @@ def test_the_three_measures_are_one() -> None:
     assert found["bits_per_character"] == pytest.approx(bits / 77, rel=1e-12)
 
 
-def test_the_parameters_are_those_given() -> None:
+def test_text_measures_use_given_parameters() -> None:
     measure = text_measures(MODEL, text_of(random_ids(30)))
     zeros = measure(jax.tree.map(np.zeros_like, PARAMS))
     # All tokens are as likely.
@@ -112,20 +112,20 @@ def test_the_parameters_are_those_given() -> None:
     assert measure(PARAMS)["perplexity"] != pytest.approx(SIZES["vocab_size"], rel=0.1)
 
 
-def test_a_loss_beyond_floats_stays_a_number() -> None:
+def test_text_measures_perplexity_stays_finite() -> None:
     large = jax.tree.map(lambda leaf: 1e4 * leaf, PARAMS)
     found = text_measures(MODEL, text_of(random_ids(30)))(large)
     assert found["loss"] > 710
     assert math.isfinite(found["perplexity"])
 
 
-def test_dropout_is_off() -> None:
+def test_text_measures_disable_dropout() -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, embd_pdrop=0.5, attn_pdrop=0.5, resid_pdrop=0.5)
     ids = random_ids(30)
     assert text_measures(model, text_of(ids))(PARAMS) == measures(ids)
 
 
-def test_bfloat16() -> None:
+def test_text_measures_bfloat16_is_close_to_float32() -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, dtype="bfloat16")
     ids = random_ids(30)
     found = text_measures(model, text_of(ids))(PARAMS)["loss"]
@@ -134,17 +134,17 @@ def test_bfloat16() -> None:
 
 
 @pytest.mark.parametrize("stride", [0, -1, T + 1])
-def test_wrong_stride(stride: int) -> None:
+def test_text_measures_reject_invalid_stride(stride: int) -> None:
     message = rf"^stride is {stride}, but must be in \[1, 8\], n_positions being 8$"
     with pytest.raises(ValueError, match=message):
         measures(random_ids(30), stride=stride)
 
 
-def test_wrong_batch_size() -> None:
+def test_text_measures_reject_invalid_batch_size() -> None:
     with pytest.raises(ValueError, match=r"^batch_size is 0, but must be at least 1$"):
         measures(random_ids(30), batch_size=0)
 
 
-def test_a_text_of_one_token() -> None:
+def test_text_measures_reject_single_token_text() -> None:
     with pytest.raises(ValueError, match=r"^some\.txt: one token is no text to predict$"):
         measures(random_ids(1))

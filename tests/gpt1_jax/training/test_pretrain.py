@@ -16,7 +16,7 @@ import gpt1_jax as gpt1
 from gpt1_jax.pretrained import flatten
 from gpt1_jax.training.data.corpus import load_tokens
 from gpt1_jax.training.log import read_log
-from gpt1_jax.training.loop import Progress
+from gpt1_jax.training.loop import TrainProgress
 from gpt1_jax.training.perplexity import text_measures
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
 
@@ -51,7 +51,7 @@ def losses(folder: Path, name: str = "loss") -> list[float]:
 # The result.
 
 
-def test_the_loss_falls(trained: Path, texts: tuple[Path, Path]) -> None:
+def test_pretrain_reduces_the_loss(trained: Path, texts: tuple[Path, Path]) -> None:
     tokenizer = gpt1.Tokenizer.from_pretrained(trained)
     first, last = losses(trained)[0], losses(trained)[-1]
     assert abs(first - math.log(len(tokenizer))) < 0.2  # measured: 0.09; nothing is known yet
@@ -62,7 +62,9 @@ def test_the_loss_falls(trained: Path, texts: tuple[Path, Path]) -> None:
     assert (trained / "loss.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_best_model_is_what_the_log_says(trained: Path, texts: tuple[Path, Path]) -> None:
+def test_pretrain_saved_model_matches_best_logged_loss(
+    trained: Path, texts: tuple[Path, Path]
+) -> None:
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(trained)
     tokenizer = gpt1.Tokenizer.from_pretrained(trained)
     text = load_tokens([texts[1]], tokenizer, trained / "tokens")
@@ -71,7 +73,7 @@ def test_the_best_model_is_what_the_log_says(trained: Path, texts: tuple[Path, P
     assert found["loss"] == pytest.approx(min(losses(trained, "valid_loss")), rel=1e-6)
 
 
-def test_the_folder_opens_and_generates(trained: Path) -> None:
+def test_pretrain_output_loads_and_generates(trained: Path) -> None:
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(trained)
     tokenizer = gpt1.Tokenizer.from_pretrained(trained)
     assert model.config.vocab_size == len(tokenizer)
@@ -82,7 +84,7 @@ def test_the_folder_opens_and_generates(trained: Path) -> None:
     assert tokenizer.decode(ids[0]).startswith("the cat ")
 
 
-def test_transformers_has_the_same_logits(trained: Path) -> None:
+def test_pretrain_output_matches_transformers(trained: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(trained)
@@ -97,7 +99,7 @@ def test_transformers_has_the_same_logits(trained: Path) -> None:
     assert difference(apply(params, ids).logits, theirs) < 1e-5  # measured: 2.4e-7
 
 
-def test_run_again_when_done_nothing_changes(
+def test_pretrain_rerun_of_finished_run_changes_nothing(
     trained: Path, texts: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in (trained / "tokens").iterdir()}
@@ -114,7 +116,7 @@ def test_run_again_when_done_nothing_changes(
 # Where it starts from.
 
 
-def test_from_an_existing_model_with_its_tokenizer(
+def test_pretrain_continues_from_existing_model(
     trained: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -128,7 +130,7 @@ def test_from_an_existing_model_with_its_tokenizer(
     assert gpt1.OpenAIGPTConfig.from_pretrained(out).resid_pdrop == 0.2
 
 
-def test_a_model_whose_head_is_not_tied(texts: tuple[Path, Path], tmp_path: Path) -> None:
+def test_pretrain_trains_untied_head(texts: tuple[Path, Path], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "base", tie_word_embeddings=False, n_positions=16)
     pretrain([texts[0]], tmp_path / "run", model=tmp_path / "base", steps=30)
     assert losses(tmp_path / "run")[-1] < 0.8 * losses(tmp_path / "run")[0]
@@ -136,7 +138,7 @@ def test_a_model_whose_head_is_not_tied(texts: tuple[Path, Path], tmp_path: Path
     assert not np.array_equal(before["lm_head"]["kernel"], after["lm_head"]["kernel"])
 
 
-def test_a_given_tokenizer(texts: tuple[Path, Path], tmp_path: Path) -> None:
+def test_pretrain_uses_given_tokenizer(texts: tuple[Path, Path], tmp_path: Path) -> None:
     base, out = write_checkpoint(tmp_path / "base"), tmp_path / "run"
     pretrain([texts[0]], out, tokenizer=base, steps=1)
     assert (out / "vocab.json").read_bytes() == (base / "vocab.json").read_bytes()
@@ -158,7 +160,7 @@ def plain(texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-def test_without_validation_the_last_model_is_saved(plain: Path) -> None:
+def test_pretrain_without_validation_saves_last_model(plain: Path) -> None:
     assert len(losses(plain)) == PLAIN["steps"]
     assert losses(plain, "valid_loss") == []
     assert gpt1.OpenAIGPTConfig.from_pretrained(plain).attn_pdrop == PLAIN["dropout"]
@@ -194,7 +196,7 @@ def prepared_by_default(prepared: Callable[..., Prepared]) -> Prepared:
     ],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_settings_of_the_loss_change_the_first_loss(
+def test_pretrain_loss_settings_change_first_loss(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared, change: dict[str, Any]
 ) -> None:
     changed = prepared(**change)
@@ -215,7 +217,7 @@ def test_settings_of_the_loss_change_the_first_loss(
     ],
     ids=lambda change: "-".join(map(str, *change.items())),
 )
-def test_settings_of_the_optimizer_change_its_updates(
+def test_pretrain_optimizer_settings_change_updates(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared, change: dict[str, Any]
 ) -> None:
     changed = prepared(**change)
@@ -223,7 +225,7 @@ def test_settings_of_the_optimizer_change_its_updates(
     assert changed.updates != prepared_by_default.updates
 
 
-def test_seed_changes_weights_and_order(
+def test_pretrain_seed_changes_weights_and_order(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared
 ) -> None:
     changed = prepared(seed=1)
@@ -231,13 +233,13 @@ def test_seed_changes_weights_and_order(
     assert changed.weights != prepared_by_default.weights
 
 
-def test_equal_settings_prepare_equal_runs(
+def test_pretrain_equal_settings_give_equal_runs(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared
 ) -> None:
     assert prepared() == prepared_by_default
 
 
-def test_steps_set_the_number_of_steps(
+def test_pretrain_steps_set_number_of_steps(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared
 ) -> None:
     assert (prepared_by_default.steps, prepared(steps=5).steps) == (4, 5)
@@ -248,7 +250,7 @@ def test_steps_set_the_number_of_steps(
     [{"remat": "cheap"}, {"remat": "all"}, {"accumulate": 8, "dropout": 0.0}],
     ids=lambda change: "-".join(map(str, change.values())),
 )
-def test_a_setting_that_saves_memory_does_not_change_the_result(
+def test_pretrain_memory_settings_keep_the_result(
     plain: Path, texts: tuple[Path, Path], tmp_path: Path, change: dict[str, Any]
 ) -> None:
     if "dropout" in change:  # micro-batches draw masks of their own
@@ -260,7 +262,9 @@ def test_a_setting_that_saves_memory_does_not_change_the_result(
         assert difference(leaf, second[path]) < 1e-6, path  # measured: 1e-7
 
 
-def test_epochs_are_so_many_steps(plain: Path, texts: tuple[Path, Path], tmp_path: Path) -> None:
+def test_pretrain_epochs_convert_to_steps(
+    plain: Path, texts: tuple[Path, Path], tmp_path: Path
+) -> None:
     tokens = json.loads(next((plain / "tokens").glob("*.json")).read_text())["tokens"]
     blocks = (tokens - 1) // 16
     pretrain([texts[0]], tmp_path / "run", dropout=0.1, epochs=(PLAIN["steps"] + 0.4) * 8 / blocks)
@@ -268,7 +272,7 @@ def test_epochs_are_so_many_steps(plain: Path, texts: tuple[Path, Path], tmp_pat
     assert leaves_equal(params_of(tmp_path / "run"), params_of(plain))
 
 
-def test_the_defaults_are_the_paper_s() -> None:
+def test_pretrain_settings_default_to_the_paper() -> None:
     assert NewModel().config(40478) == gpt1.OpenAIGPTConfig()
     settings = PretrainSettings()
     assert (settings.epochs, settings.batch_size, settings.dropout) == (100, 64, 0.1)
@@ -315,7 +319,7 @@ def test_the_defaults_are_the_paper_s() -> None:
         ({"model": "BASE"}, "the tokenizer has 94 tokens, but the model's vocab_size is 80"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_begins(
+def test_pretrain_rejects_bad_input_before_training(
     texts: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -335,7 +339,9 @@ def test_what_is_wrong_is_said_before_anything_begins(
     assert {path.name for path in (tmp_path / "run").glob("*")} <= {"tokens"}
 
 
-def test_a_folder_of_another_run(texts: tuple[Path, Path], tmp_path: Path, trained: Path) -> None:
+def test_pretrain_rejects_folder_of_another_run(
+    texts: tuple[Path, Path], tmp_path: Path, trained: Path
+) -> None:
     with pytest.raises(ValueError, match="holds a run with other settings") as caught:
         pretrain([texts[0]], trained, valid=[texts[1]], steps=60, eval_every=25, n_layer=1)
     assert str(caught.value).splitlines()[1:] == ["  n_layer: 2 there, 1 now"]
@@ -344,9 +350,11 @@ def test_a_folder_of_another_run(texts: tuple[Path, Path], tmp_path: Path, train
         pretrain([texts[0]], base, steps=60)
 
 
-def test_a_text_that_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pretrain_rejects_changed_text_on_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text, out = write_text(tmp_path / "text.txt"), tmp_path / "run"
-    monkeypatch.setattr("gpt1_jax.training.pretrain.fit", lambda *_: Progress())
+    monkeypatch.setattr("gpt1_jax.training.pretrain.run_training", lambda *_: TrainProgress())
     pretrain([text], out, steps=1)
     write_text(text, seed=9)
     with pytest.raises(ValueError, match=r"contents: .* there, .* now"):

@@ -12,7 +12,7 @@ from gpt1_jax.training.run_folder import SETTINGS, begin, content
 RUN: dict[str, Any] = {"texts": ("a.txt", "b.txt"), "steps": 10, "rate": 0.1, "valid": None}
 
 
-def test_a_run_is_begun_once(tmp_path: Path) -> None:
+def test_begin_writes_settings_once(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
     assert begin(out, RUN) is False
     written = (out / SETTINGS).read_bytes()
@@ -23,14 +23,14 @@ def test_a_run_is_begun_once(tmp_path: Path) -> None:
     assert [file.name for file in out.iterdir()] == [SETTINGS]
 
 
-def test_a_killed_run_is_gone_on_with(tmp_path: Path) -> None:
+def test_begin_resumes_killed_run(tmp_path: Path) -> None:
     begin(tmp_path, RUN)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "config.json").write_text("{}")
     assert begin(tmp_path, RUN) is True
 
 
-def test_all_that_differs_is_listed(tmp_path: Path) -> None:
+def test_begin_lists_all_changed_settings(tmp_path: Path) -> None:
     begin(tmp_path, RUN)
     written = (tmp_path / SETTINGS).read_bytes()
     with pytest.raises(ValueError, match=r"holds a run with other settings") as caught:
@@ -45,14 +45,14 @@ def test_all_that_differs_is_listed(tmp_path: Path) -> None:
     assert (tmp_path / SETTINGS).read_bytes() == written
 
 
-def test_a_setting_that_is_gone(tmp_path: Path) -> None:
+def test_begin_reports_missing_setting(tmp_path: Path) -> None:
     begin(tmp_path, RUN)
     with pytest.raises(ValueError, match=r"\n  rate: 0\.1 there, None now$"):
         begin(tmp_path, {name: value for name, value in RUN.items() if name != "rate"})
 
 
 @pytest.mark.parametrize("name", ["config.json", "checkpoints"])
-def test_a_checkpoint_of_no_run(tmp_path: Path, name: str) -> None:
+def test_begin_rejects_checkpoint_without_settings(tmp_path: Path, name: str) -> None:
     if name == "checkpoints":
         (tmp_path / name).mkdir()
     else:
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_no_run(tmp_path: Path, name: str) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [name]
 
 
-def test_a_folder_with_other_files(tmp_path: Path) -> None:
+def test_begin_accepts_folder_with_other_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").touch()
     assert begin(tmp_path, RUN) is False
 
@@ -72,19 +72,19 @@ def test_a_folder_with_other_files(tmp_path: Path) -> None:
     ("broken", "message"),
     [("{", "is not JSON: "), ("[1]", "must hold a JSON object, the settings of a run$")],
 )
-def test_settings_that_cannot_be_read(tmp_path: Path, broken: str, message: str) -> None:
+def test_begin_rejects_unreadable_settings(tmp_path: Path, broken: str, message: str) -> None:
     (tmp_path / SETTINGS).write_text(broken)
     with pytest.raises(ValueError, match=rf"run\.json {message}"):
         begin(tmp_path, RUN)
 
 
-def test_a_file_in_place_of_the_folder(tmp_path: Path) -> None:
+def test_begin_rejects_file_as_folder(tmp_path: Path) -> None:
     (tmp_path / "out").touch()
     with pytest.raises(OSError, match=r"cannot write to .*out: "):
         begin(tmp_path / "out", RUN)
 
 
-def test_content(tmp_path: Path) -> None:
+def test_content_hashes_the_file(tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     one.write_bytes(b"abc")
     two.write_bytes(b"abd")

@@ -61,7 +61,7 @@ def openai(**fields: Any) -> optax.GradientTransformation:
     return make_optimizer(OptimizerSettings(optimizer="openai", **{**base, **fields}), 100)
 
 
-def test_the_gradient_is_that_of_the_plain_mean() -> None:
+def test_step_gradient_matches_plain_mean_loss() -> None:
     """Of the whole logits at once: neither in chunks nor in micro-batches."""
     model = small()
     graphdef, params = split(model)
@@ -84,7 +84,7 @@ def test_the_gradient_is_that_of_the_plain_mean() -> None:
     assert int(state.step) == 1
 
 
-def test_micro_batches_give_the_update_of_the_whole_batch() -> None:
+def test_step_accumulation_matches_full_batch_update() -> None:
     model = small()
     params = split(model)[1]
     step = make_step(objective_of(model), MOMENTUM)
@@ -105,7 +105,7 @@ def test_micro_batches_give_the_update_of_the_whole_batch() -> None:
         assert max(jax.tree.leaves(errors)) <= 2e-6  # measured: 1.2e-7
 
 
-def test_micro_batches_are_rows_in_their_order() -> None:
+def test_micro_batches_keep_row_order() -> None:
     halves = micro_batches(BATCH, 2)
     assert halves["tokens"].shape == (2, 2, T + 1)
     np.testing.assert_array_equal(halves["tokens"][1], TOKENS[2:])
@@ -113,7 +113,7 @@ def test_micro_batches_are_rows_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_state_is_donated(accumulate: int) -> None:
+def test_step_donates_its_state(accumulate: int) -> None:
     state = TrainState.create(LINE, openai(), 0)
     step = make_step(noisy_line, openai())
     later, _ = step(state, {}, micro_batches(points(0), accumulate))
@@ -123,7 +123,7 @@ def test_the_state_is_donated(accumulate: int) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_dropout_differs_between_steps_and_repeats_itself(accumulate: int) -> None:
+def test_step_dropout_varies_by_step_and_is_reproducible(accumulate: int) -> None:
     still = optax.sgd(0.0)  # so that nothing but the noise differs from step to step
     step = make_step(noisy_line, still)
     batch = micro_batches(points(0), accumulate)
@@ -144,7 +144,7 @@ def test_dropout_differs_between_steps_and_repeats_itself(accumulate: int) -> No
     assert float(step(copied, {}, batch)[1]["loss"]) == first[1]
 
 
-def test_micro_batches_draw_their_own_dropout() -> None:
+def test_step_draws_separate_dropout_per_micro_batch() -> None:
     """The key's own number as the loss: no two are equal, in a step or between steps."""
 
     def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -164,7 +164,7 @@ def test_micro_batches_draw_their_own_dropout() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("optimizer", ["openai", "adamw"])
-def test_a_step_compiles_once(optimizer: Any, accumulate: int) -> None:
+def test_step_compiles_once(optimizer: Any, accumulate: int) -> None:
     settings = OptimizerSettings(
         optimizer=optimizer, learning_rate=0.1, schedule="linear", warmup=2
     )
@@ -177,7 +177,7 @@ def test_a_step_compiles_once(optimizer: Any, accumulate: int) -> None:
     assert len(found) == 1
 
 
-def test_bfloat16_with_weights_in_float32() -> None:
+def test_step_keeps_float32_weights_in_bfloat16() -> None:
     model = small(dtype="bfloat16")
     params = split(model)[1]
     state = TrainState.create(params, openai(), 0)
@@ -196,7 +196,7 @@ def test_bfloat16_with_weights_in_float32() -> None:
     assert any((leaf != leaf.astype(jnp.bfloat16).astype(jnp.float32)).any() for leaf in updated)
 
 
-def test_frozen_parameters_are_not_trained() -> None:
+def test_step_leaves_frozen_parameters_unchanged() -> None:
     trained, frozen = ({"line": {name: LINE["line"][name]}} for name in ("kernel", "bias"))
     step = make_step(noisy_line, MOMENTUM)
     batch = micro_batches(points(0), 2)
@@ -210,7 +210,7 @@ def test_frozen_parameters_are_not_trained() -> None:
     assert difference(part.params["line"]["kernel"], LINE["line"]["kernel"]) > 0.01
 
 
-def test_a_state_is_made_of_copies() -> None:
+def test_train_state_copies_its_parameters() -> None:
     params = {"kernel": np.ones((2, 3), np.float32)}
     state = TrainState.create(params, openai(), 5)
     assert leaves_equal(state.params, params)

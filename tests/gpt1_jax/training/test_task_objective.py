@@ -98,7 +98,7 @@ def expected(kind: str, examples: list[Example], lm_weight: float) -> tuple[np.n
 @pytest.mark.parametrize("kind", KINDS)
 @given(count=st.integers(1, ROWS), seed=st.integers(0, 2**32 - 1), longest=st.integers(3, 15))
 @settings(max_examples=12)
-def test_outputs_and_loss_are_those_of_one_sequence_at_a_time(
+def test_task_objective_batch_matches_single_sequences(
     kind: str, count: int, seed: int, longest: int
 ) -> None:
     examples = random_examples(kind, count, seed, longest)
@@ -113,7 +113,7 @@ def test_outputs_and_loss_are_those_of_one_sequence_at_a_time(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_no_weight_may_hold_anything(kind: str) -> None:
+def test_task_loss_ignores_rows_of_zero_weight(kind: str) -> None:
     examples = random_examples(kind, ROWS, 0)
     batch = collate(examples, n_positions=POSITIONS)
     batch["weight"][2:] = 0
@@ -127,7 +127,7 @@ def test_rows_of_no_weight_may_hold_anything(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_losses_of_micro_batches_add_up(kind: str) -> None:
+def test_task_loss_of_micro_batches_adds_up(kind: str) -> None:
     examples = random_examples(kind, ROWS, 1)
     whole, first, rest = (
         compiled(kind)(collate(part, n_positions=POSITIONS, rows=ROWS))
@@ -139,7 +139,7 @@ def test_the_losses_of_micro_batches_add_up(kind: str) -> None:
 
 @given(seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=10)
-def test_a_similarity_does_not_depend_on_the_order_of_its_texts(seed: int) -> None:
+def test_task_outputs_of_similarity_ignore_text_order(seed: int) -> None:
     examples = random_examples("both orders", ROWS, seed)
     swapped = [Example(example.sequences[::-1], example.label) for example in examples]
     got, other = (
@@ -150,7 +150,7 @@ def test_a_similarity_does_not_depend_on_the_order_of_its_texts(seed: int) -> No
     assert difference(got["loss"], other["loss"]) <= TOLERANCE
 
 
-def test_outputs_are_those_of_the_models_own_calls() -> None:
+def test_task_outputs_match_model_call() -> None:
     batch = collate(random_examples("classes", ROWS, 2), n_positions=POSITIONS)
     apply, params = gpt1.functional(model_of("classes"))
     out = apply(params, batch["input_ids"][:, 0], labels=batch["label"])
@@ -167,7 +167,7 @@ def test_outputs_are_those_of_the_models_own_calls() -> None:
     assert difference(got["task_alone"] / got["number"], out.mc_loss) <= TOLERANCE
 
 
-def test_no_language_modelling_loss_without_its_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_task_loss_skips_lm_loss_at_zero_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise AssertionError("the language-modelling loss is computed")
 
@@ -186,7 +186,7 @@ def test_no_language_modelling_loss_without_its_weight(monkeypatch: pytest.Monke
 NO_BODY_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
-def test_the_choices_of_an_example_share_the_mask_of_the_classifier() -> None:
+def test_classifier_dropout_is_shared_across_choices() -> None:
     ids = random_examples("choices", 1, 3)[0].sequences[0]
     batch = collate([Example([ids] * 3, 0)] * ROWS, n_positions=POSITIONS)
     run = compiled("choices", 0.5, **NO_BODY_DROPOUT)
@@ -196,7 +196,7 @@ def test_the_choices_of_an_example_share_the_mask_of_the_classifier() -> None:
     assert difference(outputs, plain) > 0.01
 
 
-def test_the_rate_and_the_scale_of_the_classifiers_dropout() -> None:
+def test_classifier_dropout_has_correct_rate_and_scale() -> None:
     model = model_of("numbers", **NO_BODY_DROPOUT)
     kernel = np.zeros(model.score.kernel.shape, np.float32)
     kernel[0] = 1  # the output is the first of the state's numbers
@@ -218,7 +218,7 @@ def test_the_rate_and_the_scale_of_the_classifiers_dropout() -> None:
     assert np.abs(apart).max() < 4 / np.sqrt(1000)  # the rows' masks are independent
 
 
-def test_the_body_has_its_dropout_too() -> None:
+def test_task_objective_applies_body_dropout() -> None:
     batch = collate(random_examples("classes", ROWS, 5), n_positions=POSITIONS)
     run = compiled("classes", 0.0)
     got, again, other = (run(batch, jax.random.key(seed)) for seed in (0, 0, 1))
@@ -231,7 +231,7 @@ def test_the_body_has_its_dropout_too() -> None:
 
 
 @pytest.mark.parametrize("kind", ["both orders", "choices"])
-def test_bfloat16_gives_float32_losses(kind: str) -> None:
+def test_task_loss_is_float32_in_bfloat16(kind: str) -> None:
     batch = collate(random_examples(kind, ROWS, 6), n_positions=POSITIONS)
     got = compiled(kind, dtype=jnp.bfloat16)(batch)
     assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype("float32")}
@@ -239,7 +239,7 @@ def test_bfloat16_gives_float32_losses(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["both orders", "choices"])
-def test_gradients_reach_every_parameter(kind: str) -> None:
+def test_task_loss_gradients_reach_every_parameter(kind: str) -> None:
     graphdef, params = split(model_of(kind))
     batch = collate(random_examples(kind, ROWS, 7, 3), n_positions=POSITIONS)
 

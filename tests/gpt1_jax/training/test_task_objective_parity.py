@@ -62,7 +62,7 @@ def compiled(model: Any, batch: dict[str, np.ndarray], lm_weight: float) -> Any:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_classification(seed: int) -> None:
+def test_task_objective_classification_matches_transformers(seed: int) -> None:
     reference = torch_model("OpenAIGPTForSequenceClassification", seed, num_labels=3, **SIZES)
     model, batch = flax_model(reference), batch_of(1, seed)
     with torch.no_grad():
@@ -73,7 +73,7 @@ def test_classification(seed: int) -> None:
 
 
 @pytest.mark.parametrize("activation", [None, "tanh"])
-def test_multiple_choice_with_the_language_modelling_loss(activation: str | None) -> None:
+def test_task_objective_choices_and_lm_loss_match_transformers(activation: str | None) -> None:
     reference = torch_model("OpenAIGPTDoubleHeadsModel", summary_activation=activation, **SIZES)
     model, batch = flax_model(reference), batch_of(3, 0)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_multiple_choice_with_the_language_modelling_loss(activation: str | None
     assert largest_difference(loss / number, wanted) <= TOLERANCE
 
 
-def test_a_saved_model_and_its_classes_open_in_transformers(tmp_path: Path) -> None:
+def test_save_pretrained_classifier_loads_in_transformers(tmp_path: Path) -> None:
     tokenizer = gpt1.Tokenizer.from_pretrained(write_small(tmp_path / "vocabulary"))
     task = Task(
         name="entailment",

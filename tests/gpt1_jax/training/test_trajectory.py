@@ -102,7 +102,7 @@ def parameter_differences(ours: Trajectory, theirs: Trajectory) -> tuple[float, 
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_tiny(schedule: Any) -> None:
+def test_adamw_trajectory_matches_torch_on_tiny_model(schedule: Any) -> None:
     settings = OptimizerSettings(
         optimizer="adamw", learning_rate=3e-3, schedule=schedule, warmup=5, weight_decay=0.1
     )
@@ -122,7 +122,7 @@ def test_tiny(schedule: Any) -> None:
 
 
 @pytest.mark.nightly
-def test_full_size() -> None:
+def test_adamw_trajectory_matches_torch_at_full_size() -> None:
     settings = OptimizerSettings(
         optimizer="adamw", learning_rate=2.5e-4, schedule="linear", warmup=2
     )

@@ -13,7 +13,7 @@ from support.small_tokenizer import SIZE, write_small
 
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.data import corpus
-from gpt1_jax.training.data.corpus import Blocks, load_tokens, read_pieces
+from gpt1_jax.training.data.corpus import PackedBlocks, load_tokens, read_pieces
 
 # What splits words for one side and not for the other, what is dropped, and a word that is long.
 FRAGMENTS = [
@@ -46,20 +46,20 @@ def never(*args: Any) -> NoReturn:
 
 
 @given(text=TEXTS, piece=st.integers(1, 30), mark=st.sampled_from(["", "\ufeff"]))
-def test_pieces_are_the_file(folder: Path, text: str, piece: int, mark: str) -> None:
+def test_read_pieces_joins_to_whole_file(folder: Path, text: str, piece: int, mark: str) -> None:
     [path] = write(folder, mark + text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "PIECE", piece)
+        patch.setattr(corpus, "READ_CHARS", piece)
         pieces = list(read_pieces(path))
     assert "".join(pieces) == (mark + text).removeprefix("\ufeff")
     assert all(each.endswith((" ", "\n")) for each in pieces[:-1])
     assert all(pieces)
 
 
-def test_pieces_end_with_their_lines_where_they_can(
+def test_read_pieces_prefers_line_boundaries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpus, "PIECE", 8)
+    monkeypatch.setattr(corpus, "READ_CHARS", 8)
     [path] = write(tmp_path, "a b\nc d e\nf g h\n" * 5)
     pieces = list(read_pieces(path))
     assert len(pieces) > 5
@@ -67,7 +67,7 @@ def test_pieces_end_with_their_lines_where_they_can(
 
 
 @given(texts=st.lists(TEXTS, min_size=1, max_size=3), piece=st.integers(1, 30))
-def test_the_tokens_are_those_of_the_whole_texts(
+def test_load_tokens_matches_encoding_of_whole_texts(
     folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
     tokenizer: Tokenizer,
@@ -78,7 +78,7 @@ def test_the_tokens_are_those_of_the_whole_texts(
     paths = write(folder, *texts)
     cache = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(corpus, "PIECE", piece)
+        patch.setattr(corpus, "READ_CHARS", piece)
         if not all(rows):
             path = paths[[bool(row) for row in rows].index(False)]
             with pytest.raises(ValueError, match=rf"^{path} holds no text$"):
@@ -90,20 +90,20 @@ def test_the_tokens_are_those_of_the_whole_texts(
     assert tokens.files == tuple(map(str, paths))
 
 
-def test_the_ids_stay_on_disk(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_load_tokens_memory_maps_ids(tmp_path: Path, tokenizer: Tokenizer) -> None:
     tokens = load_tokens(write(tmp_path, "the thing"), tokenizer, tmp_path / "cache")
     assert isinstance(tokens.ids, np.memmap)
     assert not tokens.ids.flags.writeable
 
 
-def test_both_characters_of_a_windows_line_end_count(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_load_tokens_counts_crlf_as_two_characters(tmp_path: Path, tokenizer: Tokenizer) -> None:
     paths = write(tmp_path, "the\r\nthe\n", "\ufeffthe\nthe\n")
     windows, unix = (load_tokens([path], tokenizer, tmp_path / "cache") for path in paths)
     assert windows.ids.tolist() == unix.ids.tolist()
     assert (windows.characters, unix.characters) == (9, 8)
 
 
-def test_a_text_is_encoded_once(
+def test_load_tokens_caches_by_content(
     tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths, cache = write(tmp_path, "the thing", "is pressing"), tmp_path / "deep" / "cache"
@@ -116,7 +116,7 @@ def test_a_text_is_encoded_once(
     assert again.files == tuple(map(str, renamed))
 
 
-def test_another_text_order_or_tokenizer_is_encoded_anew(
+def test_load_tokens_cache_depends_on_texts_and_tokenizer(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     cache = tmp_path / "cache"
@@ -134,7 +134,7 @@ def test_another_text_order_or_tokenizer_is_encoded_anew(
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_what_fails_leaves_no_cache(
+def test_load_tokens_failure_leaves_no_cache(
     tmp_path: Path,
     tokenizer: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
@@ -154,7 +154,7 @@ def test_what_fails_leaves_no_cache(
     assert load_tokens(paths, tokenizer, cache).ids.tolist() == tokenizer.encode("the thing is")
 
 
-def test_what_was_killed_is_encoded_anew(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_load_tokens_replaces_incomplete_cache(tmp_path: Path, tokenizer: Tokenizer) -> None:
     """Between the two files, the ids are there, but not what says that they are whole."""
     paths, cache = write(tmp_path, "the thing is"), tmp_path / "cache"
     expected = load_tokens(paths, tokenizer, cache).ids.tolist()
@@ -166,7 +166,9 @@ def test_what_was_killed_is_encoded_anew(tmp_path: Path, tokenizer: Tokenizer) -
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b" \t\r\n \xe3\x80\x80\n", b"\0"])
-def test_a_file_without_text(tmp_path: Path, tokenizer: Tokenizer, content: bytes) -> None:
+def test_load_tokens_rejects_file_without_text(
+    tmp_path: Path, tokenizer: Tokenizer, content: bytes
+) -> None:
     paths, cache = write(tmp_path, b"the", content), tmp_path / "cache"
     with pytest.raises(ValueError, match=r"^.*1\.txt holds no text$"):
         load_tokens(paths, tokenizer, cache)
@@ -176,7 +178,7 @@ def test_a_file_without_text(tmp_path: Path, tokenizer: Tokenizer, content: byte
 @pytest.mark.parametrize("start", [0, 1, 8191, 8192, 20000])
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 @pytest.mark.parametrize("wrong", [b"\xff", b"\xe9 t", b"\xe4\xb8"])
-def test_a_file_in_another_encoding(
+def test_load_tokens_reports_first_invalid_utf8_byte(
     tmp_path: Path,
     tokenizer: Tokenizer,
     monkeypatch: pytest.MonkeyPatch,
@@ -184,7 +186,7 @@ def test_a_file_in_another_encoding(
     mark: bytes,
     wrong: bytes,
 ) -> None:
-    monkeypatch.setattr(corpus, "PIECE", 6000)
+    monkeypatch.setattr(corpus, "READ_CHARS", 6000)
     content = mark + (b"the \xe4\xb8\xad\n" * 3000)[: start // 8 * 8] + b"a" * (start % 8)
     ends = wrong == b"\xe4\xb8"  # in the middle of a character
     paths = write(tmp_path, content + wrong + (b"" if ends else b" the" * 3000))
@@ -194,14 +196,14 @@ def test_a_file_in_another_encoding(
     assert not (tmp_path / "cache").exists()
 
 
-def test_a_file_that_is_not_there(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_load_tokens_reports_missing_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.txt"):
         load_tokens([tmp_path / "nowhere.txt"], tokenizer, tmp_path / "cache")
     with pytest.raises(IsADirectoryError, match=str(tmp_path)):
         load_tokens([tmp_path], tokenizer, tmp_path / "cache")
 
 
-def test_as_many_bytes_as_ids_need(tmp_path: Path) -> None:
+def test_load_tokens_uses_smallest_id_dtype(tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_pretrained(write_small(tmp_path / "large"))
     tokenizer.add_tokens([f"w{number}" for number in range(2**16 - SIZE)])
     paths = write(tmp_path, f"the w0 w{2**16 - SIZE - 1}")
@@ -215,14 +217,14 @@ def test_as_many_bytes_as_ids_need(tmp_path: Path) -> None:
 
 
 @given(st.integers(0, 60), st.integers(1, 12))
-def test_blocks_predict_every_token_but_the_first_once(N: int, T: int) -> None:
+def test_packed_blocks_predict_each_token_once(N: int, T: int) -> None:
     ids = np.random.default_rng(N).permutation(N).astype(np.uint16)
     if N <= T:
         message = f"^a.txt, b.txt: {N} tokens are too few, since one block takes {T + 1} of them$"
         with pytest.raises(ValueError, match=message):
-            Blocks(ids, T, ("a.txt", "b.txt"))
+            PackedBlocks(ids, T, ("a.txt", "b.txt"))
         return
-    blocks = Blocks(ids, T)
+    blocks = PackedBlocks(ids, T)
     rows = [blocks[index] for index in range(len(blocks))]
     assert all(row.shape == (T + 1,) and row.dtype == np.int32 for row in rows)
     predicted = [int(token) for row in rows for token in row[1:]]
@@ -236,7 +238,7 @@ def numbered_batches(seed: int, count: int = 11, batch_size: int = 4) -> Any:
     from gpt1_jax.training.pretrain import batches
 
     ids = np.repeat(np.arange(count, dtype=np.uint16), 2)
-    return batches(Blocks(np.append(ids, np.uint16(0)), 2), batch_size, seed)
+    return batches(PackedBlocks(np.append(ids, np.uint16(0)), 2), batch_size, seed)
 
 
 def take(batches: Any, count: int) -> list[int]:
@@ -250,21 +252,21 @@ def take(batches: Any, count: int) -> list[int]:
     return found
 
 
-def test_each_epoch_has_every_block_in_another_order() -> None:
+def test_batches_reshuffle_all_blocks_each_epoch() -> None:
     found = take(numbered_batches(seed=0), 11)
     epochs = [found[start : start + 11] for start in range(0, 44, 11)]
     assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [*epochs, range(11)]}) == 5
 
 
-def test_the_seed_alone_decides_the_order() -> None:
+def test_batches_order_depends_only_on_seed() -> None:
     found = [take(numbered_batches(seed), 8) for seed in (0, 0, 1)]
     assert found[0] == found[1]
     assert found[0] != found[2]
 
 
 @pytest.mark.parametrize("before", [0, 1, 3, 7])
-def test_an_order_goes_on_from_its_state(before: int) -> None:
+def test_batches_resume_from_saved_state(before: int) -> None:
     batches = numbered_batches(seed=0)
     take(batches, before)
     state = batches.get_state()
@@ -275,12 +277,12 @@ def test_an_order_goes_on_from_its_state(before: int) -> None:
     assert take(later, 6) == expected
 
 
-def test_a_text_with_fewer_blocks_than_a_batch() -> None:
+def test_batches_can_exceed_number_of_blocks() -> None:
     found = take(numbered_batches(seed=0, count=3), 3)
     assert [sorted(found[start : start + 3]) for start in range(0, 12, 3)] == [[0, 1, 2]] * 4
 
 
-def test_line_breaks_are_tokens_of_the_original_pipeline(
+def test_load_tokens_keeps_line_breaks_in_original_pipeline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wherever the pieces are cut; and the two pipelines do not share a file."""
@@ -291,7 +293,7 @@ def test_line_breaks_are_tokens_of_the_original_pipeline(
     paths = write(tmp_path, text)
     assert load_tokens(paths, plain, tmp_path / "cache").ids.tolist() == plain.encode(text)
     for piece in (4, 12, 1000):
-        monkeypatch.setattr(corpus, "PIECE", piece)
+        monkeypatch.setattr(corpus, "READ_CHARS", piece)
         tokens = load_tokens(paths, original, tmp_path / f"cache-{piece}")
         assert tokens.ids.tolist() == original.encode(text)
     assert load_tokens(paths, original, tmp_path / "cache").ids.tolist() == original.encode(text)

@@ -48,7 +48,7 @@ def write(path: Path, rows: list[tuple[str, str, str]], blank_lines: bool) -> li
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
 @given(rows=st.lists(st.tuples(texts, labels, texts), min_size=1, max_size=4), blank=st.booleans())
-def test_what_is_read_is_what_was_written(
+def test_read_rows_returns_written_rows(
     tmp_path_factory: pytest.TempPathFactory,
     suffix: str,
     rows: list[tuple[str, str, str]],
@@ -62,7 +62,7 @@ def test_what_is_read_is_what_was_written(
     ]
 
 
-def test_characters_that_end_lines_elsewhere_stay_in_a_text(tmp_path: Path) -> None:
+def test_read_rows_keeps_unicode_line_separators(tmp_path: Path) -> None:
     text = "one\u0085two\u2028three\x0bfour"
     for suffix in (".csv", ".tsv", ".jsonl"):
         path = tmp_path / f"rows{suffix}"
@@ -70,7 +70,7 @@ def test_characters_that_end_lines_elsewhere_stay_in_a_text(tmp_path: Path) -> N
         assert [row.texts["text"] for row in read_rows(str(path), COLUMNS)] == [text]
 
 
-def test_windows_line_ends_and_upper_case_suffixes(tmp_path: Path) -> None:
+def test_read_rows_accepts_crlf_and_uppercase_suffix(tmp_path: Path) -> None:
     path = tmp_path / "rows.CSV"
     path.write_bytes(b'sentence,class\r\n"a ""b"", c",1\r\nd,2')
     rows = read_rows(path, COLUMNS)
@@ -84,7 +84,7 @@ def test_windows_line_ends_and_upper_case_suffixes(tmp_path: Path) -> None:
     ("value", "label"),
     [('" x "', "x"), ("1", "1"), ('"1"', "1"), ("-2.5", "-2.5"), ("true", "true"), ("0", "0")],
 )
-def test_labels_of_json_are_spelled_as_in_a_table(tmp_path: Path, value: str, label: str) -> None:
+def test_read_rows_converts_json_labels_to_strings(tmp_path: Path, value: str, label: str) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text(f'{{"text": "a", "label": {value}}}\n')
     assert read_rows(path, {"text": "text", "label": "label"})[0].label == label
@@ -142,7 +142,9 @@ def test_labels_of_json_are_spelled_as_in_a_table(tmp_path: Path, value: str, la
         ("a.jsonl", b'{"a": ' + b"[" * 100_000, "line 1 is nested too deeply"),
     ],
 )
-def test_faults_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_read_rows_reports_file_and_line_of_errors(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the message is compared below)
@@ -152,12 +154,12 @@ def test_faults_are_named(tmp_path: Path, name: str, content: bytes, message: st
     assert "\n" not in str(caught.value)
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+def test_read_rows_reports_missing_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
         read_rows(tmp_path / "nowhere.csv", COLUMNS)
 
 
-def test_snli_as_it_is_published(data_folder: Path) -> None:
+def test_read_rows_reads_published_snli(data_folder: Path) -> None:
     columns = {"premise": "premise", "hypothesis": "hypothesis", "label": "label"}
     rows = read_rows(data_folder / "entailment" / "snli" / "validation.tsv", columns)
     assert Counter(row.label for row in rows) == {"0": 3329, "1": 3235, "2": 3278}

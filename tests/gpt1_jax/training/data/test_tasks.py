@@ -57,7 +57,7 @@ def row(texts: Mapping[str, str], label: str = "good") -> Row:
     return Row(PLACE, texts, label)
 
 
-def test_the_special_tokens_are_appended_once(tmp_path: Path) -> None:
+def test_prepare_tokenizer_adds_special_tokens_once(tmp_path: Path) -> None:
     tokenizer = gpt1.Tokenizer.from_pretrained(write_small(tmp_path / "small"))
     tokenizer.add_special_tokens({"extra_special_tokens": ["[x]"]})
     special = prepare_tokenizer(tokenizer)
@@ -77,17 +77,17 @@ pieces = st.sampled_from(
 
 
 @given(st.lists(pieces | st.text(st.characters(codec="utf-8"), max_size=3)).map("".join))
-def test_a_text_does_not_hold_special_tokens(
+def test_encode_text_never_yields_special_tokens(
     plain: gpt1.Tokenizer, tokenizer: gpt1.Tokenizer, text: str
 ) -> None:
     assert encode_text(tokenizer, text) == plain.encode(text)
 
 
-def test_without_the_care_a_text_would_hold_special_tokens(tokenizer: gpt1.Tokenizer) -> None:
+def test_tokenizer_encode_parses_special_tokens(tokenizer: gpt1.Tokenizer) -> None:
     assert tokenizer.encode("a _start_") == [*tokenizer.encode("a"), START]
 
 
-def test_the_sequences_of_every_task(tokenizer: gpt1.Tokenizer) -> None:
+def test_task_encode_builds_sequences_of_every_task(tokenizer: gpt1.Tokenizer) -> None:
     a, b, c, q = (tokenizer.encode(text) for text in ("the thing", "is", "in a press", "which?"))
 
     def sequences(name: str, texts: dict[str, str], label: str = "good", **fields: Any) -> Any:
@@ -114,7 +114,7 @@ def test_the_sequences_of_every_task(tokenizer: gpt1.Tokenizer) -> None:
     ]
 
 
-def test_budgets(tokenizer: gpt1.Tokenizer) -> None:
+def test_task_encode_truncates_texts_to_budget(tokenizer: gpt1.Tokenizer) -> None:
     long, letters = "a b c d e f g h i j k l m n o p q r s t", "tokens of one letter"
     ids = tokenizer.encode(long)
     assert len(ids) == len(letters)
@@ -145,7 +145,7 @@ def test_budgets(tokenizer: gpt1.Tokenizer) -> None:
     max_tokens=st.none() | st.integers(1, 20),
     words=st.lists(st.integers(1, 50), min_size=4, max_size=4),
 )
-def test_no_sequence_is_longer_than_the_positions(
+def test_task_encode_fits_n_positions(
     tokenizer: gpt1.Tokenizer,
     name: Any,
     n_positions: int,
@@ -169,7 +169,7 @@ def test_no_sequence_is_longer_than_the_positions(
     assert all(ids[0] == START and ids[-1] == CLASSIFY for ids in example.sequences)
 
 
-def test_labels(tokenizer: gpt1.Tokenizer) -> None:
+def test_task_encode_parses_labels(tokenizer: gpt1.Tokenizer) -> None:
     def label(made: Task, text: str) -> Any:
         texts = {"text": "a", "text1": "a", "text2": "b", "context": "a"}
         return made.encode(row({**texts, "choice0": "a", "choice1": "b"}, text)).label
@@ -196,7 +196,7 @@ def test_labels(tokenizer: gpt1.Tokenizer) -> None:
             label(choice, wrong)
 
 
-def test_texts_without_tokens_and_with_broken_characters(tokenizer: gpt1.Tokenizer) -> None:
+def test_task_encode_rejects_empty_and_malformed_texts(tokenizer: gpt1.Tokenizer) -> None:
     classification = task(tokenizer, "classification")
     with pytest.raises(ValueError, match=f"{PLACE}: text has no tokens"):
         classification.encode(row({"text": "\u200b\x00"}))
@@ -214,16 +214,16 @@ def test_texts_without_tokens_and_with_broken_characters(tokenizer: gpt1.Tokeniz
         (["01", "1"], ("01", "1")),
     ],
 )
-def test_classes_are_sorted(labels: list[str], classes: tuple[str, ...]) -> None:
+def test_find_classes_sorts_labels(labels: list[str], classes: tuple[str, ...]) -> None:
     assert find_classes([row({}, label) for label in labels]) == classes
 
 
-def test_one_class_is_none() -> None:
+def test_find_classes_rejects_single_class() -> None:
     with pytest.raises(ValueError, match="'x' is the only one in the file, but a classification"):
         find_classes([row({}, "x")] * 2)
 
 
-def test_columns() -> None:
+def test_task_columns_applies_column_names() -> None:
     assert task_columns("classification") == {"text": "text", "label": "label"}
     assert task_columns("entailment", {"premise": "s1", "label": "y"}) == {
         "premise": "s1",
@@ -263,14 +263,14 @@ def test_columns() -> None:
         ({"name": "regression", "max_tokens": 31}, r"n_positions = 32 must be in \[1, 30\]"),
     ],
 )
-def test_settings_that_do_not_fit(
+def test_task_rejects_invalid_settings(
     tokenizer: gpt1.Tokenizer, fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         task(tokenizer, **fields)
 
 
-def test_the_model_of_a_task(tokenizer: gpt1.Tokenizer) -> None:
+def test_task_configure_sets_model_config(tokenizer: gpt1.Tokenizer) -> None:
     config = small_config(extra={"kept": 1})
     classification = task(tokenizer, "classification", classes=("a", "b", "c"))
     assert classification.architecture == "OpenAIGPTForSequenceClassification"
@@ -308,7 +308,7 @@ examples = st.lists(
 
 
 @given(sequences=examples, more=st.integers(0, 3), numbers=st.booleans())
-def test_batches(sequences: list[list[list[int]]], more: int, numbers: bool) -> None:
+def test_collate_pads_examples(sequences: list[list[list[int]]], more: int, numbers: bool) -> None:
     made = [
         Example(pair, float(label) if numbers else label) for label, pair in enumerate(sequences)
     ]
@@ -330,7 +330,7 @@ def test_batches(sequences: list[list[list[int]]], more: int, numbers: bool) -> 
     assert batch["weight"].tolist() == [1] * len(made) + [0] * more
 
 
-def test_batches_that_cannot_be() -> None:
+def test_collate_rejects_invalid_batches() -> None:
     example = Example([[1, 2, 3]], 0)
     with pytest.raises(ValueError, match="0 examples, but a batch of 4 rows takes 1 to 4"):
         collate([], n_positions=8, rows=4)
@@ -340,7 +340,7 @@ def test_batches_that_cannot_be() -> None:
         collate([example], n_positions=2)
 
 
-def test_batches_have_few_lengths() -> None:
+def test_padded_length_takes_few_values() -> None:
     lengths = [padded_length(tokens, 512) for tokens in range(1, 513)]
     assert sorted(set(lengths)) == [*range(16, 129, 16), *range(192, 513, 64)]
     assert all(padded >= tokens for tokens, padded in enumerate(lengths, start=1))

@@ -73,7 +73,7 @@ def reconfigure(folder: Path, **fields: Any) -> None:
 # What adapters compute.
 
 
-def test_a_change_is_alpha_over_rank_times_the_product() -> None:
+def test_adapt_adds_scaled_product_of_factors() -> None:
     params = small_model(LM).params
     adapters = random_adapters(params)
     adapted = flatten(adapt(params, adapters, TINY))
@@ -89,20 +89,20 @@ def test_a_change_is_alpha_over_rank_times_the_product() -> None:
             assert adapted[path] is kernel
 
 
-def test_rank_stabilised_adapters_divide_by_the_root() -> None:
+def test_lora_settings_rslora_scales_by_root_of_rank() -> None:
     assert LoraSettings(rank=16, alpha=8.0).scale == 0.5
     assert LoraSettings(rank=16, alpha=8.0, rslora=True).scale == 2.0
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_new_adapters_change_no_bit(dtype: str) -> None:
+def test_init_adapters_leave_weights_unchanged(dtype: str) -> None:
     params = small_model(LM, param_dtype=dtype).params
     adapters = init_adapters(TINY, params, jax.random.key(0))
     assert leaves_equal(adapt(params, adapters, TINY), params)
     assert leaves_equal(merge_adapters(params, adapters, TINY), params)
 
 
-def test_new_factors_are_drawn_as_peft_draws_them() -> None:
+def test_init_adapters_matches_peft_distribution() -> None:
     params = small_model(LM, n_embd=64, n_layer=1).params
     chosen = LoraSettings(rank=64, target_modules=("c_fc", "mlp.c_proj"))
     block = init_adapters(chosen, params, jax.random.key(0))["transformer"]["h"]["0"]
@@ -121,7 +121,7 @@ def test_new_factors_are_drawn_as_peft_draws_them() -> None:
     assert not leaves_equal(first, init_adapters(TINY, params, jax.random.key(1)))
 
 
-def test_new_factors_do_not_depend_on_the_order_of_the_parameters() -> None:
+def test_init_adapters_ignores_parameter_order() -> None:
     params = small_model(LM, n_layer=1).params
     turned = unflatten_dict(dict(reversed(flatten(params).items())))
     key = jax.random.key(0)
@@ -129,7 +129,7 @@ def test_new_factors_do_not_depend_on_the_order_of_the_parameters() -> None:
     assert all(np.array_equal(theirs[path], leaf) for path, leaf in ours.items())
 
 
-def test_the_gradient_reaches_the_adapters_alone_and_is_the_kernels() -> None:
+def test_adapt_gradient_follows_from_kernel_gradient() -> None:
     apply, params = gpt1.functional(small_model(LM, n_layer=1))
     adapters = random_adapters(params)
 
@@ -153,7 +153,7 @@ def test_the_gradient_reaches_the_adapters_alone_and_is_the_kernels() -> None:
         assert difference(leaf, expected) < 5e-7  # measured: 3e-8
 
 
-def test_a_bfloat16_kernel_is_rounded_once() -> None:
+def test_merge_adapters_rounds_bfloat16_once() -> None:
     params = small_model(LM, param_dtype="bfloat16").params
     adapters = random_adapters(params)
     wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), params)
@@ -179,7 +179,7 @@ def test_a_bfloat16_kernel_is_rounded_once() -> None:
     ),
     rslora=st.booleans(),
 )
-def test_merged_is_adapted_and_what_is_saved_is_loaded(
+def test_merge_adapters_matches_adapt_and_round_trips(
     rank: int, targets: set[str], rslora: bool, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     params = small_model(LM).params
@@ -212,9 +212,7 @@ def test_merged_is_adapted_and_what_is_saved_is_loaded(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("cls", MODELS)
-def test_adapters_and_what_was_trained_beside_them_are_loaded_bit_by_bit(
-    cls: Any, dtype: str, tmp_path: Path
-) -> None:
+def test_save_then_load_adapters_is_bit_exact(cls: Any, dtype: str, tmp_path: Path) -> None:
     params = small_model(cls, param_dtype=dtype, num_labels=3, tie_word_embeddings=False).params
     names = ("tokens_embed", "score", "summary", "lm_head")
     beside = {path: leaf for path, leaf in flatten(params).items() if path[-2] in names}
@@ -231,7 +229,7 @@ def test_adapters_and_what_was_trained_beside_them_are_loaded_bit_by_bit(
     ]
 
 
-def test_the_files_are_as_peft_lays_them_out(tmp_path: Path) -> None:
+def test_save_adapters_writes_peft_layout(tmp_path: Path) -> None:
     params = small_model(CLASSIFIER, n_layer=1).params
     chosen = LoraSettings(rank=2, target_modules=("c_attn",))
     adapters = random_adapters(params, chosen)
@@ -258,7 +256,7 @@ def test_the_files_are_as_peft_lays_them_out(tmp_path: Path) -> None:
     assert (config["target_modules"], config["modules_to_save"]) == (["c_attn"], ["score"])
 
 
-def test_a_failed_save_leaves_the_earlier_one(
+def test_save_adapters_failure_keeps_earlier_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params = small_model(LM).params
@@ -337,7 +335,7 @@ def in_torch(cls: Any, params: Any, folder: Path) -> Any:
 @pytest.mark.parametrize(
     ("cls", "rslora"), [(BASE, False), (LM, True), (DOUBLE, False), (CLASSIFIER, True)]
 )
-def test_peft_reads_what_is_saved_here(peft: Any, cls: Any, rslora: bool, tmp_path: Path) -> None:
+def test_save_adapters_loads_in_peft(peft: Any, cls: Any, rslora: bool, tmp_path: Path) -> None:
     import conversion
 
     params = small_model(cls, **FIELDS).params
@@ -365,7 +363,7 @@ def test_peft_reads_what_is_saved_here(peft: Any, cls: Any, rslora: bool, tmp_pa
 
 @with_peft
 @pytest.mark.parametrize("cls", MODELS)
-def test_what_peft_saves_is_read_here(peft: Any, cls: Any, tmp_path: Path) -> None:
+def test_load_adapters_reads_peft_files(peft: Any, cls: Any, tmp_path: Path) -> None:
     import torch
 
     params = small_model(cls, **FIELDS).params
@@ -402,7 +400,7 @@ def test_what_peft_saves_is_read_here(peft: Any, cls: Any, tmp_path: Path) -> No
 
 @with_peft
 @pytest.mark.parametrize("cls", [LM, DOUBLE])
-def test_peft_ties_the_head_to_an_embedding_saved_here(peft: Any, cls: Any, tmp_path: Path) -> None:
+def test_save_adapters_embedding_ties_head_in_peft(peft: Any, cls: Any, tmp_path: Path) -> None:
     params = small_model(cls, **FIELDS).params
     adapters = random_adapters(params)
     tokens = small_model(cls, seed=5, **FIELDS).params["transformer"]["tokens_embed"]
@@ -419,7 +417,7 @@ def test_peft_ties_the_head_to_an_embedding_saved_here(peft: Any, cls: Any, tmp_
 
 @with_peft
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
-def test_an_embedding_that_peft_resized_is_read_here(peft: Any, tmp_path: Path) -> None:
+def test_load_adapters_reads_resized_embedding_of_peft(peft: Any, tmp_path: Path) -> None:
     params = small_model(LM, **FIELDS).params
     reference = in_torch(LM, params, tmp_path / "base")
     reference.resize_token_embeddings(15, mean_resizing=False)
@@ -437,7 +435,7 @@ def test_an_embedding_that_peft_resized_is_read_here(peft: Any, tmp_path: Path) 
 
 
 @with_peft
-def test_a_head_can_be_adapted_too(peft: Any, tmp_path: Path) -> None:
+def test_save_adapters_of_a_head_load_in_peft(peft: Any, tmp_path: Path) -> None:
     params = small_model(DOUBLE, **FIELDS).params
     chosen = LoraSettings(rank=2, alpha=3.0, target_modules=("c_fc", "summary"))
     adapters = random_adapters(params, chosen)
@@ -450,9 +448,7 @@ def test_a_head_can_be_adapted_too(peft: Any, tmp_path: Path) -> None:
 
 
 @with_peft
-def test_all_linear_layers_of_peft_but_the_saved_ones_are_adapted(
-    peft: Any, tmp_path: Path
-) -> None:
+def test_load_adapters_reads_all_linear_targets_of_peft(peft: Any, tmp_path: Path) -> None:
     params = small_model(DOUBLE, **FIELDS).params
     config = peft.LoraConfig(
         r=2,
@@ -492,13 +488,13 @@ FLOATS = "float32 or bfloat16 or float16"
         ({"rslora": 1}, "rslora is 1, but must be true or false"),
     ],
 )
-def test_settings_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+def test_lora_settings_reject_invalid_values(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LoraSettings(**fields)
 
 
 @pytest.mark.parametrize("target", ["q_proj", "attn", "_attn", "h.2.mlp.c_fc", "lm_head"])
-def test_a_target_that_is_nowhere(target: str) -> None:
+def test_init_adapters_rejects_unknown_target(target: str) -> None:
     params = small_model(LM).params
     chosen = LoraSettings(target_modules=("c_attn", target))
     there = "attn.c_attn, attn.c_proj, mlp.c_fc, mlp.c_proj"
@@ -506,7 +502,7 @@ def test_a_target_that_is_nowhere(target: str) -> None:
         init_adapters(chosen, params, jax.random.key(0))
 
 
-def test_adapters_of_another_model() -> None:
+def test_adapt_and_merge_reject_adapters_of_another_model() -> None:
     params = small_model(LM).params
     adapters = flatten(random_adapters(small_model(LM, n_layer=3).params))
     del adapters["transformer", "h", "0", "mlp", "c_fc", "lora_A"]
@@ -519,7 +515,7 @@ def test_adapters_of_another_model() -> None:
         assert "h.1.attn.c_attn.lora_B has shape (4, 24), but must have (3, 24)" in str(error.value)
 
 
-def test_what_cannot_be_saved(tmp_path: Path) -> None:
+def test_save_adapters_rejects_mismatched_tensors(tmp_path: Path) -> None:
     params = small_model(CLASSIFIER).params
     adapters = random_adapters(params)
     with pytest.raises(ValueError, match=r"cannot be saved:\n- score.kernel is missing$"):
@@ -557,7 +553,7 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_that_do_not_fit_each_other(tmp_path: Path) -> None:
+def test_load_adapters_rejects_mismatched_files(tmp_path: Path) -> None:
     params = small_model(LM, n_layer=1).params
     save(tmp_path, random_adapters(params))
     prefix = "base_model.model.transformer.h.0"
@@ -602,14 +598,16 @@ def test_files_that_do_not_fit_each_other(tmp_path: Path) -> None:
         ({"lora_alpha": "1"}, f"{CONFIG}: alpha is '1', but must be a positive number"),
     ],
 )
-def test_what_is_not_plain_lora(fields: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_load_adapters_rejects_unsupported_config(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     save(tmp_path, random_adapters(small_model(LM).params))
     reconfigure(tmp_path, **fields)
     with pytest.raises(ValueError, match=message):
         load_adapters(tmp_path)
 
 
-def test_files_that_are_missing_or_damaged(tmp_path: Path) -> None:
+def test_load_adapters_reports_missing_or_corrupt_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no folder .*nowhere"):
         load_adapters(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=f"has no {CONFIG}"):
