@@ -53,5 +53,5 @@ def run_all(
     if jax.default_backend() != "tpu" and STATUS.exists():
         cases = () if options.quick else (LARGEST,)
         forward(to("forward-memory", memory=True), cases=cases, head=(True,))
-        train(to("train-memory", memory=True), cases=cases, remat="cheap")
+        train(to("train-memory", memory=True), cases=cases, remat="linear")
     report(out)

@@ -1,17 +1,45 @@
-"""GPT-1 in Flax, equal to PyTorch's: the model, its checkpoints, its tokenizer and generation."""
+"""GPT-1 in Flax, equal to PyTorch's: the model, its checkpoints, its tokenizer and generation.
 
-from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.explore.module_tree import tree
-from gpt1_jax.generation import GenerateOutput, GenerationConfig, generate, stream
-from gpt1_jax.model import (
-    OpenAIGPTDoubleHeadsModel,
-    OpenAIGPTForSequenceClassification,
-    OpenAIGPTLMHeadModel,
-    OpenAIGPTModel,
-)
-from gpt1_jax.nn.attention import Cache
-from gpt1_jax.pure import functional
-from gpt1_jax.text.tokenizer import Tokenizer
+Each name is imported when it is first used, so that ``import gpt1_jax`` costs nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gpt1_jax.config import OpenAIGPTConfig
+    from gpt1_jax.explore.module_tree import tree
+    from gpt1_jax.generation.api import GenerateOutput, generate
+    from gpt1_jax.generation.streaming import stream
+    from gpt1_jax.generation_config import GenerationConfig
+    from gpt1_jax.model import (
+        OpenAIGPTDoubleHeadsModel,
+        OpenAIGPTForSequenceClassification,
+        OpenAIGPTLMHeadModel,
+        OpenAIGPTModel,
+    )
+    from gpt1_jax.nn.attention import Cache
+    from gpt1_jax.pure import functional
+    from gpt1_jax.text.tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+# Where each name is defined.
+_MODULES = {
+    "Cache": "nn.attention",
+    "GenerateOutput": "generation.api",
+    "GenerationConfig": "generation_config",
+    "OpenAIGPTConfig": "config",
+    "OpenAIGPTDoubleHeadsModel": "model",
+    "OpenAIGPTForSequenceClassification": "model",
+    "OpenAIGPTLMHeadModel": "model",
+    "OpenAIGPTModel": "model",
+    "Tokenizer": "text.tokenizer",
+    "functional": "pure",
+    "generate": "generation.api",
+    "stream": "generation.streaming",
+    "tree": "explore.module_tree",
+}
 
 __all__ = [
     "Cache",
@@ -23,8 +51,22 @@ __all__ = [
     "OpenAIGPTLMHeadModel",
     "OpenAIGPTModel",
     "Tokenizer",
+    "__version__",
     "functional",
     "generate",
     "stream",
     "tree",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name (PEP 562)."""
+    if name in _MODULES:
+        value = getattr(importlib.import_module(f"gpt1_jax.{_MODULES[name]}"), name)
+        globals()[name] = value  # found without this function from now on
+        return value
+    raise AttributeError(f"module 'gpt1_jax' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,17 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import conversion
-from conversion.files import atomic_write
-from conversion.layout import ALIASES as SPELLINGS
 from gpt1_jax.demo import resolve
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "swish")
 SUMMARY_TYPES = ("cls_index", "last", "first", "mean")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-
-# Hugging Face's general names for four of the fields, read from old or hand-written configurations.
-ALIASES = {alias: field for field, alias in SPELLINGS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +158,14 @@ class OpenAIGPTConfig:
         model_type = fields.get("model_type", "openai-gpt")
         if model_type != "openai-gpt":
             raise ValueError(f"model_type is {model_type!r}, but a GPT-1 is 'openai-gpt'")
+        from gpt1_jax._conversion import layout
+
         known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
+        # Hugging Face's general names for four fields, of old or hand-written configurations.
+        aliases = {alias: field for field, alias in layout.ALIASES.items()}
         values, extra = {}, {}
         for name, value in fields.items():
-            field = ALIASES.get(name, name)
+            field = aliases.get(name, name)
             if field != name and fields.get(field, value) != value:
                 raise ValueError(
                     f"{field} is {fields[field]!r}, {name} is {value!r}: "
@@ -206,6 +204,8 @@ class OpenAIGPTConfig:
             FileNotFoundError: there is no such folder, file or repository.
             ValueError: the file does not describe a GPT-1.
         """
+        from gpt1_jax._conversion import conversion
+
         fields = conversion.read_config(resolve(path, weights=False, **hub))
         try:
             return cls.from_dict(fields)
@@ -214,7 +214,9 @@ class OpenAIGPTConfig:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``config.json`` into ``folder`` (created if need be), whole or not at all."""
-        with atomic_write(Path(folder)) as new:
+        from gpt1_jax._conversion import files
+
+        with files.atomic_write(Path(folder)) as new:
             new("config.json").write_text(
                 json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
             )

@@ -22,9 +22,7 @@ import jax.numpy as jnp
 from flax.traverse_util import unflatten_dict
 from jax import export
 
-import conversion
-from conversion.files import DECODE, FORWARD, PROGRAM, TEXT
-from conversion.huggingface import saved_name
+from gpt1_jax._conversion import conversion, files, huggingface
 from gpt1_jax.model import (
     OpenAIGPTDoubleHeadsModel,
     OpenAIGPTForSequenceClassification,
@@ -60,12 +58,12 @@ def export_model(
         ValueError: the platforms are wrong, or attention is cuDNN's.
         OSError: the folder cannot be written.
     """
-    programs = {FORWARD: export_forward(model, platforms)}
+    programs = {files.FORWARD: export_forward(model, platforms)}
     if isinstance(model, OpenAIGPTLMHeadModel):
-        programs[DECODE] = export_decode(model, platforms)
-    files = {name + PROGRAM: bytes(program.serialize()) for name, program in programs.items()}
+        programs[files.DECODE] = export_decode(model, platforms)
+    saved = {name + files.PROGRAM: bytes(program.serialize()) for name, program in programs.items()}
     if text:
-        files |= {name + TEXT: it.mlir_module().encode() for name, it in programs.items()}
+        saved |= {name + files.TEXT: it.mlir_module().encode() for name, it in programs.items()}
     conversion.write(
         folder,
         {**model.config.to_dict(), "architectures": [type(model).__name__]},
@@ -73,7 +71,7 @@ def export_model(
         # In one file, however large: the programs take all of its tensors.
         max_shard_size=2**63 - 1,
         companions=companions,
-        files=files,
+        files=saved,
     )
 
 
@@ -196,7 +194,7 @@ def _by_saved_names(
     leaves = flatten(params)
     config, architecture = model.config.to_dict(), type(model).__name__
     table = conversion.param_specs(config, architecture)
-    rows = {saved_name(row, config, architecture): row for row in table}
+    rows = {huggingface.saved_name(row, config, architecture): row for row in table}
 
     def merged(weights: Mapping[str, jax.Array]) -> Any:
         arrays = {

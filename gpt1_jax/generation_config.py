@@ -11,8 +11,6 @@ from typing import Any, Literal, Self
 import jax
 import numpy as np
 
-from conversion.config_file import read_json
-from conversion.files import atomic_write
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 
@@ -408,14 +406,18 @@ class GenerationConfig:
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``generation_config.json`` into ``folder`` (created if need be), whole or not."""
-        with atomic_write(Path(folder)) as new:
+        from gpt1_jax._conversion import files
+
+        with files.atomic_write(Path(folder)) as new:
             new(FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """Return what the folder's ``generation_config.json`` holds, nothing where there is none."""
+    from gpt1_jax._conversion import config_file
+
     file = folder / FILE
-    fields = read_json(file) if file.is_file() else {}
+    fields = config_file.read_json(file) if file.is_file() else {}
     if not isinstance(fields, dict):
         raise ValueError(f"{file} must hold a JSON object, not {type(fields).__name__}")
     return fields

@@ -14,7 +14,6 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import PrecisionLike
 
-import conversion
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.nn.attention import Attention, Backend, choose_backend
@@ -59,6 +58,8 @@ def cast_params(params: Mapping[str, Any], dtype: str) -> Params:
     Raises:
         ValueError: values that are finite and would not be in that dtype; the parameters are named.
     """
+    from gpt1_jax._conversion import conversion
+
     with np.errstate(over="ignore"):
         cast = {p: leaf.astype(conversion.DTYPES[dtype]) for p, leaf in flatten(params).items()}
     wrong = [
@@ -90,7 +91,7 @@ class Numerics(TypedDict, total=False):
             "auto" chooses by the platform: "cudnn" on such a GPU, if it can; else "xla" on a GPU or
             TPU, "manual" on a CPU.
         remat: what the backward pass of a training computes again instead of keeping it: "none";
-            "cheap", all but the products of linear layers (so scores, softmax, dropout, GELU and
+            "linear", all but the products of linear layers (so scores, softmax, dropout, GELU and
             norms); or "all", whole blocks, of which then only the inputs are kept. On a CPU it
             needs ``nn.remat.compiler_options``.
     """
@@ -226,6 +227,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
                 missing, unexpected, duplicate or mis-shaped.
             TypeError: ``fields`` names no field of the configuration.
         """
+        from gpt1_jax._conversion import conversion
+
         known = {field.name for field in dataclasses.fields(OpenAIGPTConfig)} - {"extra"}
         if unknown := sorted(fields.keys() - known):
             raise TypeError(f"from_pretrained() got {unknown}, which OpenAIGPTConfig does not have")
@@ -286,6 +289,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         Raises:
             OSError: the folder cannot be written.
         """
+        from gpt1_jax._conversion import conversion
+
         config = {**self.config.to_dict(), "architectures": [type(self).__name__]}
         conversion.write(
             folder,

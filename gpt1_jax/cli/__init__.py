@@ -1,328 +1,125 @@
-"""The ``gpt1`` command."""
+"""The ``gpt1`` command.
 
-import json as json_format
+This module is light, so that ``gpt1 --help`` answers at once and an interruption is heard from the
+start: a command's own module, which imports JAX, is imported when that command is called.
+"""
+
+import importlib
 import os
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
-import jax
-import numpy as np
-import tyro
+import gpt1_jax
 
-import conversion
-from gpt1_jax.cli.compilation_cache import enable_compilation_cache
-from gpt1_jax.cli.estimate import plan
-from gpt1_jax.cli.explore import COMMANDS as EXPLORE_COMMANDS
-from gpt1_jax.cli.generation_flags import (
-    BeamFlags,
-    ConstraintFlags,
-    LengthFlags,
-    SamplingFlags,
-    read_settings,
-)
-from gpt1_jax.cli.prompts import Prompt, read_prompt_file
-from gpt1_jax.cli.training import COMMANDS, with_config
-from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.demo import DEMO, resolve
-from gpt1_jax.generation import GenerateOutput, GenerationConfig, stream
-from gpt1_jax.generation.batches import generate_batches, reorder
-from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
-from gpt1_jax.nn.attention import Attention
-from gpt1_jax.pretrained import cast_params
-from gpt1_jax.text.tokenizer import Tokenizer
-from gpt1_jax.text.tokenizer_files import Pipeline
+# The module and the summary of each command. A test compares the summaries with the docstrings.
+COMMANDS = {
+    "generate": ("generate", "Continue one text or several, each printed with its continuation."),
+    "convert": (
+        "checkpoints",
+        "Write a checkpoint in another format or dtype, with its tokenizer.",
+    ),
+    "export": (
+        "checkpoints",
+        "Write a model as programs that JAX runs without this package, beside its weights.",
+    ),
+    "verify": (
+        "checkpoints",
+        "Check a checkpoint: whole, equal to torch, and, if it is the published GPT-1, to its "
+        "outputs.",
+    ),
+    "pretrain": (
+        "training",
+        "Train a language model on text files. The defaults are the paper's recipe.",
+    ),
+    "finetune": (
+        "training",
+        "Train a model for a task on a labelled set. The defaults are the paper's recipe.",
+    ),
+    "evaluate": (
+        "training",
+        "Measure a language model on texts, or a fine-tuned model on labelled sets.",
+    ),
+    "tree": (
+        "explore",
+        "Print the modules of a model as torch prints them, and its number of parameters.",
+    ),
+    "tokens": ("explore", "Show a text as tokens and their ids, or ids as tokens."),
+    "nearest": (
+        "explore",
+        "Show the tokens whose embeddings are nearest to a word's, or to a sum such as "
+        '"king - man".',
+    ),
+    "surprisal": ("explore", "Show how much each token of a text surprises a model, in bits."),
+    "picture": ("explore", "Draw what a model makes of a text."),
+    "plan": (
+        "estimate",
+        "Compile a model's programs for machines that need not be here, and show what they take.",
+    ),
+}
+# The commands that take the flag --config.
+TAKE_CONFIG = ("pretrain", "finetune", "evaluate")
 
-DType = Literal["float32", "bfloat16", "float16"]
-Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
-app = tyro.extras.SubcommandApp()
-for command in (*COMMANDS.values(), *EXPLORE_COMMANDS, plan):
-    app.command(command)
+
+def command(name: str) -> Callable[..., None]:
+    """Import the function of a command."""
+    return getattr(importlib.import_module(f"gpt1_jax.cli.{COMMANDS[name][0]}"), name)
 
 
-@app.command
-def generate(
-    texts: Annotated[
-        tuple[str, ...],
-        tyro.conf.Positional,
-        tyro.conf.arg(metavar="PROMPT...", help_behavior_hint=""),
-    ],
-    length: tyro.conf.OmitArgPrefixes[LengthFlags],
-    sampling: tyro.conf.OmitArgPrefixes[SamplingFlags],
-    beams: tyro.conf.OmitArgPrefixes[BeamFlags],
-    constraints: tyro.conf.OmitArgPrefixes[ConstraintFlags],
-    model: Model = DEMO,
-    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
-    batch_size: int = 8,
-    json: bool = False,
-    ids: bool = False,
-    dtype: DType | None = None,
-    attention: Attention = "manual",
-    pipeline: Pipeline | None = None,
-    revision: str | None = None,
-    local_files_only: bool = False,
-    compilation_cache: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
-    ] = None,
-) -> None:
-    """Continue one text or several, each printed with its continuation.
-
-    On a terminal, a single text appears word by word. Settings without a flag are those of the
-    checkpoint's generation_config.json, else those of Hugging Face's generate.
-
-    Each line of a --prompts file is a prompt. A line that starts with a brace is a JSON object
-    instead, with the key "prompt" or, for token ids, "ids"; --json copies its other keys.
-
-    The JSON object of a text has the keys prompt, text, ids (all of them), new_ids, and for each
-    of these the log-probability it was chosen with (scores) and the one that the model itself gives
-    it (log_probs). Several texts of a prompt also have an index, and beams a score.
-
-    Args:
-        texts: the beginnings of the texts.
-        model: a checkpoint with a tokenizer; by default the small one that comes along.
-        length: When a text ends.
-        sampling: Draws.
-        beams: Beam search.
-        constraints: What a text may hold.
-        prompts: a file of further prompts, one a line; - for standard input.
-        batch_size: prompts to continue at once; each text takes up to 40 MB at full size, each beam
-            twice that.
-        json: print a JSON object a text, one a line.
-        ids: print token ids instead of text.
-        dtype: of the computation; the checkpoint's by default.
-        attention: what computes it: manual, GPT-1's formula; xla or cudnn, JAX's fused ones; or
-            auto, by the platform.
-        pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
-            checkpoint's by default.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-        compilation_cache: keep compiled programs in this folder, for the next run.
-    """
-    enable_compilation_cache(compilation_cache)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
-    if json and ids:
-        raise ValueError("--json holds the ids: --ids does not go with it")
-    given = [Prompt(place=f"the prompt {text!r}", text=text) for text in texts]
-    if prompts is not None:
-        given += read_prompt_file(prompts)
-    if not given:
-        raise ValueError("give at least one prompt, or a file of them with --prompts")
-    if json:
-        _check_other_keys(given)
-    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    # All that can be wrong comes before the weights, which may have to be downloaded.
-    folder = resolve(model, weights=False, **hub)
-    held = conversion.named_architecture(conversion.read_config(folder))
-    if held == OpenAIGPTForSequenceClassification.__name__:
-        raise ValueError(f"{model} is a classification, {held}; it was not trained to write text")
-    config = OpenAIGPTConfig.from_pretrained(folder)
-    settings = read_settings(folder, length, sampling, beams, constraints)
-    tokenizer = Tokenizer.from_pretrained(folder, pipeline=pipeline)
-    encoded = [prompt.encode(tokenizer, config.vocab_size) for prompt in given]
-    _check_lengths(config, settings, given, encoded)
-    language_model = OpenAIGPTLMHeadModel.from_pretrained(
-        model, dtype=dtype, attention=attention, **hub
-    )
-
-    one_text = len(given) == settings.num_beams == settings.num_return_sequences == 1
-    if one_text and given[0].text and sys.stdout.isatty() and not json and not ids:
-        print(tokenizer.decode(encoded[0]), end="", flush=True)
-        try:
-            for piece in stream(language_model, tokenizer, given[0].text, settings):
-                print(piece, end="", flush=True)
-        finally:
-            print()  # an interruption leaves a whole line too
+def run(arguments: Sequence[str]) -> None:
+    """Run the command that the arguments name, or print the help or the version."""
+    name = next(iter(arguments), "")
+    if name == "--version":
+        print(f"gpt1-jax {gpt1_jax.__version__}")
         return
+    import tyro
 
-    from tqdm import tqdm
+    chosen = command(name) if name in COMMANDS else None
+    if name in TAKE_CONFIG and chosen is not None:
+        from gpt1_jax.cli.config_flag import with_config
 
-    finished = generate_batches(
-        language_model, encoded, settings, batch_size=batch_size, tokenizer=tokenizer
-    )
-    hidden = None if len(given) > batch_size else True  # None: unless it would be on a terminal
-    finished = tqdm(finished, total=len(given), unit="prompt", disable=hidden)
-    for prompt, tokens, output in zip(given, encoded, reorder(finished), strict=True):
-        if json:
-            lines = map(json_format.dumps, _json_objects(prompt, tokens, output, tokenizer))
-        elif ids:
-            lines = (" ".join(map(str, row)) for row in output.sequences)
-        else:
-            lines = map(tokenizer.decode, output.sequences)
-        for line in lines:
-            tqdm.write(line)
-        sys.stdout.flush()
+        arguments = with_config(arguments, chosen)
+    app = tyro.extras.SubcommandApp()
+    for each, (_, summary) in COMMANDS.items():
+        function: Any = chosen if each == name else _only_described(summary)
+        app.command(function, name=each)
+    if signal.getsignal(signal.SIGINT) is _end_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    app.cli(prog="gpt1", description="GPT-1 in Flax.", args=list(arguments))
 
 
-@app.command
-def convert(
-    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|HUB-ID")],
-    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
-    format: Literal["huggingface", "openai"] = "huggingface",
-    dtype: DType | None = None,
-    max_shard_size: str | None = None,
-    pickle: bool = False,
-    revision: str | None = None,
-    local_files_only: bool = False,
-) -> None:
-    """Write a checkpoint in another format or dtype, with its tokenizer.
+def _only_described(summary: str) -> Callable[[], None]:
+    """Return a function with this summary, in place of a command that was not called."""
 
-    Args:
-        source: a Hugging Face folder or hub id, or a folder of OpenAI's npy files.
-        target: the folder to write.
-        format: Hugging Face's safetensors, or OpenAI's npy files.
-        dtype: of the weights; the source's by default. OpenAI's format is always float32.
-        max_shard_size: above it Hugging Face's weights are split over several files (5GB).
-        pickle: write Hugging Face's pytorch_model.bin in place of safetensors; needs torch.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-    """
-    if format == "openai" and (dtype or max_shard_size or pickle):
-        raise ValueError("--dtype, --max-shard-size and --pickle do not go with --format openai")
-    folder = resolve(source, revision=revision, local_files_only=local_files_only)
-    config, params = conversion.read(folder)
-    OpenAIGPTConfig.from_dict(config)  # what no model can be made of is not worth writing
-    if dtype is not None:
-        params = cast_params(params, dtype)
-    conversion.write(
-        target,
-        config,
-        params,
-        format=format,
-        max_shard_size=max_shard_size or "5GB",
-        safe_serialization=not pickle,
-        companions=folder,
-    )
-    print(f"{target}: {config['architectures'][0]} in {format} format")
+    def described() -> None:
+        pass
+
+    described.__doc__ = summary
+    return described
 
 
-@app.command
-def export(
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|HUB-ID")],
-    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
-    platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu"),
-    text: bool = False,
-    dtype: DType | None = None,
-    revision: str | None = None,
-    local_files_only: bool = False,
-) -> None:
-    """Write a model as programs that JAX runs without this package, beside its weights.
-
-    The folder is a checkpoint in Hugging Face's layout, with its tokenizer, and has the model's
-    forward in forward.jax and, of a language model, the forward with a cache in decode.jax.
-
-    Args:
-        model: a checkpoint.
-        target: the folder to write.
-        platforms: that the programs are for.
-        text: also write the programs as StableHLO text, forward.mlir and decode.mlir.
-        dtype: of the computation; the checkpoint's by default. The weights keep theirs, which
-            convert changes.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-    """
-    from gpt1_jax.export import export_model
-
-    folder = resolve(model, revision=revision, local_files_only=local_files_only)
-    held = conversion.named_architecture(conversion.read_config(folder))
-    cls = MODELS[held or OpenAIGPTLMHeadModel.__name__]
-    export_model(
-        cls.from_pretrained(folder, dtype=dtype),
-        target,
-        platforms=platforms,
-        text=text,
-        companions=folder,
-    )
-    print(f"{target}: {cls.__name__} for {', '.join(platforms)}")
-
-
-@app.command
-def verify(
-    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|HUB-ID")],
-    revision: str | None = None,
-    local_files_only: bool = False,
-) -> None:
-    """Check a checkpoint: whole, equal to torch, and, if it is the published GPT-1, to its outputs.
-
-    Exits with 1 where a check fails.
-
-    Args:
-        folder: a checkpoint.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-    """
-    from gpt1_jax.verify import verify as checks
-
-    failed = False
-    for check in checks(folder, revision=revision, local_files_only=local_files_only):
-        print(check, flush=True)
-        failed |= check.passed is False
-    if failed:
-        sys.exit(1)
-
-
-def _check_lengths(
-    config: OpenAIGPTConfig,
-    settings: GenerationConfig,
-    prompts: Sequence[Prompt],
-    encoded: Sequence[list[int]],
-) -> None:
-    """Check the settings; a prompt that is too long is named by its place."""
-    settings.check_for(config, len(prompts), 1)
-    longest = max(range(len(prompts)), key=lambda i: len(encoded[i]))
-    try:
-        settings.check_for(config, len(prompts), len(encoded[longest]))
-    except ValueError as error:
-        raise ValueError(f"{prompts[longest].place}: {error}") from None
-
-
-JSON_KEYS = ("prompt", "index", "text", "ids", "new_ids", "score", "scores", "log_probs")
-
-
-def _check_other_keys(prompts: Sequence[Prompt]) -> None:
-    for prompt in prompts:
-        if taken := sorted(prompt.other.keys() & set(JSON_KEYS)):
-            raise ValueError(f"{prompt.place}: --json has {taken} of its own, and cannot copy it")
-
-
-def _json_objects(
-    prompt: Prompt, encoded: Sequence[int], output: GenerateOutput, tokenizer: Tokenizer
-) -> Iterator[dict[str, Any]]:
-    """Yield what --json prints for the texts of one prompt."""
-
-    def numbers(row: np.ndarray) -> list[float | None]:
-        # The few digits that make a float32, not a float64's; JSON has no NaN.
-        return [None if np.isnan(x) else float(str(x)) for x in row]
-
-    for i, ids in enumerate(output.sequences):
-        fields: dict[str, Any] = {**prompt.other}
-        fields["prompt"] = tokenizer.decode(encoded) if prompt.text is None else prompt.text
-        if len(output.sequences) > 1:
-            fields["index"] = i
-        fields["text"] = tokenizer.decode(ids)
-        fields["ids"] = ids.tolist()
-        fields["new_ids"] = ids[len(encoded) :].tolist()
-        if output.sequences_scores is not None:
-            fields["score"] = float(str(output.sequences_scores[i]))
-        fields["scores"] = numbers(output.scores[i])
-        fields["log_probs"] = numbers(output.log_probs[i])
-        yield fields
+def _end_at_once(number: int, frame: object) -> None:
+    """End the process where an exception could be swallowed: in the midst of imports."""
+    os._exit(128 + number)
 
 
 def main() -> None:
     """Run the command; wrong input is one message on standard error and exit status 2."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, _end_at_once)
     try:
-        app.cli(prog="gpt1", description="GPT-1 in Flax.", args=with_config(sys.argv[1:]))
+        run(sys.argv[1:])
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         sys.exit(130)  # as a shell names what SIGINT has ended
-    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+    except (ValueError, OSError, ImportError) as error:
+        print(f"gpt1: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:
+        # JAX's error of a device without memory is a RuntimeError.
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         print("gpt1: out of memory: smaller batches take less, or shorter texts", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"gpt1: {error}", file=sys.stderr)
         sys.exit(2)

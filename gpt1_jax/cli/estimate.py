@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from conversion.files import atomic_write
+from gpt1_jax._conversion import files
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.planning import TIMEOUT, DType, Name, Plan
 from gpt1_jax.estimate.planning import plan as planned
@@ -27,7 +27,7 @@ def plan(
     train: int = 64,
     length: int = 512,
     dtype: tuple[DType, ...] = ("float32", "bfloat16"),
-    remat: Remat = "cheap",
+    remat: Remat = "linear",
     attention: Backend = "manual",
     model: Annotated[
         str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")
@@ -112,5 +112,5 @@ def plan(
 
 
 def _write(file: Path, text: str) -> None:
-    with atomic_write(file.absolute().parent) as new:
+    with files.atomic_write(file.absolute().parent) as new:
         new(file.name).write_text(text, encoding="utf-8")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from flax import nnx
 
-import conversion
+from gpt1_jax._conversion import conversion
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, resolve
 from gpt1_jax.explore.display import show

@@ -4,8 +4,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import conversion
-
 DEMO = "demo"
 FOLDER = Path(__file__).parent
 
@@ -17,4 +15,6 @@ def resolve(path: str | os.PathLike[str], **options: Any) -> Path:
     """
     if str(path) == DEMO and not Path(path).is_dir():
         return FOLDER
+    from gpt1_jax._conversion import conversion
+
     return conversion.resolve(path, **options)

@@ -59,7 +59,7 @@ class Plan:
     rows: int
     length: int
     dtype: str
-    remat: Remat = "cheap"
+    remat: Remat = "linear"
     attention: Backend = "manual"
     tokens: int = 0
     arguments: int = 0
@@ -140,7 +140,7 @@ def plan(
     rows: int = 32,
     length: int = 512,
     dtype: DType = "float32",
-    remat: Remat = "cheap",
+    remat: Remat = "linear",
     attention: Backend = "manual",
     timeout: float = TIMEOUT,
 ) -> Plan:

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from conversion.files import atomic_write
 from gpt1_jax.text.tokenizer_files import END_OF_WORD
 
 if TYPE_CHECKING:  # importing it takes a second
@@ -220,7 +219,9 @@ class Figure:
         format_ = path.suffix.removeprefix(".").lower()
         if format_ not in known:
             raise ValueError(f"{path}: a picture ends in one of {', '.join(sorted(known))}")
-        with atomic_write(path.absolute().parent) as new:
+        from gpt1_jax._conversion import files
+
+        with files.atomic_write(path.absolute().parent) as new:
             self.figure.savefig(new(path.name), format=format_, dpi=120)
 
     def _repr_png_(self) -> bytes:

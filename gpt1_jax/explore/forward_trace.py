@@ -60,7 +60,7 @@ class ForwardTrace:
     def __repr__(self) -> str:
         arrays = ("hidden_states", "attentions", "log_probs")
         shapes = ", ".join(f"{name} {getattr(self, name).shape}" for name in arrays)
-        return f"Reading({len(self.ids)} tokens, {shapes})"
+        return f"ForwardTrace({len(self.ids)} tokens, {shapes})"
 
 
 def trace_forward(model: LanguageModel, tokenizer: Tokenizer, text: str) -> ForwardTrace:

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 import jax
 
-Remat = Literal["none", "cheap", "all"]
+Remat = Literal["none", "linear", "all"]
 LINEAR_OUTPUT = "linear"  # the name of the product of every linear layer
 POLICIES = {
-    "cheap": jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
+    "linear": jax.checkpoint_policies.save_only_these_names(LINEAR_OUTPUT),
     "all": jax.checkpoint_policies.nothing_saveable,
 }
 

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from conversion.files import atomic_write
-
 if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not pay
     import tokenizers
     from tokenizers import AddedToken, models
@@ -112,14 +110,16 @@ def write_tokenizer(
     # tokenizer.json holds them too; vocab.json and merges.txt do not.
     added = {token.pop("id"): token for token in content["added_tokens"]}
     merges = (" ".join(pair) for pair in content["model"]["merges"])
-    files = {
+    contents = {
         "vocab.json": _json(content["model"]["vocab"]),
         "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
         "tokenizer.json": whole,
         "tokenizer_config.json": _json({**settings, "added_tokens_decoder": added}),
     }
-    with atomic_write(folder) as temporary:
-        for name, text in files.items():
+    from gpt1_jax._conversion import files
+
+    with files.atomic_write(folder) as temporary:
+        for name, text in contents.items():
             temporary(name).write_text(text, encoding="utf-8", newline="\n")
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import jax
 
-from conversion.files import os_error
+from gpt1_jax._conversion import files
 from gpt1_jax.training.step import TrainState
 
 KEPT = 2  # the latest, and the one before in case the disk loses the latest
@@ -48,7 +48,7 @@ class Checkpoints:
             self._remove_obsolete()
             self._manager = ocp.CheckpointManager(folder.absolute(), options=options)
         except OSError as error:
-            raise os_error(f"cannot write to {folder}: {_reason(error)}", error) from error
+            raise files.os_error(f"cannot write to {folder}: {_reason(error)}", error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -90,7 +90,7 @@ class Checkpoints:
         try:
             self._manager.save(step, args=items)
         except Exception as error:  # orbax and tensorstore raise what they like
-            raise os_error(f"{message}: {_reason(error)}", error) from error
+            raise files.os_error(f"{message}: {_reason(error)}", error) from error
         self._remove_obsolete()
 
     def _remove_obsolete(self) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from conversion.files import atomic_write
+from gpt1_jax._conversion import files
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS
@@ -364,7 +364,7 @@ def _write_task(out: Path, task: Task, columns: Mapping[str, str]) -> None:
         "max_tokens": task.max_tokens,
         "columns": dict(columns),
     }
-    with atomic_write(out) as new:
+    with files.atomic_write(out) as new:
         new(TASK).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from conversion.files import atomic_write, os_error
+from gpt1_jax._conversion import files
 
 
 class Log:
@@ -22,7 +22,7 @@ class Log:
     def __init__(self, path: Path, step: int):
         self.path = path
         kept = [record for record in read_log(path) if record["step"] <= step]
-        with atomic_write(path.parent) as new:
+        with files.atomic_write(path.parent) as new:
             text = "".join(json.dumps(record) + "\n" for record in kept)
             new(path.name).write_text(text, encoding="utf-8")
 
@@ -37,7 +37,7 @@ class Log:
                 file.write(json.dumps(record) + "\n")
         except OSError as error:  # that of a full disk names no file
             message = f"cannot write to {self.path}: {error.strerror}"
-            raise os_error(message, error) from error
+            raise files.os_error(message, error) from error
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -83,5 +83,5 @@ def draw_losses(log: Path, picture: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    with atomic_write(picture.parent) as new:
+    with files.atomic_write(picture.parent) as new:
         figure.savefig(new(picture.name), format="png", dpi=120)

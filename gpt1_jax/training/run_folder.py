@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from conversion.files import atomic_write, remove_unfinished
+from gpt1_jax._conversion import files
 
 SETTINGS = "run.json"
 CHECKPOINT = (".json", ".txt", ".bpe", ".safetensors", ".bin", ".npy")
@@ -89,8 +89,8 @@ def begin(out: Path, settings: dict[str, Any]) -> bool:
         OSError: it cannot be written.
     """
     if check(out, settings):
-        remove_unfinished(out)
+        files.remove_unfinished(out)
         return True
-    with atomic_write(out) as new:
+    with files.atomic_write(out) as new:
         new(SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     return False

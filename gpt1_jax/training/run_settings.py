@@ -39,7 +39,7 @@ class RunSettings:
     dropout: float = 0.1
     embedding_dropout: EmbeddingDropout = "sum"
     dtype: DType = "float32"
-    remat: Remat = "cheap"
+    remat: Remat = "linear"
     seed: int = 0
 
     def __post_init__(self) -> None:

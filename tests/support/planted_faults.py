@@ -49,7 +49,12 @@ FAULTS = (
         "epsilon=self.config.layer_norm_epsilon,",
         "",
     ),
-    Fault("later keys masked out", "gpt1_jax/nn/attention.py", "AFTER = -1e4", "AFTER = -math.inf"),
+    Fault(
+        "later keys masked out",
+        "gpt1_jax/nn/attention.py",
+        "CAUSAL_MASK_VALUE = -1e4",
+        "CAUSAL_MASK_VALUE = -math.inf",
+    ),
     Fault(
         "a mean over ignored labels too",
         "gpt1_jax/nn/losses.py",

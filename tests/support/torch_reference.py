@@ -100,7 +100,7 @@ def first_differing_module(
         kind = type(module).__name__
         if kind in ("OpenAIGPTModel", "OpenAIGPTSequenceSummary"):
             continue  # compared whole, by their outputs
-        if kind == "TiedLinear":
+        if kind == "TiedHead":
             got = module(x, ours.transformer.tokens_embed.embedding.get_value())
         elif kind in ("Attention", "Block"):
             got, expected = module(x, mask)[0], expected[0]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from conversion.files import atomic_write
+from gpt1_jax._conversion import files
 from gpt1_jax.text.tokenizer import Tokenizer
 
 READ_CHARS = 2**20  # characters that are read and encoded at once
@@ -112,7 +112,7 @@ def _encode(
     pieces, read = itertools.tee(pieces)
     encoded = tokenizer.encode_pieces(piece for _, piece in read)
     with (
-        atomic_write(cache) as new,
+        files.atomic_write(cache) as new,
         new(f"{name}.bin").open("wb") as file,
         tqdm(total=size, unit="B", unit_scale=True, desc="reading text", disable=None) as bar,
     ):

@@ -20,21 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-import conversion
-from conversion.config_file import read_json
-from conversion.files import atomic_write
-from conversion.huggingface import open_weights
-from conversion.layout import (
-    BASE,
-    CLASSIFICATION,
-    DOUBLE_HEADS,
-    LM_HEAD,
-    OWN_HEAD,
-    ParamSpec,
-    param_specs,
-)
-from conversion.match import LazyTensor
-from conversion.tree import load_params
+from gpt1_jax._conversion import config_file, conversion, files, huggingface, layout, match, tree
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.pretrained import Params, check_params, flatten
 
@@ -45,10 +31,10 @@ PREFIX = "base_model.model."  # of every name in peft's files
 
 # peft's names of what a model is for. It has none for the double heads.
 TASKS = {
-    BASE: "FEATURE_EXTRACTION",
-    LM_HEAD: "CAUSAL_LM",
-    DOUBLE_HEADS: None,
-    CLASSIFICATION: "SEQ_CLS",
+    layout.BASE: "FEATURE_EXTRACTION",
+    layout.LM_HEAD: "CAUSAL_LM",
+    layout.DOUBLE_HEADS: None,
+    layout.CLASSIFICATION: "SEQ_CLS",
 }
 
 # What else peft can do to the weights, with the values that do nothing. The rest of its fields
@@ -225,7 +211,7 @@ def save_adapters(
         for path, leaf in {**flatten(adapters), **flatten(saved_modules or {})}.items()
     }
     described = {path: (leaf.shape, str(leaf.dtype)) for path, leaf in leaves.items()}
-    required = OWN_HEAD[architecture] if architecture == CLASSIFICATION else ()
+    required = layout.OWN_HEAD[architecture] if architecture == layout.CLASSIFICATION else ()
     if faults := _faults(settings, described, rows, required):
         raise ValueError("\n".join(["these adapters cannot be saved:", *faults]))
 
@@ -254,7 +240,7 @@ def save_adapters(
         "task_type": TASKS[architecture],
         "use_rslora": settings.rslora,
     }
-    with atomic_write(Path(folder)) as new:
+    with files.atomic_write(Path(folder)) as new:
         _save(arrays, new(WEIGHTS))
         new(CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -284,9 +270,11 @@ def load_adapters(folder: str | os.PathLike[str]) -> tuple[LoraSettings, Params,
     path = folder / WEIGHTS
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {WEIGHTS}")
-    found = open_weights(path)
+    found = huggingface.open_weights(path)
     prefixed = any(stored.name.startswith(f"{PREFIX}transformer.") for stored in found)
-    rows = _outside_the_blocks((LM_HEAD, DOUBLE_HEADS, CLASSIFICATION) if prefixed else (BASE,))
+    rows = _outside_the_blocks(
+        (layout.LM_HEAD, layout.DOUBLE_HEADS, layout.CLASSIFICATION) if prefixed else (layout.BASE,)
+    )
     named = {PREFIX + row.torch: row for row in rows}
     fitted = [(named.get(stored.name) or _factor_named(stored), stored) for stored in found]
     described = {
@@ -295,8 +283,12 @@ def load_adapters(folder: str | os.PathLike[str]) -> tuple[LoraSettings, Params,
     }
     if faults := _faults(settings, described, rows, modules_to_save):
         raise ValueError("\n".join([f"{path} does not fit {CONFIG} beside it:", *faults]))
-    adapters = load_params([pair for pair in fitted if pair[0].path[-1] in FACTORS], jnp.asarray)
-    saved = load_params([pair for pair in fitted if pair[0].path[-1] not in FACTORS], jnp.asarray)
+    adapters = tree.load_params(
+        [pair for pair in fitted if pair[0].path[-1] in FACTORS], jnp.asarray
+    )
+    saved = tree.load_params(
+        [pair for pair in fitted if pair[0].path[-1] not in FACTORS], jnp.asarray
+    )
     if "lm_head" in saved and "lm_head" not in modules_to_save:
         # Of a model whose embedding was resized, peft saves a tied head too.
         tokens = saved.get("transformer", {}).get("tokens_embed", {}).get("embedding")
@@ -337,12 +329,12 @@ def _within(module: str, name: str) -> bool:
     return f".{name}." in f".{module}."
 
 
-def _factor(path: tuple[str, ...], shape: tuple[int, ...]) -> ParamSpec:
+def _factor(path: tuple[str, ...], shape: tuple[int, ...]) -> layout.ParamSpec:
     """The row of a factor: torch holds it as the weight of a Linear."""
-    return ParamSpec(".".join((*path, "weight")), path, shape, transposed=True)
+    return layout.ParamSpec(".".join((*path, "weight")), path, shape, transposed=True)
 
 
-def _factor_named(stored: LazyTensor) -> ParamSpec:
+def _factor_named(stored: match.LazyTensor) -> layout.ParamSpec:
     """The row of what should be a factor; its path is the name as it is where it cannot be one."""
     name = stored.name
     if name.startswith(PREFIX) and name.endswith(".weight"):
@@ -352,17 +344,17 @@ def _factor_named(stored: LazyTensor) -> ParamSpec:
     return _factor(path, stored.shape[::-1])
 
 
-def _outside_the_blocks(architectures: Iterable[str]) -> list[ParamSpec]:
+def _outside_the_blocks(architectures: Iterable[str]) -> list[layout.ParamSpec]:
     """The rows, but not the shapes, of the embeddings and heads that an adapter may come with."""
     config = {"n_layer": 1, "tie_word_embeddings": False}
-    rows = {row.path: row for name in architectures for row in param_specs(config, name)}
+    rows = {row.path: row for name in architectures for row in layout.param_specs(config, name)}
     return [row for row in rows.values() if "h" not in row.path]
 
 
 def _faults(
     settings: LoraSettings,
     found: Mapping[tuple[str, ...], tuple[tuple[int, ...], str]],
-    rows: Collection[ParamSpec],
+    rows: Collection[layout.ParamSpec],
     required: Collection[str],
 ) -> list[str]:
     """One line for each thing wrong with the leaves of a file, of which the model is not known.
@@ -409,7 +401,7 @@ def _faults(
 
 def _read_config(path: Path) -> tuple[LoraSettings, tuple[str, ...]]:
     """The settings in peft's file, and the names of its modules_to_save."""
-    config: Any = read_json(path)
+    config: Any = config_file.read_json(path)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f"{path} is no configuration of LoRA: its peft_type must be 'LORA'")
     whole = config.get("modules_to_save") or []
@@ -424,7 +416,7 @@ def _read_config(path: Path) -> tuple[LoraSettings, tuple[str, ...]]:
         for name, neutral in UNSUPPORTED.items()
         if config.get(name) is not None and config[name] not in neutral
     ]
-    headless = config.get("task_type") in (TASKS[BASE], TASKS[CLASSIFICATION])
+    headless = config.get("task_type") in (TASKS[layout.BASE], TASKS[layout.CLASSIFICATION])
     if not headless and any(_ends(name, "tokens_embed") for name in whole):
         wrong.append("modules_to_save has tokens_embed, which peft does not tie to lm_head")
     if wrong:

@@ -15,7 +15,7 @@ from flax import nnx
 
 import conversion
 import gpt1_jax as gpt1
-from gpt1_jax import cli
+from gpt1_jax.cli import generate as generate_command
 
 pytestmark = pytest.mark.unoptimized
 
@@ -120,7 +120,7 @@ def test_cli_generate_passes_every_setting(
         raise SeenError("seen")
 
     found: list[object] = []
-    monkeypatch.setattr(cli, "generate_batches", seen)
+    monkeypatch.setattr(generate_command, "generate_batches", seen)
     common: dict[str, Any] = {
         "max_new_tokens": 9,
         "min_new_tokens": 2,
@@ -180,7 +180,7 @@ def test_cli_generate_streams_on_a_terminal(
             streamed.append(piece)
             yield piece
 
-    monkeypatch.setattr(cli, "stream", spy)
+    monkeypatch.setattr(generate_command, "stream", spy)
     assert (run(*arguments)[1], streamed) == (texts[0], [])  # not a terminal
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert run(*arguments) == (0, texts[0], "")
@@ -201,7 +201,7 @@ def test_cli_generate_ends_the_line_when_interrupted(
         yield " one"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "stream", interrupted)
+    monkeypatch.setattr(generate_command, "stream", interrupted)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     arguments = ["generate", "abc a", "--model", folder, "--max-new-tokens", 9]
     assert run(*arguments) == (130, "abc a one\n", "")
@@ -404,7 +404,7 @@ def test_cli_generate_reports_out_of_memory(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(cli, "generate_batches", fail)
+    monkeypatch.setattr(generate_command, "generate_batches", fail)
     status, out, err = run("generate", "--model", folder, "a", "--max-new-tokens", 4)
     assert (status, out) == (2, "")
     assert err.startswith("gpt1: out of memory: smaller batches")

@@ -49,7 +49,7 @@ def test_trace_forward_matches_model_outputs(
     np.testing.assert_allclose(reading.log_probs, expected, rtol=0, atol=2e-6)
     assert reading.vocabulary[-3:] == ("\n</w>", str(SIZE), str(SIZE + 1))
     assert repr(reading) == (
-        f"Reading(5 tokens, hidden_states {reading.hidden_states.shape}, "
+        f"ForwardTrace(5 tokens, hidden_states {reading.hidden_states.shape}, "
         f"attentions {reading.attentions.shape}, log_probs (5, {SIZE + 2}))"
     )
 

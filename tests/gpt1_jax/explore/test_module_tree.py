@@ -35,7 +35,7 @@ OpenAIGPTModel(
   )
 )"""
 INDENTED = BODY.replace("\n", "\n  ")
-TIED = "(lm_head): TiedLinear(in_features=8, out_features=13, use_bias=False)"
+TIED = "(lm_head): TiedHead(in_features=8, out_features=13, use_bias=False)"
 TREES = {
     "OpenAIGPTModel": BODY,
     "OpenAIGPTLMHeadModel": f"""\
@@ -130,4 +130,4 @@ def test_tree_shows_resized_vocabulary() -> None:
     model.resize_token_embeddings(20, rngs=nnx.Rngs(1))
     text = gpt1.tree(model)
     assert "(tokens_embed): Embed(num_embeddings=20, features=8)" in text
-    assert "(lm_head): TiedLinear(in_features=8, out_features=20, use_bias=False)" in text
+    assert "(lm_head): TiedHead(in_features=8, out_features=20, use_bias=False)" in text

@@ -15,7 +15,7 @@ from gpt1_jax.nn.remat import compiler_options
 from gpt1_jax.pure import merge, split
 
 LM = gpt1.OpenAIGPTLMHeadModel
-KINDS: Any = ("none", "cheap", "all")
+KINDS: Any = ("none", "linear", "all")
 RATES: dict[str, Any] = {"embd_pdrop": 0.1, "attn_pdrop": 0.3, "resid_pdrop": 0.5}
 IDS = random_ids(3, 8)
 MASK = np.ones((3, 8), np.float32)
@@ -38,7 +38,7 @@ def gradients(remat: Any, dtype: str) -> Any:
     return jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options())(params)
 
 
-@pytest.mark.parametrize("remat", ["cheap", "all"])
+@pytest.mark.parametrize("remat", ["linear", "all"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
     [("float32", 1e-6), pytest.param("float64", 1e-14, marks=pytest.mark.unoptimized)],
@@ -53,7 +53,7 @@ def test_remat_preserves_loss_and_gradients(remat: str, dtype: str, tolerance: f
         assert difference(ours, right) < tolerance
 
 
-@pytest.mark.parametrize("remat", ["cheap", "all"])
+@pytest.mark.parametrize("remat", ["linear", "all"])
 def test_remat_preserves_hidden_states_and_attentions(remat: Any) -> None:
     config, params = small_config(), small_model(LM).params
     flags = {"output_hidden_states": True, "output_attentions": True}
@@ -66,7 +66,7 @@ def test_remat_preserves_hidden_states_and_attentions(remat: Any) -> None:
         np.testing.assert_allclose(ours, right, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", ["cheap", "all"])
+@pytest.mark.parametrize("remat", ["linear", "all"])
 def test_remat_does_not_affect_decoding(remat: Any) -> None:
     model = LM(small_config(), rngs=nnx.Rngs(0), remat=remat)
     cache = gpt1.Cache.empty(model.config, 3, 8)
@@ -93,10 +93,10 @@ def kept(remat: Any) -> int:
 
 
 def test_remat_reduces_memory() -> None:
-    none, cheap, everything = (kept(remat) for remat in KINDS)
+    none, linear, everything = (kept(remat) for remat in KINDS)
     # Measured: 21.5, 7.4 and 3.2 MB.
-    assert cheap < none / 2
-    assert everything < cheap / 1.5
+    assert linear < none / 2
+    assert everything < linear / 1.5
 
 
 def test_remat_uses_newly_loaded_params() -> None:
@@ -109,11 +109,11 @@ def test_remat_uses_newly_loaded_params() -> None:
 
 
 def test_remat_rejects_unknown_policy() -> None:
-    with pytest.raises(ValueError, match="remat is 'some', but must be one of none, cheap, all"):
+    with pytest.raises(ValueError, match="remat is 'some', but must be one of none, linear, all"):
         LM(small_config(), rngs=nnx.Rngs(0), remat="some")  # pyright: ignore[reportArgumentType]
 
 
 def test_from_pretrained_sets_remat(tmp_path: Any) -> None:
     small_model(LM).save_pretrained(tmp_path)
-    model = LM.from_pretrained(tmp_path, remat="cheap")
-    assert model.remat == model.transformer.remat == "cheap"
+    model = LM.from_pretrained(tmp_path, remat="linear")
+    assert model.remat == model.transformer.remat == "linear"

@@ -247,7 +247,7 @@ def test_pretrain_steps_set_number_of_steps(
 
 @pytest.mark.parametrize(
     "change",
-    [{"remat": "cheap"}, {"remat": "all"}, {"accumulate": 8, "dropout": 0.0}],
+    [{"remat": "linear"}, {"remat": "all"}, {"accumulate": 8, "dropout": 0.0}],
     ids=lambda change: "-".join(map(str, change.values())),
 )
 def test_pretrain_memory_settings_keep_the_result(
@@ -303,7 +303,7 @@ def test_pretrain_settings_default_to_the_paper() -> None:
         ({"dropout": 1.0}, r"dropout is 1.0, but must be a rate in \[0, 1\)"),
         ({"embedding_dropout": "rows"}, "embedding_dropout is rows, but must be sum or tables"),
         ({"dtype": "float16"}, "dtype is float16, but must be float32 or bfloat16"),
-        ({"remat": "some"}, "remat is some, but must be none or cheap or all"),
+        ({"remat": "some"}, "remat is some, but must be none or linear or all"),
         ({"seed": -1}, "seed is -1, but must be in"),
         ({"warmup": 100, "steps": 99}, "warmup is 100 steps, but must be at most total_steps = 99"),
         ({"n_head": 3}, "n_head is 3, but must be a divisor of n_embd = 16"),

@@ -1,0 +1,119 @@
+"""The commands ``gpt1 convert``, ``export`` and ``verify``."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from gpt1_jax._conversion import conversion
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import resolve
+from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel
+from gpt1_jax.pretrained import cast_params
+
+DType = Literal["float32", "bfloat16", "float16"]
+
+
+def convert(
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|HUB-ID")],
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    format: Literal["huggingface", "openai"] = "huggingface",
+    dtype: DType | None = None,
+    max_shard_size: str | None = None,
+    pickle: bool = False,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> None:
+    """Write a checkpoint in another format or dtype, with its tokenizer.
+
+    Args:
+        source: a Hugging Face folder or hub id, or a folder of OpenAI's npy files.
+        target: the folder to write.
+        format: Hugging Face's safetensors, or OpenAI's npy files.
+        dtype: of the weights; the source's by default. OpenAI's format is always float32.
+        max_shard_size: above it Hugging Face's weights are split over several files (5GB).
+        pickle: write Hugging Face's pytorch_model.bin in place of safetensors; needs torch.
+        revision: branch, tag or commit on the hub.
+        local_files_only: do without the network.
+    """
+    if format == "openai" and (dtype or max_shard_size or pickle):
+        raise ValueError("--dtype, --max-shard-size and --pickle do not go with --format openai")
+    folder = resolve(source, revision=revision, local_files_only=local_files_only)
+    config, params = conversion.read(folder)
+    OpenAIGPTConfig.from_dict(config)  # what no model can be made of is not worth writing
+    if dtype is not None:
+        params = cast_params(params, dtype)
+    conversion.write(
+        target,
+        config,
+        params,
+        format=format,
+        max_shard_size=max_shard_size or "5GB",
+        safe_serialization=not pickle,
+        companions=folder,
+    )
+    print(f"{target}: {config['architectures'][0]} in {format} format")
+
+
+def export(
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|HUB-ID")],
+    target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    platforms: tuple[Literal["cpu", "cuda", "tpu"], ...] = ("cpu", "cuda", "tpu"),
+    text: bool = False,
+    dtype: DType | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> None:
+    """Write a model as programs that JAX runs without this package, beside its weights.
+
+    The folder is a checkpoint in Hugging Face's layout, with its tokenizer, and has the model's
+    forward in forward.jax and, of a language model, the forward with a cache in decode.jax.
+
+    Args:
+        model: a checkpoint.
+        target: the folder to write.
+        platforms: that the programs are for.
+        text: also write the programs as StableHLO text, forward.mlir and decode.mlir.
+        dtype: of the computation; the checkpoint's by default. The weights keep theirs, which
+            convert changes.
+        revision: branch, tag or commit on the hub.
+        local_files_only: do without the network.
+    """
+    from gpt1_jax.export import export_model
+
+    folder = resolve(model, revision=revision, local_files_only=local_files_only)
+    held = conversion.named_architecture(conversion.read_config(folder))
+    cls = MODELS[held or OpenAIGPTLMHeadModel.__name__]
+    export_model(
+        cls.from_pretrained(folder, dtype=dtype),
+        target,
+        platforms=platforms,
+        text=text,
+        companions=folder,
+    )
+    print(f"{target}: {cls.__name__} for {', '.join(platforms)}")
+
+
+def verify(
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|HUB-ID")],
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> None:
+    """Check a checkpoint: whole, equal to torch, and, if it is the published GPT-1, to its outputs.
+
+    Exits with 1 where a check fails.
+
+    Args:
+        folder: a checkpoint.
+        revision: branch, tag or commit on the hub.
+        local_files_only: do without the network.
+    """
+    from gpt1_jax.verify import verify as checks
+
+    failed = False
+    for check in checks(folder, revision=revision, local_files_only=local_files_only):
+        print(check, flush=True)
+        failed |= check.passed is False
+    if failed:
+        sys.exit(1)

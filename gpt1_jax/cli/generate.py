@@ -1,0 +1,193 @@
+"""The command ``gpt1 generate``."""
+
+import json as json_format
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+
+from gpt1_jax._conversion import conversion
+from gpt1_jax.cli.checkpoints import DType
+from gpt1_jax.cli.compilation_cache import enable_compilation_cache
+from gpt1_jax.cli.generation_flags import (
+    BeamFlags,
+    ConstraintFlags,
+    LengthFlags,
+    SamplingFlags,
+    read_settings,
+)
+from gpt1_jax.cli.prompts import Prompt, read_prompt_file
+from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import DEMO, resolve
+from gpt1_jax.generation import GenerateOutput, GenerationConfig, stream
+from gpt1_jax.generation.batches import generate_batches, reorder
+from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
+from gpt1_jax.nn.attention import Attention
+from gpt1_jax.text.tokenizer import Tokenizer
+from gpt1_jax.text.tokenizer_files import Pipeline
+
+Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
+
+
+def generate(
+    texts: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="PROMPT...", help_behavior_hint=""),
+    ],
+    length: tyro.conf.OmitArgPrefixes[LengthFlags],
+    sampling: tyro.conf.OmitArgPrefixes[SamplingFlags],
+    beams: tyro.conf.OmitArgPrefixes[BeamFlags],
+    constraints: tyro.conf.OmitArgPrefixes[ConstraintFlags],
+    model: Model = DEMO,
+    prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    batch_size: int = 8,
+    json: bool = False,
+    ids: bool = False,
+    dtype: DType | None = None,
+    attention: Attention = "manual",
+    pipeline: Pipeline | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    compilation_cache: Annotated[
+        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
+    ] = None,
+) -> None:
+    """Continue one text or several, each printed with its continuation.
+
+    On a terminal, a single text appears word by word. Settings without a flag are those of the
+    checkpoint's generation_config.json, else those of Hugging Face's generate.
+
+    Each line of a --prompts file is a prompt. A line that starts with a brace is a JSON object
+    instead, with the key "prompt" or, for token ids, "ids"; --json copies its other keys.
+
+    The JSON object of a text has the keys prompt, text, ids (all of them), new_ids, and for each
+    of these the log-probability it was chosen with (scores) and the one that the model itself gives
+    it (log_probs). Several texts of a prompt also have an index, and beams a score.
+
+    Args:
+        texts: the beginnings of the texts.
+        model: a checkpoint with a tokenizer; by default the small one that comes along.
+        length: When a text ends.
+        sampling: Draws.
+        beams: Beam search.
+        constraints: What a text may hold.
+        prompts: a file of further prompts, one a line; - for standard input.
+        batch_size: prompts to continue at once; each text takes up to 40 MB at full size, each beam
+            twice that.
+        json: print a JSON object a text, one a line.
+        ids: print token ids instead of text.
+        dtype: of the computation; the checkpoint's by default.
+        attention: what computes it: manual, GPT-1's formula; xla or cudnn, JAX's fused ones; or
+            auto, by the platform.
+        pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
+            checkpoint's by default.
+        revision: branch, tag or commit on the hub.
+        local_files_only: do without the network.
+        compilation_cache: keep compiled programs in this folder, for the next run.
+    """
+    enable_compilation_cache(compilation_cache)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    if json and ids:
+        raise ValueError("--json holds the ids: --ids does not go with it")
+    given = [Prompt(place=f"the prompt {text!r}", text=text) for text in texts]
+    if prompts is not None:
+        given += read_prompt_file(prompts)
+    if not given:
+        raise ValueError("give at least one prompt, or a file of them with --prompts")
+    if json:
+        _check_other_keys(given)
+    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    # All that can be wrong comes before the weights, which may have to be downloaded.
+    folder = resolve(model, weights=False, **hub)
+    held = conversion.named_architecture(conversion.read_config(folder))
+    if held == OpenAIGPTForSequenceClassification.__name__:
+        raise ValueError(f"{model} is a classification, {held}; it was not trained to write text")
+    config = OpenAIGPTConfig.from_pretrained(folder)
+    settings = read_settings(folder, length, sampling, beams, constraints)
+    tokenizer = Tokenizer.from_pretrained(folder, pipeline=pipeline)
+    encoded = [prompt.encode(tokenizer, config.vocab_size) for prompt in given]
+    _check_lengths(config, settings, given, encoded)
+    language_model = OpenAIGPTLMHeadModel.from_pretrained(
+        model, dtype=dtype, attention=attention, **hub
+    )
+
+    one_text = len(given) == settings.num_beams == settings.num_return_sequences == 1
+    if one_text and given[0].text and sys.stdout.isatty() and not json and not ids:
+        print(tokenizer.decode(encoded[0]), end="", flush=True)
+        try:
+            for piece in stream(language_model, tokenizer, given[0].text, settings):
+                print(piece, end="", flush=True)
+        finally:
+            print()  # an interruption leaves a whole line too
+        return
+
+    from tqdm import tqdm
+
+    finished = generate_batches(
+        language_model, encoded, settings, batch_size=batch_size, tokenizer=tokenizer
+    )
+    hidden = None if len(given) > batch_size else True  # None: unless it would be on a terminal
+    finished = tqdm(finished, total=len(given), unit="prompt", disable=hidden)
+    for prompt, tokens, output in zip(given, encoded, reorder(finished), strict=True):
+        if json:
+            lines = map(json_format.dumps, _json_objects(prompt, tokens, output, tokenizer))
+        elif ids:
+            lines = (" ".join(map(str, row)) for row in output.sequences)
+        else:
+            lines = map(tokenizer.decode, output.sequences)
+        for line in lines:
+            tqdm.write(line)
+        sys.stdout.flush()
+
+
+def _check_lengths(
+    config: OpenAIGPTConfig,
+    settings: GenerationConfig,
+    prompts: Sequence[Prompt],
+    encoded: Sequence[list[int]],
+) -> None:
+    """Check the settings; a prompt that is too long is named by its place."""
+    settings.check_for(config, len(prompts), 1)
+    longest = max(range(len(prompts)), key=lambda i: len(encoded[i]))
+    try:
+        settings.check_for(config, len(prompts), len(encoded[longest]))
+    except ValueError as error:
+        raise ValueError(f"{prompts[longest].place}: {error}") from None
+
+
+JSON_KEYS = ("prompt", "index", "text", "ids", "new_ids", "score", "scores", "log_probs")
+
+
+def _check_other_keys(prompts: Sequence[Prompt]) -> None:
+    for prompt in prompts:
+        if taken := sorted(prompt.other.keys() & set(JSON_KEYS)):
+            raise ValueError(f"{prompt.place}: --json has {taken} of its own, and cannot copy it")
+
+
+def _json_objects(
+    prompt: Prompt, encoded: Sequence[int], output: GenerateOutput, tokenizer: Tokenizer
+) -> Iterator[dict[str, Any]]:
+    """Yield what --json prints for the texts of one prompt."""
+
+    def numbers(row: np.ndarray) -> list[float | None]:
+        # The few digits that make a float32, not a float64's; JSON has no NaN.
+        return [None if np.isnan(x) else float(str(x)) for x in row]
+
+    for i, ids in enumerate(output.sequences):
+        fields: dict[str, Any] = {**prompt.other}
+        fields["prompt"] = tokenizer.decode(encoded) if prompt.text is None else prompt.text
+        if len(output.sequences) > 1:
+            fields["index"] = i
+        fields["text"] = tokenizer.decode(ids)
+        fields["ids"] = ids.tolist()
+        fields["new_ids"] = ids[len(encoded) :].tolist()
+        if output.sequences_scores is not None:
+            fields["score"] = float(str(output.sequences_scores[i]))
+        fields["scores"] = numbers(output.scores[i])
+        fields["log_probs"] = numbers(output.log_probs[i])
+        yield fields

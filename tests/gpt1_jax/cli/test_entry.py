@@ -1,0 +1,85 @@
+"""The entry of the command: light, with a version, and interrupted at any time."""
+
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import gpt1_jax
+from gpt1_jax import cli
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_command_summary_is_that_of_its_docstring(name: str) -> None:
+    summary = cli.COMMANDS[name][1]
+    docstring = cli.command(name).__doc__
+    assert docstring is not None
+    assert docstring.split("\n\n")[0].replace("\n", " ").split() == summary.split()
+
+
+def test_help_lists_every_command(run: Run) -> None:
+    status, out, err = run("--help")
+    assert (status, err) == (0, "")
+    assert re.findall(r"• (\S+)", out) == list(cli.COMMANDS)
+
+
+def test_version_is_that_of_the_package(run: Run) -> None:
+    assert run("--version") == (0, f"gpt1-jax {gpt1_jax.__version__}\n", "")
+
+
+def test_unknown_command_is_an_error(run: Run) -> None:
+    status, _, err = run("generat")
+    assert status == 2
+    assert "generat" in err
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_import_neither_jax_nor_flax(argument: str) -> None:
+    code = (
+        "import sys; sys.argv[1:] = [sys.argv[-1]]\nfrom gpt1_jax.cli import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        'sys.exit(f\'{sorted({*sys.modules} & {"jax", "flax", "numpy"})}\')'
+    )
+    command = [sys.executable, "-c", code, argument]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == "[]\n"
+
+
+def test_interrupt_during_imports_ends_with_130(tmp_path: Path) -> None:
+    """Wherever it comes, from when the command's main function has begun."""
+    code = (
+        "import sys; sys.argv = ['gpt1', 'generate', 'a']\nfrom gpt1_jax.cli import main\n"
+        "print('begun', flush=True)\nmain()"
+    )
+    rng = random.Random(0)
+    for _ in range(6):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.05 + rng.uniform(0, 0.6))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=120)
+        assert (process.returncode, err) == (130, "")
+
+
+def test_ignored_interrupt_stays_ignored(run: Run) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        run("--version")
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
