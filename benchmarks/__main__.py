@@ -4,7 +4,7 @@ import sys
 
 import tyro
 
-from benchmarks.everything import run_all
+from benchmarks.all_suites import run_all
 from benchmarks.forward import forward
 from benchmarks.generate import generate
 from benchmarks.kneser_ney import kneser_ney

@@ -99,7 +99,16 @@ def _race(suite: Suite, folder: Path, cache: str) -> None:
     if jax.default_backend() == "tpu":
         raise ValueError("a TPU belongs to one process, and this is it: start cannot run there")
     prompt = suite.ids(1, PROMPT)[0].tolist()
-    flags = ("generate", "--model", str(folder), "--prompts", "-", "--ids", "--max-new-tokens", "1")
+    flags = (
+        "generate",
+        "--model",
+        str(folder),
+        "--prompts",
+        "-",
+        "--print-ids",
+        "--max-new-tokens",
+        "1",
+    )
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     theirs = (sys.executable, "-c", THEIRS, str(folder), str(prompt), device, str(cores()))
     line = json.dumps({"ids": prompt})

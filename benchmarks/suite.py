@@ -39,11 +39,11 @@ class Options:
         peers: who takes part; by default everyone who can.
         rounds: how often each runs.
         memory: measure the most memory that each takes, in a process of its own, and not the time.
-        patience: forward, generate and scaling leave out of a case whoever would take more than so
-            many seconds for one run, by its speed in the case before.
+        max_seconds: forward, generate and scaling leave out of a case every peer that would take
+            longer than this for one run, judged by its speed in the case before.
         quick: a tiny model and few small cases, to see that all works.
         platform: where to run; by default where JAX does.
-        json: write what was measured to this file, after every case.
+        out: write what was measured to this JSON file, after every case.
     """
 
     model: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -53,7 +53,7 @@ class Options:
     max_seconds: float = 60.0
     quick: bool = False
     platform: machine.Platform | None = None
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
 
 
 DEFAULTS = Options()
@@ -94,13 +94,13 @@ class TimeBudget:
     """How fast each was in the case before, by which who would take too long is left out."""
 
     def __init__(self, max_seconds: float):
-        self._patience = max_seconds
+        self._max_seconds = max_seconds
         self._seconds: dict[str, float] = {}  # over the size
 
     def too_long(self, name: str, size: float) -> float | None:
         """Return the seconds that a run of this size would take, and print them, if too many."""
         expected = self._seconds.get(name, 0.0) * size
-        if expected <= self._patience:
+        if expected <= self._max_seconds:
             return None
         print(f"\n{name} is left out: it would take about {expected:.0f} s", flush=True)
         return expected
@@ -162,8 +162,8 @@ class Suite:
     def add(self, **case: Any) -> None:
         """Add a case to the record, and write it."""
         self.record["cases"].append(case)
-        if self.options.json is not None:
-            write_json(self.options.json, self.record)
+        if self.options.out is not None:
+            write_json(self.options.out, self.record)
 
 
 def share(work: Roofline, dtype: str, seconds: Seconds, limits: Mapping[str, Seconds]) -> Spread:
@@ -243,7 +243,7 @@ def open_suite(kind: Kind, options: Options, name: str | None = None) -> Iterato
     if options.rounds < 1:
         raise ValueError(f"rounds is {options.rounds}, but must be at least 1")
     if options.max_seconds <= 0:
-        raise ValueError(f"patience is {options.max_seconds}, but must be above 0")
+        raise ValueError(f"max_seconds is {options.max_seconds}, but must be above 0")
     choose(options.platform)
     present, absent = available_peers(options.peers, kind)
     for peer, why in absent.items():

@@ -227,7 +227,7 @@ def tasks(
     seeds: tuple[int, ...] = (0, 1, 2),
     epochs: float = 3.0,
     learning_rate: float = 5e-4,
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
 ) -> dict[str, dict[str, list[float]]]:
     """Print accuracies on real labelled sets: baselines, and fine-tuned models if one is given.
 
@@ -239,7 +239,7 @@ def tasks(
         seeds: each model is fine-tuned once with each.
         epochs: of the fine-tuning.
         learning_rate: its peak; the paper's 6.25e-5 is for a model 40 times as large as the demo.
-        json: write the accuracies to this file.
+        out: write the accuracies to this file.
 
     Returns:
         The accuracies of each set, by what has them; several where there are several seeds.
@@ -259,8 +259,8 @@ def tasks(
             if len(accuracies) > 1:
                 line += f"   ({', '.join(f'{accuracy:.1%}' for accuracy in accuracies)})"
             print(line, flush=True)
-    if json is not None:
-        json.write_text(json_format.dumps(results, indent=1) + "\n")
+    if out is not None:
+        out.write_text(json_format.dumps(results, indent=1) + "\n")
     return results
 
 

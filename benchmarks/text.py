@@ -23,7 +23,7 @@ def text(
     texts: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")],
     tokenizer: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")] = "demo",
     rounds: int = 5,
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None,
 ) -> dict[str, Any]:
     """Race both pipelines over text files, with transformers' tokenizer where it is installed.
 
@@ -33,7 +33,7 @@ def text(
         texts: UTF-8 files.
         tokenizer: a folder or hub id with GPT-1's vocabulary.
         rounds: how often each runs.
-        json: write what was measured to this file.
+        out: write what was measured to this file.
 
     Returns:
         What is written to the file: the seconds of every round by name, and for each pipeline the
@@ -101,8 +101,8 @@ def text(
         "seconds": seconds,
         "memory": memory,
     }
-    if json is not None:
-        write_json(json, record)
+    if out is not None:
+        write_json(out, record)
     return record
 
 

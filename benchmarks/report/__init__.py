@@ -18,7 +18,7 @@ def report(
     """Write a page and pictures of what the suites measured.
 
     Args:
-        folder: the records, files of JSON that the suites wrote with --json, all of one machine.
+        folder: the records, files of JSON that the suites wrote with --out, all of one machine.
         out: where to write README.md and the pictures; by default beside the records.
 
     Returns:

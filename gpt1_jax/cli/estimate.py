@@ -1,7 +1,7 @@
 """The command ``gpt1 plan``."""
 
 import itertools
-import json as json_format
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -21,10 +21,10 @@ from gpt1_jax.sharding.mesh import check_devices
 def plan(
     machines: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="MACHINE...")],
     mesh: Annotated[str | None, tyro.conf.arg(help_behavior_hint="")] = None,
-    forward: int = 32,
-    prefill: int = 32,
-    decode: int = 64,
-    train: int = 64,
+    forward_rows: int = 32,
+    prefill_rows: int = 32,
+    decode_rows: int = 64,
+    train_rows: int = 64,
     length: int = 512,
     dtype: tuple[DType, ...] = ("float32", "bfloat16"),
     remat: Remat = "linear",
@@ -32,7 +32,7 @@ def plan(
     model: Annotated[
         str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")
     ] = None,
-    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    out: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     table: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     timeout: float = TIMEOUT,
 ) -> None:
@@ -45,36 +45,36 @@ def plan(
         machines: v5e:2x2, v6e:4x4, v5p:2x2x1 (a TPU and the shape of its slice), h100, or cpu, the
             one at hand; cpu:8 for eight simulated devices.
         mesh: how to split the work over devices, such as data=4,fsdp=2; all along data by default.
-        forward: rows of a forward; these and the next three are for each part that the mesh splits
-            a batch into, and 0 leaves the program out.
-        prefill: rows of prompts read into a cache.
-        decode: rows of a step of decoding, with a full cache.
-        train: rows of a step of training, Adam included.
+        forward_rows: rows of a forward, for each part that the mesh splits a batch into; 0 leaves
+            the program out, here and in the next three.
+        prefill_rows: rows of prompts read into a cache, for each part.
+        decode_rows: rows of a decode step with a full cache, for each part.
+        train_rows: rows of a training step, Adam included, for each part.
         length: tokens of a row.
         dtype: of the computation, one or several.
         remat: what training computes again in place of keeping it.
         attention: what computes it, where nothing is dropped out; cudnn for an h100, where
             nvidia-cudnn-cu13 is installed too.
         model: a checkpoint, of which only the configuration is read; GPT-1's by default.
-        json: write everything to this file, anew after each program.
+        out: write everything to this JSON file, anew after each program.
         table: write the table to this file, as Markdown, anew after each program.
         timeout: seconds after which a compiler is given up.
     """
     if not machines:
         raise ValueError(f"give a machine: cpu, or one of {', '.join(CHIPS)}, a TPU with its shape")
     rows: dict[Name, int] = {
-        "forward": forward,
-        "prefill": prefill,
-        "decode": decode,
-        "train": train,
+        "forward": forward_rows,
+        "prefill": prefill_rows,
+        "decode": decode_rows,
+        "train": train_rows,
     }
     if min(rows.values()) < 0 or not any(rows.values()):
         raise ValueError("rows must be at least 0, and those of one program at least 1")
     if not 0 < timeout < float("inf"):
         raise ValueError(f"timeout is {timeout:g}, but must be seconds above 0")
-    if json is not None and table is not None and json.absolute() == table.absolute():
-        raise ValueError(f"json and table are both {json}, but must be two files")
-    for file in (json, table):
+    if out is not None and table is not None and out.absolute() == table.absolute():
+        raise ValueError(f"--out and --table are both {out}, but must be two files")
+    for file in (out, table):
         if file is not None and file.is_dir():
             raise ValueError(f"{file} is a folder, but must be a file")
     config = OpenAIGPTConfig() if model is None else OpenAIGPTConfig.from_pretrained(model)
@@ -106,9 +106,9 @@ def plan(
         # After each: a compilation takes minutes, and a later one may fail.
         if table is not None:
             _write(table, markdown(plans))
-        if json is not None:
-            text = json_format.dumps([one.to_dict() for one in plans], indent=1)
-            _write(json, text + "\n")
+        if out is not None:
+            text = json.dumps([one.to_dict() for one in plans], indent=1)
+            _write(out, text + "\n")
 
 
 def _write(file: Path, text: str) -> None:

@@ -1,10 +1,10 @@
 """The command ``gpt1 generate``."""
 
-import json as json_format
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -45,8 +45,8 @@ def generate(
     model: Model = DEMO,
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     batch_size: int = 8,
-    json: bool = False,
-    ids: bool = False,
+    output_format: Literal["text", "jsonl"] = "text",
+    print_ids: bool = False,
     dtype: DType | None = None,
     attention: Attention = "manual",
     pipeline: Pipeline | None = None,
@@ -62,7 +62,8 @@ def generate(
     checkpoint's generation_config.json, else those of Hugging Face's generate.
 
     Each line of a --prompts file is a prompt. A line that starts with a brace is a JSON object
-    instead, with the key "prompt" or, for token ids, "ids"; --json copies its other keys.
+    instead, with the key "prompt" or, for token ids, "ids"; --output-format jsonl copies its other
+    keys.
 
     The JSON object of a text has the keys prompt, text, ids (all of them), new_ids, and for each
     of these the log-probability it was chosen with (scores) and the one that the model itself gives
@@ -78,8 +79,8 @@ def generate(
         prompts: a file of further prompts, one a line; - for standard input.
         batch_size: prompts to continue at once; each text takes up to 40 MB at full size, each beam
             twice that.
-        json: print a JSON object a text, one a line.
-        ids: print token ids instead of text.
+        output_format: text, or jsonl to print one JSON object a text.
+        print_ids: print token ids instead of text.
         dtype: of the computation; the checkpoint's by default.
         attention: what computes it: manual, GPT-1's formula; xla or cudnn, JAX's fused ones; or
             auto, by the platform.
@@ -92,14 +93,15 @@ def generate(
     enable_compilation_cache(compilation_cache)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
-    if json and ids:
-        raise ValueError("--json holds the ids: --ids does not go with it")
+    as_json = output_format == "jsonl"
+    if as_json and print_ids:
+        raise ValueError("--print-ids has no effect with --output-format jsonl, which has the ids")
     given = [Prompt(place=f"the prompt {text!r}", text=text) for text in texts]
     if prompts is not None:
         given += read_prompt_file(prompts)
     if not given:
         raise ValueError("give at least one prompt, or a file of them with --prompts")
-    if json:
+    if as_json:
         _check_other_keys(given)
     hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
     # All that can be wrong comes before the weights, which may have to be downloaded.
@@ -117,7 +119,7 @@ def generate(
     )
 
     one_text = len(given) == settings.num_beams == settings.num_return_sequences == 1
-    if one_text and given[0].text and sys.stdout.isatty() and not json and not ids:
+    if one_text and given[0].text and sys.stdout.isatty() and not as_json and not print_ids:
         print(tokenizer.decode(encoded[0]), end="", flush=True)
         try:
             for piece in stream(language_model, tokenizer, given[0].text, settings):
@@ -134,9 +136,9 @@ def generate(
     hidden = None if len(given) > batch_size else True  # None: unless it would be on a terminal
     finished = tqdm(finished, total=len(given), unit="prompt", disable=hidden)
     for prompt, tokens, output in zip(given, encoded, reorder(finished), strict=True):
-        if json:
-            lines = map(json_format.dumps, _json_objects(prompt, tokens, output, tokenizer))
-        elif ids:
+        if as_json:
+            lines = map(json.dumps, _json_objects(prompt, tokens, output, tokenizer))
+        elif print_ids:
             lines = (" ".join(map(str, row)) for row in output.sequences)
         else:
             lines = map(tokenizer.decode, output.sequences)
@@ -166,13 +168,13 @@ JSON_KEYS = ("prompt", "index", "text", "ids", "new_ids", "score", "scores", "lo
 def _check_other_keys(prompts: Sequence[Prompt]) -> None:
     for prompt in prompts:
         if taken := sorted(prompt.other.keys() & set(JSON_KEYS)):
-            raise ValueError(f"{prompt.place}: --json has {taken} of its own, and cannot copy it")
+            raise ValueError(f"{prompt.place}: the output has its own {taken}, and cannot copy it")
 
 
 def _json_objects(
     prompt: Prompt, encoded: Sequence[int], output: GenerateOutput, tokenizer: Tokenizer
 ) -> Iterator[dict[str, Any]]:
-    """Yield what --json prints for the texts of one prompt."""
+    """Yield the JSON objects of the texts of one prompt."""
 
     def numbers(row: np.ndarray) -> list[float | None]:
         # The few digits that make a float32, not a float64's; JSON has no NaN.

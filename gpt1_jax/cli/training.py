@@ -1,10 +1,10 @@
 """The commands ``gpt1 pretrain``, ``finetune`` and ``evaluate``."""
 
-import json as json_format
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import tyro
 
@@ -150,7 +150,7 @@ def evaluate(
     model: Model,
     stride: int | None = None,
     batch_size: int = 8,
-    json: bool = False,
+    output_format: Literal["text", "jsonl"] = "text",
     revision: str | None = None,
     local_files_only: bool = False,
     compilation_cache: Cache = None,
@@ -163,7 +163,7 @@ def evaluate(
         stride: of a text, how many tokens a window predicts with all before them as context; by
             default half the model's positions.
         batch_size: windows or examples to compute at once.
-        json: print a JSON object a file.
+        output_format: text, or jsonl to print one JSON object a file.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
         compilation_cache: keep compiled programs in this folder, for the next run.
@@ -180,10 +180,10 @@ def evaluate(
         local_files_only=local_files_only,
     )
     for file, measures in found:
-        if json:
+        if output_format == "jsonl":
             # JSON has no NaN, which a correlation may be.
             known = {name: None if math.isnan(x) else x for name, x in measures.items()}
-            print(json_format.dumps({"file": file, **known}), flush=True)
+            print(json.dumps({"file": file, **known}), flush=True)
         else:
             print(f"{file}: {_shown(measures)}", flush=True)
 

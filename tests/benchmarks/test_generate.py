@@ -30,7 +30,7 @@ def test_generate_records_seconds_and_logit_gap(
 ) -> None:
     file = tmp_path / "result.json"
     able = [OURS, "gpt1-jax-bfloat16", "ctranslate2"]
-    options = dataclasses.replace(options, json=file, peers=tuple(able))
+    options = dataclasses.replace(options, out=file, peers=tuple(able))
     record = generate(options, (CASE,))
     assert json.loads(file.read_text()) == json.loads(json.dumps(record))
     out = capsys.readouterr().out
@@ -67,7 +67,7 @@ def test_generate_rejects_peer_with_other_ids(
     ("options", "cases", "message"),
     [
         (Options(rounds=0), (), "rounds is 0, but must be at least 1"),
-        (Options(max_seconds=0), (), "patience is 0, but must be above 0"),
+        (Options(max_seconds=0), (), "max_seconds is 0, but must be above 0"),
         (Options(peers=("gpt9",)), (), "'gpt9' is no peer in generate; the peers are gpt1-jax, "),
         (Options(peers=("onnxruntime",)), (), "'onnxruntime' is no peer in generate"),
         (Options(), ((1, 3, 1),), r"the case \(1, 3, 1\) must have"),

@@ -164,7 +164,7 @@ def test_tasks_measures_baselines(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "results.json"
-    results = suite.tasks(data=data, json=file)
+    results = suite.tasks(data=data, out=file)
     assert list(results) == ["snli", "uci-sentiment", "copa"]
     for found in results.values():
         assert list(found) == ["majority", "TF-IDF, logistic regression"]

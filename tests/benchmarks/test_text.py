@@ -18,7 +18,7 @@ def test_text_records_seconds_and_memory(
 ) -> None:
     file, record_file = tmp_path / "text.txt", tmp_path / "record.json"
     file.write_text("“Wait…” she said.\nHe didn't.\n" * 50, encoding="utf-8")
-    record = suite.text((file, file), rounds=2, json=record_file)
+    record = suite.text((file, file), rounds=2, out=record_file)
     assert record == json.loads(record_file.read_text())
     assert record["bytes"] == 2 * file.stat().st_size
     names = {"huggingface", "original", suite.FIRST_TIME}

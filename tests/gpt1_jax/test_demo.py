@@ -54,7 +54,15 @@ def test_demo_resolve_prefers_a_local_folder(
 
 def test_cli_generate_uses_demo_model_offline(tmp_path: Path) -> None:
     """In a process of its own that runs elsewhere and may not reach a hub."""
-    command = [sys.executable, "-m", "gpt1_jax.cli", "generate", SENTENCE, "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "gpt1_jax.cli",
+        "generate",
+        SENTENCE,
+        "--output-format",
+        "jsonl",
+    ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
         [*command, "--max-new-tokens", "8"],

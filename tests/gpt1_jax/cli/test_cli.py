@@ -43,7 +43,9 @@ def test_cli_generate_prints_text_or_ids(run: Run, folder: Path) -> None:
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
     tokenizer = gpt1.Tokenizer.from_pretrained(folder)
     ids = gpt1.generate(model, [tokenizer.encode(p) for p in prompts], max_new_tokens=5)
-    status, out, err = run("generate", *prompts, "--model", folder, "--max-new-tokens", 5, "--ids")
+    status, out, err = run(
+        "generate", *prompts, "--model", folder, "--max-new-tokens", 5, "--print-ids"
+    )
     assert (status, err) == (0, "")
     assert out.splitlines() == [" ".join(map(str, row)) for row in ids]
     assert ids[0][0] == VOCABULARY.index("abc</w>")
@@ -54,7 +56,7 @@ def test_cli_generate_prints_text_or_ids(run: Run, folder: Path) -> None:
 
 
 def test_cli_generate_samples_by_seed(run: Run, folder: Path) -> None:
-    sample = ["generate", "a", "--model", folder, "--do-sample", "--temperature", 2, "--ids"]
+    sample = ["generate", "a", "--model", folder, "--do-sample", "--temperature", 2, "--print-ids"]
     sample += ["--max-new-tokens", 9]
     texts = [run(*sample, "--seed", seed)[1] for seed in (1, 1, 2)]
     assert len(texts[0].split()) == 10
@@ -72,7 +74,7 @@ def test_cli_generate_continues_many_prompts(run: Run, folder: Path, tmp_path: P
     draw: dict[str, Any] = {"max_new_tokens": 4, "do_sample": True, "num_return_sequences": 2}
     flags = ["--max-new-tokens", 4, "--do-sample", "--num-return-sequences", 2, "--seed", 5]
     arguments = ["generate", "c", "--prompts", file, "--model", folder, *flags]
-    status, out, err = run(*arguments, "--batch-size", 4, "--json")
+    status, out, err = run(*arguments, "--batch-size", 4, "--output-format", "jsonl")
     assert (status, err) == (0, "")
     objects = [json.loads(line) for line in out.splitlines()]
     assert [found["prompt"] for found in objects] == [p for p in prompts for _ in range(2)]
@@ -89,7 +91,7 @@ def test_cli_generate_continues_many_prompts(run: Run, folder: Path, tmp_path: P
             np.testing.assert_allclose(found["scores"], expected.scores[j], atol=1e-5)
             np.testing.assert_allclose(found["log_probs"], expected.log_probs[j], atol=1e-5)
     for batch_size in (1, 100):
-        _, out, _ = run(*arguments, "--batch-size", batch_size, "--ids")
+        _, out, _ = run(*arguments, "--batch-size", batch_size, "--print-ids")
         assert [line.split() for line in out.splitlines()] == [
             list(map(str, found["ids"])) for found in objects
         ]
@@ -101,7 +103,7 @@ def test_cli_generate_supports_beam_search(run: Run, folder: Path) -> None:
     fields: dict[str, Any] = {"num_beams": 3, "num_return_sequences": 2, "max_new_tokens": 4}
     flags = ["--num-beams", 3, "--num-return-sequences", 2, "--max-new-tokens", 4]
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
-    _, out, _ = run("generate", "abc", "--model", folder, *flags, "--json")
+    _, out, _ = run("generate", "abc", "--model", folder, *flags, "--output-format", "jsonl")
     expected = gpt1.generate(model, [[22]], return_dict=True, **fields)
     objects = [json.loads(line) for line in out.splitlines()]
     assert [found["ids"] for found in objects] == expected.sequences.tolist()
@@ -172,7 +174,9 @@ def test_cli_generate_streams_on_a_terminal(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["generate", "abc a", "--model", folder, "--max-new-tokens", 9]
-    texts = [run(*arguments, *more)[1] for more in ([], ["--do-sample", "--seed", 3], ["--ids"])]
+    texts = [
+        run(*arguments, *more)[1] for more in ([], ["--do-sample", "--seed", 3], ["--print-ids"])
+    ]
     streamed = []
 
     def spy(*values: Any, **fields: Any) -> Iterator[str]:
@@ -187,8 +191,8 @@ def test_cli_generate_streams_on_a_terminal(
     assert "abc a" + "".join(streamed) + "\n" == texts[0]
     assert run(*arguments, "--do-sample", "--seed", 3) == (0, texts[1], "")
     streamed.clear()
-    assert run(*arguments, "--ids")[1] == texts[2]
-    assert run(*arguments, "--json")[0] == 0
+    assert run(*arguments, "--print-ids")[1] == texts[2]
+    assert run(*arguments, "--output-format", "jsonl")[0] == 0
     assert len(run("generate", "b", *arguments[1:])[1].splitlines()) == 2
     assert len(run(*arguments, "--num-beams", 2)[1].splitlines()) == 1
     assert streamed == []
@@ -309,11 +313,15 @@ def test_cli_verify_reports_each_check(run: Run, folder: Path) -> None:
                 "FOLDER",
                 "--max-new-tokens",
                 "2",
-                "--json",
+                "--output-format",
+                "jsonl",
             ],
-            "good.txt, line 2: --json has ['score', 'text'] of its own",
+            "good.txt, line 2: the output has its own ['score', 'text']",
         ),
-        (["generate", "a", "--model", "FOLDER", "--json", "--ids"], "--ids does not go with it"),
+        (
+            ["generate", "a", "--model", "FOLDER", "--output-format", "jsonl", "--print-ids"],
+            "--print-ids has no effect",
+        ),
         (["generate", "a", "--model", "FOLDER", "--batch-size", "0"], "batch_size is 0"),
         (["generate", "a", "--model", "FOLDER", "--eos-token-id", "1,x"], "--eos-token-id"),
         (["generate", "a", "--model", "FOLDER", "--stop-strings", ""], "stop_strings is ('',)"),
@@ -374,14 +382,14 @@ def test_cli_generate_reports_unknown_hub_id_offline(folder: Path) -> None:
 
 
 def test_cli_generate_prints_integer_ids(run: Run, folder: Path) -> None:
-    _, out, _ = run("generate", "a", "--model", folder, "--max-new-tokens", 1, "--ids")
+    _, out, _ = run("generate", "a", "--model", folder, "--max-new-tokens", 1, "--print-ids")
     assert np.array(out.split(), np.int64).shape == (2,)
 
 
 def test_cli_generate_writes_non_finite_scores_as_null(run: Run, folder: Path) -> None:
     """A text that has used up the vocabulary: JSON knows no NaN."""
     status, out, _ = run(
-        *("generate", "--model", folder, "--json", "a"),
+        *("generate", "--model", folder, "--output-format", "jsonl", "a"),
         *("--no-repeat-ngram-size", 1, "--max-new-tokens", 31),
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.start import COUNTED
 
-COMMAND = ("generate", "the", "--max-new-tokens", "1", "--ids")
+COMMAND = ("generate", "the", "--max-new-tokens", "1", "--print-ids")
 
 
 def compiled(*flags: object, **variables: str) -> dict[str, float]:

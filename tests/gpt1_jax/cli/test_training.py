@@ -83,7 +83,9 @@ def test_cli_training_commands_work_in_sequence(run: Run, here: Path) -> None:
     assert [line for line in err.splitlines() if "step 4: loss" in line and "(best)" in line]
     assert run("generate", "the cat", "--model", "lm", "--max-new-tokens", 3)[1].startswith("the ")
 
-    status, out, _ = run("evaluate", "valid.txt", "--model", "lm", "--stride", 16, "--json")
+    status, out, _ = run(
+        "evaluate", "valid.txt", "--model", "lm", "--stride", 16, "--output-format", "jsonl"
+    )
     assert status == 0
     record = json.loads(out)
     assert record.pop("file") == "valid.txt"
@@ -151,7 +153,7 @@ def test_cli_finetune_passes_its_flags(run: Run, calls: list[dict[str, Any]]) ->
 def test_cli_evaluate_writes_nan_as_null_in_json(run: Run, calls: list[dict[str, Any]]) -> None:
     status, out, _ = run("evaluate", "a.csv", "--model", "m")
     assert (status, out) == (0, "a.csv: pearson nan, loss 0.1235\n")
-    _, out, _ = run("evaluate", "a.csv", "--model", "m", "--json", "--stride", 3)
+    _, out, _ = run("evaluate", "a.csv", "--model", "m", "--output-format", "jsonl", "--stride", 3)
     assert json.loads(out) == {"file": "a.csv", "pearson": None, "loss": 0.123456}
     assert out.count("null") == 1
     assert calls[-1]["stride"] == 3

@@ -106,9 +106,10 @@ def test_plan_reports_roofline_times_and_memory_fit(trained: Any) -> None:
 
 
 def test_cli_plan_writes_json_and_table(run: Run, tmp_path: Path) -> None:
-    files = ["--json", tmp_path / "plan.json", "--table", tmp_path / "plan.md"]
+    files = ["--out", tmp_path / "plan.json", "--table", tmp_path / "plan.md"]
     SMALL.save_pretrained(tmp_path / "model")
-    sizes = ["--length", 8, "--prefill", 2, "--forward", 0, "--decode", 0, "--train", 0]
+    sizes = ["--length", 8, "--prefill-rows", 2]
+    sizes += ["--forward-rows", 0, "--decode-rows", 0, "--train-rows", 0]
     arguments = ["cpu", "--model", tmp_path / "model", *sizes, "--dtype", "float32", *files]
     status, out, err = run("plan", *arguments)
     assert (status, err) == (0, "")
@@ -136,15 +137,15 @@ def test_target_parses_name_and_device_count(name: str, devices: int) -> None:
         (["v9:2x2"], "there is no machine 'v9:2x2'; there are v5e:2x2"),
         (["v5e"], "'v5e' is no slice of v5e: give its shape, as in v5e:2x2"),
         (["v5p:2x2"], "as in v5p:2x2x2"),
-        (["cpu", "--forward", "-1"], "rows must be at least 0"),
+        (["cpu", "--forward-rows", "-1"], "rows must be at least 0"),
         (["cpu:4", "--mesh", "data=3"], "is for 3 devices, but there are 4"),
         (["cpu:8", "--mesh", "tensor=8"], "n_head = 12 attention heads cannot be split"),
         (["cpu", "--length", "513"], "length is 513, but must be 1 to 512"),
         (["cpu:2", "cpu:4", "--mesh", "data=2"], "is for 2 devices, but there are 4"),
         (["cpu", "--timeout", "0.01"], "took more than 0.01 s"),
         (["cpu", "--timeout", "nan"], "timeout is nan, but must be seconds above 0"),
-        (["cpu", "--json", "."], ". is a folder, but must be a file"),
-        (["cpu", "--json", "a", "--table", "a"], "json and table are both a, but must be two"),
+        (["cpu", "--out", "."], ". is a folder, but must be a file"),
+        (["cpu", "--out", "a", "--table", "a"], "--out and --table are both a, but must be two"),
         (["cpu", "--attention", "cudnn"], "'cudnn' is for an h100, with --dtype bfloat16"),
     ],
 )

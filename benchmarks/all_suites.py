@@ -2,7 +2,6 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
 
 import jax
 import tyro
@@ -21,27 +20,26 @@ from benchmarks.train import train
 LARGEST = (8, 512)
 
 
-def run_all(
-    out: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("benchmarks/results"),
-    options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS,
-) -> None:
+def run_all(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> None:
     """Run every suite against the peers and write its report.
 
+    The results go to the folder --out, by default benchmarks/results: a JSON file for each suite,
+    and the report. The files of finished suites stay if a later one is stopped.
+
     Args:
-        out: where a file of JSON for each suite goes, and the report. Those of suites that are done
-            stay if a later one is stopped.
         options: of every suite; ``peers`` may be given to single suites only.
     """
     if options.peers:
         raise ValueError("all suites have all their peers: give --peers to a single suite")
-    if options.json is not None or options.memory:
-        raise ValueError("all suites write to --out: leave out --json and --memory")
+    if options.memory:
+        raise ValueError("all suites measure memory where they can: leave out --memory")
+    out = options.out or Path("benchmarks/results")
 
     def to(name: str, memory: bool = False) -> Options:
         # Fresh processes take seconds each, however small the model: one peer shows that they work.
         peers = (OURS,) if options.quick and (memory or name == "start") else ()
         file = out / f"{name}.json"
-        return dataclasses.replace(options, json=file, memory=memory, peers=peers)
+        return dataclasses.replace(options, out=file, memory=memory, peers=peers)
 
     forward(to("forward"))
     generate(to("generate"))
