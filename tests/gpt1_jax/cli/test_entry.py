@@ -56,7 +56,9 @@ def test_help_and_version_import_neither_jax_nor_flax(argument: str) -> None:
 def test_interrupt_during_imports_ends_with_130(tmp_path: Path) -> None:
     """Wherever it comes, from when the command's main function has begun."""
     code = (
-        "import sys; sys.argv = ['gpt1', 'generate', 'a']\nfrom gpt1_jax.cli import main\n"
+        "import signal, sys; sys.argv = ['gpt1', 'generate', 'a']\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a parent may ignore it\n"
+        "from gpt1_jax.cli import main\n"
         "print('begun', flush=True)\nmain()"
     )
     rng = random.Random(0)

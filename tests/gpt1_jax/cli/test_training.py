@@ -215,7 +215,9 @@ def test_cli_finetune_and_evaluate_read_config_file(
     assert (call["columns"], call["choices"]) == ({"label": "gold"}, ("one", "two"))
     assert (call["valid"], call["settings"].numbers) == (None, False)
     assert call["settings"].freeze_embeddings
-    (here / "c.json").write_text('{"files": "a.csv", "model": "m", "json": true, "stride": null}')
+    (here / "c.json").write_text(
+        '{"files": "a.csv", "model": "m", "output_format": "jsonl", "stride": null}'
+    )
     assert run("evaluate", "--config", "c.json")[1].startswith('{"file": "a.csv"')
     assert (calls[-1]["files"], calls[-1]["stride"]) == ((Path("a.csv"),), None)
 

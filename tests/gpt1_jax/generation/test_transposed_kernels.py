@@ -1,4 +1,4 @@
-"""Decoding with turned kernels, and what is kept of them."""
+"""Decoding with transposed kernels, and what is kept of them."""
 
 import gc
 from typing import Any
@@ -48,7 +48,9 @@ def test_generate_transposes_without_changing_output(
     ids = gpt1.generate(model, IDS, max_new_tokens=5, **options)
     assert model in transposed_kernels._kept
     for module in ("decode", "beam"):
-        monkeypatch.setattr(f"gpt1_jax.generation.{module}.pays", lambda *args, **rest: False)
+        monkeypatch.setattr(
+            f"gpt1_jax.generation.{module}.should_transpose", lambda *args, **rest: False
+        )
     np.testing.assert_array_equal(gpt1.generate(model, IDS, max_new_tokens=5, **options), ids)
 
 

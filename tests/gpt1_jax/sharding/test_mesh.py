@@ -20,7 +20,7 @@ from gpt1_jax.model import MODELS
 from gpt1_jax.sharding import mesh as sharding
 from gpt1_jax.training.step import TrainState
 
-TESTS = Path(__file__).parents[1]
+TESTS = Path(__file__).parents[2]
 # The one mesh has all that the partitioner has to do; the others are its parts.
 MESHES = ("fsdp=2,tensor=4",)
 MORE_MESHES = ("data=8", "fsdp=8", "tensor=8", "data=2,tensor=4")
