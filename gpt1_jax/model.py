@@ -306,7 +306,9 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         if attention_mask is not None:
             attention_mask = jnp.asarray(attention_mask, at_least_float32(self.dtype)).reshape(B, T)
         if cache is not None:
-            cache = cache.open(jnp.ones((B, T)) if attention_mask is None else attention_mask)
+            cache = cache.extend_mask(
+                jnp.ones((B, T)) if attention_mask is None else attention_mask
+            )
             attention_mask = cache.mask
         mask = Mask.build(attention_mask, T, cache)
         if position_ids is None:
@@ -339,7 +341,7 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
             last_hidden_state=unflatten(x),
             hidden_states=tuple(map(unflatten, hidden_states)) if output_hidden_states else None,
             attentions=tuple(map(unflatten, attentions)) if output_attentions else None,
-            cache=None if cache is None else cache.close(layers, T),
+            cache=None if cache is None else cache.advance(layers, T),
         )
 
     def embed(self, table: nnx.Embed, ids: ArrayLike, tokens: int) -> jax.Array:
@@ -405,7 +407,7 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
             **inputs,
         )
         states = out.last_hidden_state
-        logits = lm_logits(self, keep(states, logits_to_keep))
+        logits = lm_logits(self, select_positions(states, logits_to_keep))
         loss = None
         if labels is not None:
             labels = jnp.asarray(labels, jnp.int32).reshape(states.shape[:-1])
@@ -572,7 +574,7 @@ def refuse_cache(model: OpenAIGPTPreTrainedModel, inputs: Inputs) -> None:
         raise TypeError(f"{type(model).__name__} takes no cache")
 
 
-def keep(states: jax.Array, logits_to_keep: Any) -> jax.Array:
+def select_positions(states: jax.Array, logits_to_keep: Any) -> jax.Array:
     """Return the states (B, T, E) at the positions that ``logits_to_keep`` names: (B, K, E)."""
     if np.ndim(logits_to_keep) == 0:
         return states[..., -int(logits_to_keep) :, :]  # 0 keeps all

@@ -140,8 +140,8 @@ def surprisal(
         local_files_only: do without the network.
     """
     hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    _, reading = _read(" ".join(text), model, pipeline, **hub)
-    show(surprisal_of(reading), sys.stdout)
+    _, trace = _read(" ".join(text), model, pipeline, **hub)
+    show(surprisal_of(trace), sys.stdout)
 
 
 def picture(
@@ -179,14 +179,14 @@ def picture(
         if value is not None and kind != owner:
             raise ValueError(f"--{name} goes with {owner}, not with {kind}")
     hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    loaded, reading = _read(" ".join(text), model, pipeline, **hub)
+    loaded, trace = _read(" ".join(text), model, pipeline, **hub)
     if kind == "attention":
-        last = len(reading.attentions) - 1
-        drawn = draw_attention(reading, last if layer is None else layer, head)
+        last = len(trace.attentions) - 1
+        drawn = draw_attention(trace, last if layer is None else layer, head)
     elif kind == "next-tokens":
-        drawn = draw_next_tokens(next_tokens(reading, 10 if count is None else count))
+        drawn = draw_next_tokens(next_tokens(trace, 10 if count is None else count))
     else:
-        drawn = draw_logit_lens(logit_lens(loaded, reading))
+        drawn = draw_logit_lens(logit_lens(loaded, trace))
     drawn.save(out)
     print(out)
 

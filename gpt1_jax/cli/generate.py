@@ -75,7 +75,7 @@ def generate(
         length: When a text ends.
         sampling: Draws.
         beams: Beam search.
-        constraints: What a text may hold.
+        constraints: Constraints and stopping criteria.
         prompts: a file of further prompts, one a line; - for standard input.
         batch_size: prompts to continue at once; each text takes up to 40 MB at full size, each beam
             twice that.

@@ -103,12 +103,12 @@ class Surprisal:
     """How much each token of a text surprised the model; coloured, red is much.
 
     Attributes:
-        reading: of the text.
+        trace: of the text.
         bits: (T,) float64: minus the binary logarithm of the token's probability after those before
             it; NaN for the first, before which there is none.
     """
 
-    reading: ForwardTrace
+    trace: ForwardTrace
     bits: np.ndarray
 
     @property
@@ -124,7 +124,7 @@ class Surprisal:
     def __str__(self) -> str:
         lines = [
             f"{place:>4}  {'' if np.isnan(bits) else f'{bits:.2f}':>6}  {token!r}"
-            for place, (bits, token) in enumerate(zip(self.bits, self.reading.tokens, strict=True))
+            for place, (bits, token) in enumerate(zip(self.bits, self.trace.tokens, strict=True))
         ]
         return "\n".join(["      bits    token", *lines, self._summary()])
 
@@ -139,7 +139,7 @@ class Surprisal:
         """Return the text, each token on the colour of its surprisal, the bits as its note."""
         colours = [None if np.isnan(bits) else _heat(bits) for bits in self.bits]
         notes = ["" if np.isnan(bits) else f"{bits:.2f} bits" for bits in self.bits]
-        return ColouredText.of(self.reading.text, [*self.reading.spans], colours, notes)
+        return ColouredText.of(self.trace.text, [*self.trace.spans], colours, notes)
 
     def _repr_html_(self) -> str:
         scale = "".join(span(f" {bits} ", _heat(bits)) for bits in SCALE)
@@ -151,11 +151,11 @@ class Surprisal:
         return f"{self.mean:.2f} bits a token, perplexity {self.perplexity:.1f}"
 
 
-def surprisal(reading: ForwardTrace) -> Surprisal:
+def surprisal(trace: ForwardTrace) -> Surprisal:
     """Return the surprisal of each token of a text."""
-    T = len(reading.ids)
-    nats = reading.log_probs[np.arange(T - 1), reading.ids[1:]].astype(np.float64)
-    return Surprisal(reading, np.concatenate([[np.nan], -nats / math.log(2)]))
+    T = len(trace.ids)
+    nats = trace.log_probs[np.arange(T - 1), trace.ids[1:]].astype(np.float64)
+    return Surprisal(trace, np.concatenate([[np.nan], -nats / math.log(2)]))
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -211,11 +211,11 @@ class NextTokens:
         ]
 
 
-def next_tokens(reading: ForwardTrace, count: int = 10, place: int = -1) -> NextTokens:
+def next_tokens(trace: ForwardTrace, count: int = 10, place: int = -1) -> NextTokens:
     """Return the tokens that are most expected after a place of a text.
 
     Args:
-        reading: of the text.
+        trace: of the text.
         count: how many tokens.
         place: after which token; the last one by default.
 
@@ -225,14 +225,14 @@ def next_tokens(reading: ForwardTrace, count: int = 10, place: int = -1) -> Next
     count, place = operator.index(count), operator.index(place)
     if count < 1:
         raise ValueError(f"count is {count}, but must be at least 1")
-    T = len(reading.ids)
+    T = len(trace.ids)
     if not -T <= place < T:
         raise ValueError(f"place is {place}, but must be {-T} to {T - 1}")
-    row = reading.log_probs[place]
+    row = trace.log_probs[place]
     ids = np.argsort(-row, kind="stable")[:count]
     return NextTokens(
-        after=reading.tokens[place],
-        tokens=tuple(reading.vocabulary[id_] for id_ in ids),
+        after=trace.tokens[place],
+        tokens=tuple(trace.vocabulary[id_] for id_ in ids),
         ids=tuple(ids.tolist()),
         probabilities=np.exp(row[ids]),
     )
@@ -245,14 +245,14 @@ class LogitLens(Lines):
     Printed, it is as wide as a terminal: of a long text the last places, after three dots.
 
     Attributes:
-        reading: of the text.
+        trace: of the text.
         tokens: (n_layer + 1) rows of T tokens, the most probable after each place; the first row
             is of the embeddings alone.
         ids: (n_layer + 1, T) their ids.
         probabilities: (n_layer + 1, T) their probabilities.
     """
 
-    reading: ForwardTrace
+    trace: ForwardTrace
     tokens: tuple[tuple[str, ...], ...]
     ids: np.ndarray
     probabilities: np.ndarray
@@ -273,11 +273,11 @@ class LogitLens(Lines):
             ]
             for layer in reversed(range(len(self.tokens)))
         ]
-        return table(rows, ["after", *map(label, self.reading.tokens)])
+        return table(rows, ["after", *map(label, self.trace.tokens)])
 
     def _lines(self) -> list[list[tuple[str, Colour | None]]]:
         """The header and a line for each layer, the last first: as many places as there is room."""
-        heads = [label(token) for token in self.reading.tokens]
+        heads = [label(token) for token in self.trace.tokens]
         cells = [[label(token) for token in row] for row in self.tokens]
         widths = [2 + max(map(len, column)) for column in zip(heads, *cells, strict=True)]
         name = max(map(len, self.names))
@@ -301,26 +301,26 @@ class LogitLens(Lines):
         return lines
 
 
-def logit_lens(model: LanguageModel, reading: ForwardTrace) -> LogitLens:
+def logit_lens(model: LanguageModel, trace: ForwardTrace) -> LogitLens:
     """Put each layer's states through the head, as if they were the last ones.
 
     GPT-1 has no layer norm between its last block and the head, so neither has the lens
     (nostalgebraist, "interpreting GPT: the logit lens", 2020).
 
     Args:
-        model: the one that made the reading.
-        reading: of the text.
+        model: the one that made the trace.
+        trace: of the text.
     """
     _check_head(model)
     ids, probabilities = [], []
-    for states in reading.hidden_states:
+    for states in trace.hidden_states:
         row = _log_probs(lm_logits(model, jnp.asarray(states)[None])[0])
         best = row.argmax(-1)
         ids.append(best)
         probabilities.append(np.exp(row[np.arange(len(best)), best]))
     return LogitLens(
-        reading=reading,
-        tokens=tuple(tuple(reading.vocabulary[id_] for id_ in row) for row in ids),
+        trace=trace,
+        tokens=tuple(tuple(trace.vocabulary[id_] for id_ in row) for row in ids),
         ids=np.stack(ids),
         probabilities=np.stack(probabilities),
     )

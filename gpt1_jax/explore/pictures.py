@@ -1,4 +1,4 @@
-"""Pictures of a reading, by matplotlib: attention maps, what comes next, the logit lens."""
+"""Pictures of a forward trace, by matplotlib: attention maps, what comes next, the logit lens."""
 
 import math
 import operator
@@ -15,11 +15,11 @@ COLUMNS = 4  # of a picture of all heads
 LABELLED = 40  # tokens: more are not written beside a map
 
 
-def draw_attention(reading: ForwardTrace, layer: int, head: int | None = None) -> Figure:
+def draw_attention(trace: ForwardTrace, layer: int, head: int | None = None) -> Figure:
     """Draw where each token looks: a row for each, and a column for each that it looks at.
 
     Args:
-        reading: of the text.
+        trace: of the text.
         layer: from 0.
         head: from 0; by default all heads of the layer are drawn side by side.
 
@@ -27,7 +27,7 @@ def draw_attention(reading: ForwardTrace, layer: int, head: int | None = None) -
         ImportError: matplotlib is not installed.
         ValueError: no such layer or head.
     """
-    layers, heads, T, _ = reading.attentions.shape
+    layers, heads, T, _ = trace.attentions.shape
     layer, head = operator.index(layer), None if head is None else operator.index(head)
     for name, value, number in (("layer", layer, layers), ("head", head or 0, heads)):
         if not 0 <= value < number:
@@ -37,12 +37,12 @@ def draw_attention(reading: ForwardTrace, layer: int, head: int | None = None) -
     rows = math.ceil(len(shown) / columns)
     side = 2.6 if head is None else max(3.5, 0.3 * min(T, LABELLED) + 1.5)
     picture = _figure(side * columns + 1, side * rows + 0.4)
-    labels = [_label(token) for token in reading.tokens]
+    labels = [_label(token) for token in trace.tokens]
     drawn = []
     for number, shown_head in enumerate(shown, start=1):
         axes: Axes = picture.figure.add_subplot(rows, columns, number)
         drawn.append(axes)
-        weights = reading.attentions[layer, shown_head]
+        weights = trace.attentions[layer, shown_head]
         axes.imshow(weights, cmap="Blues", vmin=0, vmax=1)
         axes.set_title(f"layer {layer}, head {shown_head}", fontsize=10)
         # Of many small maps only those at the edges name the tokens.
@@ -103,7 +103,7 @@ def draw_logit_lens(lens: LogitLens) -> Figure:
                 color="white" if dark else "black",
             )
     axes.set_xticks(
-        range(T), [_label(token) for token in lens.reading.tokens], rotation=45, ha="right"
+        range(T), [_label(token) for token in lens.trace.tokens], rotation=45, ha="right"
     )
     axes.set_yticks(range(layers), lens.names)
     axes.set_xlabel("after")

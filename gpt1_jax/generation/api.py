@@ -8,7 +8,7 @@ import numpy as np
 
 from gpt1_jax.generation.beam import beam_search
 from gpt1_jax.generation.decode import DecodeProgress, decode
-from gpt1_jax.generation.prompts import join, read_prompts
+from gpt1_jax.generation.prompts import append_new_tokens, read_prompts
 from gpt1_jax.generation.stop_strings import StopStrings
 from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
@@ -106,7 +106,7 @@ def generate(
     """
     prompts, given, settings = prepare(model, input_ids, attention_mask, generation_config, changes)
     progress, sequences_scores = run(model, prompts, settings, tokenizer)
-    sequences = join(prompts, given, progress.tokens, progress.lengths)
+    sequences = append_new_tokens(prompts, given, progress.tokens, progress.lengths)
     if not return_dict:
         return sequences
     scores, log_probs = progress.scores, progress.log_probs

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from gpt1_jax.generation.api import STEPS_PER_CALL, GenerateOutput, prepare, run
-from gpt1_jax.generation.prompts import join
+from gpt1_jax.generation.prompts import append_new_tokens
 from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.text.tokenizer import Tokenizer
@@ -91,7 +91,7 @@ def _continue(
     """Yield the texts of each prompt of a batch."""
     progress, totals = run(model, rows, settings, tokenizer, steps=STEPS_PER_CALL)
     each = settings.num_return_sequences
-    sequences = join(rows, None, progress.tokens, progress.lengths)
+    sequences = append_new_tokens(rows, None, progress.tokens, progress.lengths)
     for i in range(len(rows)):
         own = slice(i * each, (i + 1) * each)
         lengths = progress.lengths[own]

@@ -229,7 +229,7 @@ def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Bea
             last = context.before(jnp.int32(1))[:, None]
             out = model(last, positions_from_mask=True, cache=state.cache)
             log_probs = jax.nn.log_softmax(cast(jax.Array, out.logits)[:, -1], axis=-1)
-            scores = process(rules.constraints, log_probs, context)
+            scores = process(rules.processors, log_probs, context)
             if do_sample:
                 scores = process(rules.warpers, scores, context)
             totals = (scores.reshape(B, K, V) + state.running.total[:, :, None]).reshape(B, K * V)

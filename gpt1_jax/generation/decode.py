@@ -21,8 +21,8 @@ from gpt1_jax.generation.processors import (
     Array,
     DecodeContext,
     Processor,
-    constraints,
     process,
+    processors,
     token_mask,
     warpers,
 )
@@ -55,7 +55,7 @@ class SamplingParams:
         pad: () int32, what follows the end.
     """
 
-    constraints: tuple[Processor, ...]
+    processors: tuple[Processor, ...]
     warpers: tuple[Processor, ...]
     do_sample: Array
     seeds: Array
@@ -66,7 +66,7 @@ class SamplingParams:
     def build(cls, settings: GenerationConfig, vocab_size: int, seeds: np.ndarray) -> Self:
         """Build from settings whose end and padding are filled in, and the rows' seeds."""
         return cls(
-            constraints=constraints(settings, vocab_size),
+            processors=processors(settings, vocab_size),
             warpers=warpers(settings, vocab_size),
             do_sample=np.asarray(settings.do_sample),
             seeds=seeds,
@@ -76,7 +76,7 @@ class SamplingParams:
 
     def sample(self, logits: jax.Array, context: DecodeContext) -> tuple[jax.Array, jax.Array]:
         """(B, V) float32 logits -> (B,) tokens and their log-probabilities under these rules."""
-        logits = process(self.constraints, logits, context)
+        logits = process(self.processors, logits, context)
 
         def draw(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
             logits = process(self.warpers, logits, context)

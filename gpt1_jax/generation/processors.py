@@ -2,7 +2,7 @@
 
 Each rule of Hugging Face's ``generate`` is a dataclass whose fields are traced arrays, so that
 changing a value compiles nothing; a rule that is off costs a branch. They run in Hugging Face's
-order: ``constraints`` always, ``warpers`` when sampling.
+order: ``processors`` always, ``warpers`` when sampling.
 
 Dimensions: B rows, C slots for tokens, V vocabulary.
 """
@@ -80,7 +80,7 @@ def process(
     return functools.reduce(one, processors, logits)
 
 
-def constraints(settings: GenerationConfig, vocab_size: int) -> tuple[Processor, ...]:
+def processors(settings: GenerationConfig, vocab_size: int) -> tuple[Processor, ...]:
     """Return the rules that hold whether tokens are drawn or not.
 
     Args:

@@ -91,7 +91,7 @@ def bucket(length: int) -> int:
     return max(SHORTEST, 1 << max(0, length - 1).bit_length())
 
 
-def join(
+def append_new_tokens(
     prompts: Sequence[np.ndarray],
     given: np.ndarray | None,
     new: np.ndarray,

@@ -1,7 +1,8 @@
 """Kernels of linear layers held as (outputs, inputs): a CPU multiplies few rows by them faster.
 
-``nn/matmul.py`` says why. Turning a kernel costs as much as some decoding steps, and memory for a
-second one; so it is done once for a model, when several rows are first decoded, and kept.
+``nn/matmul.py`` says why. Transposing a kernel costs as much as several decoding steps, and the
+memory of a second kernel. It is therefore done once for a model, when several rows are first
+decoded, and kept.
 """
 
 import weakref
@@ -14,7 +15,7 @@ from flax.traverse_util import unflatten_dict
 from gpt1_jax.nn.matmul import MAX_ROWS, dot_general, dot_general_transposed
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, flatten
 
-# Of a model, by path: a kernel that it had, and the same one turned.
+# Of a model, by path: a kernel that it had, and its transpose.
 _kept: weakref.WeakKeyDictionary[
     OpenAIGPTPreTrainedModel,
     dict[tuple[str, ...], tuple[weakref.ref[jax.Array], jax.Array]],
@@ -22,7 +23,7 @@ _kept: weakref.WeakKeyDictionary[
 
 
 def should_transpose(model: OpenAIGPTPreTrainedModel, params: Params, rows: int) -> bool:
-    """Return whether decoding so many rows at a time is faster with turned kernels."""
+    """Return whether decoding so many rows at a time is faster with transposed kernels."""
     kernels = [leaf for path, leaf in flatten(params).items() if _is_kernel(path)]
     # Kernels that are split over devices are split for the products as they are.
     devices = {device for leaf in kernels for device in leaf.devices()}
@@ -49,7 +50,7 @@ def transpose_kernels(model: OpenAIGPTPreTrainedModel, params: Params) -> Params
 
 
 def with_transposed_kernels(model: Any) -> Any:
-    """Return a model that was merged with turned kernels, which its layers now read as such."""
+    """Return a model that was merged with transposed kernels, which its layers now read as such."""
     for _, node in nnx.iter_graph(model):
         if isinstance(node, nnx.Linear) and node.dot_general is dot_general:
             node.kernel.set_value(node.kernel.get_value().T)

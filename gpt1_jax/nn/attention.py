@@ -74,14 +74,14 @@ class Cache:
         """Return what block ``i`` reads and extends."""
         return LayerCache(self.keys[i], self.values[i], self.index)
 
-    def open(self, mask: jax.Array) -> Self:
+    def extend_mask(self, mask: jax.Array) -> Self:
         """Return the cache with the attention mask (B, T) of the tokens about to be read."""
         mask = jax.lax.dynamic_update_slice(
             self.mask, mask.astype(self.mask.dtype), (jnp.int32(0), self.index)
         )
         return dataclasses.replace(self, mask=mask)
 
-    def close(self, layers: "list[LayerCache]", tokens: int) -> Self:
+    def advance(self, layers: "list[LayerCache]", tokens: int) -> Self:
         """Return the cache with ``tokens`` more slots filled by the blocks."""
         return dataclasses.replace(
             self,
@@ -117,13 +117,13 @@ class Mask:
 
     Attributes:
         causal: (1, 1, T, S) bool, true where the key does not lie after the query.
-        after: (1, 1, 1, S) the score of a key after its query; -inf for a slot not yet filled.
+        future_bias: (1, 1, 1, S) the score of a key after its query; -inf for an unfilled slot.
         padding: (B, 1, 1, S) added to the scores; 0 for a token, the lowest number for padding.
             None where nothing is padded.
     """
 
     causal: jax.Array
-    after: jax.Array
+    future_bias: jax.Array
     padding: jax.Array | None
 
     @classmethod
@@ -138,7 +138,7 @@ class Mask:
             padding = padding[:, None, None, :]
         return cls(
             causal=(slots[None, :] <= queries[:, None])[None, None],
-            after=jnp.where(slots < index + tokens, CAUSAL_MASK_VALUE, -jnp.inf)[
+            future_bias=jnp.where(slots < index + tokens, CAUSAL_MASK_VALUE, -jnp.inf)[
                 None, None, None, :
             ],
             padding=padding,
@@ -164,7 +164,7 @@ def attention_weights(
         "BNTH,BNSH->BNTS", query, key, precision=precision, preferred_element_type=dtype
     )
     scores = scores / math.sqrt(query.shape[-1])
-    scores = jnp.where(mask.causal, scores, mask.after.astype(dtype))
+    scores = jnp.where(mask.causal, scores, mask.future_bias.astype(dtype))
     if mask.padding is not None:
         scores = scores + mask.padding.astype(dtype)
     return jax.nn.softmax(scores, axis=-1)

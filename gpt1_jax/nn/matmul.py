@@ -5,7 +5,7 @@ XLA's CPU compiler makes of the plain product in float32 falls short of that (JA
 
 - the right operand is first copied into another order, which halves the speed of 2 to 32 rows. The
   left operand is read as it is, so there go weights that have all of an output's side by side: the
-  table (V, E) of a tied head, and kernels that were turned for it (``transposed_kernels.py``);
+  table (V, E) of a tied head, and kernels that were transposed for it (``transposed_kernels.py``);
 - one row and a kernel (K, N) reach two thirds of the memory bandwidth. In parts of K they reach
   nine tenths, and round less.
 

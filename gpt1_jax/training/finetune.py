@@ -44,7 +44,7 @@ from gpt1_jax.training.data.tasks import (
     task_columns,
 )
 from gpt1_jax.training.embedding_dropout import configure_dropout
-from gpt1_jax.training.freezing import join, split_frozen
+from gpt1_jax.training.freezing import combine_params, split_frozen
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, run_training
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.run_settings import (
@@ -326,7 +326,9 @@ def task_measures(
             predictions.append(logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1))
             loss += float(summed)
         names = metrics.DEFAULTS[task.predicts]
-        measures = metrics.evaluate(names, np.concatenate(predictions), np.concatenate(labels))
+        measures = metrics.compute_metrics(
+            names, np.concatenate(predictions), np.concatenate(labels)
+        )
         return {"loss": loss / len(examples), **measures}
 
     return measure
@@ -402,7 +404,7 @@ def _trained(
         trained, frozen = split_frozen(
             params, embeddings=settings.freeze_embeddings, layers=settings.freeze_layers
         )
-        return trained, frozen, join
+        return trained, frozen, combine_params
     body = {"transformer": params["transformer"]}
     head = {name: module for name, module in params.items() if name != "transformer"}
     key = jax.random.key(settings.seed)

@@ -48,7 +48,7 @@ def split_frozen(params: Params, *, embeddings: bool, layers: int) -> tuple[Para
     return unflatten_dict(trained), unflatten_dict(frozen)
 
 
-def join(trained: Params, frozen: Params) -> Params:
+def combine_params(trained: Params, frozen: Params) -> Params:
     """Return the parameters that ``split_frozen`` has split.
 
     Raises:

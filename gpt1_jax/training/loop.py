@@ -19,7 +19,7 @@ from gpt1_jax.pretrained import Params
 from gpt1_jax.sharding.mesh import gather, make_global_batch, param_shardings, shard
 from gpt1_jax.sharding.processes import is_main_process
 from gpt1_jax.training.checkpoints import Checkpoints
-from gpt1_jax.training.freezing import join
+from gpt1_jax.training.freezing import combine_params
 from gpt1_jax.training.log import Log, draw_losses
 from gpt1_jax.training.step import Batch, Combine, Objective, TrainState, make_step, micro_batches
 
@@ -91,7 +91,7 @@ class TrainSpec:
 
     params: Params
     frozen: Params
-    combine: Combine = join
+    combine: Combine = combine_params
     objective: Objective
     optimizer: optax.GradientTransformation
     learning_rate: Callable[[Any], Any]

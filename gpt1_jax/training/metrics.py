@@ -74,7 +74,7 @@ DEFAULTS = {
 }
 
 
-def evaluate(names: Sequence[str], predictions: Any, labels: Any) -> dict[str, float]:
+def compute_metrics(names: Sequence[str], predictions: Any, labels: Any) -> dict[str, float]:
     """Compare predictions with labels.
 
     Args:

@@ -12,7 +12,7 @@ from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.nn.remat import compiler_options
 from gpt1_jax.pretrained import Params
 from gpt1_jax.sharding.mesh import constrain_like, param_shardings
-from gpt1_jax.training.freezing import join
+from gpt1_jax.training.freezing import combine_params
 
 Batch = Mapping[str, Any]
 # (parameters, batch, key of dropout) -> a sum of losses, and what divides it: so micro-batches of
@@ -55,7 +55,7 @@ def micro_batches(batch: Batch, accumulate: int) -> Batch:
 
 
 def make_step(
-    objective: Objective, optimizer: optax.GradientTransformation, combine: Combine = join
+    objective: Objective, optimizer: optax.GradientTransformation, combine: Combine = combine_params
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, dict[str, jax.Array]]]:
     """Return the compiled step: (state, frozen, batch) -> the next state, and its measures.
 

@@ -31,33 +31,33 @@ def model() -> gpt1.OpenAIGPTLMHeadModel:
 
 
 @pytest.fixture(scope="module")
-def reading(model: Any, tokenizer: gpt1.Tokenizer) -> Any:
+def trace(model: Any, tokenizer: gpt1.Tokenizer) -> Any:
     return trace_forward(model, tokenizer, TEXT)
 
 
 def test_trace_forward_matches_model_outputs(
-    model: Any, tokenizer: gpt1.Tokenizer, reading: Any
+    model: Any, tokenizer: gpt1.Tokenizer, trace: Any
 ) -> None:
     ids = np.array([tokenizer.encode(TEXT)])
     out = model(ids, output_hidden_states=True, output_attentions=True)
-    assert reading.ids.tolist() == ids[0].tolist()
-    assert reading.tokens == ("the</w>", "th", "ing</w>", "is</w>", "a</w>")
-    np.testing.assert_array_equal(reading.hidden_states, [each[0] for each in out.hidden_states])
-    np.testing.assert_array_equal(reading.attentions, [each[0] for each in out.attentions])
+    assert trace.ids.tolist() == ids[0].tolist()
+    assert trace.tokens == ("the</w>", "th", "ing</w>", "is</w>", "a</w>")
+    np.testing.assert_array_equal(trace.hidden_states, [each[0] for each in out.hidden_states])
+    np.testing.assert_array_equal(trace.attentions, [each[0] for each in out.attentions])
     expected = log_softmax(np.asarray(out.logits[0], np.float64), axis=-1)
     # measured: 4.5e-7
-    np.testing.assert_allclose(reading.log_probs, expected, rtol=0, atol=2e-6)
-    assert reading.vocabulary[-3:] == ("\n</w>", str(SIZE), str(SIZE + 1))
-    assert repr(reading) == (
-        f"ForwardTrace(5 tokens, hidden_states {reading.hidden_states.shape}, "
-        f"attentions {reading.attentions.shape}, log_probs (5, {SIZE + 2}))"
+    np.testing.assert_allclose(trace.log_probs, expected, rtol=0, atol=2e-6)
+    assert trace.vocabulary[-3:] == ("\n</w>", str(SIZE), str(SIZE + 1))
+    assert repr(trace) == (
+        f"ForwardTrace(5 tokens, hidden_states {trace.hidden_states.shape}, "
+        f"attentions {trace.attentions.shape}, log_probs (5, {SIZE + 2}))"
     )
 
 
-def test_surprisal_matches_log_probs(reading: Any) -> None:
-    found = surprisal(reading)
+def test_surprisal_matches_log_probs(trace: Any) -> None:
+    found = surprisal(trace)
     assert math.isnan(found.bits[0])
-    chosen = np.exp(reading.log_probs[np.arange(4), reading.ids[1:]], dtype=np.float64)
+    chosen = np.exp(trace.log_probs[np.arange(4), trace.ids[1:]], dtype=np.float64)
     np.testing.assert_allclose(found.bits[1:], -np.log2(chosen), rtol=1e-5)
     assert found.mean == pytest.approx(found.bits[1:].mean())
     assert found.perplexity == pytest.approx(2**found.mean)
@@ -75,9 +75,9 @@ def test_surprisal_of_single_token_has_no_mean(model: Any, tokenizer: gpt1.Token
     assert str(found).splitlines()[-1] == "a single token: nothing was expected of it"
 
 
-def test_surprisal_colours_follow_bits(reading: Any) -> None:
+def test_surprisal_colours_follow_bits(trace: Any) -> None:
     """The redder, the greater: green and blue fade in the order of the bits."""
-    found = surprisal(reading)
+    found = surprisal(trace)
     pieces = [piece for piece in found.coloured().pieces if piece[1]]
     assert [piece[0] for piece in pieces] == ["th", "ing", "is", "a"]
     assert [piece[2] for piece in pieces] == [f"{bits:.2f} bits" for bits in found.bits[1:]]
@@ -87,13 +87,13 @@ def test_surprisal_colours_follow_bits(reading: Any) -> None:
     assert "bits a token" in found._repr_html_()
 
 
-def test_next_tokens_are_sorted_by_probability(reading: Any) -> None:
-    found = next_tokens(reading, 3)
-    order = np.argsort(-reading.log_probs[-1])[:3]
+def test_next_tokens_are_sorted_by_probability(trace: Any) -> None:
+    found = next_tokens(trace, 3)
+    order = np.argsort(-trace.log_probs[-1])[:3]
     assert found.ids == tuple(order.tolist())
     assert found.after == "a</w>"
-    np.testing.assert_allclose(found.probabilities, np.exp(reading.log_probs[-1, order]))
-    everything = next_tokens(reading, 1000, place=0)
+    np.testing.assert_allclose(found.probabilities, np.exp(trace.log_probs[-1, order]))
+    everything = next_tokens(trace, 1000, place=0)
     assert len(everything.ids) == SIZE + 2
     assert everything.after == "the</w>"
     assert everything.probabilities.sum() == pytest.approx(1, abs=1e-5)
@@ -107,22 +107,22 @@ def test_next_tokens_are_sorted_by_probability(reading: Any) -> None:
     sure = dataclasses.replace(found, probabilities=np.array([1.0, 0.0, 0.0]))
     assert max(map(len, str(sure).splitlines())) <= 80
     with pytest.raises(ValueError, match="count is 0"):
-        next_tokens(reading, 0)
+        next_tokens(trace, 0)
     with pytest.raises(ValueError, match="place is 5, but must be -5 to 4"):
-        next_tokens(reading, place=5)
+        next_tokens(trace, place=5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logit_lens_matches_numpy(tokenizer: gpt1.Tokenizer, tied: bool) -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE + 2, tie_word_embeddings=tied)
-    reading = trace_forward(model, tokenizer, TEXT)
-    lens = logit_lens(model, reading)
+    trace = trace_forward(model, tokenizer, TEXT)
+    lens = logit_lens(model, trace)
     # The last layer is what the model itself says.
-    np.testing.assert_array_equal(lens.ids[-1], reading.log_probs.argmax(-1))
-    np.testing.assert_allclose(lens.probabilities[-1], np.exp(reading.log_probs.max(-1)), rtol=1e-5)
+    np.testing.assert_array_equal(lens.ids[-1], trace.log_probs.argmax(-1))
+    np.testing.assert_allclose(lens.probabilities[-1], np.exp(trace.log_probs.max(-1)), rtol=1e-5)
     if tied:
         table: Any = model.transformer.tokens_embed.embedding.get_value()
-        logits = reading.hidden_states[1].astype(np.float64) @ np.asarray(table, np.float64).T
+        logits = trace.hidden_states[1].astype(np.float64) @ np.asarray(table, np.float64).T
         np.testing.assert_array_equal(lens.ids[1], logits.argmax(-1))
         best = np.exp(log_softmax(logits, axis=-1).max(-1))
         # measured: 2e-7
@@ -145,9 +145,9 @@ def test_logit_lens_fits_terminal_width(tokenizer: gpt1.Tokenizer) -> None:
 
 
 def test_show_prints_colour_only_to_a_terminal(
-    reading: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trace: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = surprisal(reading)
+    found = surprisal(trace)
     show(found, sys.stdout)
     assert capsys.readouterr().out == f"{found}\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)

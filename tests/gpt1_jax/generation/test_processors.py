@@ -21,9 +21,9 @@ from gpt1_jax.generation.processors import (
     TopK,
     TopP,
     Typical,
-    constraints,
     largest,
     process,
+    processors,
     warpers,
 )
 
@@ -92,7 +92,7 @@ def text_of(context: DecodeContext, row: int) -> list[int]:
 
 
 def all_rules(asked: GenerationConfig) -> tuple[Any, ...]:
-    return (*constraints(asked, V), *warpers(asked, V))
+    return (*processors(asked, V), *warpers(asked, V))
 
 
 @given(logits=LOGITS, context=CONTEXTS)
@@ -320,7 +320,7 @@ def test_processors_hold_for_the_whole_text(asked: Any, seed: int) -> None:
     rng = np.random.default_rng(seed)
     size, least = asked.draw(st.integers(2, 3)), asked.draw(st.integers(1, 5))
     bad = asked.draw(st.lists(st.integers(0, V - 1), min_size=2, max_size=2))
-    rules = constraints(
+    rules = processors(
         GenerationConfig(
             max_new_tokens=SLOTS - 1,
             no_repeat_ngram_size=size,
@@ -350,7 +350,7 @@ def test_processors_hold_for_the_whole_text(asked: Any, seed: int) -> None:
 
 def test_forced_bos_requires_one_token_prompt() -> None:
     """Not the one token that sliding_window = 1 leaves of a text."""
-    rule = constraints(GenerationConfig(forced_bos_token_id=5), V)
+    rule = processors(GenerationConfig(forced_bos_token_id=5), V)
     logits = np.zeros((B, V), np.float32)
     first = np.asarray(apply(rule, logits, context_of(np.zeros((B, SLOTS)), [3, 2], 4)))
     np.testing.assert_array_equal(np.isfinite(first).sum(axis=1), [1, V])
@@ -362,7 +362,7 @@ def test_no_repeat_ngram_is_inactive_beyond_text_length() -> None:
     """A size beyond the text is not looped over, however large."""
     asked = GenerationConfig(no_repeat_ngram_size=2**20)
     context = context_of(np.zeros((B, SLOTS)), [0] * B, SLOTS)
-    assert not any(bool(rule.active(context)) for rule in constraints(asked, V))
+    assert not any(bool(rule.active(context)) for rule in processors(asked, V))
 
 
 @given(logits=LOGITS, context=CONTEXTS, data=st.data())
@@ -374,7 +374,7 @@ def test_processors_ignore_padding(logits: np.ndarray, context: DecodeContext, d
         "repetition_penalty": data.draw(POWERS),
         "forced_bos_token_id": data.draw(st.none() | st.integers(0, V - 1)),
     }
-    rules = constraints(GenerationConfig(**fields), V)
+    rules = processors(GenerationConfig(**fields), V)
     both = np.asarray(apply(rules, logits, context))
     for i in range(B):
         text = text_of(context, i)

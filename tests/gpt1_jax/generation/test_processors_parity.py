@@ -20,8 +20,8 @@ from support.torch_reference import torch_model  # noqa: E402
 from transformers.generation import logits_process as reference  # noqa: E402
 
 from gpt1_jax import GenerationConfig, OpenAIGPTConfig  # noqa: E402
-from gpt1_jax.generation import processors  # noqa: E402
-from gpt1_jax.generation.processors import DecodeContext, constraints, process, warpers  # noqa: E402
+from gpt1_jax.generation import processors as processors_module  # noqa: E402
+from gpt1_jax.generation.processors import DecodeContext, process, processors, warpers  # noqa: E402
 
 SHAPES = [(1, 2), (3, 50)]
 SLOTS = 12
@@ -37,7 +37,7 @@ apply = jax.jit(lambda rules, logits, context: process(rules, logits, context))
 def rule(kind: str, V: int, **fields: Any) -> Any:
     """The processor of that name, as ``generate`` builds it."""
     asked = GenerationConfig(**{"eos_token_id": (), **fields})
-    rules = (*constraints(asked, V), *warpers(asked, V))
+    rules = (*processors(asked, V), *warpers(asked, V))
     return next(r for r in rules if type(r).__name__ == kind)
 
 
@@ -222,7 +222,7 @@ def slack(row: np.ndarray) -> float:
     return 5e-7 * (1 + len(row) / 2000)  # measured: 2.4e-7 for V = 50, 4.3e-6 for V = 40478
 
 
-def near_top_p(ours: processors.TopP, row: np.ndarray) -> np.ndarray:
+def near_top_p(ours: processors_module.TopP, row: np.ndarray) -> np.ndarray:
     ascending = np.sort(row)
     sums = np.cumsum(probabilities(ascending))
     # Of equally likely tokens it counts whether their sum up to the last of them is too small.
@@ -231,7 +231,7 @@ def near_top_p(ours: processors.TopP, row: np.ndarray) -> np.ndarray:
     return (np.abs(reach - float(ours.rest)) <= slack(row)) & ~spared
 
 
-def near_min_p(ours: processors.MinP, row: np.ndarray) -> np.ndarray:
+def near_min_p(ours: processors_module.MinP, row: np.ndarray) -> np.ndarray:
     ratio = np.exp(row.astype(np.float64) - row.max())
     spared = row >= np.sort(row)[-int(ours.at_least)]
     # Of tokens whose probability vanishes in float32, theirs spares any and ours the likeliest.
@@ -239,14 +239,14 @@ def near_min_p(ours: processors.MinP, row: np.ndarray) -> np.ndarray:
     return (np.abs(ratio / float(ours.p) - 1) <= slack(row)) & ~spared | vanishing
 
 
-def near_typical(ours: processors.Typical, row: np.ndarray) -> np.ndarray:
+def near_typical(ours: processors_module.Typical, row: np.ndarray) -> np.ndarray:
     possible = np.isfinite(row)
     either = np.zeros(row.shape, bool)
     either[possible] = _near_typical(ours, row[possible])
     return either
 
 
-def _near_typical(ours: processors.Typical, row: np.ndarray) -> np.ndarray:
+def _near_typical(ours: processors_module.Typical, row: np.ndarray) -> np.ndarray:
     """Which tokens come before which may be a matter of rounding too."""
     log_p = row.astype(np.float64) - row.max()
     log_p -= np.log(np.exp(log_p).sum())
@@ -458,7 +458,7 @@ def test_processors_apply_in_transformers_order(
     rng = np.random.default_rng(seed)
     context = random_context(rng, 3, 50, length)
     logits = rng.normal(size=(3, 50), scale=10 ** rng.uniform(-1, 1.5)).astype(np.float32)
-    ours = constraints(full := asked.for_model(CONFIG), 50)
+    ours = processors(full := asked.for_model(CONFIG), 50)
     if asked.do_sample:
         ours += warpers(full, 50)
     assert [type(one).__name__ for one in ours] == list(CLASSES.values())[: len(ours)]

@@ -42,8 +42,10 @@ def test_dot_general_matches_numpy(leading: tuple[int, ...], K: int, N: int) -> 
 @settings(max_examples=15)
 def test_dot_general_transposed_matches_numpy(leading: tuple[int, ...], K: int, N: int) -> None:
     """Whether N falls into two parts or not."""
-    x, turned = normal(*leading, K), normal(N, K, seed=1)
-    close(dot_general_transposed(x, turned.T, (((x.ndim - 1,), (0,)), ((), ()))), x, turned.T)
+    x, transposed = normal(*leading, K), normal(N, K, seed=1)
+    close(
+        dot_general_transposed(x, transposed.T, (((x.ndim - 1,), (0,)), ((), ()))), x, transposed.T
+    )
 
 
 @given(leading=LEADING, E=st.integers(1, 49), V=st.sampled_from([1, 2, 15, 67, 74, 131, 67 * 67]))

@@ -11,7 +11,7 @@ from support.small_models import MODELS, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.pretrained import flatten
-from gpt1_jax.training.freezing import join, split_frozen
+from gpt1_jax.training.freezing import combine_params, split_frozen
 
 pytestmark = pytest.mark.unoptimized
 
@@ -30,7 +30,7 @@ def test_join_inverts_split_frozen(cls: Any, parts: tuple[bool, int]) -> None:
     trained, frozen = split_frozen(params, embeddings=embeddings, layers=layers)
     assert not flatten(trained).keys() & flatten(frozen).keys()
     assert all(branches(trained) + branches(frozen))
-    joined = join(trained, frozen)
+    joined = combine_params(trained, frozen)
     assert jax.tree.structure(joined) == jax.tree.structure(params)
     pairs = zip(jax.tree.leaves(joined), jax.tree.leaves(params), strict=True)
     assert all(ours is theirs for ours, theirs in pairs)
@@ -72,14 +72,16 @@ def test_split_frozen_freezes_nothing_by_request() -> None:
 
 
 def test_join_passes_gradients_inside_jit() -> None:
-    """The gradient of the trained part, through ``join`` in a compiled function."""
+    """The gradient of the trained part, through ``combine_params`` in a compiled function."""
     apply, params = gpt1.functional(small_model(gpt1.OpenAIGPTLMHeadModel))
     ids = np.arange(8)[None]
 
     @jax.jit
     def whole_and_part(params: Any) -> Any:
         trained, frozen = split_frozen(params, embeddings=True, layers=1)
-        part = jax.grad(lambda t: apply(join(t, frozen), input_ids=ids, labels=ids).loss)(trained)
+        part = jax.grad(lambda t: apply(combine_params(t, frozen), input_ids=ids, labels=ids).loss)(
+            trained
+        )
         return jax.grad(lambda p: apply(p, input_ids=ids, labels=ids).loss)(params), part
 
     whole, part = map(flatten, whole_and_part(params))
@@ -105,4 +107,4 @@ def test_join_rejects_overlapping_trees() -> None:
     frozen["transformer"]["tokens_embed"] = trained["transformer"]["tokens_embed"]
     message = "both trained and frozen.*: transformer.tokens_embed.embedding$"
     with pytest.raises(ValueError, match=message):
-        join(trained, frozen)
+        combine_params(trained, frozen)

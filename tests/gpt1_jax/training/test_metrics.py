@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1_jax.training.metrics import DEFAULTS, METRICS, evaluate
+from gpt1_jax.training.metrics import DEFAULTS, METRICS, compute_metrics
 
 # float64 against float64, in another order. Measured: 5e-16.
 TOLERANCE = 1e-12
@@ -36,7 +36,7 @@ def test_evaluate_class_metrics_match_numpy(C: int, seed: int, N: int) -> None:
     rng = np.random.default_rng(seed)
     predictions, labels = rng.integers(C, size=(2, N)).astype(np.int32)
     labels[:C], predictions[:2] = np.arange(C)[:N], [0, 1]
-    got = evaluate(DEFAULTS["classes"], predictions, labels)
+    got = compute_metrics(DEFAULTS["classes"], predictions, labels)
     present = sorted({*predictions.tolist(), *labels.tolist()})
     scores = [f1_of(k, predictions, labels) for k in present]
     assert got["accuracy"] == pytest.approx((predictions == labels).mean(), abs=TOLERANCE)
@@ -54,7 +54,7 @@ def test_evaluate_correlations_match_numpy(seed: int, N: int) -> None:
     labels = rng.integers(4, size=N).astype(np.float32)  # with ties
     labels[:2] = [0, 1]
     predictions = rng.standard_normal(N)
-    got = evaluate(DEFAULTS["numbers"], predictions, labels)
+    got = compute_metrics(DEFAULTS["numbers"], predictions, labels)
     assert got["pearson"] == pytest.approx(correlation(predictions, labels), abs=1e-6)
     expected = correlation(ranks(predictions), ranks(labels))
     assert got["spearman"] == pytest.approx(expected, abs=TOLERANCE)
@@ -62,26 +62,26 @@ def test_evaluate_correlations_match_numpy(seed: int, N: int) -> None:
 
 @pytest.mark.parametrize("predictions", [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0 + 1e-15]])
 def test_evaluate_constant_predictions_give_nan_correlation(predictions: list[float]) -> None:
-    got = evaluate(["pearson", "spearman"], predictions, [1.0, 2.0, 3.0])
+    got = compute_metrics(["pearson", "spearman"], predictions, [1.0, 2.0, 3.0])
     if predictions[0] == predictions[2]:
         assert math.isnan(got["pearson"])
         assert math.isnan(got["spearman"])
-    assert all(map(math.isnan, evaluate(DEFAULTS["numbers"], [1.0], [2.0]).values()))
+    assert all(map(math.isnan, compute_metrics(DEFAULTS["numbers"], [1.0], [2.0]).values()))
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_evaluate_handles_constant_class_predictions(label: int) -> None:
-    got = evaluate(DEFAULTS["classes"], [label] * 4, [label] * 4)
+    got = compute_metrics(DEFAULTS["classes"], [label] * 4, [label] * 4)
     assert got == {"accuracy": 1, "f1": label, "matthews": 0}
-    assert evaluate(DEFAULTS["classes"], [label] * 4, [0, 1, 0, 1])["matthews"] == 0
+    assert compute_metrics(DEFAULTS["classes"], [label] * 4, [0, 1, 0, 1])["matthews"] == 0
 
 
 def test_evaluate_rejects_bad_input() -> None:
     with pytest.raises(ValueError, match="'bleu' is no metric; the metrics are accuracy, f1"):
-        evaluate(["accuracy", "bleu"], [1], [1])
+        compute_metrics(["accuracy", "bleu"], [1], [1])
     for predictions, labels in [([1], [1, 0]), ([], []), ([[1]], [[1]])]:
         with pytest.raises(ValueError, match=r"must be \(N,\)"):
-            evaluate(["accuracy"], predictions, labels)
+            compute_metrics(["accuracy"], predictions, labels)
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -89,4 +89,4 @@ def test_evaluate_reports_missing_library(monkeypatch: pytest.MonkeyPatch, name:
     monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
     with pytest.raises(ImportError, match=r'pip install "gpt1-jax\[train\]"'):
-        evaluate([name], [0, 1], [1, 0])
+        compute_metrics([name], [0, 1], [1, 0])
