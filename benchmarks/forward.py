@@ -60,14 +60,14 @@ def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
     load = PEERS[OURS].forward
     assert load is not None
     judge = loaded.get(OURS) or load(suite.folder, head)
-    pace = TimeBudget(suite.options.max_seconds)
+    budget = TimeBudget(suite.options.max_seconds)
     for batch, tokens in cases:
         ids = suite.ids(batch, tokens)
         runs: dict[str, Callable[[], object]] = {}
         errors, left_out = {}, {}
         reference = _array(judge(ids))
         for name, run in loaded.items():
-            if expected := pace.too_long(name, ids.size):
+            if expected := budget.too_long(name, ids.size):
                 left_out[name] = expected
                 continue
             out = reference if run is judge else _array(run(ids))
@@ -78,7 +78,7 @@ def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
                     f"the relative error is {errors[name]:.1e}"
                 )
             runs[name] = functools.partial(run, ids)
-            pace.measure(name, ids.size, runs[name])
+            budget.measure(name, ids.size, runs[name])
         if not runs:
             continue
         seconds, limits = suite.race(runs)

@@ -71,7 +71,7 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
         if peer.generate is not None
     }
     judge = functional(OpenAIGPTLMHeadModel.from_pretrained(suite.folder))
-    pace = TimeBudget(suite.options.max_seconds)
+    budget = TimeBudget(suite.options.max_seconds)
     for batch, prompt, new in cases:
         prompts = suite.ids(batch, prompt)
         runs: dict[str, Callable[[], object]] = {}
@@ -80,7 +80,7 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
         # Who has no cache reads the whole text for every token.
         read = batch * new * (prompt + new)
         for name, run in loaded.items():
-            if expected := pace.too_long(name, read):
+            if expected := budget.too_long(name, read):
                 left_out[name] = expected
                 continue
             written = run(prompts, new)
@@ -99,7 +99,7 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
             runs[name] = functools.partial(run, prompts, new)
             runs[f"{name} first"] = functools.partial(run, prompts, 1)
             runs[f"{name} first"]()
-            pace.measure(name, read, runs[name])
+            budget.measure(name, read, runs[name])
         if not runs:
             continue
         seconds, limits = suite.race(runs)

@@ -147,18 +147,18 @@ def _race(suite: Suite, part: Part, loaded: Mapping[str, Callable[..., Any]]) ->
     unit = "a new token" if part.what == "decode" else "the forward"
     print(f"\n{part.what}: ms of {unit} by {part.size}; medians of {suite.rounds} rounds")
     _show(part.size, {name: name for name in loaded})
-    pace = TimeBudget(suite.options.max_seconds)
+    budget = TimeBudget(suite.options.max_seconds)
     for size in part.sizes:
         runs: dict[str, Callable[[], object]] = {}
         left_out = {}
         for name, peer in loaded.items():
-            if expected := pace.too_long(name, size):
+            if expected := budget.too_long(name, size):
                 left_out[name] = expected
                 continue
             timed = part.runs(peer, size)
             for run in timed:
                 run()
-            pace.measure(name, size, timed[0])
+            budget.measure(name, size, timed[0])
             runs |= {_label(name, i): run for i, run in enumerate(timed)}
         raced, limits = suite.race(runs)
         seconds = {

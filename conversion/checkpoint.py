@@ -60,7 +60,7 @@ def read(
 
     Raises:
         FileNotFoundError: there is no such folder or model, or a file of it is missing.
-        HeadMissing: only the architecture's own head is missing (a ValueError).
+        MissingHeadError: only the architecture's own head is missing (a ValueError).
         ValueError: anything else is wrong; the message names the file and all that is wrong.
         ImportError: the weights are pickles and torch is not installed.
     """

@@ -229,7 +229,7 @@ def _save_safetensors(arrays: dict[str, np.ndarray], path: Path) -> None:
     from safetensors.numpy import save_file
 
     try:
-        # The arrays are contiguous (Parameter.to_torch); safetensors garbles others silently.
+        # The arrays are contiguous (ParamSpec.to_torch); safetensors garbles others silently.
         save_file(arrays, path, metadata={"format": "pt"})
     except SafetensorError as error:
         raise OSError(str(error)) from error

@@ -101,7 +101,7 @@ def match_tensors(
     Raises:
         ValueError: anything is missing, unexpected, there twice, or of a wrong shape or dtype. All
             of it is named.
-        HeadMissing: the architecture's own head is missing, nothing else is wrong, and
+        MissingHeadError: the architecture's own head is missing, nothing else is wrong, and
             ``new_head`` is false.
     """
     rows = param_specs(config, architecture)

@@ -82,12 +82,9 @@ def _lay_out(model: Any) -> None:
             node.deal_out_heads()
         elif isinstance(node, OpenAIGPTModel):
             table = node.tokens_embed.embedding
-            rows = constrain(
-                table.get_value(), None, TENSOR
-            )  # together over fsdp, without which XLA
-            table.set_value(
-                constrain(rows, TENSOR, None, uneven=True)
-            )  # would copy all to everyone
+            # Together over fsdp first, or XLA would copy the whole table to every device.
+            rows = constrain(table.get_value(), None, TENSOR)
+            table.set_value(constrain(rows, TENSOR, None, uneven=True))
         elif isinstance(getattr(node, "lm_head", None), nnx.Linear):
             kernel = node.lm_head.kernel
             columns = constrain(kernel.get_value(), TENSOR, None)

@@ -220,7 +220,7 @@ def _generate(records: Sequence[Record]) -> list[str]:
             _percents(limit_shares(case, later)),
             times_as_fast(later),
             times_as_fast(case["seconds"]),
-            {name: f"{logit_gap:.2g}" for name, logit_gap in case["regrets"].items()},
+            {name: f"{gap:.2g}" for name, gap in case["regrets"].items()},
         )
     head = ["case", "", "first token, ms", "each further, ms", "decoding, tokens/s"]
     head += ["share of the limit", "ratio, decoding", "ratio, whole", "regret"]

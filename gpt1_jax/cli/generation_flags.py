@@ -103,7 +103,7 @@ class BeamFlags(TypedDict, total=False):
 
 
 class ConstraintFlags(TypedDict, total=False):
-    """Flags for what a text may hold.
+    """Flags for constraints.
 
     Attributes:
         repetition_penalty: above 1 for fewer tokens that the text holds already.

@@ -47,7 +47,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Compile one program and return what the compiler tells of it.
 
     Args:
-        request: ``parse_target``, ``mesh``, ``config``, and the arguments of ``programs.program``.
+        request: ``machine``, ``mesh``, ``config``, and the arguments of ``programs.program``.
 
     Returns:
         bytes a device of ``arguments``, ``outputs``, ``donated`` (outputs that lie in arguments)
@@ -74,7 +74,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return {"refused": str(error).splitlines()[0]}
+        return {"oom_message": str(error).splitlines()[0]}
     memory = compiled.memory_analysis()
     costs: Any = compiled.cost_analysis() or {}  # XLA's GPU compiler does not tell
     return {

@@ -50,7 +50,8 @@ class Plan:
         bytes: that are read and written by XLA's count, which takes what one operation hands to
             the next for a way to memory and back; 0 for a GPU, where it does not tell.
         collectives: what is exchanged.
-        refused: why the compiler refused it, where that was for lack of memory; the rest is 0 then.
+        oom_message: what the compiler said, where it refused the program for lack of memory; the
+            rest is 0 then.
     """
 
     machine: Target
@@ -122,7 +123,7 @@ class Plan:
             "machine": self.machine.name,
             "devices": self.machine.devices,
             "memory": self.memory,
-            "moved": self.bytes_moved,
+            "bytes_moved": self.bytes_moved,
             "capacity": self.machine.chip.memory,
             "fits": self.fits,
             "seconds": self.times,
@@ -150,7 +151,8 @@ def plan(
         name: of the machine, see ``targets.parse_target``.
         program: "forward", "prefill", "decode" or "train", see ``programs.program``.
         config: of the model; GPT-1's by default.
-        mesh: such as "data=4,fsdp=2", see ``parallel``; by default all devices along "data".
+        mesh: such as "data=4,fsdp=2", see ``sharding.mesh.make_mesh``; by default all devices lie
+            along "data".
         rows: for each part that the mesh splits a batch into.
         length: tokens of a row.
         dtype: of the computation, "float32" or "bfloat16".

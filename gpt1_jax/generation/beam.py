@@ -50,7 +50,7 @@ class Search:
             full length (early_stopping="never" and a positive length_penalty).
     """
 
-    rules: SamplingParams
+    sampling: SamplingParams
     max_new_tokens: Array
     length_penalty: Array
     stop_early: Array
@@ -61,7 +61,7 @@ class Search:
         """Build from settings whose end and padding are filled in, and the prompts' seeds."""
         never = settings.early_stopping == "never"
         return cls(
-            rules=SamplingParams.build(settings, vocab_size, seeds),
+            sampling=SamplingParams.build(settings, vocab_size, seeds),
             max_new_tokens=np.asarray(settings.max_new_tokens, np.int32),
             length_penalty=np.asarray(settings.length_penalty, np.float32),
             stop_early=np.asarray(settings.early_stopping is True),
@@ -213,7 +213,7 @@ def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Bea
         if transpose:
             model = with_transposed_kernels(model)
         B, K, M, C = len(tokens), num_beams, candidates, tokens.shape[1]
-        V, rules = model.config.vocab_size, search.rules
+        V, sampling = model.config.vocab_size, search.sampling
 
         def each(x: jax.Array) -> jax.Array:
             """(B, ...) -> (B * K, ...), every row K times."""
@@ -229,15 +229,15 @@ def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Bea
             last = context.before(jnp.int32(1))[:, None]
             out = model(last, positions_from_mask=True, cache=state.cache)
             log_probs = jax.nn.log_softmax(cast(jax.Array, out.logits)[:, -1], axis=-1)
-            scores = process(rules.processors, log_probs, context)
+            scores = process(sampling.processors, log_probs, context)
             if do_sample:
-                scores = process(rules.warpers, scores, context)
+                scores = process(sampling.warpers, scores, context)
             totals = (scores.reshape(B, K, V) + state.running.total[:, :, None]).reshape(B, K * V)
             if do_sample:
                 # The M largest of logits with Gumbel noise are M draws without replacement, in
                 # order (arXiv:1903.06059).
                 noise = jax.vmap(lambda key: jax.random.gumbel(key, (K * V,)))
-                _, index = jax.lax.top_k(totals + noise(rules.keys(context.new)), M)
+                _, index = jax.lax.top_k(totals + noise(sampling.keys(context.new)), M)
             else:
                 _, index = jax.lax.top_k(totals, M)
             beams, token = index // V, (index % V).astype(jnp.int32)
@@ -256,7 +256,7 @@ def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Bea
                 log_probs=put(longer.log_probs, of(log_probs)),
                 total=of(totals.reshape(B, K, V)),
                 length=longer.length + 1,
-                ended=rules.eos[token] | (context.new + 1 >= search.max_new_tokens),
+                ended=sampling.eos[token] | (context.new + 1 >= search.max_new_tokens),
             )
             return longer, beams, cast(Cache, out.cache)
 

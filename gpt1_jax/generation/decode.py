@@ -47,7 +47,7 @@ class SamplingParams:
     """The settings of a call, traced.
 
     Attributes:
-        constraints: what changes the logits in any case.
+        processors: what changes the logits in any case.
         warpers: what changes them before a draw.
         do_sample: () bool.
         seeds: (B,) uint32.
@@ -121,7 +121,7 @@ class State:
     offset: jax.Array
 
     def append(
-        self, token: jax.Array, score: jax.Array, log_prob: jax.Array, rules: SamplingParams
+        self, token: jax.Array, score: jax.Array, log_prob: jax.Array, sampling: SamplingParams
     ) -> Self:
         """Return the state after (B,) tokens were chosen; texts that have ended get padding."""
         context, done = self.context, self.done
@@ -130,7 +130,7 @@ class State:
         def put(array: jax.Array, column: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice(array, column[:, None], place)
 
-        token = jnp.where(done, rules.pad, token)
+        token = jnp.where(done, sampling.pad, token)
         return dataclasses.replace(
             self,
             context=dataclasses.replace(
@@ -141,7 +141,7 @@ class State:
             ),
             scores=put(self.scores, jnp.where(done, 0, score)),
             log_probs=put(self.log_probs, jnp.where(done, 0, log_prob)),
-            done=done | rules.eos[token],
+            done=done | sampling.eos[token],
         )
 
 
@@ -194,7 +194,7 @@ def decode(
     if transpose:
         params = transpose_kernels(model, params)
     run = _decoder(graphdef, num_draft_tokens, transpose)
-    rules = SamplingParams.build(settings, config.vocab_size, seeds)
+    sampling = SamplingParams.build(settings, config.vocab_size, seeds)
     mesh = mesh_of(params)
     state, width = _start(model, prompts, settings)
     last = width + settings.max_new_tokens
@@ -206,13 +206,13 @@ def decode(
             until = min(until, int(state.context.start.min()) + config.n_positions + 1)
         if mesh is not None:
             state = shard(state, batch_shardings(mesh, state))
-        state = run(params, state, rules, np.asarray(until, np.int32))
+        state = run(params, state, sampling, np.asarray(until, np.int32))
         length = int(state.context.length)
-        progress = _progress(state, width, rules, cut)
+        progress = _progress(state, width, sampling, cut)
         if ended is not None:
             found = ended(progress)
             cut = np.where((cut < 0) & (found >= 0), found, cut)
-            progress = _progress(state, width, rules, cut)
+            progress = _progress(state, width, sampling, cut)
             state = dataclasses.replace(state, done=jnp.asarray(progress.done))
         finished = length == last or bool(progress.done.all())
         yield progress
@@ -315,7 +315,7 @@ def _decoder(
     """
 
     @functools.partial(jax.jit, donate_argnames="state")
-    def run(params: Params, state: State, rules: SamplingParams, until: jax.Array) -> State:
+    def run(params: Params, state: State, sampling: SamplingParams, until: jax.Array) -> State:
         model: OpenAIGPTLMHeadModel = merge(graphdef, params)
         if transpose:
             model = with_transposed_kernels(model)
@@ -331,9 +331,9 @@ def _decoder(
             return state, cast(jax.Array, out.logits)
 
         def sample(state: State, logits: jax.Array) -> State:
-            token, score = rules.sample(logits, state.context)
+            token, score = sampling.sample(logits, state.context)
             _, log_prob = gather_log_prob(logits, token)
-            return state.append(token, score, log_prob, rules)
+            return state.append(token, score, log_prob, sampling)
 
         def step(state: State) -> State:
             last = state.context.before(jnp.int32(1))[:, None]
@@ -406,7 +406,9 @@ def _each_array(cache: Cache, change: Callable[[jax.Array], jax.Array]) -> Cache
     )
 
 
-def _progress(state: State, width: int, rules: SamplingParams, cut: np.ndarray) -> DecodeProgress:
+def _progress(
+    state: State, width: int, sampling: SamplingParams, cut: np.ndarray
+) -> DecodeProgress:
     """Return what the state holds; texts are cut where ``cut`` (B,) is not -1."""
     # Slices of JAX's arrays would compile for every length: these are numpy's.
     end = int(state.context.length)
@@ -414,7 +416,7 @@ def _progress(state: State, width: int, rules: SamplingParams, cut: np.ndarray) 
         np.asarray(array)[:, width:end]
         for array in (state.context.tokens, state.scores, state.log_probs)
     )
-    is_end = np.asarray(rules.eos)[tokens]
+    is_end = np.asarray(sampling.eos)[tokens]
     T = tokens.shape[1]
     lengths = np.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, T)
     lengths = np.where(cut >= 0, np.minimum(lengths, cut), lengths)
@@ -422,7 +424,7 @@ def _progress(state: State, width: int, rules: SamplingParams, cut: np.ndarray) 
     tokens, scores, log_probs = tokens[:, :T], scores[:, :T], log_probs[:, :T]
     after = np.arange(T)[None, :] >= lengths[:, None]
     return DecodeProgress(
-        tokens=np.where(after, rules.pad, tokens),
+        tokens=np.where(after, sampling.pad, tokens),
         scores=np.where(after, np.float32(0), scores),
         log_probs=np.where(after, np.float32(0), log_probs),
         lengths=lengths,

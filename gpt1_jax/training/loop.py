@@ -124,17 +124,17 @@ class TrainProgress:
     stopped: bool = False
 
 
-def run_training(training: TrainSpec, settings: LoopSettings, out: Path) -> TrainProgress:
+def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainProgress:
     """Train, from the latest checkpoint in ``out`` if there is one.
 
-    ``out`` gets ``log.jsonl``, ``loss.png``, ``checkpoints/`` and what ``training.save`` writes:
+    ``out`` gets ``log.jsonl``, ``loss.png``, ``checkpoints/`` and what ``spec.save`` writes:
     the best parameters so far, or without validation the last ones. SIGINT and SIGTERM end the run
     after the current step, with a checkpoint; a second one at once. Of several processes, all of
     which call this, the first alone writes and reports, and a signal to any of them is heard when
     a line of the log is due.
 
     Args:
-        training: what to train.
+        spec: what to train.
         settings: when to do what.
         out: the output folder; made if need be.
 
@@ -148,30 +148,30 @@ def run_training(training: TrainSpec, settings: LoopSettings, out: Path) -> Trai
     """
     from tqdm import tqdm
 
-    state = TrainState.create(training.params, training.optimizer, training.seed)
-    frozen, mesh = training.frozen, training.mesh
+    state = TrainState.create(spec.params, spec.optimizer, spec.seed)
+    frozen, mesh = spec.frozen, spec.mesh
     if mesh is not None:
         state = shard(state, param_shardings(mesh, state))
         frozen = shard(frozen, param_shardings(mesh, frozen))
     progress = TrainProgress()
     first = is_main_process()
-    step = make_step(training.objective, training.optimizer, training.combine)
-    eval_every = settings.eval_every or training.steps
+    step = make_step(spec.objective, spec.optimizer, spec.combine)
+    eval_every = settings.eval_every or spec.steps
 
     def worth(measures: dict[str, float]) -> float:
-        score = measures[training.chosen]
+        score = measures[spec.chosen]
         if np.isnan(score):
             return -np.inf  # never better, but as the first it is better than nothing
-        return score if training.better == "high" else -score
+        return score if spec.better == "high" else -score
 
     def save() -> None:
         params = state.params if mesh is None else gather(state.params)
         if first:
-            training.save(params)
+            spec.save(params)
 
     def validate(at: int) -> None:
-        assert training.evaluate is not None
-        measures = training.evaluate(training.combine(state.params, frozen))
+        assert spec.evaluate is not None
+        measures = spec.evaluate(spec.combine(state.params, frozen))
         if log is not None:
             log.write(step=at, **{f"valid_{name}": value for name, value in measures.items()})
         if progress.best is None or worth(measures) > worth(progress.best):
@@ -191,14 +191,14 @@ def run_training(training: TrainSpec, settings: LoopSettings, out: Path) -> Trai
         found = checkpoints.latest(state)
         if found is not None:
             state, rest = found
-            training.batches.set_state(rest["position"])
+            spec.batches.set_state(rest["position"])
             progress = TrainProgress(**rest["progress"])
         done = int(state.step)
         path = out / "log.jsonl"
         log = Log(path, done) if first else None
 
         def checkpoint() -> None:
-            position = training.batches.get_state()
+            position = spec.batches.get_state()
             checkpoints.save(
                 state, {"position": position, "progress": dataclasses.asdict(progress)}
             )
@@ -206,21 +206,19 @@ def run_training(training: TrainSpec, settings: LoopSettings, out: Path) -> Trai
         window = _Window()
         # Shown by the first process, on a terminal.
         hidden = None if first else True
-        bar = tqdm(total=training.steps, initial=done, unit="step", disable=hidden)
+        bar = tqdm(total=spec.steps, initial=done, unit="step", disable=hidden)
         with bar:
-            while done < training.steps and not progress.stopped:
-                batch = next(training.batches)
+            while done < spec.steps and not progress.stopped:
+                batch = next(spec.batches)
                 micro = micro_batches(batch, settings.accumulate)
                 if mesh is not None:
-                    assert training.batch_size is not None
-                    micro = make_global_batch(
-                        mesh, micro, training.batch_size // settings.accumulate
-                    )
+                    assert spec.batch_size is not None
+                    micro = make_global_batch(mesh, micro, spec.batch_size // settings.accumulate)
                 state, measures = step(state, frozen, micro)
                 done += 1
-                window.add(measures, training.tokens(batch))
-                last = done == training.steps
-                validates = training.evaluate is not None and (done % eval_every == 0 or last)
+                window.add(measures, spec.tokens(batch))
+                last = done == spec.steps
+                validates = spec.evaluate is not None and (done % eval_every == 0 or last)
                 saves = done % settings.checkpoint_every == 0 or last
                 due = done % settings.log_every == 0 or validates or saves
                 # Asked once, lest the run end without a checkpoint.
@@ -228,7 +226,7 @@ def run_training(training: TrainSpec, settings: LoopSettings, out: Path) -> Trai
                 saves |= ends
                 if due or ends:
                     record = window.close(done)
-                    rate = float(training.learning_rate(done - 1))  # which counts from 0
+                    rate = float(spec.learning_rate(done - 1))  # which counts from 0
                     if log is not None:
                         log.write(step=done, learning_rate=rate, **record)
                     bar.set_postfix(
@@ -249,7 +247,7 @@ def run_training(training: TrainSpec, settings: LoopSettings, out: Path) -> Trai
                         message = f"stopped after step {done}; run again, it goes on"
                         tqdm.write(message, file=sys.stderr)
                     raise KeyboardInterrupt
-        if training.evaluate is None:
+        if spec.evaluate is None:
             save()
         if first:
             draw_losses(path, out / "loss.png")

@@ -63,8 +63,8 @@ def data(tmp_path: Path) -> Path:
 def test_read_sentiment_split_is_deterministic(data: Path) -> None:
     train, test = suite.read_sentiment(data)
     assert (len(train), len(test)) == (72, 18)
-    run_all = [row["text"] for row in train + test]
-    assert sorted(run_all) == sorted(
+    texts = [row["text"] for row in train + test]
+    assert sorted(texts) == sorted(
         f"{name} {i} is {'good' if i % 3 else 'bad'}" for name in SENTIMENT for i in range(30)
     )
     assert all(row["label"] == row["text"].endswith("good") for row in train + test)

@@ -1,4 +1,4 @@
-"""What may be asked of generation; with files of transformers' own in test_settings_parity."""
+"""GenerationConfig: what it accepts and rejects; the parity tests read transformers' own files."""
 
 import dataclasses
 import json

@@ -4,14 +4,16 @@ import dataclasses
 import importlib.util
 import json
 import math
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 import gpt1_jax as gpt1
-from gpt1_jax.estimate import plan
+from gpt1_jax.estimate import Plan, compilation, plan
 from gpt1_jax.estimate.table import describe, markdown
 from gpt1_jax.estimate.targets import CHIPS, Target, parse_target
 
@@ -77,14 +79,29 @@ def test_plan_decode_step_donates_cache() -> None:
     assert found.arguments == size(SMALL) / 2 + cache + mask + ids + index
 
 
+def test_measure_reports_lack_of_memory_as_plan_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lower(*_: Any) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room for 9 GB\nand more")
+
+    program = types.SimpleNamespace(run=types.SimpleNamespace(lower=lower), arguments=())
+    monkeypatch.setattr(compilation, "devices", lambda target: jax.devices()[:1])
+    monkeypatch.setattr(compilation, "program", lambda *_, **__: program)
+    request = {"machine": "cpu", "mesh": None, "config": SMALL.to_dict(), "program": "train"}
+    request |= {"rows": 2, "length": 16, "dtype": "float32", "remat": "none", "attention": "manual"}
+    answer = compilation.measure(request)
+    found = Plan(Target("cpu", "cpu", 1), "train", None, 2, 16, "float32", **answer)
+    assert found.oom_message == "RESOURCE_EXHAUSTED: no room for 9 GB"
+    assert not found.fits
+
+
 def test_plan_reports_roofline_times_and_memory_fit(trained: Any) -> None:
     four = Target("v5e:2x2", "tpu", 4)
-    bytes_moved = {
+    sizes = {
         "arguments": int(819e9 / 4),
         "outputs": int(819e9 / 2),
         "donated": int(819e9 / 4),
     }
-    there = dataclasses.replace(trained, machine=four, flops=197e12, **bytes_moved)
+    there = dataclasses.replace(trained, machine=four, flops=197e12, **sizes)
     wire = sum(each.wire for each in there.collectives)
     assert there.times == {"compute": 1.0, "memory": 0.5, "interconnect": wire / 200e9}
     assert there.bound == ("compute", 1.0)
@@ -95,10 +112,10 @@ def test_plan_reports_roofline_times_and_memory_fit(trained: Any) -> None:
     large = dataclasses.replace(small, temporaries=17_000_000_000)
     assert not large.fits
     assert "DOES NOT FIT" in describe(large)
-    oom_message = dataclasses.replace(there, oom_message="RESOURCE_EXHAUSTED: too much")
-    assert not oom_message.fits
-    assert "does not fit, says its compiler: RESOURCE_EXHAUSTED" in describe(oom_message)
-    header, line, *rows = markdown([small, large, oom_message]).splitlines()
+    too_large = dataclasses.replace(there, oom_message="RESOURCE_EXHAUSTED: too much")
+    assert not too_large.fits
+    assert "does not fit, says its compiler: RESOURCE_EXHAUSTED" in describe(too_large)
+    header, line, *rows = markdown([small, large, too_large]).splitlines()
     columns = header.count("|")
     assert [row.count("|") for row in (line, *rows[:3])] == [columns] * 4
     assert "does not fit" in rows[2]

@@ -1,4 +1,4 @@
-"""A reading against the model's own outputs, and what is told of it against numpy."""
+"""A forward trace against the model's own outputs, and what is told of it against numpy."""
 
 import dataclasses
 import math

@@ -104,14 +104,14 @@ def test_decode_step_does_not_copy_the_cache(model: gpt1.OpenAIGPTLMHeadModel, r
     """
     asked = gpt1.GenerationConfig().for_model(CONFIG)
     graphdef, params = split(model)
-    rules = decode.SamplingParams.build(asked, CONFIG.vocab_size, asked.seeds(rows))
+    sampling = decode.SamplingParams.build(asked, CONFIG.vocab_size, asked.seeds(rows))
     prompts = [np.ones(3, np.int32)] * rows
     state, _ = decode._start(model, prompts, asked)
     transpose = decode.should_transpose(model, params, rows)
     assert transpose == (rows > 1)
     params = decode.transpose_kernels(model, params) if transpose else params
     run: Any = decode._decoder(graphdef, 0, transpose)
-    text = run.lower(params, state, rules, np.asarray(40, np.int32)).compile().as_text()
+    text = run.lower(params, state, sampling, np.asarray(40, np.int32)).compile().as_text()
     cached = rf"f32\[({rows},)?2,{state.cache.length},6\]"
     assert re.search(cached, text)
     loops = re.split(r"^}$", text, flags=re.MULTILINE)
