@@ -75,7 +75,7 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
     for batch, prompt, new in cases:
         prompts = suite.ids(batch, prompt)
         runs: dict[str, Callable[[], object]] = {}
-        regrets, left_out = {}, {}
+        logit_gaps, left_out = {}, {}
         reference, expected_ids = "", prompts
         # Who has no cache reads the whole text for every token.
         read = batch * new * (prompt + new)
@@ -90,11 +90,11 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
                     reference, expected_ids = name, written
                 if exact and not np.array_equal(written, expected_ids):
                     raise ValueError(f"{name} does not write the ids that {reference} writes")
-                regrets[name] = _logit_gap(judge, written, prompt)
-                if not regrets[name] <= MAX_LOGIT_GAP:
+                logit_gaps[name] = _logit_gap(judge, written, prompt)
+                if not logit_gaps[name] <= MAX_LOGIT_GAP:
                     raise ValueError(
-                        f"{name} writes unlikely tokens: the logit of one is {regrets[name]:.2f} "
-                        "standard deviations below the greatest"
+                        f"{name} writes unlikely tokens: the logit of one lies "
+                        f"{logit_gaps[name]:.2f} standard deviations below the greatest"
                     )
             runs[name] = functools.partial(run, prompts, new)
             runs[f"{name} first"] = functools.partial(run, prompts, 1)
@@ -111,7 +111,7 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
         suite.add(
             case={"batch": batch, "prompt": prompt, "new": new},
             work=vars(work),
-            regrets=regrets,
+            logit_gaps=logit_gaps,
             left_out=left_out,
             seconds=seconds,
             first=first,

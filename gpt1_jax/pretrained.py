@@ -16,7 +16,7 @@ from flax.typing import PrecisionLike
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
-from gpt1_jax.nn.attention import Attention, Backend, choose_backend
+from gpt1_jax.nn.attention import AttentionBackend, Backend, choose_backend
 from gpt1_jax.nn.dtypes import float_dtype
 from gpt1_jax.nn.layers import Layers, NoRngs
 from gpt1_jax.nn.remat import POLICIES, Remat
@@ -100,7 +100,7 @@ class Numerics(TypedDict, total=False):
     dtype: jax.typing.DTypeLike | None
     param_dtype: jax.typing.DTypeLike
     precision: PrecisionLike
-    attention: Attention
+    attention: AttentionBackend
     remat: Remat
 
 
@@ -130,7 +130,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike = jnp.float32,
         precision: PrecisionLike = None,
-        attention: Attention = "manual",
+        attention: AttentionBackend = "manual",
         remat: Remat = "none",
     ) -> Layers:
         """Set what every model holds, and return the maker of its layers; see ``Numerics``."""
@@ -193,7 +193,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         dtype: jax.typing.DTypeLike | None = None,
         param_dtype: jax.typing.DTypeLike | None = None,
         precision: PrecisionLike = None,
-        attention: Attention = "manual",
+        attention: AttentionBackend = "manual",
         remat: Remat = "none",
         rngs: nnx.Rngs | None = None,
         revision: str | None = None,

@@ -220,17 +220,17 @@ def _generate(records: Sequence[Record]) -> list[str]:
             _percents(limit_shares(case, later)),
             times_as_fast(later),
             times_as_fast(case["seconds"]),
-            {name: f"{gap:.2g}" for name, gap in case["regrets"].items()},
+            {name: f"{gap:.2g}" for name, gap in case["logit_gaps"].items()},
         )
     head = ["case", "", "first token, ms", "each further, ms", "decoding, tokens/s"]
-    head += ["share of the limit", "ratio, decoding", "ratio, whole", "regret"]
+    head += ["share of the limit", "ratio, decoding", "ratio, whole", "logit gap"]
     return _section(
         "Generate",
         head,
         rows,
         "Greedy. A case is the batch, the tokens of a prompt, and how many are written. The",
         f"ratios say how many times as fast {OURS} is: in decoding, which is all that follows",
-        "the first token, and in the whole run. All in float32 write the same ids; the regret",
+        "the first token, and in the whole run. All in float32 write the same ids; the logit gap",
         "is how far the logit of a token that is chosen lies below the greatest in float32, at",
         "most, in standard deviations of the logits.",
     )

@@ -15,7 +15,7 @@ Record = dict[str, Any]
 # What a timed case of each suite holds, itself or in its "case".
 SUITES = {
     "forward": {"work", "errors", "left_out", "limits", "batch", "tokens", "head"},
-    "generate": {"work", "first", "left_out", "regrets", "limits", "batch", "prompt", "new"},
+    "generate": {"work", "first", "left_out", "logit_gaps", "limits", "batch", "prompt", "new"},
     "train": {"work", "losses", "limits", "batch", "tokens", "remat"},
     "load": {"limits", "checkpoint bytes"},
     "start": {"compilations"},

@@ -13,6 +13,20 @@ from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import cast_params
 
 DType = Literal["float32", "bfloat16", "float16"]
+MaybeCheckpoint = Annotated[
+    str | None,
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint=""),
+]
+MaybeModel = Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")]
+
+
+def only_one(checkpoint: str | None, model: str | None) -> str:
+    """Return the checkpoint of a command that takes it as an argument or as --model."""
+    given = [name for name in (checkpoint, model) if name is not None]
+    if len(given) != 1:
+        raise ValueError("give one checkpoint, as an argument or with --model")
+    return given[0]
 
 
 def convert(
@@ -96,7 +110,8 @@ def export(
 
 
 def verify(
-    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|HUB-ID")],
+    checkpoint: MaybeCheckpoint = None,
+    model: MaybeModel = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
@@ -105,14 +120,16 @@ def verify(
     Exits with 1 where a check fails.
 
     Args:
-        folder: a checkpoint.
+        checkpoint: a folder or hub id.
+        model: a folder or hub id, in place of the argument.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
     from gpt1_jax.verify import verify as checks
 
     failed = False
-    for check in checks(folder, revision=revision, local_files_only=local_files_only):
+    source = only_one(checkpoint, model)
+    for check in checks(source, revision=revision, local_files_only=local_files_only):
         print(check, flush=True)
         failed |= check.passed is False
     if failed:

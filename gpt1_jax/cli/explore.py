@@ -10,6 +10,7 @@ import tyro
 from flax import nnx
 
 from gpt1_jax._conversion import conversion
+from gpt1_jax.cli.checkpoints import MaybeCheckpoint, MaybeModel, only_one
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, resolve
 from gpt1_jax.explore.display import show
@@ -28,18 +29,21 @@ Kind = Literal["attention", "next-tokens", "logit-lens"]
 
 
 def tree(
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER|HUB-ID")],
+    checkpoint: MaybeCheckpoint = None,
+    model: MaybeModel = None,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
     """Print the modules of a model as torch prints them, and its number of parameters.
 
     Args:
-        model: a checkpoint; only its configuration is read.
+        checkpoint: a folder or hub id, of which only the configuration is read.
+        model: a folder or hub id, in place of the argument.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
-    folder = resolve(model, weights=False, revision=revision, local_files_only=local_files_only)
+    source = only_one(checkpoint, model)
+    folder = resolve(source, weights=False, revision=revision, local_files_only=local_files_only)
     fields = conversion.read_config(folder)
     cls = MODELS[conversion.named_architecture(fields) or OpenAIGPTLMHeadModel.__name__]
     config = OpenAIGPTConfig.from_dict(fields)

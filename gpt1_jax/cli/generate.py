@@ -25,7 +25,7 @@ from gpt1_jax.demo import DEMO, resolve
 from gpt1_jax.generation import GenerateOutput, GenerationConfig, stream
 from gpt1_jax.generation.batches import generate_batches, reorder
 from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
-from gpt1_jax.nn.attention import Attention
+from gpt1_jax.nn.attention import AttentionBackend
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import Pipeline
 
@@ -48,7 +48,7 @@ def generate(
     output_format: Literal["text", "jsonl"] = "text",
     print_ids: bool = False,
     dtype: DType | None = None,
-    attention: Attention = "manual",
+    attention: AttentionBackend = "manual",
     pipeline: Pipeline | None = None,
     revision: str | None = None,
     local_files_only: bool = False,

@@ -24,7 +24,7 @@ from gpt1_jax.nn.pytree import pytree_dataclass
 
 Fused = Literal["cudnn", "xla"]
 Backend = Literal["manual", Fused]
-Attention = Literal[Backend, "auto"]
+AttentionBackend = Literal[Backend, "auto"]
 FUSED: tuple[Fused, ...] = ("cudnn", "xla")  # the faster first
 
 # The score of a key that lies after its query: GPT-1 uses a large number, not -inf, so that a query
@@ -221,7 +221,7 @@ def attend_fused(
 
 
 def choose_backend(
-    attention: Attention,
+    attention: AttentionBackend,
     config: OpenAIGPTConfig,
     dtype: jnp.dtype,
     precision: jax.lax.PrecisionLike,
@@ -238,7 +238,7 @@ def choose_backend(
     Raises:
         ValueError: there is no such backend, or it cannot compute this model here.
     """
-    if attention not in (known := get_args(Attention)):
+    if attention not in (known := get_args(AttentionBackend)):
         raise ValueError(f"attention is {attention!r}, but must be one of {', '.join(known)}")
     if attention == "manual":
         return attention

@@ -23,7 +23,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 MOST_STEPS = 2**24
 
 # Whether weight decay falls on a parameter, by the name of its leaf.
-DECAYED = {
+DECAY_BY_LEAF = {
     "kernel": True,
     "embedding": True,
     "lora_A": True,
@@ -212,12 +212,12 @@ def weight_decay_mask(params: Params) -> Params:
 
     def by_name(path: tuple[Any, ...], _: Any) -> bool:
         *_, name = keys = [entry.key for entry in path]
-        if name not in DECAYED:
+        if name not in DECAY_BY_LEAF:
             raise ValueError(
                 f"{'.'.join(keys)} is no kind of parameter that weight decay is defined for: "
-                f"those are {', '.join(DECAYED)}"
+                f"those are {', '.join(DECAY_BY_LEAF)}"
             )
-        return DECAYED[name]
+        return DECAY_BY_LEAF[name]
 
     return jax.tree.map_with_path(by_name, params)
 

@@ -43,7 +43,7 @@ def test_generate_records_seconds_and_logit_gap(
     assert list(result["seconds"]) == [name for name in able if name not in record["absent"]]
     for seconds in (*result["seconds"].values(), *result["first"].values()):
         assert len(seconds) == 2
-    assert result["regrets"][OURS] == 0
+    assert result["logit_gaps"][OURS] == 0
     assert "of the limit" in out
 
 
@@ -59,7 +59,7 @@ def test_generate_rejects_peer_with_other_ids(
     with pytest.raises(ValueError, match="wrong does not write the ids that gpt1-jax writes"):
         generate(options, (CASE,))
     monkeypatch.setitem(PEERS, "wrong", dataclasses.replace(exact, dtype="int8"))
-    with pytest.raises(ValueError, match="wrong writes unlikely tokens: the logit of one is"):
+    with pytest.raises(ValueError, match="wrong writes unlikely tokens: the logit of one lies"):
         generate(options, (CASE,))
 
 

@@ -55,7 +55,7 @@ def cases(suite: str) -> list[dict[str, Any]]:
             {
                 "case": {"batch": batch, "prompt": 3, "new": 5},
                 "work": WORK,
-                "regrets": {"gpt1-jax": 0.0, "transformers": 0.0},
+                "logit_gaps": {"gpt1-jax": 0.0, "transformers": 0.0},
                 "left_out": {"ctranslate2": 99.0},
                 "seconds": {"gpt1-jax": [3.0, 3.0, 3.0], "transformers": [13.0, 13.0, 13.0]},
                 "first": both,

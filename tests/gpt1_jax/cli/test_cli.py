@@ -244,6 +244,7 @@ def test_cli_tree_prints_the_model(run: Run, folder: Path) -> None:
     assert out.startswith("OpenAIGPTLMHeadModel(\n  (transformer): OpenAIGPTModel(\n")
     assert "    (h): List(\n      (0): Block(\n" in out
     assert out.splitlines()[-1] == "1,312 parameters"
+    assert run("tree", "--model", folder) == (0, out, "")
 
 
 def test_cli_tokens_encodes_and_decodes(run: Run, folder: Path) -> None:
@@ -336,6 +337,8 @@ def test_cli_verify_reports_each_check(run: Run, folder: Path) -> None:
         (["convert", "FOLDER", "TARGET", "--max-shard-size", "big"], "max_shard_size is 'big'"),
         (["convert", "FOLDER", "TARGET", "--format", "openai", "--pickle"], "do not go with"),
         (["tree", "EMPTY"], "has no config.json"),
+        (["tree"], "give one checkpoint, as an argument or with --model"),
+        (["verify", "FOLDER", "--model", "FOLDER"], "give one checkpoint, as an argument or with"),
         (["tokens", "a", "--model", "EMPTY"], "tokenizer.json"),
         (["tokens", "--ids", "x", "--model", "FOLDER"], "'x' is not a token id"),
         (["tokens", "--ids", "99", "--model", "FOLDER"], "99 is out of range"),
