@@ -65,6 +65,7 @@ def test_transposed_kernels_follow_parameter_changes() -> None:
 
 
 def test_transposed_kernels_are_freed_with_the_model() -> None:
+    gc.collect()  # models of earlier tests
     model = small_model(gpt1.OpenAIGPTLMHeadModel)
     before = len(transposed_kernels._kept)
     transpose_kernels(model, split(model)[1])
