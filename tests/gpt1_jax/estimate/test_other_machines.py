@@ -69,10 +69,10 @@ import sys
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.sharding.mesh import make_mesh
 from gpt1_jax.estimate.compilation import devices
-from gpt1_jax.estimate.targets import machine
+from gpt1_jax.estimate.targets import parse_target
 from gpt1_jax.estimate.programs import program
 
-found = devices(machine("h100"))
+found = devices(parse_target("h100"))
 sizes = dict(rows=2, length=128, dtype="bfloat16", remat="none", attention=sys.argv[1])
 config = OpenAIGPTConfig.from_dict(json.loads(sys.argv[2]))
 chosen = program("forward", config, make_mesh("data=1", found), **sizes)
