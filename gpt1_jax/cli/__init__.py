@@ -4,11 +4,12 @@ This module is light, so that ``gpt1 --help`` answers at once and an interruptio
 start: a command's own module, which imports JAX, is imported when that command is called.
 """
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gpt1_jax
@@ -73,9 +74,10 @@ def run(arguments: Sequence[str]) -> None:
     if name == "--version":
         print(f"gpt1-jax {gpt1_jax.__version__}")
         return
-    import tyro
+    with _interrupts_end_at_once():
+        import tyro
 
-    chosen = command(name) if name in COMMANDS else None
+        chosen = command(name) if name in COMMANDS else None
     if name in TAKE_CONFIG and chosen is not None:
         from gpt1_jax.cli.config_flag import with_config
 
@@ -84,8 +86,6 @@ def run(arguments: Sequence[str]) -> None:
     for each, (_, summary) in COMMANDS.items():
         function: Any = chosen if each == name else _only_described(summary)
         app.command(function, name=each)
-    if signal.getsignal(signal.SIGINT) is _end_at_once:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     app.cli(prog="gpt1", description="GPT-1 in Flax.", args=list(arguments))
 
 
@@ -99,15 +99,30 @@ def _only_described(summary: str) -> Callable[[], None]:
     return described
 
 
-def _end_at_once(number: int, frame: object) -> None:
-    """End the process where an exception could be swallowed: in the midst of imports."""
-    os._exit(128 + number)
+@contextlib.contextmanager
+def _interrupts_end_at_once() -> Iterator[None]:
+    """End the process at an interrupt while imports run, which can swallow its exception."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # a parent may have it ignored
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _hear_swallowed_interrupts(unraisable: Any) -> None:
+    """End the process where Python drops a KeyboardInterrupt, as in JAX's callback of the gc."""
+    if issubclass(unraisable.exc_type, KeyboardInterrupt):
+        os._exit(130)
+    sys.__unraisablehook__(unraisable)
 
 
 def main() -> None:
     """Run the command; wrong input is one message on standard error and exit status 2."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
-        signal.signal(signal.SIGINT, _end_at_once)
+    before, sys.unraisablehook = sys.unraisablehook, _hear_swallowed_interrupts
     try:
         run(sys.argv[1:])
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -123,3 +138,18 @@ def main() -> None:
             raise
         print("gpt1: out of memory: smaller batches take less, or shorter texts", file=sys.stderr)
         sys.exit(2)
+    finally:
+        sys.unraisablehook = before
+
+
+def program() -> None:
+    """Run the command as a process of its own: what the script ``gpt1`` calls."""
+    try:
+        main()
+    except SystemExit as end:
+        if end.code != 130:
+            raise
+        # XLA may still be compiling in a thread, and crashes when Python tears itself down.
+        with contextlib.suppress(OSError):  # the reader of our output may be gone
+            sys.stdout.flush()
+        os._exit(130)

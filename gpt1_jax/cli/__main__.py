@@ -1,5 +1,5 @@
 """``python -m gpt1_jax.cli``: the ``gpt1`` command."""
 
-from gpt1_jax.cli import main
+from gpt1_jax.cli import program
 
-main()
+program()

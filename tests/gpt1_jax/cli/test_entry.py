@@ -78,10 +78,43 @@ def test_interrupt_during_imports_ends_with_130(tmp_path: Path) -> None:
         assert (process.returncode, err) == (130, "")
 
 
+def test_interrupt_that_python_drops_ends_with_130() -> None:
+    """In a callback of the garbage collector, where JAX has one, no exception can be raised."""
+    code = (
+        "import gc, signal\nfrom gpt1_jax import cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "gc.callbacks.append(lambda *_: signal.raise_signal(signal.SIGINT))\n"
+        "cli.run = lambda arguments: (gc.collect(), print('not heard'))\ncli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_program_skips_teardown_after_an_interrupt() -> None:
+    """XLA's threads can crash it; what was printed is not lost."""
+    code = (
+        "import atexit\nfrom gpt1_jax import cli\n"
+        "def run(arguments):\n    print('a line')\n    raise KeyboardInterrupt\n"
+        "cli.run = run\natexit.register(print, 'teardown')\ncli.program()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "a line\n", "")
+
+
+@pytest.mark.parametrize("argument", ["--version", "--help", "generate", "generat"])
+def test_main_leaves_interrupts_as_they_were(run: Run, argument: str) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        run(argument)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_ignored_interrupt_stays_ignored(run: Run) -> None:
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        run("--version")
+        run("--help")
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
