@@ -206,7 +206,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         """Load a checkpoint: a Hugging Face folder or hub id, or a folder of OpenAI's npy files.
 
         Args:
-            path: the folder or hub id, or "demo" for the small model that comes along.
+            path: the folder or hub id, or "demo" for the bundled demo model.
             dtype: of the computation; the parameters' by default.
             param_dtype: of the parameters; the file's by default.
             precision: of the matrix products.

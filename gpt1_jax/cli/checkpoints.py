@@ -7,26 +7,11 @@ from typing import Annotated, Literal
 import tyro
 
 from gpt1_jax._conversion import conversion
+from gpt1_jax.cli.arguments import DType, MaybeCheckpoint, MaybeModel, only_one
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import cast_params
-
-DType = Literal["float32", "bfloat16", "float16"]
-MaybeCheckpoint = Annotated[
-    str | None,
-    tyro.conf.Positional,
-    tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint=""),
-]
-MaybeModel = Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")]
-
-
-def only_one(checkpoint: str | None, model: str | None) -> str:
-    """Return the checkpoint of a command that takes it as an argument or as --model."""
-    given = [name for name in (checkpoint, model) if name is not None]
-    if len(given) != 1:
-        raise ValueError("give one checkpoint, as an argument or with --model")
-    return given[0]
 
 
 def convert(

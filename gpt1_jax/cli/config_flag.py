@@ -18,12 +18,12 @@ def with_config(arguments: Sequence[str], function: Callable[..., None]) -> list
 
     Args:
         arguments: command and flags, as a user types them.
-        function: of the command.
+        function: the function of the command, whose parameters are its flags.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is no JSON object, has a key that is no flag of the command, or a value that
-            the flag does not take.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is not a JSON object, has a key that is not a flag of the command, or
+            a value that the flag does not take.
     """
     command, *words = arguments
     parser = argparse.ArgumentParser(prog=f"gpt1 {command}", add_help=False, allow_abbrev=False)

@@ -10,7 +10,7 @@ import tyro
 from flax import nnx
 
 from gpt1_jax._conversion import conversion
-from gpt1_jax.cli.checkpoints import MaybeCheckpoint, MaybeModel, only_one
+from gpt1_jax.cli.arguments import MaybeCheckpoint, MaybeModel, Model, only_one
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, resolve
 from gpt1_jax.explore.display import show
@@ -24,7 +24,6 @@ from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel, OpenAIGPTModel
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import Pipeline
 
-Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
 Kind = Literal["attention", "next-tokens", "logit-lens"]
 
 
@@ -37,7 +36,7 @@ def tree(
     """Print the modules of a model as torch prints them, and its number of parameters.
 
     Args:
-        checkpoint: a folder or hub id, of which only the configuration is read.
+        checkpoint: a folder or hub id; only the configuration is read.
         model: a folder or hub id, in place of the argument.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
@@ -64,7 +63,7 @@ def tokens(
 
     Args:
         text: a text, or with --ids the ids.
-        model: a folder or hub id with a tokenizer; by default the small one that comes along.
+        model: a folder or hub id with a tokenizer; by default the bundled demo model.
         ids: read ids instead of a text; 0-5 stands for 0 to 4, as Python's ranges do.
         pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
             folder's by default.
@@ -113,7 +112,7 @@ def nearest(
     Args:
         words: a word, or words with + and - between them, all between spaces. Those that begin with
             a sign go after "--".
-        model: a checkpoint with a tokenizer; by default the small one that comes along.
+        model: a checkpoint with a tokenizer; by default the bundled demo model.
         count: how many tokens.
         pipeline: how the words are prepared; see tokens.
         revision: branch, tag or commit on the hub.
@@ -138,7 +137,7 @@ def surprisal(
 
     Args:
         text: to read.
-        model: a checkpoint with a tokenizer; by default the small one that comes along.
+        model: a checkpoint with a tokenizer; by default the bundled demo model.
         pipeline: how the text is prepared; see tokens.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
@@ -167,7 +166,7 @@ def picture(
             logit-lens, what the model would say next after each of its layers.
         text: to read.
         out: the picture: .png, .svg, .pdf or what else matplotlib writes.
-        model: a checkpoint with a tokenizer; by default the small one that comes along.
+        model: a checkpoint with a tokenizer; by default the bundled demo model.
         layer: of the attention, from 0; by default the last one.
         head: of the attention, from 0; by default all.
         count: of next tokens; by default 10.

@@ -10,7 +10,7 @@ import numpy as np
 import tyro
 
 from gpt1_jax._conversion import conversion
-from gpt1_jax.cli.checkpoints import DType
+from gpt1_jax.cli.arguments import DType, Model
 from gpt1_jax.cli.compilation_cache import enable_compilation_cache
 from gpt1_jax.cli.generation_flags import (
     BeamFlags,
@@ -28,8 +28,6 @@ from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadMo
 from gpt1_jax.nn.attention import AttentionBackend
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import Pipeline
-
-Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
 
 
 def generate(
@@ -71,7 +69,7 @@ def generate(
 
     Args:
         texts: the beginnings of the texts.
-        model: a checkpoint with a tokenizer; by default the small one that comes along.
+        model: a checkpoint with a tokenizer; by default the bundled demo model.
         length: When a text ends.
         sampling: Draws.
         beams: Beam search.

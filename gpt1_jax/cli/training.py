@@ -8,6 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
+from gpt1_jax.cli.arguments import MaybeModel, Model
 from gpt1_jax.cli.compilation_cache import enable_compilation_cache
 from gpt1_jax.sharding import processes
 from gpt1_jax.sharding.processes import DeviceSettings, is_main_process
@@ -30,8 +31,6 @@ Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...", help_behavi
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="")]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 Cache = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
-Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
-MaybeModel = Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")]
 
 
 def pretrain(

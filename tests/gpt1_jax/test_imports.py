@@ -1,6 +1,7 @@
 """Who imports whom: downward only, without cycles, and nothing before it is used."""
 
 import ast
+import functools
 import graphlib
 import importlib
 import pkgutil
@@ -36,6 +37,7 @@ ROOMS = (
 EXCEPTIONS: set[tuple[str, str]] = set()
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Every module of the package by its name below ``gpt1_jax``."""
     found = {}
