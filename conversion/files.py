@@ -4,12 +4,13 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# The names that ``atomic_write`` works with.
-UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.(tmp|old)")
+# The names that ``atomic_write`` works with: a folder of new files, and second names of old files.
+UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp|\..+\.[0-9a-f]{8}\.old")
 # Programs that take the weights beside them, as ``gpt1 export`` writes them.
 FORWARD, DECODE = "forward", "decode"
 PROGRAM, TEXT = ".jax", ".mlir"
@@ -45,8 +46,12 @@ def remove_unfinished(folder: Path) -> None:
 
     Nothing else may be writing there.
     """
-    for path in folder.rglob(".*"):
-        if UNFINISHED.fullmatch(path.name):
+    for path in list(folder.rglob(".*")):
+        if not UNFINISHED.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
             path.unlink()
 
 
@@ -54,9 +59,9 @@ def remove_unfinished(folder: Path) -> None:
 def atomic_write(folder: Path, *, weights: bool = False) -> Iterator[Callable[[str], Path]]:
     """Write files into ``folder``: all of them, or none.
 
-    The block is given a function from a file's name to a temporary path beside it, at which the
-    block writes the file. When the block ends, the files are flushed to the disk and renamed, in
-    the order in which they were asked for; whatever fails, the folder is left as it was.
+    The block is given a function from a file's name to a temporary path, at which the block writes
+    the file. When the block ends, the files are flushed to the disk and renamed, in the order in
+    which they were asked for; whatever fails, the folder is left as it was.
 
     Args:
         folder: made if it does not exist.
@@ -69,9 +74,13 @@ def atomic_write(folder: Path, *, weights: bool = False) -> Iterator[Callable[[s
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     new: dict[str, Path] = {}
     modes: dict[str, int] = {}
+    # A folder, since libraries write beside the path that they are given: safetensors a file of a
+    # random name, which a kill leaves there.
+    unfinished = folder / f".{secrets.token_hex(4)}.tmp"
 
     def temporary(name: str) -> Path:
-        path = folder / f".{name}.{secrets.token_hex(4)}.tmp"
+        unfinished.mkdir(exist_ok=True)
+        path = unfinished / name
         path.touch(exist_ok=False)
         # safetensors makes its files private; the umask's mode is put back below.
         new[name], modes[name] = path, path.stat().st_mode & 0o777
@@ -88,8 +97,7 @@ def atomic_write(folder: Path, *, weights: bool = False) -> Iterator[Callable[[s
         obsolete = [old for old in weight_files(folder) if old.name not in new] if weights else []
         _commit(folder, new, obsolete)
     except BaseException as error:
-        for path in new.values():
-            path.unlink(missing_ok=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         for path in made:
             with suppress(OSError):
                 path.rmdir()
@@ -98,6 +106,7 @@ def atomic_write(folder: Path, *, weights: bool = False) -> Iterator[Callable[[s
             message = f"cannot write to {folder}: {reason}"
             raise os_error(message, error) from error
         raise
+    shutil.rmtree(unfinished, ignore_errors=True)
     with suppress(OSError):  # all is done; some file systems cannot flush a folder
         _flush(folder)
 

@@ -110,16 +110,15 @@ class Attempt:
         return stat.st_ino, stat.st_size
 
 
-def unfinished(out: Path) -> set[str]:
-    """The temporary names of checkpoints and of other files that are not whole yet."""
-    names = {f"checkpoint {path.name}" for path in out.glob("checkpoints/*tmp*")}
-    return names | {p.name for p in out.rglob(".*") if p.suffix in (".tmp", ".old")}
+def unfinished(out: Path) -> set[Path]:
+    """The checkpoints and the other files that are not whole yet."""
+    return {*out.glob("checkpoints/*tmp*"), *out.rglob(".*.tmp/*")}
 
 
-def what_was_going_on(out: Path, in_loop: bool, left_before: set[str]) -> str:
+def what_was_going_on(out: Path, in_loop: bool, left_before: set[Path]) -> str:
     """In the midst of what a process was killed, by what it has left."""
     if left := sorted(unfinished(out) - left_before):
-        return f"writing {left[0].split('.')[1] if left[0][0] == '.' else 'a checkpoint'}"
+        return f"writing {'a checkpoint' if left[0].parent.name == 'checkpoints' else left[0].name}"
     if not in_loop:
         return "start-up, or compilation"
     last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])

@@ -161,7 +161,8 @@ def test_load_tokens_replaces_incomplete_cache(tmp_path: Path, tokenizer: Tokeni
     [description] = cache.glob("*.json")
     description.unlink()
     description.with_suffix(".bin").write_bytes(b"half")
-    (cache / f".{description.name}.0123abcd.tmp").write_bytes(b"{")
+    (cache / ".0123abcd.tmp").mkdir()
+    (cache / ".0123abcd.tmp" / description.name).write_bytes(b"{")
     assert load_tokens(paths, tokenizer, cache).ids.tolist() == expected
 
 
