@@ -112,7 +112,6 @@ def export_forward(
 
     def forward(weights: Mapping[str, jax.Array], *arrays: jax.Array) -> dict[str, jax.Array]:
         given = dict(zip(inputs, arrays, strict=True))
-        given["input_ids"] = _not_from_the_end(given["input_ids"], model.config.vocab_size)
         out = merged(weights)(
             **given,
             output_attentions=False,
@@ -135,8 +134,7 @@ def export_decode(
 
     The cache is a dict with the fields of ``Cache``: ``keys`` and ``values``, n_layer zeros (batch,
     n_head, slots, n_embd / n_head) in the model's dtype; ``mask``, float32 zeros (batch, slots);
-    ``index``, an int32 0. There are ``n_positions`` slots at most. More tokens than slots are not
-    noticed.
+    ``index``, an int32 0. There are ``n_positions`` slots at most. More tokens than slots give NaN.
 
     Args:
         model: a language model. Its dtypes and its precision are the program's.
@@ -158,7 +156,7 @@ def export_decode(
         cache: Mapping[str, Any],
     ) -> dict[str, Any]:
         out = merged(weights)(
-            _not_from_the_end(input_ids, model.config.vocab_size),
+            input_ids,
             attention_mask,
             positions_from_mask=True,
             cache=Cache(**cache),
@@ -170,11 +168,6 @@ def export_decode(
 
     ids = _integers(batch, tokens)
     return _export(decode, platforms, weights, ids, ids, vars(empty))
-
-
-def _not_from_the_end(ids: jax.Array, vocabulary: int) -> jax.Array:
-    """Ids below 0, by which JAX counts from the end, as ids beyond the vocabulary: to give NaN."""
-    return jnp.where(ids < 0, jnp.int32(vocabulary), ids)
 
 
 def _integers(*shape: Any) -> jax.ShapeDtypeStruct:

@@ -32,6 +32,7 @@ from gpt1_jax.nn.attention import (
     attention_weights,
 )
 from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.indices import gather_indices
 from gpt1_jax.nn.layers import Layers, TiedHead, dropout, split_key
 from gpt1_jax.nn.losses import causal_lm_loss, classification_loss, cross_entropy
 from gpt1_jax.nn.partitioning import ROWS, TENSOR, axis_size, constrain
@@ -213,7 +214,8 @@ class OpenAIGPTSequenceSummary(nnx.Module):
         elif self.summary_type == "last":
             x = states[..., -1, :]
         else:
-            x = jnp.take_along_axis(states, cls_index[..., None, None], axis=-2)[..., 0, :]
+            index = gather_indices(cls_index, states.shape[-2])
+            x = jnp.take_along_axis(states, index[..., None, None], axis=-2)[..., 0, :]
         x = self.activation(self.summary(dropout(self.first_dropout, x, first_key)))
         return dropout(self.last_dropout, x, last_key)
 
@@ -321,6 +323,8 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         x = x + self.embed(self.positions_embed, position_ids, T)
         if token_type_ids is not None:
             x = x + self.embed(self.tokens_embed, token_type_ids, T)
+        if cache is not None:  # tokens beyond its end would take the places of earlier ones
+            x = jnp.where(cache.index + T <= cache.length, x, jnp.nan)
 
         drop_key, *block_keys = split_key(None if deterministic else dropout_key, 1 + len(self.h))
         x = constrain(dropout(self.drop, x, drop_key), ROWS, None, None)
@@ -346,7 +350,8 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
 
     def embed(self, table: nnx.Embed, ids: ArrayLike, tokens: int) -> jax.Array:
         """(..., T) ids -> (B, T, E) in the dtype of the computation."""
-        return table(jnp.asarray(ids, jnp.int32).reshape(-1, tokens)).astype(self.dtype)
+        ids = gather_indices(ids, table.num_embeddings).reshape(-1, tokens)
+        return table(ids).astype(self.dtype)
 
 
 class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
@@ -410,7 +415,7 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
         logits = lm_logits(self, select_positions(states, logits_to_keep))
         loss = None
         if labels is not None:
-            labels = jnp.asarray(labels, jnp.int32).reshape(states.shape[:-1])
+            labels = jnp.asarray(labels).reshape(states.shape[:-1])
             loss = causal_lm_loss(logits, labels, num_items_in_batch)
         return CausalLMOutput(loss, logits, out.hidden_states, out.attentions, out.cache)
 
@@ -476,10 +481,10 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         loss = mc_loss = None
         if mc_labels is not None:
             choices = mc_logits.shape[-1]
-            mc_labels = jnp.asarray(mc_labels, jnp.int32).reshape(-1)
+            mc_labels = jnp.asarray(mc_labels).reshape(-1)
             mc_loss = cross_entropy(mc_logits.reshape(-1, choices), mc_labels)
         if labels is not None:
-            loss = causal_lm_loss(logits, jnp.asarray(labels, jnp.int32).reshape(*rows, T))
+            loss = causal_lm_loss(logits, jnp.asarray(labels).reshape(*rows, T))
         return OpenAIGPTDoubleHeadsModelOutput(
             loss, mc_loss, logits, mc_logits, out.hidden_states, out.attentions
         )
@@ -578,9 +583,9 @@ def select_positions(states: jax.Array, logits_to_keep: Any) -> jax.Array:
     """Return the states (B, T, E) at the positions that ``logits_to_keep`` names: (B, K, E)."""
     if np.ndim(logits_to_keep) == 0:
         return states[..., -int(logits_to_keep) :, :]  # 0 keeps all
-    index = jnp.asarray(logits_to_keep, jnp.int32)
+    index = gather_indices(logits_to_keep, states.shape[-2])
     if index.ndim == 1:
-        return states[..., index, :]
+        return jnp.take(states, index, axis=-2)
     return jnp.take_along_axis(states, index[..., None], axis=-2)
 
 

@@ -8,12 +8,13 @@ import jax
 import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
+from jax.core import Tracer
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.model import Attention, OpenAIGPTForSequenceClassification, OpenAIGPTModel
 from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.partitioning import AXES, TENSOR, axis_size, constrain
-from gpt1_jax.nn.validation import check_arguments
+from gpt1_jax.nn.validation import check_arguments, without_device_values
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, check_params, flatten
 
 # What chooses the function that is compiled, in place of being an input of it.
@@ -36,9 +37,12 @@ class Apply(Protocol):
 def functional(model: OpenAIGPTPreTrainedModel) -> tuple[Apply, Params]:
     """Split a model into a pure function and its parameters.
 
-    ``apply`` can be called as it is (arguments are checked on the host, then it runs compiled) and
-    inside ``jax.jit``, ``jax.grad`` and the like. Models of equal configuration and numerics share
-    one ``apply`` and its compilations.
+    ``apply`` can be called as it is and inside ``jax.jit``, ``jax.grad`` and the like. Models of
+    equal configuration and numerics share one ``apply`` and its compilations.
+
+    Shapes and dtypes are checked before it runs, and the values of numpy arrays, lists and numbers.
+    Those of a ``jax.Array`` are never read, so that a loop runs ahead of the device; ids, positions
+    and labels that are out of range in one, or tokens beyond a cache's end, give NaN.
 
     Args:
         model: any of the four models.
@@ -114,8 +118,11 @@ def _apply(
         arguments = signature.bind(None, *args, **kwargs).arguments
         del arguments["self"]
         arguments |= arguments.pop("inputs", {})
-        check_arguments(config, classify=classify, **arguments)
-        cache = arguments.pop("cache", None)
+        cache = arguments.get("cache")
+        if cache is not None:
+            _check_not_donated(cache)
+        check_arguments(config, classify=classify, **_to_check(arguments))
+        arguments.pop("cache", None)
         arrays, flags = {}, []
         for name, value in arguments.items():
             if value is None:
@@ -129,3 +136,22 @@ def _apply(
         return run(params, arrays, cache, tuple(flags))
 
     return apply
+
+
+def _to_check(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments, of arrays on a device, unless they are flags, without the values."""
+    return {
+        name: value
+        if name == "logits_to_keep" and np.ndim(value) == 0
+        else without_device_values(value)
+        for name, value in arguments.items()
+    }
+
+
+def _check_not_donated(cache: Cache) -> None:
+    for leaf in jax.tree.leaves(cache):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            raise ValueError(
+                "the cache was given to an earlier call, which took its memory (it is donated): "
+                "give the cache that this call returned"
+            )

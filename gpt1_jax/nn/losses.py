@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.indices import gather_indices
 from gpt1_jax.nn.matmul import logits_matmul
 from gpt1_jax.nn.partitioning import ROWS, axis_size, constrain
 
@@ -25,7 +26,7 @@ def cross_entropy(
 
     Args:
         logits: (..., C), of any float dtype.
-        labels: (...) integer, each in [0, C) or IGNORED.
+        labels: (...) integer, each in [0, C) or IGNORED; any other gives NaN.
         num_items: divides the sum in place of the number of labels that count.
 
     Returns:
@@ -33,8 +34,9 @@ def cross_entropy(
     """
     logits = logits.astype(at_least_float32(logits.dtype))
     counted = labels != IGNORED
-    # optax returns NaN for a label out of range, so the ignored ones are replaced first.
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(counted, labels, 0))
+    # A label out of range gives NaN, so the ignored ones are replaced first.
+    labels = gather_indices(jnp.where(counted, labels, 0), logits.shape[-1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     total = jnp.where(counted, losses, 0).sum()
     count = counted.sum() if num_items is None else jnp.asarray(num_items)
     return total / count.astype(total.dtype)

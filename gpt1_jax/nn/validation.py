@@ -1,7 +1,8 @@
 """Checks of what a user passes to a model, on the host and before anything is traced.
 
-jit clamps an id that is out of range and Flax returns NaN for it, so ids are compared with their
-range here. That needs values: inside a jitted function only shapes are checked.
+Ids are compared with their range here, which needs their values. Of an array whose values are not
+known, a tracer or a ``ShapeDtypeStruct``, only the shape and the dtype are checked; what is out of
+range in it gives NaN (``nn/indices.py``).
 """
 
 import math
@@ -18,6 +19,8 @@ from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.losses import IGNORED
 
 ArrayLike = jax.Array | np.ndarray | Sequence[Any]
+# Arrays whose values are not known.
+ABSTRACT = (Tracer, jax.ShapeDtypeStruct)
 
 
 def check_arguments(
@@ -89,7 +92,7 @@ def check_arguments(
     if deterministic and dropout_key is not None:
         raise ValueError("dropout_key draws nothing unless deterministic=False")
     items = 1 if num_items_in_batch is None else num_items_in_batch
-    if not isinstance(items, Tracer) and (np.ndim(items) or not items > 0):
+    if np.ndim(items) or (not isinstance(items, ABSTRACT) and not items > 0):
         raise ValueError(f"num_items_in_batch is {items}, but must be one number above 0")
 
     if classify:
@@ -135,11 +138,10 @@ def check_ids(
     ignored: int | None = None,
 ) -> tuple[int, ...]:
     """Check that ``ids`` are integers in [0, size), or ``ignored``; return their shape."""
-    if isinstance(ids, Tracer):
-        traced: Any = ids.aval
-        if not jnp.issubdtype(traced.dtype, jnp.integer):
-            raise ValueError(f"{name} has dtype {traced.dtype}, but must be integer")
-        return traced.shape
+    if isinstance(ids, ABSTRACT):
+        if not jnp.issubdtype(ids.dtype, jnp.integer):
+            raise ValueError(f"{name} has dtype {ids.dtype}, but must be integer")
+        return ids.shape
     try:
         values = np.asarray(ids)
     except ValueError:
@@ -160,7 +162,7 @@ def check_ids(
 
 
 def _check_classes(config: OpenAIGPTConfig, labels: ArrayLike, rows: int) -> None:
-    array = labels if isinstance(labels, jax.Array) else np.asarray(labels)
+    array: Any = labels if isinstance(labels, (jax.Array, *ABSTRACT)) else np.asarray(labels)
     n, problem = config.num_labels, config.problem_type
     integer = np.issubdtype(array.dtype, np.integer)
     if problem == "single_label_classification" or (problem is None and n > 1 and integer):
@@ -200,8 +202,7 @@ def _check_cache(config: OpenAIGPTConfig, cache: Cache, rows: int, tokens: int) 
             f"the cache holds {len(cache.keys)} layers of {cache.keys[0].shape}, "
             f"but these tokens need {config.n_layer} of {expected}"
         )
-    # Inside a compiled loop the index is not known; the loop has to count.
-    filled = 0 if isinstance(cache.index, Tracer) else int(cache.index)
+    filled = 0 if isinstance(cache.index, ABSTRACT) else int(cache.index)
     if filled + tokens > cache.length:
         raise ValueError(
             f"{filled} cached and {tokens} new tokens, but the cache has room for {cache.length}"
@@ -216,7 +217,8 @@ def _check_positions(
     positions_from_mask: bool,
 ) -> None:
     """Check that positions which go on from a cache stay below ``n_positions``."""
-    if any(isinstance(value, Tracer) for value in (cache.index, cache.mask, attention_mask)):
+    needed = (cache.index, cache.mask, attention_mask) if positions_from_mask else (cache.index,)
+    if any(isinstance(value, ABSTRACT) for value in needed):
         return
     cached, new = int(cache.index), tokens
     if positions_from_mask:
@@ -232,3 +234,16 @@ def _check_positions(
             f"{cached} cached and {new} new tokens, "
             f"but the model has n_positions = {config.n_positions}"
         )
+
+
+def without_device_values(value: Any) -> Any:
+    """Return a ``ShapeDtypeStruct`` for each ``jax.Array`` of a pytree, to be checked by its shape.
+
+    To read an array's values, the host has to wait until the device has computed them.
+    """
+    return jax.tree.map(
+        lambda leaf: (
+            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if isinstance(leaf, jax.Array) else leaf
+        ),
+        value,
+    )

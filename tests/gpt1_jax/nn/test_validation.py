@@ -12,6 +12,7 @@ from flax import nnx
 from support.small_models import SIZES, small_config, small_model
 
 import gpt1_jax as gpt1
+from gpt1_jax.nn.validation import check_arguments, without_device_values
 
 V, P, E = SIZES["vocab_size"], SIZES["n_positions"], SIZES["n_embd"]
 IDS = [[1, 2, 3], [4, 5, 6]]
@@ -24,7 +25,8 @@ DOUBLE, CLASSIFIER = gpt1.OpenAIGPTDoubleHeadsModel, gpt1.OpenAIGPTForSequenceCl
 
 def cached(rows: int = 2, length: int = 8, filled: int = 0, **sizes: int) -> gpt1.Cache:
     cache = gpt1.Cache.empty(small_config(**sizes), rows, length)
-    return gpt1.Cache(cache.keys, cache.values, cache.mask, jnp.int32(filled))
+    index: Any = np.int32(filled)  # on the host, where both calls check it
+    return gpt1.Cache(cache.keys, cache.values, cache.mask, index)
 
 
 def out_of_range(name: str, place: list[int], value: int, size: int, what: str) -> str:
@@ -47,13 +49,8 @@ WRONG: dict[str, tuple[type, Callable[[], dict[str, Any]], str]] = {
     ),
     "id -100": (
         BASE,
-        lambda: {"input_ids": jnp.asarray([-100])},
+        lambda: {"input_ids": np.asarray([-100])},
         out_of_range("input_ids", [0], -100, V, VOCABULARY),
-    ),
-    "id too large in a jax array": (
-        BASE,
-        lambda: {"input_ids": jnp.asarray([[1, 99]])},
-        out_of_range("input_ids", [0, 1], 99, V, VOCABULARY),
     ),
     "id beyond int32": (
         BASE,
@@ -320,6 +317,91 @@ def test_apply_reports_invalid_arguments(case: str, applies: dict[type, Any]) ->
     cls, arguments, message = WRONG[case]
     with pytest.raises(ValueError, match=re.escape(message)):
         applies[cls](**arguments())
+
+
+# On a device, where ``apply`` does not look.
+ON_DEVICE: dict[str, tuple[type, dict[str, Any], str]] = {
+    f"{name} {value}": (
+        LM,
+        {"input_ids": [[1, 2, 3]], name: [[0, value, 1]]},
+        f"{name}[0, 1] is {value}",
+    )
+    for name, size in (
+        ("input_ids", V),
+        ("position_ids", P),
+        ("token_type_ids", V),
+        ("labels", V),
+        ("logits_to_keep", 3),
+    )
+    for value in (-1, size)
+}
+ON_DEVICE |= {
+    "mc_token_ids": (
+        DOUBLE,
+        {"input_ids": CHOICES, "mc_token_ids": [[0, 3], [1, -1]]},
+        "mc_token_ids[0, 1] is 3",
+    ),
+    "mc_labels": (DOUBLE, {"input_ids": CHOICES, "mc_labels": [0, -1]}, "mc_labels[1] is -1"),
+    "class": (CLASSIFIER, {"input_ids": [[1, 2]], "labels": [-1]}, "labels[0] is -1"),
+}
+
+
+@pytest.mark.parametrize("case", ON_DEVICE)
+def test_ids_out_of_range_on_a_device_raise_in_the_model_and_give_nan_in_apply(
+    case: str, models: dict, applies: dict
+) -> None:
+    cls, arguments, message = ON_DEVICE[case]
+    arguments = {name: jnp.asarray(value) for name, value in arguments.items()}
+    with pytest.raises(ValueError, match=re.escape(message)):
+        models[cls](**arguments)
+    right = applies[cls](input_ids=CHOICES if cls is DOUBLE else [[1, 2, 3]])
+    out = applies[cls](**arguments)
+    assert not any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(right))
+    assert any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(out))
+
+
+def test_apply_gives_nan_where_the_cache_is_full(models: dict, applies: dict) -> None:
+    ids = jnp.asarray(IDS)
+    cache = applies[LM](input_ids=ids, cache=cached(length=4)).cache
+    with pytest.raises(ValueError, match="3 cached and 3 new tokens"):
+        models[LM](input_ids=ids, cache=cache)
+    assert jnp.isnan(applies[LM](input_ids=ids, cache=cache).logits).all()
+
+
+def test_apply_says_that_a_cache_was_donated(applies: dict) -> None:
+    cache = cached()
+    ids = np.asarray(IDS)
+    assert applies[LM](input_ids=ids, cache=cache).cache.index == 3
+    with pytest.raises(ValueError, match="give the cache that this call returned"):
+        applies[LM](input_ids=ids, cache=cache)
+
+
+@pytest.mark.parametrize("name", ["input_ids", "attention_mask", "labels"])
+def test_apply_reads_no_values_of_arrays_on_a_device(name: str, applies: dict) -> None:
+    """A read of a deleted array raises an error: here no frame of a check may be above it."""
+    arguments = {each: jnp.ones((2, 3), jnp.int32) for each in ("input_ids", name)}
+    arguments[name].delete()
+    with pytest.raises((RuntimeError, ValueError), match="deleted") as error:
+        applies[LM](**arguments)
+    assert not any("validation.py" == entry.path.name for entry in error.traceback)
+
+
+@pytest.mark.parametrize("classify", [False, True])
+def test_check_arguments_reads_no_values_of_deleted_arrays(classify: bool) -> None:
+    arguments: dict[str, Any] = {
+        "input_ids": jnp.ones((2, 3), jnp.int32),
+        "attention_mask": jnp.ones((2, 3)),
+        "labels": jnp.ones((2,) if classify else (2, 3), jnp.int32),
+        "num_items_in_batch": jnp.float32(4),
+    }
+    if not classify:
+        arguments |= {"positions_from_mask": True, "cache": gpt1.Cache.empty(small_config(), 2, 8)}
+    for leaf in jax.tree.leaves(arguments):
+        if isinstance(leaf, jax.Array):
+            leaf.delete()
+    config = small_config(pad_token_id=0)
+    checked = without_device_values(arguments)
+    assert check_arguments(config, classify=classify, **checked) == (2, 3)
 
 
 @pytest.mark.parametrize("case", WRONG_FOR_MASKS)

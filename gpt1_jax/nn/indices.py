@@ -1,0 +1,17 @@
+"""Indices that are out of range inside a program, where no error can be raised: they give NaN."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def gather_indices(indices: Any, size: int) -> jax.Array:
+    """Return indices in int32 by which a gather gives NaN for every one that is not in [0, size).
+
+    JAX counts an index below 0 from the end, and a cast to int32 wraps what is too large for it.
+    Both become ``size``, which "fill", the mode of ``jnp.take`` and its like, turns into NaN.
+    """
+    indices = jnp.asarray(indices)
+    in_range = (indices >= 0) & (indices < size)
+    return jnp.where(in_range, indices, size).astype(jnp.int32)
