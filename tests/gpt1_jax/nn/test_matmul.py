@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from gpt1_jax.nn.matmul import MAX_ROWS, dot_general, dot_general_transposed, logits_matmul
+from gpt1_jax.nn.matmul import (
+    MAX_ROWS,
+    _row_twice,
+    dot_general,
+    dot_general_transposed,
+    logits_matmul,
+)
 
 LEADING = st.sampled_from(
     [(1,), (1, 1), (2,), (3, 1), (1, 4), (2, 2, 3), (MAX_ROWS,), (MAX_ROWS + 1,)]
@@ -36,6 +42,25 @@ def test_dot_general_matches_numpy(leading: tuple[int, ...], K: int, N: int) -> 
     """Whatever the number of parts that K falls into: 1, 2, 3 or 6."""
     x, kernel = normal(*leading, K), normal(K, N, seed=1)
     close(dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))), x, kernel)
+
+
+@pytest.mark.parametrize("leading", [(1,), (1, 1), ()])
+def test_row_twice_matches_numpy(leading: tuple[int, ...]) -> None:
+    """Which dot_general takes on a GPU alone."""
+    x, kernel = normal(*leading, 48), normal(48, 9, seed=1)
+    close(_row_twice(jax.lax.dot_general, x, kernel), x, kernel)
+
+
+@pytest.mark.parametrize(("dtype", "rows"), [("bfloat16", 2), ("float16", 2), ("float32", 1)])
+@pytest.mark.parametrize("platform", ["cuda", "tpu"])
+def test_dot_general_takes_a_row_twice_in_half_precision_on_a_gpu(
+    dtype: str, rows: int, platform: str
+) -> None:
+    x, kernel = jnp.ones((1, 48), dtype), jnp.ones((48, 9), dtype)
+    product = jax.jit(lambda x, kernel: dot_general(x, kernel, LINEAR))
+    text = product.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+    expected = rows if platform == "cuda" else 1
+    assert f"-> tensor<{expected}x9xf32>" in text
 
 
 @given(leading=LEADING, K=st.integers(1, 49), N=st.integers(1, 9))
