@@ -5,7 +5,8 @@ import math
 import re
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-BITS = {"pred": 8, "bf16": 16, "f16": 16, "f32": 32, "s32": 32, "u32": 32, "f64": 64, "s64": 64}
+BITS = {"pred": 8, "bf16": 16, "f16": 16, "s16": 16, "u16": 16, "f32": 32, "s32": 32, "u32": 32}
+BITS |= {"f64": 64, "s64": 64, "u64": 64}
 # "-start" begins what "-done" ends: only the first is counted.
 _OPERATION = re.compile(rf"= (?P<result>.*?) (?P<kind>{'|'.join(KINDS)})(?:-start)?\(")
 _SHAPE = re.compile(r"(?P<type>[a-z]+[0-9]*)\[(?P<sizes>[0-9,]*)\]")

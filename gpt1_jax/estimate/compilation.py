@@ -17,6 +17,7 @@ from jax.experimental import topologies
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.collectives import collectives
+from gpt1_jax.estimate.launches import launches
 from gpt1_jax.estimate.programs import program
 from gpt1_jax.estimate.targets import H100, Target, parse_target
 from gpt1_jax.nn.partitioning import DATA
@@ -52,8 +53,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     Returns:
         bytes a device of ``arguments``, ``outputs``, ``donated`` (outputs that lie in arguments)
         and ``temporaries``; ``flops`` and ``bytes`` that it reads and writes, a device;
-        ``collectives``; ``tokens`` of one call on all devices. Or ``oom_message``: why the compiler
-        found no room for it.
+        ``collectives``; ``launches``; ``tokens`` of one call on all devices. Or ``oom_message``:
+        why the compiler found no room for it.
     """
     target = parse_target(request["machine"])
     found = devices(target)
@@ -76,6 +77,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
             raise
         return {"oom_message": str(error).splitlines()[0]}
     memory = compiled.memory_analysis()
+    text = compiled.as_text()
     costs: Any = compiled.cost_analysis() or {}  # XLA's GPU compiler does not tell
     return {
         "arguments": memory.argument_size_in_bytes,
@@ -84,7 +86,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         "temporaries": memory.temp_size_in_bytes,
         "flops": max(costs.get("flops", 0.0), chosen.flops / len(found)),
         "bytes": costs.get("bytes accessed", 0.0),
-        "collectives": [vars(each) for each in collectives(compiled.as_text(), len(found))],
+        "collectives": [vars(each) for each in collectives(text, len(found))],
+        "launches": vars(launches(text)),
         "tokens": chosen.tokens,
     }
 

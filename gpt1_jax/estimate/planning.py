@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.collectives import Collective
+from gpt1_jax.estimate.launches import Launches
 from gpt1_jax.estimate.targets import Target, parse_target
 from gpt1_jax.nn.attention import Backend
 from gpt1_jax.nn.partitioning import DATA
@@ -50,6 +51,7 @@ class Plan:
         bytes: that are read and written by XLA's count, which takes what one operation hands to
             the next for a way to memory and back; 0 for a GPU, where it does not tell.
         collectives: what is exchanged.
+        launches: what the program starts on a device; None where it was refused.
         oom_message: what the compiler said, where it refused the program for lack of memory; the
             rest is 0 then.
     """
@@ -70,6 +72,7 @@ class Plan:
     flops: float = 0.0
     bytes: float = 0.0
     collectives: tuple[Collective, ...] = ()
+    launches: Launches | None = None
     oom_message: str | None = None
 
     @property
@@ -191,6 +194,8 @@ def plan(
     if "error" in answer:
         raise ValueError(answer["error"])
     answer["collectives"] = tuple(Collective(**each) for each in answer.get("collectives", ()))
+    if "launches" in answer:
+        answer["launches"] = Launches(**answer["launches"])
     return Plan(target, program, mesh, rows, length, dtype, remat, attention, **answer)
 
 

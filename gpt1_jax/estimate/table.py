@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gpt1_jax.estimate.launches import Launches
 from gpt1_jax.estimate.planning import Plan
 
 
@@ -29,6 +30,9 @@ def describe(plan: Plan) -> str:
     ]
     exchanged = [f"{each.count} {each.kind} of {_size(each.bytes)}" for each in plan.collectives]
     lines.append(f"  exchanged {', '.join(exchanged) or 'nothing'}")
+    if plan.launches is not None:
+        moved = _size(plan.launches.bytes)
+        lines.append(f"  launches  {_launched(plan.launches)}; {moved} read and written by them")
     if plan.bound is not None:
         what, seconds = plan.bound
         times = ", ".join(f"{name} {_time(value)}" for name, value in plan.times.items())
@@ -64,6 +68,22 @@ def markdown(plans: Sequence[Plan]) -> str:
     sources = dict.fromkeys(plan.machine.chip.source for plan in plans)
     note = "Peaks, memory and links of the chips: " + "; ".join(sources) + "."
     return "\n".join([*rows, "", note, ""])
+
+
+def _launched(found: Launches) -> str:
+    """All launches, and how many of each kind there are."""
+    names = {
+        "fusions": ("fusion", "fusions"),
+        "custom_calls": ("custom call", "custom calls"),
+        "copies": ("copy", "copies"),
+        "others": ("other", "others"),
+    }
+    kinds = (
+        f"{number} {several if number > 1 else one}"
+        for field, (one, several) in names.items()
+        if (number := getattr(found, field))
+    )
+    return f"{found.total} ({', '.join(kinds)})"
 
 
 def _size(number: float) -> str:

@@ -1,7 +1,8 @@
 """Machines that programs can be compiled for from afar, and what their makers say of them.
 
 Sources: Google's pages "TPU v5e", "TPU v5p" and "TPU v6e" (docs.cloud.google.com/tpu/docs) and
-NVIDIA's "H100 Tensor Core GPU" data sheet (SXM5, without sparsity).
+NVIDIA's data sheets "H100 Tensor Core GPU", "H200 Tensor Core GPU" and "A100 80GB" (SXM, without
+sparsity).
 """
 
 import dataclasses
@@ -51,6 +52,34 @@ CHIPS = {
         source="NVIDIA's H100 data sheet, SXM5",
     ),
 }
+
+# Devices as JAX names them (``device.device_kind``); the first whose key is part of the name.
+_KINDS = {
+    "TPU v5 lite": CHIPS["v5e"],
+    "TPU v6 lite": CHIPS["v6e"],
+    "TPU v5": CHIPS["v5p"],
+    "H100 80GB HBM3": CHIPS["h100"],
+    "H200": dataclasses.replace(
+        CHIPS["h100"], memory=141e9, bandwidth=4.8e12, source="NVIDIA's H200 data sheet, SXM5"
+    ),
+    "A100-SXM4-80GB": Chip(
+        memory=80e9,
+        flops={"float32": 156e12, "bfloat16": 312e12},
+        bandwidth=2.039e12,
+        links=300e9,
+        source="NVIDIA's A100 data sheet, SXM4, 80 GB",
+    ),
+}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """Return what a device can do at best, or None where it is not known.
+
+    Args:
+        device_kind: the name that JAX gives it, such as "NVIDIA H100 80GB HBM3".
+    """
+    return next((chip for kind, chip in _KINDS.items() if kind in device_kind), None)
+
 
 # What XLA is told of an H100, as protobuf text of its GpuTargetConfigProto.
 H100 = """

@@ -5,15 +5,20 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
 import gpt1_jax as gpt1
 from gpt1_jax.estimate import plan
+from gpt1_jax.estimate.launches import written_arrays
 from gpt1_jax.estimate.targets import parse_target
 
 pytestmark = pytest.mark.nightly
 SMALL = gpt1.OpenAIGPTConfig(vocab_size=128, n_positions=128, n_embd=128, n_layer=2, n_head=4)
+# GPT-1's own widths, since what the compiler merges depends on them, and sizes that no activation
+# has where at most 160 tokens are read.
+DISTINCT = gpt1.OpenAIGPTConfig(vocab_size=1003, n_positions=224, n_layer=2)
 
 
 def installed(name: str) -> bool:
@@ -62,7 +67,30 @@ def test_plan_decode_for_h100_donates_cache() -> None:
     assert found.bound is not None
 
 
-# Whether cuDNN's attention is in a program that is compiled for an H100.
+# What a program starts on a device in bfloat16, with JAX 0.10.2. To measure it again, give
+# `gpt1 plan h100 v5e:2x2 --dtype bfloat16 --length 128` a checkpoint of DISTINCT (`--model`) and
+# these rows (`--decode-rows`, `--forward-rows`). Write smaller numbers down here.
+LAUNCHES = {
+    ("h100", "decode", 1): 33,
+    ("h100", "decode", 32): 27,
+    ("h100", "forward", 2): 31,
+    ("v5e:2x2", "decode", 1): 148,
+    ("v5e:2x2", "decode", 32): 137,
+    ("v5e:2x2", "forward", 2): 99,
+}
+
+
+@pytest.mark.parametrize(
+    ("machine", "program", "rows"),
+    [pytest.param(*case, marks=cuda if case[0] == "h100" else tpu) for case in LAUNCHES],
+)
+def test_plan_launches_do_not_grow(machine: str, program: Any, rows: int) -> None:
+    found = plan(machine, program, DISTINCT, rows=rows, length=128, dtype="bfloat16")
+    assert found.launches is not None
+    assert found.launches.total <= LAUNCHES[machine, program, rows]
+
+
+# Prints a program as it is compiled for another machine.
 PROGRAM = """
 import json
 import sys
@@ -72,22 +100,51 @@ from gpt1_jax.estimate.compilation import devices
 from gpt1_jax.estimate.targets import parse_target
 from gpt1_jax.estimate.programs import program
 
-found = devices(parse_target("h100"))
-sizes = dict(rows=2, length=128, dtype="bfloat16", remat="none", attention=sys.argv[1])
-config = OpenAIGPTConfig.from_dict(json.loads(sys.argv[2]))
-chosen = program("forward", config, make_mesh("data=1", found), **sizes)
-print("cudnn$fmha" in chosen.run.lower(*chosen.arguments).compile().as_text())
+request = json.loads(sys.argv[1])
+found = devices(parse_target(request.pop("machine")))
+config = OpenAIGPTConfig.from_dict(request.pop("config"))
+mesh = make_mesh(f"data={len(found)}", found)
+chosen = program(request.pop("name"), config, mesh, dtype="bfloat16", remat="none", **request)
+print(chosen.run.lower(*chosen.arguments).compile().as_text())
 """
+
+
+def compiled_text(machine: str, config: gpt1.OpenAIGPTConfig, **request: Any) -> str:
+    """Return the text of a program in bfloat16, compiled for a machine that is not here."""
+    request |= {"machine": machine, "config": config.to_dict()}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, json.dumps(request)],
+        env={**os.environ, **parse_target(machine).environment()},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize(
+    "machine", [pytest.param("h100", marks=cuda), pytest.param("v5e:2x2", marks=tpu)]
+)
+@pytest.mark.parametrize(
+    ("name", "rows"), [("decode", 1), ("decode", 32), ("prefill", 2), ("forward", 2)]
+)
+def test_program_in_bfloat16_writes_no_float32_weights(machine: str, name: str, rows: int) -> None:
+    """Weights in float32 would cost a decode step, which reads them once, three times its bytes."""
+    text = compiled_text(machine, DISTINCT, name=name, rows=rows, length=80, attention="manual")
+    E, inner, V = DISTINCT.n_embd, DISTINCT.n_inner, DISTINCT.vocab_size
+    shapes = [(E, 3 * E), (E, E), (E, inner), (V, E), (DISTINCT.n_positions, E)]
+    weights = {tuple(sorted(shape)) for shape in shapes}
+    found = {
+        sizes
+        for dtype, sizes in written_arrays(text)
+        if dtype == "f32" and tuple(sorted(size for size in sizes if size > 1)) in weights
+    }
+    assert found == set()
 
 
 @cuda
 @cudnn
 @pytest.mark.parametrize("attention", ["cudnn", "xla"])
 def test_program_with_cudnn_attention_compiles_for_h100(attention: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, attention, json.dumps(SMALL.to_dict())],
-        env={**os.environ, **parse_target("h100").environment()},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.strip() == str(attention == "cudnn"), done.stderr
+    text = compiled_text("h100", SMALL, name="forward", rows=2, length=128, attention=attention)
+    assert ("cudnn$fmha" in text) == (attention == "cudnn")

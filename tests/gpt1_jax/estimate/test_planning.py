@@ -14,8 +14,9 @@ import pytest
 
 import gpt1_jax as gpt1
 from gpt1_jax.estimate import Plan, compilation, plan
+from gpt1_jax.estimate.launches import Launches
 from gpt1_jax.estimate.table import describe, markdown
-from gpt1_jax.estimate.targets import CHIPS, Target, parse_target
+from gpt1_jax.estimate.targets import CHIPS, Target, chip_of, parse_target
 
 Run = Callable[..., tuple[int, str, str]]
 SMALL = gpt1.OpenAIGPTConfig(vocab_size=120, n_positions=16, n_embd=16, n_layer=2, n_head=4)
@@ -77,6 +78,10 @@ def test_plan_decode_step_donates_cache() -> None:
     assert found.donated >= cache
     mask, ids, index = 3 * 16 * 4, 3 * 4, 4  # float32, int32, int32
     assert found.arguments == size(SMALL) / 2 + cache + mask + ids + index
+    assert found.launches is not None
+    # At least the products: four a block, two of its attention, and the logits'.
+    assert found.launches.total >= 6 * SMALL.n_layer + 1
+    assert found.to_dict()["launches"]["fusions"] == found.launches.fusions
 
 
 def test_measure_reports_lack_of_memory_as_plan_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,6 +96,7 @@ def test_measure_reports_lack_of_memory_as_plan_takes_it(monkeypatch: pytest.Mon
     answer = compilation.measure(request)
     found = Plan(Target("cpu", "cpu", 1), "train", None, 2, 16, "float32", **answer)
     assert found.oom_message == "RESOURCE_EXHAUSTED: no room for 9 GB"
+    assert found.launches is None
     assert not found.fits
 
 
@@ -107,6 +113,9 @@ def test_plan_reports_roofline_times_and_memory_fit(trained: Any) -> None:
     assert there.bound == ("compute", 1.0)
     lines = describe(there)
     assert "at least  1000.0 ms, by compute" in lines
+    counted = dataclasses.replace(there, launches=Launches(fusions=3, copies=1, bytes=2000))
+    assert "launches  4 (3 fusions, 1 copy); 2 kB read and written" in describe(counted)
+    assert "launches" not in describe(dataclasses.replace(there, launches=None))
     small = dataclasses.replace(trained, machine=four)
     assert "DOES NOT FIT" not in describe(small)
     large = dataclasses.replace(small, temporaries=17_000_000_000)
@@ -137,6 +146,24 @@ def test_cli_plan_writes_json_and_table(run: Run, tmp_path: Path) -> None:
         record["arguments"] + record["outputs"] - record["donated"] + record["temporaries"]
     )
     assert "| cpu | data=1 | prefill 2 x 8 | float32 |" in (tmp_path / "plan.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "bandwidth"),
+    [
+        ("NVIDIA H100 80GB HBM3", 3.35e12),
+        ("NVIDIA H200", 4.8e12),
+        ("NVIDIA A100-SXM4-80GB", 2.039e12),
+        ("TPU v5 lite", 819e9),
+        ("TPU v5", 2765e9),
+        ("TPU v6 lite", 1638e9),
+        ("cpu", None),
+        ("NVIDIA H100 PCIe", None),
+    ],
+)
+def test_chip_of_knows_devices_by_their_kind(kind: str, bandwidth: float | None) -> None:
+    chip = chip_of(kind)
+    assert (chip and chip.bandwidth) == bandwidth
 
 
 @pytest.mark.parametrize(
