@@ -10,10 +10,10 @@ import tyro
 
 from benchmarks.machine import peak
 from benchmarks.peers import OURS, PEERS
+from benchmarks.roofline import Roofline
 from benchmarks.suite import (
     DEFAULTS,
     Options,
-    Roofline,
     Suite,
     TimeBudget,
     open_suite,

@@ -9,10 +9,10 @@ import tyro
 
 from benchmarks.machine import STATUS, peak
 from benchmarks.peers import PEERS
+from benchmarks.roofline import Roofline
 from benchmarks.suite import (
     DEFAULTS,
     Options,
-    Roofline,
     Suite,
     open_suite,
     share,

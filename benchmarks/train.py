@@ -10,7 +10,8 @@ import tyro
 
 from benchmarks.machine import peak
 from benchmarks.peers import PEERS
-from benchmarks.suite import DEFAULTS, Options, Roofline, Suite, open_suite, show, show_memory
+from benchmarks.roofline import Roofline
+from benchmarks.suite import DEFAULTS, Options, Suite, open_suite, show, show_memory
 from gpt1_jax.nn.remat import Remat
 from gpt1_jax.training.optimizer import OptimizerSettings
 

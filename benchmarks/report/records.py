@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.peers import OURS, PEERS
-from benchmarks.suite import Roofline, share
+from benchmarks.roofline import Roofline
+from benchmarks.suite import share
 from benchmarks.timing import Seconds, Spread, ratio, steps
 
 Case = dict[str, Any]

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from support.small_models import small_config
 
-from benchmarks.suite import Options, Roofline, choose, open_suite, share, write_json
+from benchmarks.roofline import Roofline
+from benchmarks.suite import Options, choose, open_suite, share, write_json
 
 
 def test_roofline_counts_cached_tokens() -> None:
