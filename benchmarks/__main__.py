@@ -2,6 +2,11 @@
 
 import sys
 
+if sys.argv[1:2] == ["accelerator"]:  # which does without tyro, so it is looked for first
+    from benchmarks.accelerator import main
+
+    sys.exit(main(sys.argv[2:]))
+
 import tyro
 
 from benchmarks.all_suites import run_all
@@ -35,7 +40,8 @@ if __name__ == "__main__":
         tyro.extras.subcommand_cli_from_dict(
             SUITES,
             prog="python -m benchmarks",
-            description="gpt1-jax against its peers and against simple baselines.",
+            description="gpt1-jax against its peers and against simple baselines. A command of "
+            "its own, `accelerator`, checks and races everything on a GPU or TPU.",
         )
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

@@ -201,6 +201,9 @@ def _split(
     sizes: Mapping[str, int], name: str, max_shard_size: int | str
 ) -> tuple[dict[str, list[str]], str | None]:
     """Each file's tensors, and the text of the index if there is more than one file."""
+    if isinstance(max_shard_size, int) and sum(sizes.values()) <= max_shard_size:
+        return {name: list(sizes)}, None
+
     from huggingface_hub import split_state_dict_into_shards_factory
 
     stem, _, suffix = name.rpartition(".")

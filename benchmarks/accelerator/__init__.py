@@ -1,0 +1,81 @@
+"""One command that proves and races everything on an accelerator: what is right, fast, and where.
+
+It needs JAX, Flax, optax, numpy, safetensors, tokenizers and a checkout that need not be installed.
+What else it can use, torch and matplotlib, it uses where it is there.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+MINUTES = 8.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command, and return its exit status: 1 where a check failed.
+
+    Args:
+        arguments: of the command line, without the program's name.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks accelerator",
+        description="Check the results on the device that JAX chooses against float64 on the "
+        "host, race it against torch on the same device, and profile it. What was done so far is "
+        "written after every step, the most important steps come first, and steps for which the "
+        "minutes do not suffice are left out by name.",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="run every step on a tiny model, to see that everything works",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="where to write accelerator.json, README.md and the pictures; by default "
+        "benchmarks/results/DEVICE, with --quick DEVICE-quick",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=MINUTES,
+        help="the most minutes to take (default: %(default)g); a step that has begun is finished",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="TEXT",
+        help="run only the steps with this text in their names, as --list shows them",
+    )
+    parser.add_argument("--list", action="store_true", help="list the steps and run none")
+    parser.add_argument(
+        "--count",
+        action="store_true",
+        help="instead count the launches and bytes of each step's program on an H100, a TPU v5e "
+        "and a TPU v6e, with the compilers of the extra `plan`, and write launches.md to --out "
+        "(by default benchmarks/results/accelerator)",
+    )
+    given = parser.parse_args(arguments)
+    if not given.minutes > 0:
+        parser.error(f"--minutes is {given.minutes:g}, but must be above 0")
+    if given.count:
+        from benchmarks.accelerator.count import count
+
+        count(given.out)
+        return 0
+
+    from benchmarks.accelerator.bench import Bench
+    from benchmarks.accelerator.runner import run
+    from benchmarks.accelerator.steps import steps
+    from benchmarks.accelerator.work import FULL, QUICK
+
+    known = steps(QUICK if given.quick else FULL)
+    chosen = [step for step in known if given.only is None or given.only in step.name]
+    if not chosen:
+        names = ", ".join(step.name for step in known)
+        parser.error(f"--only is {given.only!r}, but must be part of a step's name: {names}")
+    if given.list:
+        print(*(step.name for step in chosen), sep="\n")
+        return 0
+    with Bench.open(given.quick) as bench:
+        return run(bench, chosen, out=given.out, minutes=given.minutes, arguments=sys.argv[1:])
