@@ -5,25 +5,11 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from conversion.json_file import read_json
 from conversion.layout import ALIASES, ARCHITECTURES, sizes
 
 CONFIG = "config.json"
 MODEL_TYPE = "openai-gpt"
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path.parent} has no {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
 
 
 def read_config(folder: Path, absent: Mapping[str, int] | None = None) -> dict[str, Any]:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from conversion.config_file import CONFIG, config_text, read_json
+from conversion.config_file import CONFIG, config_text
 from conversion.files import atomic_write
+from conversion.json_file import read_json
 from conversion.layout import DOUBLE_HEADS, ParamSpec, tied
 from conversion.match import LazyTensor
 from conversion.torch_module import import_torch, state_dict, stored_tensors

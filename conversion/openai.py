@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from conversion.config_file import CONFIG, MODEL_TYPE, config_text, read_config, read_json
+from conversion.config_file import CONFIG, MODEL_TYPE, config_text, read_config
 from conversion.files import atomic_write
+from conversion.json_file import read_json
 from conversion.layout import ALIASES, BASE, ParamSpec, param_specs
 from conversion.match import LazyTensor
 

@@ -13,6 +13,15 @@ if not hasattr(conversion, "named_architecture"):
         "rename it, or run from another folder"
     )
 
-from conversion import config_file, files, huggingface, layout, match, tree
+from conversion import config_file, files, huggingface, json_file, layout, match, tree
 
-__all__ = ["config_file", "conversion", "files", "huggingface", "layout", "match", "tree"]
+__all__ = [
+    "config_file",
+    "conversion",
+    "files",
+    "huggingface",
+    "json_file",
+    "layout",
+    "match",
+    "tree",
+]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -90,7 +91,9 @@ class OpenAIGPTConfig:
             self._check_rate(name)
         self._check_rate("summary_last_dropout")
         for name in ("layer_norm_epsilon", "initializer_range"):
-            if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < float("inf"):
+            value = getattr(self, name)
+            # An integer may be beyond every float.
+            if not _is_number(value) or not 0 <= value <= sys.float_info.max:
                 self._reject(name, "a finite number, at least 0")
         for name in (
             "summary_use_proj",

@@ -414,10 +414,10 @@ class GenerationConfig:
 
 def read_generation_config(folder: Path) -> dict[str, Any]:
     """Return what the folder's ``generation_config.json`` holds, nothing where there is none."""
-    from gpt1_jax._conversion import config_file
+    from gpt1_jax._conversion import json_file
 
     file = folder / FILE
-    fields = config_file.read_json(file) if file.is_file() else {}
+    fields = json_file.read_json(file) if file.is_file() else {}
     if not isinstance(fields, dict):
         raise ValueError(f"{file} must hold a JSON object, not {type(fields).__name__}")
     return fields

@@ -1,6 +1,5 @@
 """The records of the suites, read and checked, and the numbers that are made of them."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ from benchmarks.peers import OURS, PEERS
 from benchmarks.roofline import Roofline
 from benchmarks.suite import share
 from benchmarks.timing import Seconds, Spread, ratio, steps
+from conversion.json_file import read_json
 
 Case = dict[str, Any]
 Record = dict[str, Any]
@@ -36,10 +36,7 @@ def read_records(folder: Path) -> list[Record]:
     records: list[Record] = []
     seen: dict[str, Path] = {}
     for file in sorted(folder.glob("*.json")):
-        try:
-            content = json.loads(file.read_bytes())
-        except ValueError:
-            raise ValueError(f"{file} is not JSON") from None
+        content = read_json(file)
         if wrong := _wrong(content):
             raise ValueError(f"{file} is no record of a suite: {wrong}")
         records.append({**content, "file": file})

@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from gpt1_jax._conversion import json_file
+
 POSITIONAL = ("texts", "files")
 
 
@@ -34,10 +36,7 @@ def with_config(arguments: Sequence[str], function: Callable[..., None]) -> list
         return list(arguments)
     if not path.is_file():
         raise FileNotFoundError(f"--config {path}: there is no such file")
-    try:
-        fields = json_format.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    fields = json_file.read_json(path)
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold a JSON object of flags")
     flags = _flags(function)

@@ -1,12 +1,12 @@
 """Prompts in a file: one a line, as plain text or as a JSON object."""
 
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt1_jax._conversion import json_file
 from gpt1_jax.text.tokenizer import Tokenizer
 
 
@@ -78,18 +78,11 @@ def read_prompt_file(path: str) -> list[Prompt]:
     return prompts
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"holds {name}, which is no JSON")
-
-
 def _prompt_of_json(line: str, place: str) -> Prompt:
     try:
-        fields = json.loads(line, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        where = f"{error.msg}, character {error.pos + 1}"
-        raise ValueError(f"starts with {{ but is not JSON ({where})") from None
-    except RecursionError:
-        raise ValueError("is nested too deeply") from None
+        fields = json_file.parse_json(line, constants=False)
+    except ValueError as error:
+        raise ValueError(f"starts with {{ but {error}") from None
     text, ids = fields.pop("prompt", None), fields.pop("ids", None)
     if (text is None) == (ids is None):
         raise ValueError('the object must have "prompt" or "ids", and not both')

@@ -127,8 +127,11 @@ def _read_model(folder: Path) -> tuple[Path, models.BPE, dict[int, AddedToken]]:
     """The file of the vocabulary, the merges over it, and what tokens tokenizer.json adds to it."""
     from tokenizers import Tokenizer, models
 
+    from gpt1_jax._conversion import json_file
+
     file = folder / "tokenizer.json"
     if file.is_file():
+        json_file.read_json(file)  # of keys that stand twice the library takes the last
         try:
             saved = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises no narrower class
@@ -137,6 +140,7 @@ def _read_model(folder: Path) -> tuple[Path, models.BPE, dict[int, AddedToken]]:
     for names in VOCABULARIES:
         file, merges = (folder / name for name in names)
         if file.is_file() and merges.is_file():
+            json_file.read_json(file)
             try:
                 model = models.BPE.from_file(
                     str(file),
@@ -254,10 +258,9 @@ def _added_token(value: object, folder: Path, *, special: bool = False) -> Added
 
 def _read_object(file: Path) -> dict[str, Any]:
     """The JSON object in a file; an empty one if there is no file."""
-    try:
-        content = json.loads(file.read_bytes()) if file.is_file() else {}
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
+    from gpt1_jax._conversion import json_file
+
+    content = json_file.read_json(file) if file.is_file() else {}
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object")
     return content

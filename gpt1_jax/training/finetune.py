@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gpt1_jax._conversion import files
+from gpt1_jax._conversion import files, json_file
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS
@@ -343,7 +343,7 @@ def read_task(folder: Path, tokenizer: Tokenizer, n_positions: int) -> tuple[Tas
     """
     path = folder / TASK
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json_file.parse_json(path.read_bytes())
         columns = dict(fields.pop("columns"))
         classes = fields.pop("classes")
         task = Task(

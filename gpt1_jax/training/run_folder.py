@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gpt1_jax._conversion import files
+from gpt1_jax._conversion import files, json_file
 
 SETTINGS = "run.json"
 CHECKPOINT = (".json", ".txt", ".bpe", ".safetensors", ".bin", ".npy")
@@ -50,10 +50,7 @@ def check(out: Path, settings: dict[str, Any]) -> bool:
                 "give an empty folder with --out"
             )
         return False
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+    found = json_file.read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold a JSON object, the settings of a run")
     differing = sorted(

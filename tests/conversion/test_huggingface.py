@@ -179,6 +179,7 @@ def test_read_reports_damaged_safetensors(folder, damage, message):
     ("text", "message"),
     [
         ("{", "is not JSON"),
+        ('{"n_layer": 1, "n_layer": 2}', "has the key 'n_layer' more than once"),
         ("\xff", "is not JSON"),
         ("[]", "must hold a JSON object, not list"),
         ('{"model_type": "gpt2"}', "is of the model_type 'gpt2'; only 'openai-gpt' can be read"),

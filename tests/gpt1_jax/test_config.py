@@ -78,6 +78,7 @@ WRONG: list[tuple[str, Any, str]] = [
     *((n, float("nan"), "a dropout rate in [0, 1)") for n in RATES),
     *((n, v, "a finite number, at least 0") for n in NUMBERS for v in (-1e-9, True, "1", None)),
     *((n, float(v), "a finite number, at least 0") for n in NUMBERS for v in ("inf", "nan")),
+    *((n, 10**400, "a finite number, at least 0") for n in NUMBERS),  # beyond every float
     *((n, v, "true or false") for n in FLAGS for v in (0, 1, "true", None)),
     ("n_head", 7, "a divisor of n_embd = 768"),
     ("afn", "gelu_fast", "one of 'gelu', 'gelu_new', 'relu', 'silu', 'swish'"),

@@ -512,10 +512,11 @@ def test_from_pretrained_error_names_file_once(tmp_path: Path, content: str, mes
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "is not JSON: Expecting value"),
-        ("{", "is not JSON: Expecting property name"),
-        ('{"top_k": 1,}', "is not JSON: "),
-        ("[" * 100_000, "is not JSON: "),
+        ("", "is not JSON (Expecting value, character 1)"),
+        ("{", "is not JSON (Expecting property name"),
+        ('{"top_k": 1,}', "is not JSON ("),
+        ("[" * 100_000, "is nested too deeply"),
+        ('{"top_k": 1, "top_k": 2}', "has the key 'top_k' more than once"),
         ("[1, 2]", "must hold a JSON object, not list"),
         ("null", "must hold a JSON object, not NoneType"),
     ],

@@ -9,6 +9,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt1_jax._conversion import json_file
+
 LABEL = "label"  # the role of the column that is to be learned; every other role is a text
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -85,22 +87,13 @@ def _json_records(
             continue
         place = f"{path}, line {number}"
         try:
-            record = json.loads(line, parse_constant=_refuse_constant)
-        except json.JSONDecodeError as error:
-            where = f"{error.msg}, character {error.pos + 1}"
-            raise ValueError(f"{place} is not JSON ({where})") from None
-        except RecursionError:
-            raise ValueError(f"{place} is nested too deeply") from None
+            record = json_file.parse_json(line, constants=False)
         except ValueError as error:
-            raise ValueError(f"{place}: {error}") from None
+            raise ValueError(f"{place} {error}") from None
         if not isinstance(record, dict):
             raise ValueError(f"{place} is no JSON object: it must start with {{ and end with }}")
         _check_columns(place, record, columns)
         yield place, record
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"holds {name}, which is no JSON")
 
 
 def _csv_records(

@@ -20,7 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
-from gpt1_jax._conversion import config_file, conversion, files, huggingface, layout, match, tree
+from gpt1_jax._conversion import (
+    conversion,
+    files,
+    huggingface,
+    json_file,
+    layout,
+    match,
+    tree,
+)
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.pretrained import Params, check_params, flatten
 
@@ -401,7 +409,7 @@ def _faults(
 
 def _read_config(path: Path) -> tuple[LoraSettings, tuple[str, ...]]:
     """The settings in peft's file, and the names of its modules_to_save."""
-    config: Any = config_file.read_json(path)
+    config: Any = json_file.read_json(path)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f"{path} is no configuration of LoRA: its peft_type must be 'LORA'")
     whole = config.get("modules_to_save") or []

@@ -55,10 +55,10 @@ def test_read_prompt_file_reads_standard_input(monkeypatch: pytest.MonkeyPatch) 
         (b'{"prompt": "a", "ids": [1]}', "and not both"),
         (b'{"prompt": ["a"]}', "line 1: \"prompt\" is ['a'], but must be a string"),
         (b'{"ids": "1 2"}', "line 1: \"ids\" is '1 2', but must be a list of integers"),
-        (b'{"prompt": "a", "weight": NaN}', "line 1: holds NaN, which is no JSON"),
+        (b'{"prompt": "a", "weight": NaN}', "line 1: starts with { but contains NaN, which"),
         (b'{"ids": [1, true]}', "but must be a list of integers"),
         (b'{"ids": [1, 2.0]}', "but must be a list of integers"),
-        (b'{"a": ' + b"[" * 100_000, "line 1: is nested too deeply"),
+        (b'{"a": ' + b"[" * 100_000, "line 1: starts with { but is nested too deeply"),
     ],
 )
 def test_read_prompt_file_reports_bad_lines(tmp_path: Path, content: bytes, message: str) -> None:

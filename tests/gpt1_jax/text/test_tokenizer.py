@@ -455,19 +455,25 @@ def changed(**tokens: object) -> str:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("vocab.json", "{", "vocab.json and merges.txt are broken: .*line 1"),
+        ("vocab.json", "{", r"vocab.json is not JSON \(.*character 2\)"),
+        ("vocab.json", '{"a": 0, "a": 1}', "vocab.json has the key 'a' more than once"),
         ("vocab.json", "[1]", "Bad vocabulary json file"),
         ("vocab.json", "{}", "Token `t` out of vocabulary"),
         ("vocab.json", changed(z=2), "no token has the id 26"),  # 2 is b
         ("vocab.json", changed(new=200), f"no token has the id {SIZE}.*0 to {SIZE}"),
         ("vocab.json", changed(z="26"), "no token has the id 26"),
-        ("vocab.json", b"\xff\xfe", "not contain valid UTF-8"),
+        ("vocab.json", b'{"\xff\xfe', "byte 3 is not UTF-8"),
         ("vocab.json", changed().replace("<unk>", "<UNK>"), "has no unknown token '<unk>'"),
         ("merges.txt", "t h\nt h e", "merges.txt are broken: .* invalid at line 2"),
         ("merges.txt", "t h\n\nt i", "invalid at line 2"),
         ("merges.txt", "#version: 0.2\nt h\nt i", "Token `ti` out of vocabulary"),
         ("merges.txt", "é h", "Token `é` out of vocabulary"),
         ("tokenizer_config.json", "{", "tokenizer_config.json is not JSON"),
+        (
+            "tokenizer_config.json",
+            '{"pad_token": "a", "pad_token": "b"}',
+            "has the key 'pad_token' more than once",
+        ),
         ("tokenizer_config.json", '{"padding_side": "top"}', "padding_side is 'top'"),
         ("tokenizer_config.json", '{"pad_token": {"lstrip": 1}}', "is not a token"),
         ("tokenizer_config.json", '{"unk_token": "<?>"}', "has no unknown token '<\\?>'"),

@@ -70,7 +70,11 @@ def test_begin_accepts_folder_with_other_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("broken", "message"),
-    [("{", "is not JSON: "), ("[1]", "must hold a JSON object, the settings of a run$")],
+    [
+        ("{", r"is not JSON \("),
+        ("[1]", "must hold a JSON object, the settings of a run$"),
+        ('{"seed": 1, "seed": 2}', "has the key 'seed' more than once$"),
+    ],
 )
 def test_begin_rejects_unreadable_settings(tmp_path: Path, broken: str, message: str) -> None:
     (tmp_path / SETTINGS).write_text(broken)

@@ -138,7 +138,7 @@ def test_read_rows_converts_json_labels_to_strings(tmp_path: Path, value: str, l
             b'{"sentence": "a", "class": null}',
             "'class' is null, but must be a string or",
         ),
-        ("a.jsonl", b'{"sentence": "a", "class": NaN}', "line 1: holds NaN, which is no JSON"),
+        ("a.jsonl", b'{"sentence": "a", "class": NaN}', "line 1 contains NaN, which JSON"),
         ("a.jsonl", b'{"a": ' + b"[" * 100_000, "line 1 is nested too deeply"),
     ],
 )
