@@ -77,7 +77,9 @@ def make_mesh(sizes: str | Mapping[str, int], devices: Sequence[Any] | None = No
     Raises:
         ValueError: see ``parse_mesh`` and ``check_devices``.
     """
-    text = sizes if isinstance(sizes, str) else ",".join(f"{a}={n}" for a, n in sizes.items())
+    if isinstance(sizes, Mapping):
+        sizes = ",".join(f"{axis}={size}" for axis, size in sizes.items())
+    text = str(sizes)
     shape = parse_mesh(text)
     devices = jax.devices() if devices is None else devices
     check_devices(text, len(devices))

@@ -154,6 +154,12 @@ def test_parse_mesh_rejects_invalid_text(text: str) -> None:
         sharding.parse_mesh(text)
 
 
+@pytest.mark.parametrize("sizes", [None, 8, {"data": None}, {"rows": 2}])
+def test_make_mesh_rejects_other_sizes(sizes: Any) -> None:
+    with pytest.raises(ValueError, match=r"^the mesh '.*' must be such as 'data=4,fsdp=2'"):
+        sharding.make_mesh(sizes)
+
+
 def test_make_mesh_rejects_wrong_device_count() -> None:
     right = r"^the mesh 'data=4,fsdp=3' is for 12 devices, but there are 1: "
     with pytest.raises(ValueError, match=right):
