@@ -36,6 +36,7 @@ from gpt1_jax.generation.transposed_kernels import (
 from gpt1_jax.generation_config import GenerationConfig, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Cache
+from gpt1_jax.nn.keys import key_of
 from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
@@ -91,7 +92,7 @@ class SamplingParams:
 
     def keys(self, step: jax.Array) -> jax.Array:
         """(B,) random keys, one a row, for the draw of step ()."""
-        return jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), step))(self.seeds)
+        return jax.vmap(lambda seed: jax.random.fold_in(key_of(seed), step))(self.seeds)
 
 
 def gather_log_prob(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:

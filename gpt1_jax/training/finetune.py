@@ -17,6 +17,7 @@ from gpt1_jax._conversion import files, json_file
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS
+from gpt1_jax.nn.keys import key_of
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
 from gpt1_jax.sharding.mesh import (
@@ -407,7 +408,7 @@ def _trained(
         return trained, frozen, combine_params
     body = {"transformer": params["transformer"]}
     head = {name: module for name, module in params.items() if name != "transformer"}
-    key = jax.random.key(settings.seed)
+    key = key_of(settings.seed)
     trained = {"adapters": lora.init_adapters(adapters, body, key), "head": head}
 
     def combine(trained: Params, frozen: Params) -> Params:

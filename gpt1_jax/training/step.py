@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from gpt1_jax.nn.keys import key_of, wrap_key_data
 from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.nn.remat import compiler_options
 from gpt1_jax.pretrained import Params
@@ -42,7 +43,7 @@ class TrainState:
     def create(cls, params: Params, optimizer: optax.GradientTransformation, seed: int) -> Self:
         """Return the state before the first step, with buffers of its own, which may be donated."""
         params = jax.tree.map(jnp.array, params)
-        key = jax.random.key_data(jax.random.key(seed))
+        key = jax.random.key_data(key_of(seed))
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
 
 
@@ -82,7 +83,7 @@ def make_step(
             return jax.tree.map(jnp.add, carry, (loss, weight, gradients)), None
 
         count = len(next(iter(batch.values())))
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        key = jax.random.fold_in(wrap_key_data(state.key), state.step)
         keys = jax.random.split(key, count)
         if count == 1:
             micro = {name: array[0] for name, array in batch.items()}
