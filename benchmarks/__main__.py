@@ -20,6 +20,7 @@ from benchmarks.start import start
 from benchmarks.tasks import tasks
 from benchmarks.text import text
 from benchmarks.train import train
+from gpt1_jax.cli import widen_narrow_terminal
 
 SUITES = {
     "forward": forward,
@@ -36,6 +37,7 @@ SUITES = {
 }
 
 if __name__ == "__main__":
+    widen_narrow_terminal()
     try:
         tyro.extras.subcommand_cli_from_dict(
             SUITES,

@@ -7,6 +7,7 @@ start: a command's own module, which imports JAX, is imported when that command 
 import contextlib
 import importlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -59,6 +60,8 @@ COMMANDS = {
         "Compile a model's programs for machines that need not be here, and show what they take.",
     ),
 }
+# Of a narrower terminal, tyro writes a letter a line, and below 8 columns it never ends.
+MIN_COLUMNS = 40
 # The commands that take the flag --config.
 TAKE_CONFIG = ("pretrain", "finetune", "evaluate")
 
@@ -82,11 +85,18 @@ def run(arguments: Sequence[str]) -> None:
         from gpt1_jax.cli.config_flag import with_config
 
         arguments = with_config(arguments, chosen)
+    widen_narrow_terminal()
     app = tyro.extras.SubcommandApp()
     for each, (_, summary) in COMMANDS.items():
         function: Any = chosen if each == name else _only_described(summary)
         app.command(function, name=each)
     app.cli(prog="gpt1", description="GPT-1 in Flax.", args=list(arguments))
+
+
+def widen_narrow_terminal() -> None:
+    """Have the help of tyro written as for a terminal of ``MIN_COLUMNS`` at least."""
+    if shutil.get_terminal_size().columns < MIN_COLUMNS:
+        os.environ["COLUMNS"] = str(MIN_COLUMNS)
 
 
 def _only_described(summary: str) -> Callable[[], None]:

@@ -118,3 +118,14 @@ def test_ignored_interrupt_stays_ignored(run: Run) -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("columns", ["1", "2", "5", "39"])
+def test_cli_help_ends_in_narrow_terminals(
+    run: Run, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    status, out, _ = run("convert", "--help")
+    assert status == 0
+    assert " positional arguments".ljust(40) in out.splitlines()
+    assert "--format" in out
