@@ -1,11 +1,16 @@
 """``python -m benchmarks``."""
 
+import os
 import sys
 
 if sys.argv[1:2] == ["accelerator"]:  # which does without tyro, so it is looked for first
     from benchmarks.accelerator import main
 
-    sys.exit(main(sys.argv[2:]))
+    status = main(sys.argv[2:])
+    sys.stdout.flush()
+    if status > 128:  # stopped, perhaps while XLA's threads work, which crash Python's teardown
+        os._exit(status)
+    sys.exit(status)
 
 import tyro
 

@@ -140,10 +140,14 @@ def _apply(
 
 def _to_check(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments, of arrays on a device, unless they are flags, without the values."""
+
+    def is_flag(name: str, value: Any) -> bool:
+        return name in FLAGS or (name == "logits_to_keep" and np.ndim(value) == 0)
+
     return {
-        name: value
-        if name == "logits_to_keep" and np.ndim(value) == 0
-        else without_device_values(value)
+        name: without_device_values(value)
+        if isinstance(value, jax.Array | Cache) and not is_flag(name, value)
+        else value
         for name, value in arguments.items()
     }
 

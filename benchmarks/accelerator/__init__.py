@@ -5,7 +5,11 @@ What else it can use, torch and matplotlib, it uses where it is there.
 """
 
 import argparse
+import os
+import signal
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 MINUTES = 8.0
@@ -40,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--minutes",
         type=float,
         default=MINUTES,
-        help="the most minutes to take (default: %(default)g); a step that has begun is finished",
+        help="minutes after which no step is begun (default: %(default)g)",
     )
     parser.add_argument(
         "--only",
@@ -55,6 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
         "and a TPU v6e, with the compilers of the extra `plan`, and write launches.md to --out "
         "(by default benchmarks/results/accelerator)",
     )
+    begin = time.monotonic()
     given = parser.parse_args(arguments)
     if not given.minutes > 0:
         parser.error(f"--minutes is {given.minutes:g}, but must be above 0")
@@ -64,8 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
         count(given.out)
         return 0
 
+    if given.out is not None:
+        try:
+            given.out.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=given.out).close()
+        except OSError as error:
+            parser.error(f"--out {given.out} cannot be written: {error.strerror}")
+    _with_cpu()
     from benchmarks.accelerator.bench import Bench
-    from benchmarks.accelerator.runner import run
+    from benchmarks.accelerator.runner import Stopped, run, sigterm_raises
     from benchmarks.accelerator.steps import steps
     from benchmarks.accelerator.work import FULL, QUICK
 
@@ -77,5 +89,27 @@ def main(arguments: list[str] | None = None) -> int:
     if given.list:
         print(*(step.name for step in chosen), sep="\n")
         return 0
-    with Bench.open(given.quick) as bench:
-        return run(bench, chosen, out=given.out, minutes=given.minutes, arguments=sys.argv[1:])
+    try:
+        with sigterm_raises(), Bench.open(given.quick) as bench:
+            return run(
+                bench,
+                chosen,
+                out=given.out,
+                minutes=given.minutes,
+                arguments=sys.argv[1:],
+                begin=begin,
+            )
+    except Stopped:  # before the first step
+        return 128 + signal.SIGTERM
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        print(f"benchmarks: {error}", file=sys.stderr)
+        return 2
+
+
+def _with_cpu() -> None:
+    """Have JAX keep the CPU beside the platforms that the user chose: float64 is computed there."""
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms and "cpu" not in platforms.split(","):
+        os.environ["JAX_PLATFORMS"] = f"{platforms},cpu"

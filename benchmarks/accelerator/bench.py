@@ -18,7 +18,7 @@ from benchmarks.accelerator.runner import LeaveOutError
 from benchmarks.accelerator.torch_peer import TorchPeer, missing
 from gpt1_jax.estimate.targets import Chip, chip_of
 
-PATIENCE = 150.0  # seconds for one thing that torch is asked for, most of them its compiler's
+PATIENCE = 150.0  # seconds for one thing that another process is asked for
 
 
 @dataclasses.dataclass
@@ -78,7 +78,7 @@ class Bench:
 
     def reference(self, name: str) -> Any:
         """Return what the host computed; see ``host``."""
-        return self.host.wait_for(name, max(self.deadline, time.monotonic() + 60))
+        return self.host.wait_for(name, min(self.deadline, time.monotonic() + PATIENCE))
 
     def torch_absent(self) -> str | None:
         """Return why torch cannot take part, or None if it can."""
@@ -102,11 +102,20 @@ class Bench:
         """
         if absent := self.torch_absent():
             raise LeaveOutError(absent)
-        peer = self._torch or self.start_torch()
-        if self.platform == "cuda" and not peer.ask({"do": "has_cuda"}, self.deadline):
-            raise LeaveOutError("the torch that is installed has no CUDA")
+        peer = self._torch
+        if peer is None or not peer.lives():
+            peer = self.start_torch()
+        deadline = min(self.deadline, time.monotonic() + PATIENCE)
         try:
-            return peer.ask(request, min(self.deadline, time.monotonic() + PATIENCE))
-        except TimeoutError:
-            self._torch = None  # it was ended: the next step starts another
+            if self.platform == "cuda" and not peer.has_cuda(deadline):
+                raise LeaveOutError("the torch that is installed has no CUDA")
+            return peer.ask(request, deadline)
+        except RuntimeError:
+            # After some errors of CUDA a process can do nothing more: the next request starts anew.
+            peer.end()
             raise
+
+    def release_torch(self) -> None:
+        """Have torch's process give back the memory of the device."""
+        if self._torch is not None and self._torch.lives():
+            self.torch(do="release")

@@ -20,6 +20,7 @@ from gpt1_jax.sharding.mesh import make_mesh, shard_model
 
 # The most that an error may be, in terms of that of the host in the same dtype or of the formula.
 TIMES_THE_HOST, TIMES_THE_FORMULA = 3.0, 1.5
+COARSE = 5e-2  # relative, of half precision and of products in TF32 or bfloat16
 LOSS_TOLERANCE = 5e-5  # relative, between the losses of two kinds of devices
 EXACT = "highest"
 Case = tuple[int, str | None]  # tokens of a row, and the side of its padding
@@ -47,7 +48,7 @@ def precision(bench: Bench) -> Result:
             "greatest difference": float(np.abs(found["logits"] - exact["logits"]).max()),
             "same likeliest token": float(alike.mean()),
             "loss, relative error": abs(float(found["loss"] / exact["loss"]) - 1),
-            "gradients, relative RMS error": max(apart),
+            "gradients, relative RMS error": float(np.max(apart)),
         }
 
     host = {name: exact[f"host {name}"] for name in ("logits", "loss", *gradients)}
@@ -59,8 +60,10 @@ def precision(bench: Bench) -> Result:
     rows.append(errors("float32 on the host", host))
     names = ("logits, relative RMS error", "gradients, relative RMS error")
     passed = all(rows[0][name] <= TIMES_THE_HOST * rows[-1][name] for name in names)
+    passed = passed and all(row[name] <= COARSE for row in rows for name in names)
     note = f"Passes where float32 at {EXACT!r} is at most {TIMES_THE_HOST:g} times as far from "
-    return Result(rows, passed, f"{note}float64 as the host's float32, in logits and gradients.")
+    note += "float64 as the host's float32, in logits and gradients, and no row is further from it "
+    return Result(rows, passed, f"{note}than {COARSE:g}.")
 
 
 def attention(bench: Bench) -> Result:
@@ -86,19 +89,26 @@ def attention(bench: Bench) -> Result:
             exact = exact or _exactly(config, cases, rows)
             formula = formula or _attended(_one_block(config, "manual", dtype), cases, rows)
             row: Row = {"": f"{backend}, {dtype}"}
-            for name, arrays in _attended(model, cases, rows).items():
-                row[name] = max(
+            found.append(row)
+            try:
+                attended = _attended(model, cases, rows)
+            except (RuntimeError, NotImplementedError) as error:  # cuDNN's, when it compiles
+                row["error"] = str(error).splitlines()[0]
+                continue
+            for name, arrays in attended.items():
+                ratios = [
                     work.relative_error(ours, right) / work.relative_error(theirs, right)
                     for ours, theirs, right in zip(arrays, formula[name], exact[name], strict=True)
-                )
-            found.append(row)
+                ]
+                row[name] = float(np.max(ratios))  # NaN if one is
     ratios = [value for row in found for value in row.values() if isinstance(value, float)]
-    if not ratios:
+    if not ratios and not any("error" in row for row in found):
         raise LeaveOutError("no backend but the formula computes here")
     note = "One block of full width. Errors of states and gradients against the formula in "
     note += "float64, over those of the formula in the same dtype; "
     note += f"passes where none is above {TIMES_THE_FORMULA:g}."
-    return Result(found, max(ratios) <= TIMES_THE_FORMULA, note)
+    failed = any("error" in row for row in found)
+    return Result(found, not failed and bool(np.max(ratios) <= TIMES_THE_FORMULA), note)
 
 
 def _exactly(
@@ -208,9 +218,11 @@ def training(bench: Bench) -> Result:
         rows.append(
             {"": name, "first": losses[0], "last": losses[-1], "relative difference": apart}
         )
-    passed = rows[0]["relative difference"] <= LOSS_TOLERANCE
+    exact, half = (row["relative difference"] for row in rows)
+    passed = exact <= LOSS_TOLERANCE and half <= COARSE
     note = f"{work.STEPS} steps of AdamW; passes where float32 differs by at most "
-    return Result(rows, passed, f"{note}{LOSS_TOLERANCE:g} from the host.")
+    note += f"{LOSS_TOLERANCE:g} from the host, and bfloat16 by {COARSE:g}."
+    return Result(rows, passed, note)
 
 
 def exported(bench: Bench) -> Result:
@@ -306,8 +318,10 @@ def mesh(bench: Bench) -> Result:
         apply, params = gpt1.functional(model)
         logits = np.asarray(apply(params, ids).logits)
         found.append({"": name, "relative RMS error": work.relative_error(logits, expected)})
-    errors = [row.get("relative RMS error", 0.0) for row in found]
-    return Result(found, max(errors) <= 1e-6)
+    errors = [row["relative RMS error"] for row in found if "relative RMS error" in row]
+    if not errors:
+        raise LeaveOutError(f"no mesh of {number} devices divides the model")
+    return Result(found, bool(np.max(errors) <= 1e-6))
 
 
 def torch(bench: Bench) -> Result:

@@ -48,6 +48,12 @@ def compute(checkpoint: Path, folder: Path, quick: bool) -> None:
         new(LOSSES).write_text(json.dumps(work.training_losses(model, sizes)))
 
 
+def python_path() -> str:
+    """Return the PYTHONPATH of a child: this checkout, and where the parent looks besides."""
+    found = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")]
+    return os.pathsep.join(filter(None, found))
+
+
 class Host:
     """The child, seen from the parent."""
 
@@ -60,13 +66,13 @@ class Host:
         """Start the child; it ends with the block."""
         errors = folder / "host.err"
         command = [sys.executable, "-m", __name__, str(checkpoint), str(folder)]
-        root = Path(__file__).parents[2]
         with errors.open("wb") as stderr:
             process = subprocess.Popen(
                 [*command, *["--quick"] * quick],
                 stdout=stderr,
                 stderr=stderr,
-                env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(root)},
+                start_new_session=True,  # an interrupt from the keyboard is the parent's alone
+                env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": python_path()},
             )
         try:
             yield cls(process, folder, errors)

@@ -1,6 +1,7 @@
 """The page and the pictures of a run on an accelerator."""
 
 import importlib.util
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,9 @@ def _lines(record: Record, pictures: Mapping[str, str]) -> Iterator[str]:
     yield f"{environment['date'][:10]}, commit {environment['commit'] or 'unknown'}; {versions};"
     yield f"Python {environment['python']}; host: {environment['processor']},"
     yield f"{environment['threads']} threads.\n"
-    yield f"Run again with `python -m benchmarks {' '.join(record['arguments'])}`.\n"
+    if record["peaks"] is not None:
+        yield f"Shares are of the peaks in {record['peaks']['source']}.\n"
+    yield f"Run again with `python -m benchmarks {shlex.join(record['arguments'])}`.\n"
     yield "| step | result | seconds | |\n| :--- | :--- | ---: | :--- |"
     for step in record["steps"]:
         seconds = f"{step['seconds']:.0f}" if "seconds" in step else ""
@@ -80,7 +83,7 @@ def _text(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if not isinstance(value, float):
-        return str(value)
+        return str(value).replace("\n", " ").replace("|", "\\|")
     if value and not 1e-3 <= abs(value) < 1e6:
         return f"{value:.2e}"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,19 +52,21 @@ def record(folder: Path, call: Callable[[], object]) -> list[Event]:
     with jax.profiler.trace(str(folder)):
         call()
     [file] = folder.rglob("*.xplane.pb")
-    return list(_events(jax.profiler.ProfileData.from_file(str(file))))
+    events = _events(jax.profiler.ProfileData.from_file(str(file)))
+    # What runs others lasts as long as they do.
+    return [event for event in events if not re.match("%?(while|conditional|call)\\b", event.name)]
 
 
 def _events(profile: Any) -> Iterator[Event]:
     """Yield the operations of the first device, or on a CPU those that XLA names."""
     planes = list(profile.planes)
-    devices = sorted(
-        (plane for plane in planes if plane.name.startswith("/device:")), key=lambda p: p.name
-    )
+    devices = [plane for plane in planes if re.fullmatch(r"/device:(GPU|TPU):\d+", plane.name)]
+    devices.sort(key=lambda plane: plane.name)
     # A GPU has a line for each stream, a TPU one of operations beside others of whole steps.
     for plane in devices[:1]:
         for line in plane.lines:
-            if line.name == "XLA Ops" or line.name.startswith("Stream"):
+            of_gpu = "GPU" in plane.name and line.name.startswith("Stream")
+            if of_gpu or ("TPU" in plane.name and line.name == "XLA Ops"):
                 for event in line.events:
                     yield Event(event.name, event.start_ns, event.end_ns)
     if devices:

@@ -64,6 +64,7 @@ def run(
     out: Path | None,
     minutes: float,
     arguments: Sequence[str],
+    begin: float | None = None,
 ) -> int:
     """Run the steps, and return an exit status.
 
@@ -73,15 +74,17 @@ def run(
         out: the folder to write to; by default one named after the device.
         minutes: after which no step is begun.
         arguments: of the command, for the record.
+        begin: when the minutes began, of ``time.monotonic``; by default now.
 
     Returns:
         0, 1 where a check failed or a step ended in an error, or 143 after SIGTERM.
     """
-    begin = time.monotonic()
+    begin = time.monotonic() if begin is None else begin
     record: dict[str, Any] = {
         "suite": "accelerator",
         "arguments": list(arguments),
         "environment": {**environment(), "quick": bench.quick},
+        "peaks": None if bench.chip is None else dataclasses.asdict(bench.chip),
         "steps": [],
     }
     device = record["environment"]["devices"][0].lower().replace(" ", "-")
@@ -90,7 +93,7 @@ def run(
     devices = record["environment"]["devices"]
     print(f"{len(devices)} x {devices[0]}, {minutes:g} minutes; writing to {folder}", flush=True)
     status = 0
-    with _sigterm_raises():
+    with sigterm_raises():
         try:
             for step in steps:
                 left = 60 * minutes - (time.monotonic() - begin)
@@ -146,7 +149,9 @@ def _write(out: Path, record: dict[str, Any], *, pictures: bool = False) -> None
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
+    """Raise ``Stopped`` at SIGTERM, so that what was begun is ended."""
+
     def stop(number: int, frame: Any) -> None:
         raise Stopped
 

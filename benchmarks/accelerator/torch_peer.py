@@ -5,6 +5,7 @@ compiles and warms up what ``{"do": "run", "times": n}`` then runs.
 """
 
 import contextlib
+import gc
 import importlib.util
 import json
 import os
@@ -18,6 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.accelerator.host import python_path
+
 Request = dict[str, Any]
 NEEDED = ("torch", "transformers")
 
@@ -27,6 +30,22 @@ class TorchPeer:
 
     def __init__(self, process: subprocess.Popen[str]):
         self._process = process
+        self._has_cuda: bool | None = None
+
+    def lives(self) -> bool:
+        """Return whether the child has not ended."""
+        return self._process.poll() is None
+
+    def end(self) -> None:
+        """End the child."""
+        self._process.kill()
+        self._process.wait()
+
+    def has_cuda(self, deadline: float) -> bool:
+        """Return whether the child's torch can use a GPU."""
+        if self._has_cuda is None:
+            self._has_cuda = self.ask({"do": "has_cuda"}, deadline)
+        return bool(self._has_cuda)
 
     @classmethod
     @contextlib.contextmanager
@@ -38,15 +57,15 @@ class TorchPeer:
             device: as torch names it.
             folder: for what torch compiles.
         """
-        root = str(Path(__file__).parents[2])
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(checkpoint), device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # an interrupt from the keyboard is the parent's alone
             env={
                 **os.environ,
-                "PYTHONPATH": root,
+                "PYTHONPATH": python_path(),
                 "HF_HUB_OFFLINE": "1",
                 "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
             },
@@ -109,15 +128,21 @@ class _Child:
 
     def do_prepare(self, kind: str, **arguments: Any) -> Any:
         """Load and warm up; return the seconds of the first run, compilation included."""
-        self.run = lambda: None  # lets go of the memory of the one before
+        self.do_release()
         self.torch.compiler.reset()
         if self.device == "cuda":
-            self.torch.cuda.empty_cache()
             self.torch.cuda.reset_peak_memory_stats()
         self.run = getattr(self, f"_{kind}")(**arguments)
         first = self._seconds(1)
         self._seconds(2)
         return {"first": first}
+
+    def do_release(self) -> None:
+        """Give back the memory of what was prepared last."""
+        self.run = lambda: None
+        gc.collect()
+        if self.device == "cuda":
+            self.torch.cuda.empty_cache()
 
     def do_has_cuda(self) -> bool:
         return self.torch.cuda.is_available()

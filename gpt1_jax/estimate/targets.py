@@ -53,16 +53,17 @@ CHIPS = {
     ),
 }
 
-# Devices as JAX names them (``device.device_kind``); the first whose key is part of the name.
+# Devices as JAX names them (``device.device_kind``), whole, since a slice or another board of the
+# same chip can do less.
 _KINDS = {
     "TPU v5 lite": CHIPS["v5e"],
     "TPU v6 lite": CHIPS["v6e"],
     "TPU v5": CHIPS["v5p"],
-    "H100 80GB HBM3": CHIPS["h100"],
-    "H200": dataclasses.replace(
+    "NVIDIA H100 80GB HBM3": CHIPS["h100"],
+    "NVIDIA H200": dataclasses.replace(
         CHIPS["h100"], memory=141e9, bandwidth=4.8e12, source="NVIDIA's H200 data sheet, SXM5"
     ),
-    "A100-SXM4-80GB": Chip(
+    "NVIDIA A100-SXM4-80GB": Chip(
         memory=80e9,
         flops={"float32": 156e12, "bfloat16": 312e12},
         bandwidth=2.039e12,
@@ -78,7 +79,7 @@ def chip_of(device_kind: str) -> Chip | None:
     Args:
         device_kind: the name that JAX gives it, such as "NVIDIA H100 80GB HBM3".
     """
-    return next((chip for kind, chip in _KINDS.items() if kind in device_kind), None)
+    return _KINDS.get(device_kind)
 
 
 # What XLA is told of an H100, as protobuf text of its GpuTargetConfigProto.

@@ -13,5 +13,7 @@ def gather_indices(indices: Any, size: int) -> jax.Array:
     Both become ``size``, which "fill", the mode of ``jnp.take`` and its like, turns into NaN.
     """
     indices = jnp.asarray(indices)
+    if indices.dtype.itemsize < 4:  # ``size`` may be beyond what it can hold
+        indices = indices.astype(jnp.int32)
     in_range = (indices >= 0) & (indices < size)
     return jnp.where(in_range, indices, size).astype(jnp.int32)

@@ -92,7 +92,9 @@ def check_arguments(
     if deterministic and dropout_key is not None:
         raise ValueError("dropout_key draws nothing unless deterministic=False")
     items = 1 if num_items_in_batch is None else num_items_in_batch
-    if np.ndim(items) or (not isinstance(items, ABSTRACT) and not items > 0):
+    if np.ndim(items):
+        raise ValueError(f"num_items_in_batch has shape {np.shape(items)}, but must be one number")
+    if not isinstance(items, ABSTRACT) and not items > 0:
         raise ValueError(f"num_items_in_batch is {items}, but must be one number above 0")
 
     if classify:

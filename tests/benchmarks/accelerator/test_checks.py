@@ -34,7 +34,7 @@ def nothing_traced() -> Iterator[None]:
 
 @pytest.mark.nightly
 @pytest.mark.usefixtures("nothing_traced")
-@pytest.mark.parametrize("fault", ["none", "looks ahead", "sees padding"])
+@pytest.mark.parametrize("fault", ["none", "looks ahead", "sees padding", "not a number"])
 def test_attention_finds_wrong_masks(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right: Callable[..., jax.Array] = jax.nn.dot_product_attention
 
@@ -43,7 +43,8 @@ def test_attention_finds_wrong_masks(fault: str, monkeypatch: pytest.MonkeyPatch
             is_causal = False
         elif fault == "sees padding" and mask is not None:
             mask = mask | (mask.sum(axis=-1, keepdims=True) > 0)
-        return right(*arrays, mask=mask, is_causal=is_causal, **options)
+        mixed = right(*arrays, mask=mask, is_causal=is_causal, **options)
+        return mixed * jax.numpy.nan if fault == "not a number" else mixed
 
     monkeypatch.setattr(attention.jax.nn, "dot_product_attention", wrong)
     # The backward pass of JAX's own attention mixes dtypes, which the tests forbid otherwise.
@@ -82,13 +83,13 @@ def test_training_compares_every_loss(
     assert checks.training(bench(losses=expected.tolist())).passed == passes
 
 
-@pytest.mark.parametrize(("error", "passes"), [(1e-7, True), (1e-5, False)])
-@pytest.mark.parametrize("what", ["logits", "['0']"])
+@pytest.mark.parametrize(("error", "passes"), [(1e-7, True), (1e-5, False), (float("nan"), False)])
+@pytest.mark.parametrize("what", ["logits", "['0']", "['1']"])
 def test_precision_compares_float32_with_the_host(
     error: float, passes: bool, what: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
-    exact = {name: rng.standard_normal((2, 3, 5)) for name in ("logits", "['0']")}
+    exact = {name: rng.standard_normal((2, 3, 5)) for name in ("logits", "['0']", "['1']")}
     exact["loss"] = np.asarray(2.0)
     host = {f"host {name}": array * (1 + 1e-7) for name, array in exact.items()}
     found = {**exact, what: exact[what] * (1 + error)}

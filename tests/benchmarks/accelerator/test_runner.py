@@ -13,7 +13,7 @@ import pytest
 from benchmarks.accelerator import runner
 from benchmarks.accelerator.runner import LeaveOutError, Result, Step, run
 
-BENCH = SimpleNamespace(quick=False, deadline=0.0)
+BENCH = SimpleNamespace(quick=False, deadline=0.0, chip=None)
 ROWS = [{"": "gpt1-jax", "tokens/s": 1234.5}, {"": "torch", "torch / gpt1-jax": 2.0}]
 
 

@@ -159,6 +159,8 @@ def test_cli_plan_writes_json_and_table(run: Run, tmp_path: Path) -> None:
         ("TPU v6 lite", 1638e9),
         ("cpu", None),
         ("NVIDIA H100 PCIe", None),
+        ("NVIDIA GH200 480GB", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
     ],
 )
 def test_chip_of_knows_devices_by_their_kind(kind: str, bandwidth: float | None) -> None:

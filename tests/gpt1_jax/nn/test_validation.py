@@ -361,6 +361,28 @@ def test_ids_out_of_range_on_a_device_raise_in_the_model_and_give_nan_in_apply(
     assert any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(out))
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32"])
+def test_ids_of_narrow_dtypes_give_the_same_results(dtype: str) -> None:
+    """Whose greatest value may be below the vocabulary's size and the number of positions."""
+    config = small_config(vocab_size=40_000, n_positions=512, n_layer=1)
+    apply, params = gpt1.functional(gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)))
+    names = ("input_ids", "labels", "position_ids", "token_type_ids")
+    wide = {name: np.asarray(IDS) for name in names}
+    narrow = {name: np.asarray(IDS, dtype) for name in names}
+    expected, found = apply(params, **wide), apply(params, **narrow)
+    np.testing.assert_array_equal(expected.logits, found.logits)
+    assert expected.loss == found.loss
+    kept = apply(params, np.asarray(IDS), logits_to_keep=np.asarray([0, 2], dtype)).logits
+    np.testing.assert_array_equal(apply(params, np.asarray(IDS)).logits[:, [0, 2]], kept)
+
+
+def test_apply_takes_lists_of_arrays_and_flags_on_a_device(applies: dict) -> None:
+    expected = applies[LM](input_ids=IDS).logits
+    rows: Any = [jnp.asarray(row) for row in IDS]
+    found = applies[LM](input_ids=rows, deterministic=jnp.asarray(True)).logits
+    np.testing.assert_array_equal(expected, found)
+
+
 def test_apply_gives_nan_where_the_cache_is_full(models: dict, applies: dict) -> None:
     ids = jnp.asarray(IDS)
     cache = applies[LM](input_ids=ids, cache=cached(length=4)).cache
