@@ -49,7 +49,9 @@ def _profile(bench: Bench, runner: races.Runner, steps: int, what: str) -> Resul
 
 def record(folder: Path, call: Callable[[], object]) -> list[Event]:
     """Return what ran on the first device during a call."""
-    with jax.profiler.trace(str(folder)):
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # the host's calls cost time, and are not what is looked for
+    with jax.profiler.trace(str(folder), profiler_options=options):
         call()
     [file] = folder.rglob("*.xplane.pb")
     events = _events(jax.profiler.ProfileData.from_file(str(file)))
