@@ -1,5 +1,6 @@
 """What a measurement is made on: versions and devices, the limits of the machine, and memory."""
 
+import contextlib
 import datetime
 import functools
 import importlib.metadata
@@ -7,7 +8,7 @@ import importlib.util
 import multiprocessing
 import platform as python_platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -30,12 +31,6 @@ READ = 1 << 28  # bytes, more than any cache holds
 
 def environment() -> dict[str, Any]:
     """Return versions, devices, threads, commit and date."""
-    installed = {}
-    for name in LIBRARIES:
-        try:
-            installed[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
@@ -45,8 +40,17 @@ def environment() -> dict[str, Any]:
         "platform": jax.default_backend(),
         "devices": [device.device_kind for device in jax.devices()],
         "threads": cores(),
-        "versions": installed,
+        "versions": versions(LIBRARIES),
     }
+
+
+def versions(names: Sequence[str]) -> dict[str, str]:
+    """Return the versions of those of the named distributions that are installed."""
+    found = {}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
 
 
 def _commit() -> str | None:

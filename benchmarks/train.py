@@ -10,17 +10,13 @@ import tyro
 
 from benchmarks.machine import peak
 from benchmarks.peers import PEERS
+from benchmarks.peers.ours import NO_DROPOUT, OPTIMIZER
 from benchmarks.roofline import Roofline
 from benchmarks.suite import DEFAULTS, Options, Suite, open_suite, show, show_memory
 from gpt1_jax.nn.remat import Remat
-from gpt1_jax.training.optimizer import OptimizerSettings
 
 CASES = ((8, 64), (4, 256), (8, 512))
 QUICK = ((2, 8),)
-OPTIMIZER = OptimizerSettings(
-    optimizer="adamw", learning_rate=1e-4, schedule="constant", warmup=0, weight_decay=0.01
-)
-NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 # Steps whose losses are compared, and relative difference of the losses.
 # Measured: 2.4e-6.
 CHECKED, TOLERANCE = 3, 5e-5

@@ -10,7 +10,7 @@ def read_json(path: Path, *, constants: bool = True) -> Any:
     """Return what a JSON file holds; see ``parse_json``.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: as ``parse_json``; the message begins with the file.
     """
     try:

@@ -63,18 +63,21 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if not given.minutes > 0:
         parser.error(f"--minutes is {given.minutes:g}, but must be above 0")
-    if given.count:
-        from benchmarks.accelerator.count import count
-
-        count(given.out)
-        return 0
-
     if given.out is not None:
         try:
             given.out.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=given.out).close()
         except OSError as error:
             parser.error(f"--out {given.out} cannot be written: {error.strerror}")
+    if given.count:
+        from benchmarks.accelerator.count import count
+
+        try:
+            count(given.out)
+        except (OSError, ImportError) as error:
+            print(f"benchmarks: {error}", file=sys.stderr)
+            return 2
+        return 0
     _with_cpu()
     from benchmarks.accelerator.bench import Bench
     from benchmarks.accelerator.runner import Stopped, run, sigterm_raises

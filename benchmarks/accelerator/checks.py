@@ -152,12 +152,8 @@ def _attended(
     return {**found, "one query": [_one_query(model, rows, tokens)]}
 
 
-def _one_block(
-    config: gpt1.OpenAIGPTConfig, backend: Any, dtype: str, precision: Any = None
-) -> gpt1.OpenAIGPTModel:
-    model = gpt1.OpenAIGPTModel(
-        config, rngs=work.seeded_rngs(), dtype=dtype, attention=backend, precision=precision
-    )
+def _one_block(config: gpt1.OpenAIGPTConfig, backend: Any, dtype: str) -> gpt1.OpenAIGPTModel:
+    model = gpt1.OpenAIGPTModel(config, rngs=work.seeded_rngs(), dtype=dtype, attention=backend)
     # Of weights as they are drawn, all scores are about 0, and a wrong mask would hardly show.
     kernel = model.h[0].attn.c_attn.kernel
     kernel.set_value(64 * kernel.get_value())

@@ -4,7 +4,6 @@ Nothing is run, and no accelerator is needed: the compilers of the extra "plan" 
 """
 
 import dataclasses
-import importlib.metadata
 import importlib.util
 import json
 import textwrap
@@ -81,6 +80,7 @@ def count(
         ImportError: none of the machines' compilers is installed.
         OSError: a compiler failed, or the files cannot be written.
     """
+    from benchmarks.machine import versions
     from conversion.files import atomic_write
     from gpt1_jax.estimate import plan
 
@@ -110,11 +110,10 @@ def count(
             plans.append(found)
     if not plans:
         raise ImportError(next(iter(missing.values()), "there is nothing to compile"))
+    compilers = versions(COMPILERS)
     with atomic_write((out or RESULTS).absolute()) as new:
-        new("launches.md").write_text(_page(plans, missing), encoding="utf-8")
-        text = json.dumps(
-            {"versions": _versions(), "programs": list(map(_record, plans))}, indent=1
-        )
+        new("launches.md").write_text(_page(plans, missing, compilers), encoding="utf-8")
+        text = json.dumps({"versions": compilers, "programs": list(map(_record, plans))}, indent=1)
         new("launches.json").write_text(text + "\n", encoding="utf-8")
     return plans
 
@@ -182,19 +181,9 @@ def _line(cells: Sequence[str]) -> str:
     return "  ".join([*first, *rest])
 
 
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in COMPILERS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _page(plans: "Sequence[Plan]", missing: dict[str, str]) -> str:
+def _page(plans: "Sequence[Plan]", missing: dict[str, str], compilers: dict[str, str]) -> str:
     """The page, in Markdown."""
-    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    versions = ", ".join(f"{name} {version}" for name, version in compilers.items())
     sources = "; ".join(dict.fromkeys(plan.machine.chip.source for plan in plans))
     rules = "| :--- | :--- |" + " ---: |" * (len(COLUMNS) - 2)
     rows = [f"| {' | '.join(cells)} |" for cells in (COLUMNS, *map(_cells, plans))]
@@ -205,7 +194,7 @@ def _page(plans: "Sequence[Plan]", missing: dict[str, str]) -> str:
             "What GPT-1 (116 M parameters) in bfloat16 starts and moves on one device in a decode "
             "step with a cache of 256 slots, in a forward and in a training step, counted in the "
             f"programs that XLA compiles ({versions}). `python -m benchmarks accelerator --count` "
-            "writes this page. Nothing was run, and these are no timings."
+            "writes this page. Nothing was run: the figures are not timings."
         ),
         "\n".join([rows[0], rules, *rows[1:]]),
         _text(

@@ -2,10 +2,10 @@
 
 import dataclasses
 import functools
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from statistics import median
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from benchmarks.accelerator import work
 from benchmarks.accelerator.bench import Bench
 from benchmarks.accelerator.page import RATIO, SHARE
 from benchmarks.accelerator.runner import LeaveOutError, Result, Row
+from benchmarks.peers.ours import NO_DROPOUT
 from benchmarks.roofline import BYTES, Roofline
 from benchmarks.timing import clock
 from gpt1_jax.nn.remat import Remat
@@ -78,11 +79,6 @@ def interleave(bench: Bench, runners: Mapping[str, Runner]) -> dict[str, list[fl
     return found
 
 
-def median(seconds: list[float]) -> float:
-    """Return the median of the rounds."""
-    return statistics.median(seconds)
-
-
 # This package's own side.
 
 
@@ -120,13 +116,8 @@ def training(
     **fields: Any,
 ) -> Runner:
     """Compile a training step on float32 parameters, computing in ``dtype``."""
-    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(
-        bench.checkpoint,
-        dtype=dtype,
-        param_dtype="float32",
-        attention=attention,
-        remat=remat,
-        **{**work.NO_DROPOUT, **fields},
+    model = bench.load(
+        dtype=dtype, param_dtype="float32", attention=attention, remat=remat, **fields
     )
     begin = clock()
     step = work.Training.build(model, work.random_ids(bench.config, *shape))
@@ -161,13 +152,13 @@ def generation(bench: Bench, rows: int, dtype: str) -> tuple[Runner, Runner]:
 
 
 def _forward_rows(bench: Bench, shape: tuple[int, int], runners: Mapping[str, Runner]) -> list[Row]:
-    work_ = Roofline.forward(bench.config, *shape, shape[1], head=True)
-    return _rows(bench, runners, tokens=work_.tokens, flops=work_.flops)
+    least = Roofline.forward(bench.config, *shape, shape[1], head=True)
+    return _rows(bench, runners, tokens=least.tokens, flops=least.flops)
 
 
 def _train_rows(bench: Bench, shape: tuple[int, int], runners: Mapping[str, Runner]) -> list[Row]:
-    work_ = Roofline.forward(bench.config, *shape, shape[1], head=True)
-    return _rows(bench, runners, tokens=work_.tokens, flops=3 * work_.flops)
+    least = Roofline.forward(bench.config, *shape, shape[1], head=True)
+    return _rows(bench, runners, tokens=least.tokens, flops=3 * least.flops)
 
 
 def _rows(bench: Bench, runners: Mapping[str, Runner], *, tokens: int, flops: float) -> list[Row]:
@@ -331,8 +322,7 @@ def _generation(bench: Bench, rows: int, peers: Mapping[str, dict[str, Any]]) ->
     found: list[Row] = []
     for dtype in bench.sizes.dtypes:
         whole, first = generation(bench, rows, dtype)
-        runners = {f"gpt1-jax, {dtype}": (whole, first)}
-        found += _generation_rows(bench, rows, dtype, runners)
+        found.append(_generation_row(bench, rows, dtype, whole, first))
         for name, fields in peers.items():
             request = {"rows": rows, "prompt": new, "dtype": dtype, **fields}
             label = f"{name}, {dtype}"
@@ -349,33 +339,29 @@ def _generation(bench: Bench, rows: int, peers: Mapping[str, dict[str, Any]]) ->
     return Result(found, note=f"{note}bandwidth: weights, and keys and values so far, once a step.")
 
 
-def _generation_rows(
-    bench: Bench, rows: int, dtype: str, runners: Mapping[str, tuple[Runner, Runner]]
-) -> list[Row]:
+def _generation_row(bench: Bench, rows: int, dtype: str, whole: Runner, first: Runner) -> Row:
+    """Return the figures of this package's own generation."""
     new = bench.sizes.context
-    found: list[Row] = []
-    for name, (whole, first) in runners.items():
-        times = interleave(bench, {"whole": whole, "first": first})
-        step = (median(times["whole"]) - median(times["first"])) / (new - 1)
-        row: Row = {
-            "": name,
-            "tokens/s": rows * new / median(times["whole"]),
-            "first token, ms": 1e3 * median(times["first"]),
-            "a step, ms": 1e3 * step,
-        }
-        if bench.chip is not None and bench.chip.bandwidth is not None:
-            keys = bench.sizes.context + new // 2
-            read = Roofline.forward(bench.config, rows, 1, keys, head=True).weights * BYTES[dtype]
-            row[SHARE] = read / step / bench.chip.bandwidth
-        found.append(row)
-    return found
+    times = interleave(bench, {"whole": whole, "first": first})
+    step = (median(times["whole"]) - median(times["first"])) / (new - 1)
+    row: Row = {
+        "": f"gpt1-jax, {dtype}",
+        "tokens/s": rows * new / median(times["whole"]),
+        "first token, ms": 1e3 * median(times["first"]),
+        "a step, ms": 1e3 * step,
+    }
+    if bench.chip is not None and bench.chip.bandwidth is not None:
+        keys = bench.sizes.context + new // 2
+        read = Roofline.forward(bench.config, rows, 1, keys, head=True).weights * BYTES[dtype]
+        row[SHARE] = read / step / bench.chip.bandwidth
+    return row
 
 
 def training_choices(bench: Bench, shape: tuple[int, int]) -> Result:
     """Time the training step with each attention backend and each rematerialisation."""
     rows: list[Row] = []
     for dropout in (False, True):
-        fields = dict.fromkeys(work.NO_DROPOUT, 0.1) if dropout else {}
+        fields = dict.fromkeys(NO_DROPOUT, 0.1) if dropout else {}
         for attention in ("manual", "xla", "cudnn"):
             for remat in bench.sizes.remat:
                 if dropout and attention != "manual":

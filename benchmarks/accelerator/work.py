@@ -9,17 +9,14 @@ import numpy as np
 from flax import nnx
 
 import gpt1_jax as gpt1
+from benchmarks.peers.ours import NO_DROPOUT, OPTIMIZER, training_batch
 from benchmarks.roofline import TINY
 from gpt1_jax.nn.remat import Remat
 from gpt1_jax.pure import merge, split
 from gpt1_jax.training.lm_objective import lm_loss
-from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
+from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.step import TrainState, make_step
 
-NO_DROPOUT: dict[str, Any] = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
-OPTIMIZER = OptimizerSettings(
-    optimizer="adamw", learning_rate=1e-4, schedule="constant", warmup=0, weight_decay=0.01
-)
 STEPS = 20  # of training, whose losses are compared
 
 
@@ -89,8 +86,9 @@ def write_checkpoint(folder: Path, quick: bool) -> gpt1.OpenAIGPTConfig:
 
 
 def load(folder: Path, **numerics: Any) -> gpt1.OpenAIGPTLMHeadModel:
-    """Return the checkpoint's model, without dropout, on JAX's default device."""
-    return gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder, **numerics, **NO_DROPOUT)
+    """Return the checkpoint's model on JAX's default device, by default without dropout."""
+    fields: dict[str, Any] = {**NO_DROPOUT, **numerics}
+    return gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder, **fields)
 
 
 def seeded_rngs() -> nnx.Rngs:
@@ -178,11 +176,7 @@ class Training:
             dropout = model.config.resid_pdrop > 0
             return lm_loss(merge(graphdef, params), batch, key if dropout else None)
 
-        # torch reads the last token and predicts nothing from it: one that does not count follows.
-        weights = np.ones(ids.shape, np.float32)
-        weights[:, -1] = 0
-        tokens = np.pad(ids, ((0, 0), (0, 1)))
-        batch = jax.device_put({"tokens": tokens[None], "weights": weights[None]})
+        batch = jax.device_put(training_batch(ids))
         step: Any = make_step(objective, transform)
         return cls(step.lower(state, {}, batch).compile(), state, batch)
 

@@ -16,6 +16,11 @@ from gpt1_jax.training.step import Batch, TrainState, make_step, micro_batches
 
 # JAX's default on a GPU or TPU is coarser than float32, torch's is not.
 PRECISION = "highest"
+# Of a training step that is raced: losses can be compared without dropout alone.
+OPTIMIZER = OptimizerSettings(
+    optimizer="adamw", learning_rate=1e-4, schedule="constant", warmup=0, weight_decay=0.01
+)
+NO_DROPOUT: dict[str, float] = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 
 
 def load(folder: Path, dtype: str = "float32") -> gpt1.OpenAIGPTLMHeadModel:
@@ -49,6 +54,17 @@ def generate(folder: Path, dtype: str = "float32") -> Callable[[np.ndarray, int]
     return run
 
 
+def training_batch(ids: np.ndarray) -> Batch:
+    """Return ids (B, T) as a step takes them.
+
+    Ours predicts from every token that it reads. torch reads the last one and predicts nothing from
+    it: so that both do the same work, a token that does not count follows here.
+    """
+    weights = np.ones(ids.shape, np.float32)
+    weights[:, -1] = 0
+    return micro_batches({"tokens": np.pad(ids, ((0, 0), (0, 1))), "weights": weights}, 1)
+
+
 def train(
     folder: Path,
     optimizer: OptimizerSettings,
@@ -72,16 +88,9 @@ def train(
 
     step = make_step(objective, transform)
 
-    def batch_of(ids: np.ndarray) -> Batch:
-        # Ours predicts from every token that it reads. torch reads the last one and predicts
-        # nothing from it: so that both do the same work, a token that does not count follows here.
-        weights = np.ones(ids.shape, np.float32)
-        weights[:, -1] = 0
-        return micro_batches({"tokens": np.pad(ids, ((0, 0), (0, 1))), "weights": weights}, 1)
-
     def take(ids: np.ndarray) -> float:
         nonlocal state
-        state, measures = step(state, {}, batch_of(ids))
+        state, measures = step(state, {}, training_batch(ids))
         jax.block_until_ready(state)
         return float(measures["loss"])
 

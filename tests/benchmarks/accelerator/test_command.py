@@ -13,6 +13,7 @@ import pytest
 from support.compilation_cache import cache_variables
 
 from benchmarks.accelerator import main
+from gpt1_jax import estimate
 
 ROOT = Path(__file__).parents[3]
 # What the command may not need: as if it were not installed.
@@ -112,6 +113,18 @@ def test_accelerator_rejects_invalid_arguments(
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
     assert message in capsys.readouterr().err
+
+
+def test_accelerator_count_without_compilers_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without(name: str, *_: object, **__: object) -> None:
+        raise ImportError(f"compiling for {name} needs its compiler")
+
+    monkeypatch.setattr(estimate, "plan", without)
+    assert main(["--count", "--out", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == "benchmarks: compiling for h100 needs its compiler\n"
+    assert not list(tmp_path.iterdir())
 
 
 def test_accelerator_lists_steps_in_order(capsys: pytest.CaptureFixture[str]) -> None:

@@ -128,7 +128,7 @@ def test_run_keeps_what_was_done_when_it_is_stopped(
         assert take(*steps)[0] == status
     finally:
         signal.signal(signal.SIGINT, before)
-    found = record_of(Path(take.__closure__[0].cell_contents))  # type: ignore[index]
+    found = record_of(tmp_path)
     assert {name: each["status"] for name, each in found.items()} == {
         "done": "passed",
         "stopped": "cut off",
