@@ -26,6 +26,7 @@ from benchmarks.tasks import tasks
 from benchmarks.text import text
 from benchmarks.train import train
 from gpt1_jax.cli import widen_narrow_terminal
+from gpt1_jax.cli.arguments import PATHS
 
 SUITES = {
     "forward": forward,
@@ -49,6 +50,7 @@ if __name__ == "__main__":
             prog="python -m benchmarks",
             description="gpt1-jax against its peers and against simple baselines. A command of "
             "its own, `accelerator`, checks and races everything on a GPU or TPU.",
+            registry=PATHS,
         )
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

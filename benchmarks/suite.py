@@ -19,7 +19,7 @@ from benchmarks import machine, timing
 from benchmarks.peers import OURS, PEERS, Kind, Peer, available_peers
 from benchmarks.roofline import BYTES, TINY, Roofline
 from benchmarks.timing import Seconds, Spread, interleave, ratio
-from conversion.files import atomic_write
+from conversion.files import atomic_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,5 +257,5 @@ def choose(platform: machine.Platform | None) -> None:
 
 def write_json(file: Path, content: object) -> None:
     """Write a file of JSON, whole or not at all."""
-    with atomic_write(file.absolute().parent) as temporary:
-        temporary(file.name).write_text(json_format.dumps(content, indent=1) + "\n")
+    with atomic_file(file) as new:
+        new.write_text(json_format.dumps(content, indent=1) + "\n")

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from conversion import config_file, huggingface, openai
 from conversion.config_file import CONFIG, named_architecture, required_architecture
+from conversion.files import output_path
 from conversion.hub import COMPANIONS, resolve
 from conversion.layout import (
     ARCHITECTURES,
@@ -127,16 +128,18 @@ def write(
         files: contents of files beside Hugging Face's weights that belong to them, by their names.
 
     Raises:
-        ValueError: the parameters do not fit the config, or the format cannot hold them.
-        OSError: the folder cannot be written.
+        ValueError: the parameters do not fit the config, the format cannot hold them, or the path
+            is empty.
+        OSError: the folder cannot be written, or another process is writing there.
         ImportError: torch is needed and not installed.
     """
     architecture = required_architecture(config)
     leaves = match_tree(params, config, architecture)
-    copies = [] if companions is None else _companions(Path(companions), Path(folder))
+    folder = output_path(folder)
+    copies = [] if companions is None else _companions(Path(companions), folder)
     if format == "huggingface":
         huggingface.write_folder(
-            Path(folder),
+            folder,
             config,
             architecture,
             leaves,
@@ -151,7 +154,7 @@ def write(
                 "OpenAI's format is ten npy files: max_shard_size, safe_serialization and files "
                 "are Hugging Face's alone"
             )
-        openai.write_folder(Path(folder), config, architecture, leaves, copies)
+        openai.write_folder(folder, config, architecture, leaves, copies)
     else:
         raise ValueError(f"format is {format!r}; it must be 'huggingface' or 'openai'")
 

@@ -1,16 +1,24 @@
 """Files that are written whole or not at all."""
 
 import errno
+import json
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
-# The names that ``atomic_write`` works with: a folder of new files, and second names of old files.
-UNFINISHED = re.compile(r"\.[0-9a-f]{8}\.tmp|\..+\.[0-9a-f]{8}\.old")
+from conversion.locks import hold_lock
+
+# What ``atomic_write`` works with, beside the files that it writes: a lock, and a folder of new
+# files. In that folder are the second names of old files and, from the first change to the folder
+# on until the last, the list of all changes.
+LOCK = ".gpt1-jax.lock"
+UNFINISHED = ".gpt1-jax.*.tmp"
+OLD = ".old"
+CHANGES = ".changes.json"
+WAIT = 10.0  # seconds for a process that writes other files into the same folder
 # Programs that take the weights beside them, as ``gpt1 export`` writes them.
 FORWARD, DECODE = "forward", "decode"
 PROGRAM, TEXT = ".jax", ".mlir"
@@ -41,63 +49,63 @@ def os_error(message: str, cause: Exception) -> OSError:
     return OSError(*filter(None, [getattr(cause, "errno", None)]), message)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Remove what killed processes have left of ``atomic_write`` in ``folder`` and below it.
+def output_path(path: str | os.PathLike[str]) -> Path:
+    """Return where to write a folder or a file, with ``~`` as the home folder.
 
-    Nothing else may be writing there.
+    Raises:
+        ValueError: the path is empty, which pathlib takes for the working folder.
+        FileNotFoundError: a part of it is a link to what does not exist.
     """
-    for path in list(folder.rglob(".*")):
-        if not UNFINISHED.fullmatch(path.name):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    text = os.path.expanduser(path)  # noqa: PTH111  (pathlib's raises where there is no home)
+    if not text:
+        raise ValueError("the path to write to is empty; '.' is the working folder")
+    found = Path(text)
+    for part in (found, *found.parents):
+        if part.is_symlink() and not part.exists():
+            raise FileNotFoundError(
+                errno.ENOENT, f"{part} is a link to {part.readlink()}, which does not exist"
+            )
+    return found
 
 
 @contextmanager
-def atomic_write(folder: Path, *, weights: bool = False) -> Iterator[Callable[[str], Path]]:
+def atomic_write(
+    folder: str | os.PathLike[str], *, weights: bool = False
+) -> Iterator[Callable[[str], Path]]:
     """Write files into ``folder``: all of them, or none.
 
     The block is given a function from a file's name to a temporary path, at which the block writes
     the file. When the block ends, the files are flushed to the disk and renamed, in the order in
-    which they were asked for; whatever fails, the folder is left as it was.
+    which they were asked for; whatever fails, the folder is left as it was. One process at a time
+    writes to a folder; what killed ones have left there is finished or removed first, see
+    ``finish_writes``.
 
     Args:
-        folder: made if it does not exist.
-        weights: remove weights and exported programs that lie there under other names than the new
-            ones, since a folder holds one checkpoint.
+        folder: made if it does not exist; see ``output_path``.
+        weights: write a checkpoint. Weights and exported programs that lie there under other names
+            than the new ones are removed, since a folder holds one checkpoint, and another process
+            that is writing there is not waited for, since one of the two would be lost.
 
     Raises:
+        ValueError: the path is empty.
         OSError: the folder cannot be made or written; the message names it.
     """
+    folder = output_path(folder)
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    new: dict[str, Path] = {}
-    modes: dict[str, int] = {}
-    # A folder, since libraries write beside the path that they are given: safetensors a file of a
-    # random name, which a kill leaves there.
-    unfinished = folder / f".{secrets.token_hex(4)}.tmp"
-
-    def temporary(name: str) -> Path:
-        unfinished.mkdir(exist_ok=True)
-        path = unfinished / name
-        path.touch(exist_ok=False)
-        # safetensors makes its files private; the umask's mode is put back below.
-        new[name], modes[name] = path, path.stat().st_mode & 0o777
-        return path
-
     try:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
         folder.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        for name, path in new.items():
-            path.chmod(modes[name])
-            _flush(path)
-        obsolete = [old for old in weight_files(folder) if old.name not in new] if weights else []
-        _commit(folder, new, obsolete)
+        with _locked(folder, wait=0 if weights else WAIT):
+            _finish(folder)
+            # A folder, since libraries write beside the path that they are given: safetensors a
+            # file of a random name, which a kill leaves there.
+            unfinished = folder / UNFINISHED.replace("*", secrets.token_hex(4))
+            try:
+                yield from _write(folder, unfinished, weights)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
     except BaseException as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
         for path in made:
             with suppress(OSError):
                 path.rmdir()
@@ -106,43 +114,127 @@ def atomic_write(folder: Path, *, weights: bool = False) -> Iterator[Callable[[s
             message = f"cannot write to {folder}: {reason}"
             raise os_error(message, error) from error
         raise
-    shutil.rmtree(unfinished, ignore_errors=True)
     with suppress(OSError):  # all is done; some file systems cannot flush a folder
         _flush(folder)
 
 
-def _commit(folder: Path, new: dict[str, Path], obsolete: list[Path]) -> None:
-    """Rename the new files into place and remove the obsolete ones; undo it if any step fails."""
-    kept: list[tuple[Path, Path]] = []  # (where it was, its second name)
-    placed: list[Path] = []
+@contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write one file, whole or not at all: the block writes at a temporary path; see above."""
+    path = output_path(path).absolute()
+    with atomic_write(path.parent) as new:
+        yield new(path.name)
+
+
+def finish_writes(folder: Path) -> None:
+    """Finish what killed processes had begun to put in place in ``folder``, before it is read.
+
+    A process that is killed before that leaves the old files as they were.
+
+    Raises:
+        OSError: it cannot be finished, or another process is at it.
+    """
+    if not any(folder.glob(f"{UNFINISHED}/{CHANGES}")):
+        return
     try:
-        for old in [*(folder / name for name in new if os.path.lexists(folder / name)), *obsolete]:
-            if old.is_dir():
-                raise IsADirectoryError(errno.EISDIR, f"{old.name} is a folder, not a file")
-            backup = folder / f".{old.name}.{secrets.token_hex(4)}.old"
+        with _locked(folder, wait=WAIT):
+            _finish(folder)
+    except OSError as error:
+        message = (
+            f"a process was killed while it replaced files of {folder}, and this one cannot finish "
+            f"that: {error.strerror or error}"
+        )
+        raise os_error(message, error) from error
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Finish or remove, in ``folder`` and below it, what killed processes have left there."""
+    for parent in {path.parent for path in folder.rglob(UNFINISHED)}:
+        with _locked(parent, wait=WAIT):
+            _finish(parent)
+
+
+def _locked(folder: Path, *, wait: float) -> AbstractContextManager[None]:
+    return hold_lock(folder / LOCK, doing="writing there", wait=wait)
+
+
+def _finish(folder: Path) -> None:
+    """Do the rest of each list of changes in ``folder``, and remove all that is unfinished.
+
+    Whoever holds the lock may: none of it is a living process's.
+    """
+    for unfinished in folder.glob(UNFINISHED):
+        listed = unfinished / CHANGES
+        if listed.is_file():
+            changes = json.loads(listed.read_bytes())
+            for name in changes["new"]:
+                if (unfinished / name).exists():
+                    (unfinished / name).replace(folder / name)
+            for name in changes["obsolete"]:
+                (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(unfinished)
+
+
+def _write(folder: Path, unfinished: Path, weights: bool) -> Iterator[Callable[[str], Path]]:
+    """Have the files written into ``unfinished``, then rename them into ``folder``."""
+    modes: dict[str, int] = {}
+
+    def temporary(name: str) -> Path:
+        unfinished.mkdir(exist_ok=True)
+        path = unfinished / name
+        path.touch(exist_ok=False)
+        # safetensors makes its files private; the umask's mode is put back below.
+        modes[name] = path.stat().st_mode & 0o777
+        return path
+
+    yield temporary
+    for name, mode in modes.items():
+        (unfinished / name).chmod(mode)
+        _flush(unfinished / name)
+    obsolete = [old.name for old in weight_files(folder) if old.name not in modes]
+    _commit(folder, unfinished, list(modes), obsolete if weights else [])
+
+
+def _commit(folder: Path, unfinished: Path, new: list[str], obsolete: list[str]) -> None:
+    """Rename the new files into place and remove the obsolete ones; undo it if any step fails."""
+    old = [*(name for name in new if os.path.lexists(folder / name)), *obsolete]
+    for name in old:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, f"{name} is a folder, not a file")
+    if len(new) == 1 and not obsolete:  # a single rename is whole by itself
+        os.replace(unfinished / new[0], folder / new[0])  # noqa: PTH105  (tests make it fail)
+        return
+    listed = unfinished / CHANGES
+    written = listed.with_suffix(".part")
+    written.write_text(json.dumps({"new": new, "obsolete": obsolete}), encoding="utf-8")
+    _flush(written)
+    written.rename(listed)
+    _flush(unfinished)
+    kept = unfinished / OLD
+    placed: list[str] = []
+    try:
+        for name in old:
+            kept.mkdir(exist_ok=True)
             try:
                 # A second name, so that there is a file under the first one at every moment.
-                os.link(old, backup, follow_symlinks=False)
+                os.link(folder / name, kept / name, follow_symlinks=False)
             except (OSError, NotImplementedError):  # a file system without hard links
-                old.rename(backup)
-            kept.append((old, backup))
-        for name, path in new.items():
-            os.replace(path, folder / name)  # noqa: PTH105  (the call that tests make fail)
-            placed.append(folder / name)
-        for old in obsolete:
-            old.unlink(missing_ok=True)
+                (folder / name).rename(kept / name)
+        for name in new:
+            os.replace(unfinished / name, folder / name)  # noqa: PTH105  (tests make it fail)
+            placed.append(name)
+        for name in obsolete:
+            (folder / name).unlink(missing_ok=True)
     except BaseException:
-        for path in placed:
-            path.unlink(missing_ok=True)
-        for old, backup in kept:
-            if os.path.lexists(old):
-                backup.unlink()
-            else:
-                backup.rename(old)
+        # In an order that ``_finish`` could go on from, were this killed as well.
+        for name in placed:
+            (folder / name).rename(unfinished / name)
+        for name in old:
+            if os.path.lexists(kept / name) and not os.path.lexists(folder / name):
+                (kept / name).rename(folder / name)
+        listed.unlink(missing_ok=True)
         raise
-    for _, backup in kept:
-        with suppress(OSError):
-            backup.unlink()
+    listed.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

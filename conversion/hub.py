@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from conversion.files import finish_writes
+
 # What belongs to a checkpoint beside weights and config.
 COMPANIONS = (
     "generation_config.json",
@@ -47,10 +49,12 @@ def resolve(
     Raises:
         FileNotFoundError: there is no such folder and no such model, or it cannot be downloaded;
             the message says why and what would be right.
+        OSError: a process was killed while it replaced the folder's files; see ``finish_writes``.
     """
     given = os.fspath(path_or_hub_id)
-    path = Path(given).expanduser()
+    path = Path(os.path.expanduser(given))  # noqa: PTH111  (pathlib's raises where there is no home)
     if given and path.is_dir():  # an empty path would be the working folder
+        finish_writes(path)
         return path
     if path.is_file():
         raise FileNotFoundError(
@@ -95,6 +99,12 @@ def resolve(
             f"{given!r} is no folder here, and cannot be had from the Hugging Face hub: "
             f"{_cause(error, revision)}"
         ) from error
+    if weights and not any(any(folder.glob(name)) for name in (*_SAFETENSORS, *_PICKLES)):
+        raise FileNotFoundError(
+            f"{given!r} is in the cache of downloads, in {folder}, without weights: download them "
+            f"with local_files_only=False and without HF_HUB_OFFLINE, unless the model has none "
+            f"such as {_SAFETENSORS[0]} on the hub"
+        )
     return folder
 
 

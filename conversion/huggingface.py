@@ -242,4 +242,7 @@ def _save_safetensors(arrays: dict[str, np.ndarray], path: Path) -> None:
 def _save_pickle(arrays: dict[str, np.ndarray], path: Path) -> None:
     import torch
 
-    torch.save(state_dict(arrays), path)
+    try:
+        torch.save(state_dict(arrays), path)
+    except RuntimeError as error:  # such as of a full disk, without its number
+        raise OSError(f"torch cannot write it: {str(error).splitlines()[0]}") from error

@@ -13,7 +13,7 @@ if not hasattr(conversion, "named_architecture"):
         "rename it, or run from another folder"
     )
 
-from conversion import config_file, files, huggingface, json_file, layout, match, tree
+from conversion import config_file, files, huggingface, json_file, layout, locks, match, tree
 
 __all__ = [
     "config_file",
@@ -22,6 +22,7 @@ __all__ = [
     "huggingface",
     "json_file",
     "layout",
+    "locks",
     "match",
     "tree",
 ]

@@ -5,7 +5,6 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
 
 from gpt1_jax.demo import resolve
@@ -219,7 +218,7 @@ class OpenAIGPTConfig:
         """Write ``config.json`` into ``folder`` (created if need be), whole or not at all."""
         from gpt1_jax._conversion import files
 
-        with files.atomic_write(Path(folder)) as new:
+        with files.atomic_write(folder) as new:
             new("config.json").write_text(
                 json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
             )

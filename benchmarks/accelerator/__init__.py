@@ -10,7 +10,8 @@ import signal
 import sys
 import tempfile
 import time
-from pathlib import Path
+
+from conversion.files import output_path
 
 MINUTES = 8.0
 
@@ -35,7 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--out",
-        type=Path,
         metavar="FOLDER",
         help="where to write accelerator.json, README.md and the pictures; by default "
         "benchmarks/results/DEVICE, with --quick DEVICE-quick",
@@ -65,8 +65,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(f"--minutes is {given.minutes:g}, but must be above 0")
     if given.out is not None:
         try:
+            given.out = output_path(given.out)
             given.out.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=given.out).close()
+        except ValueError as error:
+            parser.error(f"--out: {error}")
         except OSError as error:
             parser.error(f"--out {given.out} cannot be written: {error.strerror}")
     if given.count:

@@ -1,8 +1,11 @@
 """Arguments that several commands take."""
 
-from typing import Annotated, Literal
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 DType = Literal["float32", "bfloat16", "float16"]
 Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
@@ -20,3 +23,31 @@ def only_one(checkpoint: str | None, model: str | None) -> str:
     if len(given) != 1:
         raise ValueError("give one checkpoint, as an argument or with --model")
     return given[0]
+
+
+def _path(words: list[str]) -> Path:
+    if not words[0]:
+        raise ValueError("an empty path was given; '.' is the working folder")
+    word = os.path.expanduser(words[0])  # noqa: PTH111  (pathlib's raises where there is no home)
+    try:
+        os.fsencode(word)
+    except UnicodeEncodeError:  # the system's encoding is ASCII perhaps, and the name is UTF-8
+        word = os.fsdecode(word.encode())
+    return Path(word)
+
+
+# tyro takes an empty path for the working folder, and a ``~`` that no shell replaced for a name.
+PATHS = ConstructorRegistry()
+
+
+@PATHS.primitive_rule
+def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    if info.type is not Path:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=_path,
+        is_instance=lambda value: isinstance(value, Path),
+        str_from_instance=lambda value: [str(value)],
+    )

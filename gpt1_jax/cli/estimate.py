@@ -112,5 +112,5 @@ def plan(
 
 
 def _write(file: Path, text: str) -> None:
-    with files.atomic_write(file.absolute().parent) as new:
-        new(file.name).write_text(text, encoding="utf-8")
+    with files.atomic_file(file) as new:
+        new.write_text(text, encoding="utf-8")

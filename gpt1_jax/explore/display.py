@@ -5,7 +5,6 @@ import html
 import io
 import os
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TextIO
 
 from gpt1_jax.text.tokenizer_files import END_OF_WORD
@@ -212,17 +211,17 @@ class Figure:
 
         Raises:
             OSError: the file cannot be written.
-            ValueError: matplotlib knows no such format.
+            ValueError: matplotlib knows no such format, or the path is empty.
         """
-        path = Path(file)
+        from gpt1_jax._conversion import files
+
+        path = files.output_path(file)
         known = self.figure.canvas.get_supported_filetypes()
         format_ = path.suffix.removeprefix(".").lower()
         if format_ not in known:
             raise ValueError(f"{path}: a picture ends in one of {', '.join(sorted(known))}")
-        from gpt1_jax._conversion import files
-
-        with files.atomic_write(path.absolute().parent) as new:
-            self.figure.savefig(new(path.name), format=format_, dpi=120)
+        with files.atomic_file(path) as new:
+            self.figure.savefig(new, format=format_, dpi=120)
 
     def _repr_png_(self) -> bytes:
         buffer = io.BytesIO()

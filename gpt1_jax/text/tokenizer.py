@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax
@@ -217,7 +216,7 @@ class Tokenizer:
             settings["extra_special_tokens"] = self._extra
         if self.model_max_length is not None:
             settings["model_max_length"] = self.model_max_length
-        write_tokenizer(Path(folder), self._backend, settings)
+        write_tokenizer(folder, self._backend, settings)
 
     def to_json(self) -> str:
         """The whole pipeline, vocabulary and added tokens included, as tokenizer.json holds it."""

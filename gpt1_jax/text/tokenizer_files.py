@@ -7,6 +7,7 @@ looks for them.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -93,7 +94,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def write_tokenizer(
-    folder: Path, backend: tokenizers.Tokenizer, settings: Mapping[str, Any]
+    folder: str | os.PathLike[str], backend: tokenizers.Tokenizer, settings: Mapping[str, Any]
 ) -> None:
     """Write tokenizer.json, tokenizer_config.json, vocab.json and merges.txt: all, or none.
 

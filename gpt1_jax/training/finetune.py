@@ -116,6 +116,7 @@ class FinetuneSettings(RunSettings):
         )
 
 
+@run_folder.one_at_a_time
 def finetune(
     task: TaskName,
     train: str | os.PathLike[str],
@@ -152,9 +153,10 @@ def finetune(
     Raises:
         OSError: a file cannot be read or written.
         ValueError: a setting or a row is wrong, or ``out`` holds another run.
+        BlockingIOError: another process is training into ``out``.
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
     """
-    out = Path(out)
+    out = files.output_path(out)
     check_modules("grain", "matplotlib", "sklearn", "scipy")
     loop.check_for(settings.batch_size, validates=valid is not None)
     own = (

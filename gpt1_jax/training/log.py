@@ -22,9 +22,9 @@ class Log:
     def __init__(self, path: Path, step: int):
         self.path = path
         kept = [record for record in read_log(path) if record["step"] <= step]
-        with files.atomic_write(path.parent) as new:
+        with files.atomic_file(path) as new:
             text = "".join(json.dumps(record) + "\n" for record in kept)
-            new(path.name).write_text(text, encoding="utf-8")
+            new.write_text(text, encoding="utf-8")
 
     def write(self, **record: Any) -> None:
         """Append one object.
@@ -83,5 +83,5 @@ def draw_losses(log: Path, picture: Path) -> None:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    with files.atomic_write(picture.parent) as new:
-        figure.savefig(new(picture.name), format="png", dpi=120)
+    with files.atomic_file(picture) as new:
+        figure.savefig(new, format="png", dpi=120)

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from gpt1_jax._conversion import files
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import OpenAIGPTLMHeadModel
@@ -120,6 +121,7 @@ class PretrainSettings(RunSettings):
         self._check("steps", self.steps is None or self.steps >= 1, "at least 1")
 
 
+@run_folder.one_at_a_time
 def pretrain(
     texts: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
@@ -159,9 +161,10 @@ def pretrain(
     Raises:
         OSError: a file cannot be read or written.
         ValueError: a setting or a text is wrong, or ``out`` holds another run.
+        BlockingIOError: another process is training into ``out``.
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
     """
-    out = Path(out)
+    out = files.output_path(out)
     if not texts:
         raise ValueError("give at least one text file")
     check_modules("grain", "matplotlib")

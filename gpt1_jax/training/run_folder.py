@@ -1,13 +1,21 @@
 """The output folder of a run: which settings it was begun with, so that it resumes no other."""
 
+import functools
 import hashlib
+import inspect
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from gpt1_jax._conversion import files, json_file
+from gpt1_jax._conversion import files, json_file, locks
+from gpt1_jax.sharding.processes import is_main_process
 
+P = ParamSpec("P")
+T = TypeVar("T")
+LOCK = ".gpt1-jax.run.lock"
 SETTINGS = "run.json"
 CHECKPOINT = (".json", ".txt", ".bpe", ".safetensors", ".bin", ".npy")
 
@@ -25,6 +33,42 @@ def checkpoint_content(folder: Path) -> str:
         if path.suffix in CHECKPOINT and path.is_file():
             digest.update(f"{path.name} {content(path)}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def one_at_a_time(train: Callable[P, T]) -> Callable[P, T]:
+    """Have a training hold the folder that its argument ``out`` names for as long as it runs.
+
+    Raises:
+        BlockingIOError: another training holds it; the message names its process.
+        OSError: the folder cannot be made or written.
+    """
+
+    @functools.wraps(train)
+    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
+        given: Any = inspect.signature(train).bind(*args, **kwargs).arguments["out"]
+        if not is_main_process():  # which alone writes there
+            return train(*args, **kwargs)
+        with _locked(files.output_path(given)):
+            return train(*args, **kwargs)
+
+    return alone
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with locks.hold_lock(out / LOCK, doing="training there"):
+            files.remove_unfinished(out)
+            yield
+    except BlockingIOError as error:
+        message = f"cannot train into {out}: {error.strerror}; give another folder, or wait for it"
+        raise files.os_error(message, error) from error
+    finally:
+        for path in made:  # if nothing was written
+            with suppress(OSError):
+                path.rmdir()
 
 
 def check(out: Path, settings: dict[str, Any]) -> bool:
@@ -71,8 +115,7 @@ def check(out: Path, settings: dict[str, Any]) -> bool:
 def begin(out: Path, settings: dict[str, Any]) -> bool:
     """Write down a run's settings in its folder, unless they are there.
 
-    From here on the folder is the run's: so do it when all that can be wrong has been checked. What
-    the same run left half-written when it was killed is removed.
+    From here on the folder is the run's: so do it when all that can be wrong has been checked.
 
     Args:
         out: see ``check``; made if need be.
@@ -86,7 +129,6 @@ def begin(out: Path, settings: dict[str, Any]) -> bool:
         OSError: it cannot be written.
     """
     if check(out, settings):
-        files.remove_unfinished(out)
         return True
     with files.atomic_write(out) as new:
         new(SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

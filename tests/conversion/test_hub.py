@@ -193,6 +193,21 @@ def test_resolve_without_network_needs_the_cache(hub, cache):
     assert resolve("owner/gpt1", cache_dir=cache) == folder  # what was downloaded still serves
 
 
+def test_resolve_reports_snapshot_without_weights(hub, cache):
+    # As other programs leave it, which ask for one file.
+    repository = cache / "models--owner--gpt1"
+    for file, text in (("refs/main", COMMIT), (f"snapshots/{COMMIT}/config.json", "{}")):
+        (repository / file).parent.mkdir(parents=True)
+        (repository / file).write_text(text)
+    message = (
+        r"'owner/gpt1' is in the cache of downloads, in .*, without weights: download them with "
+        r"local_files_only=False and without HF_HUB_OFFLINE, unless"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
+        resolve("owner/gpt1", cache_dir=cache, local_files_only=True)
+    assert resolve("owner/gpt1", cache_dir=cache, weights=False, local_files_only=True).is_dir()
+
+
 def test_resolve_respects_offline_mode(hub, cache, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(FileNotFoundError, match="without HF_HUB_OFFLINE") as error:

@@ -352,9 +352,10 @@ def test_write_restores_folder_if_any_step_fails(
     monkeypatch.setattr(os, call, failing)
     shutil.copytree(old, tmp_path / "whole")
     write(tmp_path / "whole", made.config, made.params, max_shard_size="3KB")
-    files = len(list((tmp_path / "whole").glob("model-0*"))) + 2  # the index and the config
-    assert len(calls) == files + (call == "fsync")  # and, at the end, the folder
-    for step in range(files):
+    steps = len(list((tmp_path / "whole").glob("model-0*"))) + 2  # the index and the config
+    steps += 2 * (call == "fsync")  # the list of changes, and the folder that it is in
+    assert len(calls) == steps + (call == "fsync")  # and, at the end, the folder
+    for step in range(steps):
         fails = range(step, 1000) if persistent else range(step, step + 1)
         calls.clear()
         with pytest.raises(OSError, match=r"cannot write to .*old: No space left") as error:

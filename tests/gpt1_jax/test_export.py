@@ -250,7 +250,7 @@ def test_cli_export_rejects_bad_input(run: Run, tmp_path: Path) -> None:
     file.write_text("")
     status, _, err = run("export", tmp_path / "model", file)
     assert status == 2
-    assert err == f"gpt1: [Errno 20] cannot write to {file}: it is a file, not a folder\n"
+    assert err == f"gpt1: cannot write to {file}: it is a file, not a folder\n"
     assert file.read_text() == ""
     assert not (tmp_path / "target").exists()
 

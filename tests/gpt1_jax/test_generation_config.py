@@ -564,7 +564,7 @@ def test_save_pretrained_keeps_old_file_on_failure(
 ) -> None:
     GenerationConfig(max_new_tokens=3).save_pretrained(tmp_path)
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     for owner, name in ((os, "replace"), (Path, "write_text")):

@@ -248,7 +248,7 @@ def save_adapters(
         "task_type": TASKS[architecture],
         "use_rslora": settings.rslora,
     }
-    with files.atomic_write(Path(folder)) as new:
+    with files.atomic_write(folder) as new:
         _save(arrays, new(WEIGHTS))
         new(CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -274,6 +274,7 @@ def load_adapters(folder: str | os.PathLike[str]) -> tuple[LoraSettings, Params,
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder}")
+    files.finish_writes(folder)
     settings, modules_to_save = _read_config(folder / CONFIG)
     path = folder / WEIGHTS
     if not path.is_file():

@@ -329,11 +329,22 @@ def test_cli_verify_reports_each_check(run: Run, folder: Path) -> None:
         (["generate", "a", "--model", "FOLDER", "--length-penalty", "2"], "num_beams is above 1"),
         (["generate", "a", "--model", "./nowhere"], "no folder './nowhere'"),
         (["generate", "a", "--model", "FOLDER", "--max-new-tokens", "99"], "n_positions = 32"),
+        (["generate", "a b j", "--model", "FOLDER", "--max-new-tokens", "99"], "'a b j': a pr"),
         (["generate", "a", "--model", "FOLDER", "--temperature", "0.5"], "unless do_sample"),
         (["generate", "a", "--model", "FOLDER", "--dtype", "int8"], "int8"),
         (["generate", "a", "--model", "FOLDER", "--no-such-option"], "no-such-option"),
         (["convert", "FOLDER", "FOLDER/config.json"], "config.json"),
         (["convert", "FOLDER", "/proc/nowhere/x"], "/proc/nowhere"),
+        (["convert", "FOLDER", ""], "an empty path was given; '.' is the working folder"),
+        (["export", "FOLDER", ""], "an empty path was given"),
+        (["picture", "attention", "a", "--model", "FOLDER", "--out", ""], "an empty path was giv"),
+        (["plan", "cpu", "--table", ""], "an empty path was given"),
+        (["pretrain", "PROMPTS", "--out", ""], "an empty path was given"),
+        (["pretrain", "", "--out", "TARGET"], "parse for arguments: ['']"),
+        (["convert", "FOLDER", "LINK"], "link is a link to"),
+        (["convert", "FOLDER", "LINK/deep"], "link is a link to"),
+        (["pretrain", "PROMPTS", "--out", "LINK"], "link is a link to"),
+        (["picture", "attention", "a", "--model", "FOLDER", "--out", "LINK/a.png"], "is a link to"),
         (["convert", "FOLDER", "TARGET", "--max-shard-size", "big"], "max_shard_size is 'big'"),
         (["convert", "FOLDER", "TARGET", "--format", "openai", "--pickle"], "do not go with"),
         (["tree", "EMPTY"], "has no config.json"),
@@ -360,7 +371,8 @@ def test_cli_reports_bad_input_with_status_2(
     prompts.write_text('a\n{"ids": [1, 99]}\n')
     good.write_text('a\n{"ids": [1, 2, 3, 4, 5], "score": 1, "text": ""}\n')
     places = {"FOLDER": folder, "EMPTY": empty, "TARGET": tmp_path / "target"}
-    places |= {"PROMPTS": prompts, "GOOD": good}
+    places |= {"PROMPTS": prompts, "GOOD": good, "LINK": tmp_path / "link"}
+    places["LINK"].symlink_to(tmp_path / "gone")
     for name, place in places.items():
         arguments = [argument.replace(name, str(place)) for argument in arguments]
     status, out, err = run(*arguments)
@@ -369,6 +381,16 @@ def test_cli_reports_bad_input_with_status_2(
     assert out == ""
     assert "Traceback" not in err
     assert not (tmp_path / "target").exists()
+    assert not (tmp_path / "gone").exists()
+
+
+def test_cli_expands_the_home_folder(
+    run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert run("convert", str(folder), "~/out")[0] == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_cli_generate_reports_unknown_hub_id_offline(folder: Path) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.killed_writes import killed_writes
 from support.small_tokenizer import MERGES, SIZE, small_vocab, write_small
 from tokenizers import AddedToken
 
@@ -412,6 +413,25 @@ def test_save_pretrained_is_atomic(
     with pytest.raises(OSError, match="No space left"):
         tokenizer.save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_tokenizer_is_old_or_new_after_a_kill_at_any_change(
+    tokenizer: Tokenizer, folder: Path, tmp_path: Path
+):
+    tokenizer.save_pretrained(folder)
+    before = tokenizer.get_vocab()
+    tokenizer.add_tokens(["New York"])
+    tokenizer.save_pretrained(tmp_path / "new")
+    (tmp_path / "writer.py").write_text(
+        "from gpt1_jax.text.tokenizer import Tokenizer\n"
+        f"write = Tokenizer.from_pretrained({str(tmp_path / 'new')!r}).save_pretrained\n"
+    )
+    copies = killed_writes(tmp_path / "writer.py", "write", folder, tmp_path / "killed")
+    found = [Tokenizer.from_pretrained(copy).get_vocab() for copy in copies]
+    is_new = [vocab == tokenizer.get_vocab() for vocab in found]
+    assert is_new == sorted(is_new)
+    assert all(vocab == before for vocab, new in zip(found, is_new, strict=True) if not new)
+    assert is_new.count(True) > 4  # in the midst of the four files' renames
 
 
 def test_from_pretrained_reads_openai_files(tmp_path: Path):

@@ -1,0 +1,48 @@
+"""Locks between processes: a file that one process at a time holds."""
+
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def hold_lock(path: Path, *, doing: str, wait: float = 0) -> Iterator[None]:
+    """Hold a lock file, which says who holds it and is removed at the end.
+
+    The system frees the lock of a process that dies, so the file that it leaves is no obstacle.
+
+    Args:
+        path: of the lock file, in a folder that exists.
+        doing: what the holder does, for the error: "process 4711 on host is ``doing``".
+        wait: seconds to wait for another process.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: the file cannot be made.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=wait)
+    except Timeout:
+        raise BlockingIOError(errno.EAGAIN, f"{_holder(path)} is {doing}") from None
+    try:
+        with suppress(OSError):  # Windows lets nobody write to a locked file
+            path.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        # Before it is free: afterwards the file may be another process's.
+        with suppress(OSError):
+            path.unlink()
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    with suppress(OSError):
+        if text := path.read_text(encoding="utf-8", errors="replace"):
+            return f"process {text}"
+    return "another process"
