@@ -1,5 +1,6 @@
 """OpenAI's layout: one flat float32 vector, cut into .npy pieces, and the shapes in a JSON file."""
 
+import io
 import json
 import math
 import shutil
@@ -86,8 +87,9 @@ def write_folder(
         start = stop
     with atomic_write(folder, weights=True) as new:
         for i, piece in enumerate(np.array_split(flat, PIECES)):
-            with new(f"params_{i}.npy").open("wb") as file:
-                np.save(file, piece, allow_pickle=False)
+            content = io.BytesIO()  # numpy's error of a full disk names no reason
+            np.save(content, piece, allow_pickle=False)
+            new(f"params_{i}.npy").write_bytes(content.getbuffer())
         new(SHAPES).write_text(json.dumps(shapes), encoding="utf-8")
         for path in copies:
             shutil.copyfile(path, new(path.name))

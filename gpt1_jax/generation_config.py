@@ -269,12 +269,7 @@ class GenerationConfig:
         if self.sliding_window is not None:
             right = f"at most {limit}, the positions of the model"
             self._check("sliding_window", self.sliding_window <= limit, right)
-        elif longest + self.max_new_tokens > limit:
-            raise ValueError(
-                f"a prompt of {longest} tokens and max_new_tokens = {self.max_new_tokens} are more "
-                f"than the model's n_positions = {limit}; sliding_window = {limit // 2} would "
-                "forget the oldest tokens"
-            )
+        self.check_length(config, longest)
         words = [id_ for word in self.bad_words_ids for id_ in word]
         for name, ids in {
             "eos_token_id": as_ids(self.eos_token_id),
@@ -296,6 +291,20 @@ class GenerationConfig:
         self._check_allowed(V)
         if isinstance(self.seed, Sequence):
             self._check("seed", len(self.seed) == prompts, f"one a prompt, {prompts} in all")
+
+    def check_length(self, config: OpenAIGPTConfig, longest: int) -> None:
+        """Check that the text after the longest prompt, of so many tokens, fits in the positions.
+
+        Raises:
+            ValueError: it does not.
+        """
+        limit = config.n_positions
+        if self.sliding_window is None and longest + self.max_new_tokens > limit:
+            raise ValueError(
+                f"a prompt of {longest} tokens and max_new_tokens = {self.max_new_tokens} are more "
+                f"than the model's n_positions = {limit}; sliding_window = {limit // 2} would "
+                "forget the oldest tokens"
+            )
 
     def _check_allowed(self, V: int) -> None:
         """Check that a token is left to choose, as far as that can be known beforehand."""
@@ -408,7 +417,7 @@ class GenerationConfig:
         """Write ``generation_config.json`` into ``folder`` (created if need be), whole or not."""
         from gpt1_jax._conversion import files
 
-        with files.atomic_write(Path(folder)) as new:
+        with files.atomic_write(folder) as new:
             new(FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
 

@@ -5,8 +5,11 @@ start: a command's own module, which imports JAX, is imported when that command 
 """
 
 import contextlib
+import difflib
 import importlib
+import io
 import os
+import re
 import shutil
 import signal
 import sys
@@ -77,8 +80,14 @@ def run(arguments: Sequence[str]) -> None:
     if name == "--version":
         print(f"gpt1-jax {gpt1_jax.__version__}")
         return
+    if name and name not in COMMANDS and not name.startswith("-"):
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
+        raise ValueError(f"there is no command {name!r}; {hint}")
     with _interrupts_end_at_once():
         import tyro
+
+        from gpt1_jax.cli.arguments import PATHS
 
         chosen = command(name) if name in COMMANDS else None
     if name in TAKE_CONFIG and chosen is not None:
@@ -90,7 +99,7 @@ def run(arguments: Sequence[str]) -> None:
     for each, (_, summary) in COMMANDS.items():
         function: Any = chosen if each == name else _only_described(summary)
         app.command(function, name=each)
-    app.cli(prog="gpt1", description="GPT-1 in Flax.", args=list(arguments))
+    app.cli(prog="gpt1", description="GPT-1 in Flax.", args=list(arguments), registry=PATHS)
 
 
 def widen_narrow_terminal() -> None:
@@ -123,10 +132,20 @@ def _interrupts_end_at_once() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _raise_interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(number)
+
+
+def _status(interrupt: BaseException | None) -> int:
+    """Return the exit status by which a shell names the signal that has ended a process."""
+    number = interrupt.args[0] if interrupt is not None and interrupt.args else signal.SIGINT
+    return 128 + number
+
+
 def _hear_swallowed_interrupts(unraisable: Any) -> None:
     """End the process where Python drops a KeyboardInterrupt, as in JAX's callback of the gc."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
-        os._exit(130)
+        os._exit(_status(unraisable.exc_value))
     sys.__unraisablehook__(unraisable)
 
 
@@ -134,13 +153,14 @@ def main() -> None:
     """Run the command; wrong input is one message on standard error and exit status 2."""
     before, sys.unraisablehook = sys.unraisablehook, _hear_swallowed_interrupts
     try:
-        run(sys.argv[1:])
+        run([_as_utf8(argument) for argument in sys.argv[1:]])
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        sys.exit(130)  # as a shell names what SIGINT has ended
+    except KeyboardInterrupt as error:
+        sys.exit(_status(error))
     except (ValueError, OSError, ImportError) as error:
-        print(f"gpt1: {error}", file=sys.stderr)
+        message = re.sub(r"^\[Errno \d+\] ", "", str(error))
+        print(f"gpt1: {message}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:
         # JAX's error of a device without memory is a RuntimeError.
@@ -152,14 +172,36 @@ def main() -> None:
         sys.unraisablehook = before
 
 
+def _as_utf8(argument: str) -> str:
+    """Return an argument whose bytes were not those of the system's encoding, ASCII perhaps."""
+    try:
+        argument.encode()
+    except UnicodeEncodeError:  # Python's stand-ins for such bytes
+        return os.fsencode(argument).decode("utf-8", "surrogateescape")
+    return argument
+
+
+def _prepare_streams() -> None:
+    """Have the three standard streams, and let none of them fail at a character."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by the shell, as by >&-
+            # It gets the descriptor that is missing, which a file of weights would get otherwise.
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115, PTH123  (open to the end)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def program() -> None:
     """Run the command as a process of its own: what the script ``gpt1`` calls."""
+    _prepare_streams()
+    # By default the first process of a container would not hear it.
+    signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         main()
     except SystemExit as end:
-        if end.code != 130:
+        if end.code not in (128 + signal.SIGINT, 128 + signal.SIGTERM):
             raise
         # XLA may still be compiling in a thread, and crashes when Python tears itself down.
         with contextlib.suppress(OSError):  # the reader of our output may be gone
             sys.stdout.flush()
-        os._exit(130)
+        os._exit(end.code)

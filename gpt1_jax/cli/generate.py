@@ -152,12 +152,12 @@ def _check_lengths(
     encoded: Sequence[list[int]],
 ) -> None:
     """Check the settings; a prompt that is too long is named by its place."""
-    settings.check_for(config, len(prompts), 1)
     longest = max(range(len(prompts)), key=lambda i: len(encoded[i]))
     try:
-        settings.check_for(config, len(prompts), len(encoded[longest]))
+        settings.check_length(config, len(encoded[longest]))
     except ValueError as error:
         raise ValueError(f"{prompts[longest].place}: {error}") from None
+    settings.check_for(config, len(prompts), len(encoded[longest]))
 
 
 JSON_KEYS = ("prompt", "index", "text", "ids", "new_ids", "score", "scores", "log_probs")

@@ -144,7 +144,7 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
     Raises:
         ValueError: the checkpoint is of another training; the loss is no longer a number.
         OSError: something cannot be written; earlier checkpoints stay.
-        KeyboardInterrupt: after SIGINT or SIGTERM.
+        KeyboardInterrupt: after SIGINT or SIGTERM, whose number is its argument.
     """
     from tqdm import tqdm
 
@@ -222,8 +222,8 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
                 saves = done % settings.checkpoint_every == 0 or last
                 due = done % settings.log_every == 0 or validates or saves
                 # Asked once, lest the run end without a checkpoint.
-                ends = _anywhere(bool(interrupted), due)
-                saves |= ends
+                ends = _anywhere(interrupted[0] if interrupted else 0, due)
+                saves |= bool(ends)
                 if due or ends:
                     record = window.close(done)
                     rate = float(spec.learning_rate(done - 1))  # which counts from 0
@@ -246,7 +246,7 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
                     if first:
                         message = f"stopped after step {done}; run again, it goes on"
                         tqdm.write(message, file=sys.stderr)
-                    raise KeyboardInterrupt
+                    raise KeyboardInterrupt(ends)
         if spec.evaluate is None:
             save()
         if first:
@@ -254,11 +254,11 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
     return progress
 
 
-def _anywhere(here: bool, due: bool) -> bool:
-    """Return whether something holds in any process; of several they ask each other when due."""
+def _anywhere(received: int, due: bool) -> int:
+    """Return a signal that any process has received, or 0; of several they ask when due."""
     if jax.process_count() == 1:
-        return here
-    return due and bool(gather(np.asarray(here)[None]).any())
+        return received
+    return int(gather(np.asarray(received)[None]).max()) if due else 0
 
 
 class _Window:
@@ -305,7 +305,7 @@ def _interruption() -> Iterator[list[int]]:
 
     def receive(number: int, frame: Any) -> None:
         if received:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         received.append(number)
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}

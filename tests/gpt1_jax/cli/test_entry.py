@@ -1,5 +1,6 @@
 """The entry of the command: light, with a version, and interrupted at any time."""
 
+import os
 import random
 import re
 import signal
@@ -36,9 +37,14 @@ def test_version_is_that_of_the_package(run: Run) -> None:
 
 
 def test_unknown_command_is_an_error(run: Run) -> None:
-    status, _, err = run("generat")
-    assert status == 2
-    assert "generat" in err
+    assert run("generat", "x") == (
+        2,
+        "",
+        "gpt1: there is no command 'generat'; did you mean generate?\n",
+    )
+    status, out, err = run("zzz")
+    assert (status, out) == (2, "")
+    assert err.startswith("gpt1: there is no command 'zzz'; the commands are generate, convert, ")
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
@@ -129,3 +135,63 @@ def test_cli_help_ends_in_narrow_terminals(
     assert status == 0
     assert " positional arguments".ljust(40) in out.splitlines()
     assert "--format" in out
+
+
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+
+
+def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of shell, in which $GPT1 is the command."""
+    return subprocess.run(
+        ["sh", "-c", line],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "GPT1": f"{sys.executable} -m gpt1_jax.cli", **variables},
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "err"),
+    [
+        ("$GPT1 tokens the >&-", 0, ""),
+        ("$GPT1 --help >&-", 0, ""),
+        ("$GPT1 generate --prompts - <&-", 2, "gpt1: standard input holds no prompt\n"),
+        ("$GPT1 generate the --max-new-tokens 400 2>&-", 2, ""),
+    ],
+)
+def test_closed_standard_streams_are_no_traceback(line: str, status: int, err: str) -> None:
+    done = shell(line)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", err)
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"PYTHONIOENCODING": "cp1252"}, "0  '<unk>'  ->  0  unknown: '\\u65e5'\n"),
+        (ASCII, "0  '<unk>'  ->  0  unknown: '\\u65e5'\n"),
+        ({}, "0  '<unk>'  ->  0  unknown: '日'\n"),
+    ],
+)
+def test_characters_that_a_terminal_lacks_are_escaped(
+    variables: dict[str, str], expected: str
+) -> None:
+    done = shell("$GPT1 tokens 日", **variables)
+    assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
+
+
+def test_arguments_are_utf8_in_an_ascii_locale(tmp_path: Path) -> None:
+    assert shell("$GPT1 tokens é", **ASCII).stdout == shell("$GPT1 tokens é").stdout
+    done = shell(f"$GPT1 convert demo {tmp_path}/é", **ASCII)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["é"]
+
+
+def test_sigterm_ends_with_143(tmp_path: Path) -> None:
+    code = (
+        "import os, signal; from gpt1_jax import cli\n"
+        "cli.run = lambda arguments: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "cli.program()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (143, "", "")

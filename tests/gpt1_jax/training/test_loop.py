@@ -377,8 +377,9 @@ def test_run_training_checkpoints_on_signal(
             signal.raise_signal(number)
 
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         run_training(Run().training(Batches(interrupt)), FREQUENT, tmp_path)
+    assert caught.value.args == (number,)  # of which the command makes its status
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     state, rest = final_state(tmp_path)
     assert int(state.step) == rest["position"]["number"] == step + 1
