@@ -10,6 +10,7 @@ import functools
 import importlib.util
 import re
 import threading
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,10 +27,20 @@ _PLAIN = str.maketrans(
 )
 # A run of one of these stands by itself. Full stops, colons and single quotes are spaCy's to judge.
 _APART = re.compile(r"""([-~!";?+,()\\/*\[\]{}|_])\1*""")
-_LINE_BREAK = re.compile(r"\s*\n\s*")
 _SPACE = re.compile(r"[^\S\n]+")
+_LINE_BREAK = re.compile(r" ?\n\s*")
 # spaCy's strings, which come and go, are the process's, and so may a tokenizer's memory be shared.
 _LOCK = threading.Lock()
+# Characters of spaCy's suffixes, full stops apart: the longest are units, of 5.
+_LONGEST_SUFFIX = 16
+# Characters of a run of one sign that spaCy is given; its longest special case has 12.
+_SHORT_RUN = 64
+# Characters of a run of different signs. The time grows with the square: 10,000 take 0.4 s.
+_LONGEST_RUN = 10_000
+# All that spaCy may take off an end of a chunk, read from that end: signs, "'s", "US$".
+_SIGNS = re.compile(r"(?:[ACSUs]{0,2}\W)*")
+# Combining marks are among these, and nothing that English texts have runs of.
+_MARKS = re.compile(r"[^\w\s\x00-\u02ff]+")
 # Characters of the chunks whose ids are remembered: 25 MB, more than the chunks of forty novels.
 _REMEMBERED = 2**20
 
@@ -65,8 +76,72 @@ def standardized(text: str, *, tagged: bool = False) -> str:
 def _spaced(text: str) -> str:
     """Only spaces and newlines come and go here: all other characters stay, in their order."""
     text = _APART.sub(r" \g<0> ", text)
-    text = _LINE_BREAK.sub(f" {NEWLINE} ", text)
-    return _SPACE.sub(" ", text)
+    text = _SPACE.sub(" ", text)
+    return _LINE_BREAK.sub(f" {NEWLINE} ", text)
+
+
+def _signs(chunk: str) -> int:
+    """The most times that spaCy goes through a whole chunk."""
+    if _is_one_sign(chunk):
+        return 1
+    found = map(_SIGNS.match, (chunk, chunk[::-1]))
+    ends = sum(match.end() for match in found if match)
+    return min(len(chunk), ends + chunk.count(":"))  # the pattern of addresses goes on from colons
+
+
+def _is_slow(chunk: str) -> bool:
+    return len(chunk) > _LONGEST_RUN and _signs(chunk) * len(chunk) > _LONGEST_RUN**2
+
+
+def _check_chunks(chunks: Sequence[str], written: Sequence[Span], start: int) -> None:
+    """Raise a ValueError if spaCy would take too long for a chunk; see ``_prepared``."""
+    place = 0
+    for chunk in chunks:
+        if _is_slow(chunk):
+            raise ValueError(
+                f"the text has {len(chunk)} characters without white space from character "
+                f"{start + written[place][0]} ({chunk[0]!r}) on, {_signs(chunk)} of them signs to "
+                "be split off one by one: at this length there may be at most "
+                f"{_LONGEST_RUN**2 // len(chunk)}, and in a run of nothing else {_LONGEST_RUN}"
+            )
+        place += 0 if chunk == NEWLINE else len(chunk)
+
+
+def _check_marks(text: str, start: int) -> None:
+    """Raise a ValueError if ftfy would take too long to put combining marks in order."""
+    if len(text) <= _LONGEST_RUN:
+        return
+    for run in _MARKS.finditer(text):
+        if len(run[0]) > _LONGEST_RUN and not _is_one_sign(run[0]):
+            marks = sum(map(bool, map(unicodedata.combining, run[0])))
+            if marks > _LONGEST_RUN:
+                raise ValueError(
+                    f"the text has {marks} combining marks in a row from character "
+                    f"{start + run.start()} ({run[0][0]!r}) on: there may be at most {_LONGEST_RUN}"
+                )
+
+
+def _prepared(text: str, *, tagged: bool = False) -> tuple[list[str], list[Span], list[Span]]:
+    """The chunks of a text, and where they came from.
+
+    For each of their characters but line breaks, in order: its span, and that of the white space
+    before it, (0, 0) where there is none.
+    """
+    fixed, origins = aligned(text, tagged=tagged)
+    plain = [char.translate(_PLAIN) for char in fixed]
+    written: list[Span] = []
+    gaps: list[Span] = []
+    gap: Span | None = None
+    for chars, origin in zip(plain, origins, strict=True):
+        for char in chars:
+            if char.isspace():
+                gap = (gap or origin)[0], origin[1]
+            else:
+                written.append(origin)
+                gaps.append(gap or (0, 0))
+                gap = None
+    chunks = _spaced("".join(plain)).strip().split(" ")
+    return [chunk for chunk in chunks if chunk], written, gaps
 
 
 class OriginalText:
@@ -78,7 +153,8 @@ class OriginalText:
 
     Args:
         backend: the vocabulary, its merges, and added tokens, which are found in a text as it is
-            written and stand between what is prepared.
+            written and stand between what is prepared. The unknown token is not one of them:
+            OpenAI's code reads ``<unk>`` in a text as any other characters.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer):
@@ -86,11 +162,18 @@ class OriginalText:
 
         self._backend = backend
         self._merges = Tokenizer(backend.model)  # without a pipeline: it takes words as they are
+        model: Any = backend.model
+        self._unk_token: str = model.unk_token
         self._ids: dict[str, list[int]] = {}
         self._remembered = 0
 
     def encode(self, texts: Iterable[str]) -> list[list[int]]:
-        """Return the ids of each text. Texts are without lone surrogates."""
+        """Return the ids of each text. Texts are without lone surrogates.
+
+        Raises:
+            ValueError: a run of signs or of combining marks is longer than what spaCy and ftfy get
+                through: their time grows with the square of its length.
+        """
         rows = [next(self._chunks([text])) for text in texts]
         with _LOCK:
             self._learn(chunk for row in rows for chunk in row)
@@ -118,26 +201,18 @@ class OriginalText:
                 ids.append(part)
                 spans.append((start, end))
             else:
-                for id_, (first, last) in self._located(part):
+                for id_, (first, last) in self._located(part, start):
                     ids.append(id_)
                     spans.append((start + first, start + last))
             start = end
         return ids, spans
 
-    def _located(self, text: str) -> Iterator[tuple[int, Span]]:
-        """Yield each id of a text that holds no added tokens, and its offsets."""
-        fixed, origins = aligned(text)
-        plain = [char.translate(_PLAIN) for char in fixed]
-        # One entry for each character that is not white space: the words hold these, in order.
-        written = [
-            origin
-            for chars, origin in zip(plain, origins, strict=True)
-            for char in chars
-            if not char.isspace()
-        ]
-        chunks = _spaced("".join(plain)).strip().split(" ")
+    def _located(self, part: str, start: int) -> Iterator[tuple[int, Span]]:
+        """Yield each id of a part of a text without added tokens, and its offsets in the part."""
+        chunks, written, gaps = _prepared(part)
+        _check_chunks(chunks, written, start)
         with _LOCK:
-            words = [word for chunk in _words(list(filter(None, chunks))) for word in chunk]
+            words = [word for chunk in _words(chunks) for word in chunk]
         encoding = self._merges.encode([lower for _, lower in words], is_pretokenized=True)
         starts = []  # of each character of each word in lower case, within `written`
         place = 0
@@ -150,8 +225,9 @@ class OriginalText:
         numbers: list[Any] = encoding.word_ids
         for id_, number, (first, last) in zip(encoding.ids, numbers, encoding.offsets, strict=True):
             at = starts[number]
-            if len(at) == 1:  # a line break: what lies between the words beside it
-                yield id_, (written[at[0] - 1][1], written[at[0]][0])
+            if len(at) == 1:  # a line break: all that lies between the words beside it
+                before, gap, after = written[at[0] - 1], gaps[at[0]], written[at[0]]
+                yield id_, (min(before[1], gap[0]), max(gap[1], after[0]))
             else:
                 yield id_, (written[at[first]][0], written[at[last - 1]][1])
 
@@ -185,14 +261,19 @@ class OriginalText:
         beside an added token.
         """
         after_chunk = line_break = tagged = False
+        start = 0  # of the piece in the text
         for piece in pieces:
             chunks: list[str | int] = []
-            for part, _ in self._parts(piece):
+            for part, end in self._parts(piece, start):
                 if isinstance(part, int):
                     chunks.append(part)
                     after_chunk = line_break = tagged = False
                     continue
-                for chunk in standardized(part, tagged=tagged).split(" "):
+                found = standardized(part, tagged=tagged).split(" ")
+                if max(map(len, found)) > _LONGEST_RUN and any(map(_is_slow, found)):
+                    prepared, written, _ = _prepared(part, tagged=tagged)
+                    _check_chunks(prepared, written, start + end - len(part))
+                for chunk in found:
                     if chunk == NEWLINE:
                         line_break = after_chunk
                     elif chunk:
@@ -201,11 +282,14 @@ class OriginalText:
                         chunks.append(chunk)
                         after_chunk, line_break = True, False
                 tagged = tagged or "<" in part
+            start += len(piece)
             yield chunks
 
-    def _parts(self, text: str) -> list[tuple[str | int, int]]:
+    def _parts(self, text: str, start: int = 0) -> list[tuple[str | int, int]]:
         """The ids of added tokens and what lies between them, each with its end in the text."""
-        added = self._backend.get_added_tokens_decoder()
+        _check_marks(text, start)
+        decoder = self._backend.get_added_tokens_decoder().items()
+        added = {id_: token for id_, token in decoder if token.content != self._unk_token}
         if not any(token.normalized or token.content in text for token in added.values()):
             return [(text, len(text))]
         parts: list[tuple[str | int, int]] = []
@@ -223,16 +307,50 @@ class OriginalText:
 def _words(chunks: Sequence[str]) -> list[list[tuple[str, str]]]:
     """The words of each chunk, as written and in lower case; whoever calls holds the lock."""
     language = _language()
-    tokenizer: Any = language.tokenizer
     # What spaCy learns of new words is dropped with the zone: it would be kept for ever.
     with language.memory_zone():
-        return [
-            [(word.text, word.lower_) for word in document] for document in tokenizer.pipe(chunks)
-        ]
+        return [_chunk_words(language.tokenizer, chunk) for chunk in chunks]
+
+
+def _chunk_words(tokenizer: Any, chunk: str) -> list[tuple[str, str]]:
+    """The words of a chunk, as spaCy has them.
+
+    From a run of one sign it takes one at each end at a time, and copies the rest each time. Only
+    at the ends and in the middle can words be others than that sign: so a short run, whose length
+    is odd where that of the long one is, has the words of the long one but for signs in between.
+    """
+    sign, length = chunk[0], len(chunk)
+    if length > _SHORT_RUN + 1 and _is_one_sign(chunk):
+        short = _SHORT_RUN + length % 2
+        words = _pairs(tokenizer(sign * short))
+        quarter = _SHORT_RUN // 4
+        if len(words) > 3 * quarter and words[quarter][0] == words[-quarter][0] == sign:
+            more = [words[quarter]] * ((length - short) // 2)
+            return words[:quarter] + more + words[quarter:-quarter] + more + words[-quarter:]
+    return _pairs(tokenizer(chunk))
+
+
+def _is_one_sign(chunk: str) -> bool:
+    return chunk.count(chunk[0]) == len(chunk)
+
+
+def _pairs(document: Any) -> list[tuple[str, str]]:
+    return [(word.text, word.lower_) for word in document]
 
 
 @functools.cache
 def _language() -> Language:
     from spacy.lang.en import English
+    from spacy.util import compile_suffix_regex
 
-    return English()
+    language = English()
+    tokenizer: Any = language.tokenizer
+    pattern = compile_suffix_regex(English.Defaults.suffixes or ())
+
+    def suffix_search(chunk: str) -> re.Match[str] | None:
+        # spaCy's patterns of suffixes, a run of full stops apart, match a few characters at the
+        # end. It looks for them from the beginning, once for every suffix that it takes off.
+        return pattern.search(chunk, max(0, len(chunk.rstrip(".")) - _LONGEST_SUFFIX))
+
+    tokenizer.suffix_search = suffix_search
+    return language

@@ -111,7 +111,9 @@ class Tokenizer:
     known, contractions are words, and a line break is a token.
 
     GPT-1 has an unknown token, ``<unk>`` with id 0, and no other special token. Text gets none
-    added to it.
+    added to it. A text that spells ``<unk>`` out has that token with "huggingface"; with "original"
+    it has the tokens of those five characters, as in OpenAI's code. Both pipelines find tokens that
+    were added.
 
     Args:
         backend: the pipeline, vocabulary and added tokens included.
@@ -227,7 +229,10 @@ class Tokenizer:
 
         Raises:
             TypeError: not a string.
-            ValueError: the text holds a lone surrogate, which is no character.
+            ValueError: the text holds a lone surrogate, which is no character; or, with "original",
+                more than 10,000 characters of different signs or combining marks in a row, for
+                which ftfy and spaCy take time that grows with the square of their number. (A run of
+                one sign may be of any length.)
         """
         return self._encode([text])[0]
 
@@ -330,8 +335,8 @@ class Tokenizer:
 
         Raises:
             TypeError: not strings.
-            ValueError: no text, rows of unequal length with "np", no length to pad or truncate to,
-                or an argument that is not one of the values above.
+            ValueError: what ``encode`` raises, no text, rows of unequal length with "np", no length
+                to pad or truncate to, or an argument that is not one of the values above.
         """
         if not isinstance(text, Sequence):
             kind = type(text).__name__

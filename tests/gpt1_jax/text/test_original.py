@@ -7,15 +7,17 @@ import importlib.util
 import itertools
 import json
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from support.small_tokenizer import MERGES, small_vocab, write_small
 
+from gpt1_jax.text import original
 from gpt1_jax.text.tokenizer import Tokenizer
 
 ftfy = pytest.importorskip("ftfy")
@@ -33,6 +35,7 @@ PARTS = st.one_of(
             *("12345", "3.14", "1,000", "50%", "$5", "the", "Pressing", "THE", "naïve", "é"),
             *("â€œ", "schÃ¶n", "&amp;", "ﬁ", "\uff11\uff12"),
             *(" ", "  ", "\t", "\n", "\r\n", " \n ", "\n\n\n", "\u3000", "\u2028", "\x85", "\x00"),
+            *("\u2019\u2029\xc3\xa9", "\u2029", "ﬁÃ¶"),
             *("🙂", "中文", "\u200b", "-", "--", "~", "!!", ";", "?", "+", ",", "(", ")", "\\"),
             *("/", "*", "[", "]", "{", "}", "|", "_", "<unk>", "x" * 300, "the" * 50),
         ]
@@ -93,14 +96,14 @@ def real_rules(data_folder: Path) -> tuple[dict[str, int], dict[tuple[str, str],
     return vocab, {(left, right): rank for rank, (left, _, right) in enumerate(pairs)}
 
 
-@given(TEXTS.filter(lambda text: "<unk>" not in text))
+@given(TEXTS)
 @settings(max_examples=60)
 def test_original_pipeline_matches_reference(small: Tokenizer, text: str):
     ranks: Any = {tuple(merge.split(" ")): rank for rank, merge in enumerate(MERGES)}
     assert small.encode(text) == slowly(text, small_vocab(), ranks)
 
 
-@given(TEXTS.filter(lambda text: "<unk>" not in text))
+@given(TEXTS)
 @settings(max_examples=60)
 def test_original_pipeline_matches_reference_with_gpt1_vocab(
     real: Tokenizer, real_rules: Any, text: str
@@ -116,13 +119,40 @@ def test_original_pipeline_batch_matches_single_texts(small: Tokenizer, texts: l
 
 
 @given(TEXTS)
+@example("\u2019\u2029\xc3\xa9")
 @settings(max_examples=100)
 def test_original_pipeline_offsets_are_sorted_and_in_range(small: Tokenizer, text: str):
     encoding = small(text, return_offsets_mapping=True)
     assert encoding.input_ids == small.encode(text)
     spans = encoding["offset_mapping"]
-    assert spans == sorted(spans)
+    assert [start for start, _ in spans] == sorted(start for start, _ in spans)
+    assert [end for _, end in spans] == sorted(end for _, end in spans)
     assert all(0 <= start < end <= len(text) for start, end in spans)
+
+
+@given(TEXTS)
+@settings(max_examples=100)
+def test_original_pipeline_offsets_contain_the_characters_of_tokens(small: Tokenizer, text: str):
+    alone = "".join(map(ftfy.fix_text, text))
+    assume(alone == ftfy.fix_text(text))  # else not every character comes from one
+    encoding = small(text, return_offsets_mapping=True)
+    tokens = small.convert_ids_to_tokens(encoding.input_ids)
+    for token, (start, end) in zip(tokens, encoding["offset_mapping"], strict=True):
+        shown = "".join(map(ftfy.fix_text, text[start:end]))
+        for plain, written in (("-", "\u2014\u2013\u2015"), ("...", "\u2026"), ("'", "\u00b4")):
+            shown = re.sub(f"[{written}]", plain, shown)
+        assert token == "<unk>" or token.removesuffix("</w>") in shown.lower()
+
+
+def test_original_pipeline_offsets_never_run_backwards(small: Tokenizer):
+    # The paragraph separator becomes a line break, between a curly quote and mojibake.
+    encoding = small("\u2019\u2029\xc3\xa9", return_offsets_mapping=True)
+    assert small.convert_ids_to_tokens(encoding.input_ids) == ["'</w>", "\n</w>", "<unk>"]
+    assert encoding["offset_mapping"] == [(0, 1), (1, 2), (2, 4)]
+    # White space that ftfy makes together with what stands beside it.
+    text = "a&lt;&NewLine;&amp;b"
+    encoding = small(text, return_offsets_mapping=True)
+    assert encoding["offset_mapping"] == [(0, 1), (1, 5), (5, 14), (14, 19), (19, 20)]
 
 
 def test_original_pipeline_offsets_refer_to_unfixed_text(small: Tokenizer, tmp_path: Path):
@@ -207,12 +237,35 @@ PUBLISHED = [
     ),
     ("line one\nline two\n\nline three", "1584 566 40477 1584 867 40477 1584 1203"),
     ('Hello, World! It\'s a "test".', "3570 240 1276 267 507 535 246 244 2345 244 239"),
+    ("<unk>", "295 2530 290"),
 ]
 
 
 @pytest.mark.parametrize(("text", "ids"), PUBLISHED)
 def test_original_pipeline_reproduces_known_ids(real: Tokenizer, text: str, ids: str):
     assert real.encode(text) == [int(id_) for id_ in ids.split()]
+
+
+def test_original_pipeline_reads_unk_as_characters(small: Tokenizer, tmp_path: Path):
+    assert small.tokenize("<unk>") == ["<</w>", "u", "n", "k</w>", "></w>"]
+    small.save_pretrained(tmp_path)
+    tokenizer = Tokenizer.from_pretrained(tmp_path)
+    tokenizer.add_special_tokens({"pad_token": "<unk>", "sep_token": "<sep>"})
+    assert tokenizer.encode("a<unk><sep>") == [
+        *tokenizer.encode("a<unk>"),
+        tokenizer.sep_token_id,
+    ]
+    assert 0 not in tokenizer.encode("a<unk><sep>")
+    spans = tokenizer("<sep><unk>", return_offsets_mapping=True)["offset_mapping"]
+    assert spans == [(0, 5), (5, 6), (6, 7), (7, 8), (8, 9), (9, 10)]
+    assert Tokenizer.from_pretrained(tmp_path, pipeline="huggingface").encode("<unk>") == [0]
+
+
+@pytest.mark.nightly
+def test_original_pipeline_reads_unk_of_wikitext_as_characters(real: Tokenizer, data_folder: Path):
+    text = (data_folder / "wikitext2" / "test.txt").read_text(encoding="utf-8")
+    ids = " ".join(map(str, real.encode(text)))
+    assert ids.count("295 2530 290") == text.count("<unk>")
 
 
 @pytest.mark.nightly
@@ -240,8 +293,8 @@ def test_original_pipeline_keeps_added_tokens_verbatim(small: Tokenizer, tmp_pat
     small.save_pretrained(tmp_path)
     tokenizer = Tokenizer.from_pretrained(tmp_path)
     tokenizer.add_special_tokens({"pad_token": "_pad_", "extra_special_tokens": ["_start_"]})
-    assert tokenizer.tokenize("_start_The—thing<unk>is_pad_") == [
-        *("_start_", "the</w>", "-</w>", "th", "ing</w>", "<unk>", "is</w>", "_pad_")
+    assert tokenizer.tokenize("_start_The—thing is_pad_") == [
+        *("_start_", "the</w>", "-</w>", "th", "ing</w>", "is</w>", "_pad_")
     ]
     assert tokenizer.detokenize(tokenizer.encode("_start_The thing.")) == "the thing."
     # Nothing of a former text or a neighbour is left over.
@@ -280,3 +333,88 @@ def test_pipeline_reports_invalid_settings_and_text(
     file.write_text(json.dumps(json.loads(file.read_bytes()) | {"text_pipeline": 3}))
     with pytest.raises(ValueError, match="text_pipeline is 3"):
         Tokenizer.from_pretrained(tmp_path)
+
+
+# Signs that spaCy takes off words at either end, some at one of them, some only from digits.
+SIGNS = "!(-_<&'#=$%+:.@^`~\u20ac\u00b0\ufffd\U0001f642\u3002\u0301"
+RUNS = st.tuples(
+    st.one_of(
+        st.sampled_from([*SIGNS, *" \n\ra1", "\u2019", "\u00c3"]), st.characters(codec="utf-8")
+    ),
+    st.one_of(st.integers(1, 6), st.integers(60, 70), st.integers(71, 400)),
+).map(lambda run: run[0] * run[1])
+
+
+@given(st.lists(st.one_of(RUNS, PARTS), min_size=1, max_size=4).map("".join))
+@example("'" * 200)
+@example("<" * 201 + "3")
+@example("5" + "%" * 100 + "." * 100)
+@settings(max_examples=150)
+def test_original_pipeline_matches_reference_on_runs_of_one_character(small: Tokenizer, text: str):
+    ranks: Any = {tuple(merge.split(" ")): rank for rank, merge in enumerate(MERGES)}
+    expected = slowly(text, small_vocab(), ranks)
+    assert small.encode(text) == expected
+    assert small(text, return_offsets_mapping=True).input_ids == expected
+
+
+CHUNKS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                *(*SIGNS, "a", "A", "5", "'s", "US$", "C$", "km", "m²", "°C.", "http://", "a.com"),
+                *sorted(rule for rule in BLANK.tokenizer.rules if not rule.isspace()),
+            ]
+        ),
+        st.sampled_from([1, 1, 1, 2, 3, 17, 64, 99]),
+    ),
+    min_size=1,
+    max_size=5,
+).map(lambda parts: "".join("".join(part * times for part, times in parts).split()))
+
+
+@given(CHUNKS)
+@settings(max_examples=200)
+def test_chunk_words_match_spacy(chunk: str):
+    language = original._language()
+    with language.memory_zone():
+        words = [word for word, _ in original._chunk_words(language.tokenizer, chunk)]
+    assert words == [word.text for word in BLANK(chunk)]
+
+
+@pytest.mark.parametrize("run", [*" \n!(-_<&'.:#a1", "\u2019", "\ufffd", "\U0001f642", "\u0301"])
+def test_original_pipeline_takes_linear_time_on_runs(small: Tokenizer, run: str):
+    known = small.encode(run * 1000)
+    begin = time.perf_counter()
+    ids = small.encode(run * 64_000)
+    assert time.perf_counter() - begin < 20  # it was minutes for signs; it is about 0.1 s
+    edge = min(100, len(known) // 4)
+    assert ids[:edge] == known[:edge]
+    assert ids[len(ids) - edge :] == known[len(known) - edge :]
+    assert set(ids) == set(known)
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        ("\U0001f642\u00a9" * 6000, r"has 12000 characters .* from character 6 \('\U0001f642'\) "
+         "on, 12000 of them .* at most 8333, and in a run of nothing else 10000"),
+        ("&<" * 6000, r"has 12000 characters .* from character 6 \('&'\)"),
+        ("x" + "'s" * 6000, r"has 12001 characters .* from character 6 \('x'\)"),
+        ("US$" * 4000, r"has 12000 characters .* from character 6 \('U'\)"),
+        ("a:" * 8000, r"has 16000 characters .* from character 6 .*, 8001 of them"),
+        ("a" + "\u0301\u0327" * 6000, r"has 12000 combining marks in a row from character 7"),
+    ],
+)  # fmt: skip
+def test_original_pipeline_refuses_long_runs_of_signs(small: Tokenizer, run: str, message: str):
+    text = f"is \u201ca\n{run} the"
+    for call in (
+        lambda: small.encode(text),
+        lambda: small(text, return_offsets_mapping=True),
+        lambda: list(small.encode_pieces(["is ", text[3:]])),
+    ):
+        begin = time.perf_counter()
+        with pytest.raises(ValueError, match=message):
+            call()
+        assert time.perf_counter() - begin < 10
+    # As many signs in words of their own are fine, and so are letters.
+    assert small.encode("& < " * 6000 + "a" * 20_000)
