@@ -30,8 +30,10 @@ from gpt1_jax.nn.attention import (
     attend,
     attend_fused,
     attention_weights,
+    valid_rows,
 )
 from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.host_arrays import as_array, native_leaves
 from gpt1_jax.nn.indices import gather_indices
 from gpt1_jax.nn.layers import Layers, TiedHead, dropout, split_key
 from gpt1_jax.nn.losses import causal_lm_loss, classification_loss, cross_entropy
@@ -284,7 +286,8 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
 
         Raises:
             ValueError: shapes that do not fit, or, for arrays that are not traced, ids or
-                positions out of range; the message names the argument, its value and the range.
+                positions out of range or a mask of other values than 1 and 0; the message names
+                the argument, its value and what would be right.
         """
         config = self.config
         *rows, T = check_arguments(
@@ -305,8 +308,12 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
 
+        valid = None
         if attention_mask is not None:
-            attention_mask = jnp.asarray(attention_mask, at_least_float32(self.dtype)).reshape(B, T)
+            attention_mask = as_array(attention_mask).reshape(B, T)
+            valid = valid_rows(attention_mask)
+            attention_mask = attention_mask.astype(at_least_float32(self.dtype))
+        cache = native_leaves(cache)
         if cache is not None:
             cache = cache.extend_mask(
                 jnp.ones((B, T)) if attention_mask is None else attention_mask
@@ -323,6 +330,8 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         x = x + self.embed(self.positions_embed, position_ids, T)
         if token_type_ids is not None:
             x = x + self.embed(self.tokens_embed, token_type_ids, T)
+        if valid is not None:
+            x = jnp.where(valid[:, None, None], x, jnp.nan)
         if cache is not None:  # tokens beyond its end would take the places of earlier ones
             x = jnp.where(cache.index + T <= cache.length, x, jnp.nan)
 
@@ -415,7 +424,7 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
         logits = lm_logits(self, select_positions(states, logits_to_keep))
         loss = None
         if labels is not None:
-            labels = jnp.asarray(labels).reshape(states.shape[:-1])
+            labels = as_array(labels).reshape(states.shape[:-1])
             loss = causal_lm_loss(logits, labels, num_items_in_batch)
         return CausalLMOutput(loss, logits, out.hidden_states, out.attentions, out.cache)
 
@@ -474,17 +483,17 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         )
         states = out.last_hidden_state
         logits = lm_logits(self, states)
-        places = jnp.full(rows, T - 1) if mc_token_ids is None else jnp.asarray(mc_token_ids)
+        places = jnp.full(rows, T - 1) if mc_token_ids is None else as_array(mc_token_ids)
         mc_logits = self.multiple_choice_head(states, places, head_key)
         if mc_logits.shape[-1] == 1:
             mc_logits = mc_logits[..., 0]
         loss = mc_loss = None
         if mc_labels is not None:
             choices = mc_logits.shape[-1]
-            mc_labels = jnp.asarray(mc_labels).reshape(-1)
+            mc_labels = as_array(mc_labels).reshape(-1)
             mc_loss = cross_entropy(mc_logits.reshape(-1, choices), mc_labels)
         if labels is not None:
-            loss = causal_lm_loss(logits, jnp.asarray(labels).reshape(*rows, T))
+            loss = causal_lm_loss(logits, as_array(labels).reshape(*rows, T))
         return OpenAIGPTDoubleHeadsModelOutput(
             loss, mc_loss, logits, mc_logits, out.hidden_states, out.attentions
         )
@@ -550,7 +559,7 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
         logits = self.score(state)
         loss = None
         if labels is not None:
-            loss = classification_loss(logits, jnp.asarray(labels), self.config.problem_type)
+            loss = classification_loss(logits, as_array(labels), self.config.problem_type)
         return SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions)
 
 

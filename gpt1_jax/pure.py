@@ -8,13 +8,13 @@ import jax
 import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
-from jax.core import Tracer
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.model import Attention, OpenAIGPTForSequenceClassification, OpenAIGPTModel
 from gpt1_jax.nn.attention import Cache
+from gpt1_jax.nn.host_arrays import native, native_leaves
 from gpt1_jax.nn.partitioning import AXES, TENSOR, axis_size, constrain
-from gpt1_jax.nn.validation import check_arguments, without_device_values
+from gpt1_jax.nn.validation import check_arguments, check_not_donated, without_device_values
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, check_params, flatten
 
 # What chooses the function that is compiled, in place of being an input of it.
@@ -120,7 +120,7 @@ def _apply(
         arguments |= arguments.pop("inputs", {})
         cache = arguments.get("cache")
         if cache is not None:
-            _check_not_donated(cache)
+            check_not_donated(cache)
         check_arguments(config, classify=classify, **_to_check(arguments))
         arguments.pop("cache", None)
         arrays, flags = {}, []
@@ -132,8 +132,8 @@ def _apply(
             elif name == "logits_to_keep" and np.ndim(value) == 0:
                 flags.append((name, int(value)))
             else:
-                arrays[name] = value if isinstance(value, jax.Array) else np.asarray(value)
-        return run(params, arrays, cache, tuple(flags))
+                arrays[name] = value if isinstance(value, jax.Array) else native(np.asarray(value))
+        return run(native_leaves(params), arrays, native_leaves(cache), tuple(flags))
 
     return apply
 
@@ -150,12 +150,3 @@ def _to_check(arguments: dict[str, Any]) -> dict[str, Any]:
         else value
         for name, value in arguments.items()
     }
-
-
-def _check_not_donated(cache: Cache) -> None:
-    for leaf in jax.tree.leaves(cache):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
-            raise ValueError(
-                "the cache was given to an earlier call, which took its memory (it is donated): "
-                "give the cache that this call returned"
-            )

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt1_jax.nn.validation import check_ids
+from gpt1_jax.nn.validation import check_ids, check_mask
 
 # Prompts are read so many tokens at a time, each piece in one forward pass.
 PREFILL_CHUNK = 32
@@ -48,8 +48,7 @@ def read_prompts(
             f"attention_mask has rows of {[mask.shape for mask in masks]}, but must have {shapes}"
         )
     for i, mask in enumerate(masks or ()):
-        if mask.dtype.kind not in "biuf" or not np.isin(mask, (0, 1)).all():
-            raise ValueError(f"attention_mask[{i}] must hold 1 for a token and 0 for padding")
+        check_mask(f"attention_mask[{i}]", mask)
     prompts = []
     for i, row in enumerate(rows):
         if row.size:

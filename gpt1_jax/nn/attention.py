@@ -111,6 +111,16 @@ class LayerCache:
         return dataclasses.replace(self, keys=put(self.keys, keys), values=put(self.values, values))
 
 
+def valid_rows(attention_mask: jax.Array) -> jax.Array | None:
+    """Return which rows of a mask (B, T) hold nothing but 0 and 1: (B,) bool.
+
+    None for a mask of bools, which can hold nothing else.
+    """
+    if attention_mask.dtype == bool:
+        return None
+    return ((attention_mask == 0) | (attention_mask == 1)).all(axis=-1)
+
+
 @pytree_dataclass
 class Mask:
     """Which keys a query sees; the same in every block.

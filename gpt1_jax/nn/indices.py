@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from gpt1_jax.nn.host_arrays import as_array
+
 
 def gather_indices(indices: Any, size: int) -> jax.Array:
     """Return indices in int32 by which a gather gives NaN for every one that is not in [0, size).
@@ -12,7 +14,7 @@ def gather_indices(indices: Any, size: int) -> jax.Array:
     JAX counts an index below 0 from the end, and a cast to int32 wraps what is too large for it.
     Both become ``size``, which "fill", the mode of ``jnp.take`` and its like, turns into NaN.
     """
-    indices = jnp.asarray(indices)
+    indices = as_array(indices)
     if indices.dtype.itemsize < 4:  # ``size`` may be beyond what it can hold
         indices = indices.astype(jnp.int32)
     in_range = (indices >= 0) & (indices < size)

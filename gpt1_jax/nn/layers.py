@@ -10,6 +10,7 @@ from flax.typing import PrecisionLike
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.attention import Backend
 from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.host_arrays import native
 from gpt1_jax.nn.matmul import dot_general, logits_matmul
 
 
@@ -131,7 +132,7 @@ def split_key(key: jax.Array | None, parts: int) -> list[jax.Array | None]:
     """Return independent keys for ``parts`` sites of dropout; None, for no dropout, stays None."""
     if key is None:
         return [None] * parts
-    return list(jax.random.split(key, parts))
+    return list(jax.random.split(native(key), parts))
 
 
 def dropout(layer: nnx.Dropout, x: jax.Array, key: jax.Array | None) -> jax.Array:

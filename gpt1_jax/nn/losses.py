@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.host_arrays import as_array
 from gpt1_jax.nn.indices import gather_indices
 from gpt1_jax.nn.matmul import logits_matmul
 from gpt1_jax.nn.partitioning import ROWS, axis_size, constrain
@@ -38,7 +39,7 @@ def cross_entropy(
     labels = gather_indices(jnp.where(counted, labels, 0), logits.shape[-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     total = jnp.where(counted, losses, 0).sum()
-    count = counted.sum() if num_items is None else jnp.asarray(num_items)
+    count = counted.sum() if num_items is None else as_array(num_items)
     return total / count.astype(total.dtype)
 
 
@@ -77,7 +78,7 @@ def chunked_cross_entropy(
     Args:
         states: (N, E), in the dtype of the computation.
         table: (V, E), in the same dtype.
-        labels: (N,) integer in [0, V).
+        labels: (N,) integer in [0, V); any other gives NaN.
         weights: (N,) float; 0 for a label that does not count, 1 / count for a mean.
         chunk: the most tokens whose logits exist at once; changes no more than the rounding.
         precision: of the matrix products.
@@ -167,7 +168,8 @@ def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]
     shifted = logits - logits.max(axis=-1, keepdims=True)
     exponentials = jnp.exp(shifted)
     sums = exponentials.sum(axis=-1, keepdims=True)
-    at_labels = jnp.take_along_axis(shifted, labels[:, None], axis=-1)
+    places = gather_indices(labels, logits.shape[-1])[:, None]
+    at_labels = jnp.take_along_axis(shifted, places, axis=-1)
     return (jnp.log(sums) - at_labels)[:, 0], exponentials / sums
 
 

@@ -1,8 +1,9 @@
 """Checks of what a user passes to a model, on the host and before anything is traced.
 
-Ids are compared with their range here, which needs their values. Of an array whose values are not
-known, a tracer or a ``ShapeDtypeStruct``, only the shape and the dtype are checked; what is out of
-range in it gives NaN (``nn/indices.py``).
+Ids are compared with their range here, and masks with 0 and 1, which needs their values. Of an
+array whose values are not known, a tracer or a ``ShapeDtypeStruct``, only the shape and the dtype
+are checked; an id out of range in it gives NaN (``nn/indices.py``), and another value of a mask a
+row of NaN.
 """
 
 import math
@@ -62,7 +63,7 @@ def check_arguments(
     if input_ids is not None:
         shape = check_ids("input_ids", input_ids, config.vocab_size, "vocab_size")
     else:
-        *rows, width = np.shape(inputs_embeds) or (0,)  # type: ignore[arg-type]
+        *rows, width = _check_numbers("inputs_embeds", inputs_embeds).shape or (0,)
         shape = tuple(rows)
         if width != config.n_embd:
             raise ValueError(
@@ -75,6 +76,7 @@ def check_arguments(
         raise ValueError(f"{T} tokens, but the model has n_positions = {config.n_positions}")
     if attention_mask is not None:
         _check_shape("attention_mask", attention_mask, shape, broadcast=False)
+        check_mask("attention_mask", attention_mask)
     if token_type_ids is not None:
         check_ids("token_type_ids", token_type_ids, config.vocab_size, "vocab_size")
         _check_shape("token_type_ids", token_type_ids, shape)
@@ -91,8 +93,10 @@ def check_arguments(
         raise ValueError("deterministic=False needs a dropout_key: jax.random.key(seed)")
     if deterministic and dropout_key is not None:
         raise ValueError("dropout_key draws nothing unless deterministic=False")
+    if dropout_key is not None:
+        _check_key(dropout_key)
     items = 1 if num_items_in_batch is None else num_items_in_batch
-    if np.ndim(items):
+    if _check_numbers("num_items_in_batch", items).ndim:
         raise ValueError(f"num_items_in_batch has shape {np.shape(items)}, but must be one number")
     if not isinstance(items, ABSTRACT) and not items > 0:
         raise ValueError(f"num_items_in_batch is {items}, but must be one number above 0")
@@ -117,7 +121,7 @@ def check_arguments(
         if len(kept) > 1 and kept[:-1] != tuple(rows):
             right = f"(K,) or ({', '.join(map(str, rows))}, K)"
             raise ValueError(f"logits_to_keep has shape {kept}, but must have {right}")
-    elif not np.issubdtype(np.asarray(logits_to_keep).dtype, np.integer) or logits_to_keep < 0:
+    elif not _is_integer(np.asarray(logits_to_keep).dtype) or logits_to_keep < 0:
         raise ValueError(
             f"logits_to_keep is {logits_to_keep}, but must be 0 (all) or more, an integer"
         )
@@ -141,14 +145,14 @@ def check_ids(
 ) -> tuple[int, ...]:
     """Check that ``ids`` are integers in [0, size), or ``ignored``; return their shape."""
     if isinstance(ids, ABSTRACT):
-        if not jnp.issubdtype(ids.dtype, jnp.integer):
+        if not _is_integer(ids.dtype):
             raise ValueError(f"{name} has dtype {ids.dtype}, but must be integer")
         return ids.shape
     try:
         values = np.asarray(ids)
     except ValueError:
         raise ValueError(f"{name} has rows of unequal length; pad them and give a mask") from None
-    if values.size and not np.issubdtype(values.dtype, np.integer):
+    if values.size and not _is_integer(values.dtype):
         raise ValueError(f"{name} has dtype {values.dtype}, but must be integer")
     wrong = (values < 0) | (values >= size)
     if ignored is not None:
@@ -163,8 +167,50 @@ def check_ids(
     return values.shape
 
 
+def check_mask(name: str, mask: ArrayLike) -> None:
+    """Check that a mask holds nothing but 1 for a token and 0 for padding, or bools."""
+    array = _check_numbers(name, mask)
+    if isinstance(array, ABSTRACT) or array.dtype == bool:
+        return
+    values = np.asarray(array)
+    wrong = (values != 0) & (values != 1)
+    if wrong.any():
+        place = tuple(int(i[0]) for i in wrong.nonzero())
+        raise ValueError(
+            f"{name}{list(place)} is {values[place]}, but must be 1 for a token or 0 for padding"
+        )
+
+
+def _check_numbers(name: str, value: Any) -> Any:
+    """Check that ``value`` is of bools, integers or floats; return it as an array.
+
+    The values of a ``jax.Array`` are not read.
+    """
+    try:
+        array = value if isinstance(value, (jax.Array, *ABSTRACT)) else np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} has rows of unequal length; pad them and give a mask") from None
+    if not (_is_integer(array.dtype) or _is_any(array.dtype, jnp.bool_, jnp.floating)):
+        raise ValueError(f"{name} has dtype {array.dtype}, but must be bool, integer or float")
+    return array
+
+
+def _is_integer(dtype: Any) -> bool:
+    return _is_any(dtype, jnp.integer) and dtype.kind != "m"  # to numpy, a timedelta64 is one
+
+
+def _is_any(dtype: Any, *kinds: Any) -> bool:
+    return any(jnp.issubdtype(dtype, kind) for kind in kinds)
+
+
+def _check_key(key: Any) -> None:
+    dtype = getattr(key, "dtype", None)
+    if dtype is None or not _is_any(dtype, jax.dtypes.prng_key, jnp.uint32):
+        raise ValueError(f"dropout_key is {key!r}, but must be a key: jax.random.key(seed)")
+
+
 def _check_classes(config: OpenAIGPTConfig, labels: ArrayLike, rows: int) -> None:
-    array: Any = labels if isinstance(labels, (jax.Array, *ABSTRACT)) else np.asarray(labels)
+    array = _check_numbers("labels", labels)
     n, problem = config.num_labels, config.problem_type
     integer = np.issubdtype(array.dtype, np.integer)
     if problem == "single_label_classification" or (problem is None and n > 1 and integer):
@@ -198,12 +244,14 @@ def _check_shape(
 
 def _check_cache(config: OpenAIGPTConfig, cache: Cache, rows: int, tokens: int) -> None:
     """Check that the cache belongs to this model and batch, and has room."""
+    check_not_donated(cache)
     expected = (rows, config.n_head, cache.length, config.n_embd // config.n_head)
     if len(cache.keys) != config.n_layer or cache.keys[0].shape != expected:
         raise ValueError(
             f"the cache holds {len(cache.keys)} layers of {cache.keys[0].shape}, "
             f"but these tokens need {config.n_layer} of {expected}"
         )
+    check_mask("the cache's mask", cache.mask)
     filled = 0 if isinstance(cache.index, ABSTRACT) else int(cache.index)
     if filled + tokens > cache.length:
         raise ValueError(
@@ -236,6 +284,16 @@ def _check_positions(
             f"{cached} cached and {new} new tokens, "
             f"but the model has n_positions = {config.n_positions}"
         )
+
+
+def check_not_donated(cache: Cache) -> None:
+    """Check that the memory of a cache's arrays was not given to an earlier call."""
+    for leaf in jax.tree.leaves(cache):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, Tracer) and leaf.is_deleted():
+            raise ValueError(
+                "the cache was given to an earlier call, which took its memory (it is donated): "
+                "give the cache that this call returned"
+            )
 
 
 def without_device_values(value: Any) -> Any:

@@ -276,6 +276,15 @@ def test_chunked_cross_entropy_matches_full_loss_in_float32(batch: TOKENS, chunk
         np.testing.assert_allclose(found, right, atol=1e-5 * max(1, np.abs(right).max()))
 
 
+@pytest.mark.parametrize("label", [-1, V, -100])
+def test_chunked_cross_entropy_is_nan_for_labels_out_of_range(label: int) -> None:
+    rng = np.random.default_rng(0)
+    states, table = (jnp.asarray(rng.random(shape), jnp.float32) for shape in ((N, E), (V, E)))
+    labels = jnp.zeros(N, jnp.int32).at[2].set(label)
+    value, _, without_gradients = chunked(states, table, labels, jnp.ones(N), chunk=3)
+    assert np.isnan([value, without_gradients]).all()
+
+
 def test_chunked_cross_entropy_passes_gradient_check() -> None:
     rng = np.random.default_rng(0)
     labels = jnp.asarray(rng.integers(0, V, N), jnp.int32)

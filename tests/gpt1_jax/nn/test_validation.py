@@ -1,5 +1,6 @@
 """What a user gets wrong, and what the message says: by the models' calls and by ``apply``."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,51 @@ WRONG: dict[str, tuple[type, Callable[[], dict[str, Any]], str]] = {
         lambda: {"input_ids": IDS, "attention_mask": np.ones((2, 1, 1, 3))},
         "attention_mask has shape (2, 1, 1, 3), but must have (2, 3)",
     ),
+    "mask of halves": (
+        LM,
+        lambda: {"input_ids": IDS, "attention_mask": [[1, 1, 0.5], [1, 0, 0]]},
+        "attention_mask[0, 2] is 0.5, but must be 1 for a token or 0 for padding",
+    ),
+    "additive mask": (
+        BASE,
+        lambda: {"input_ids": IDS, "attention_mask": np.asarray([[0, 0, -1e9]] * 2)},
+        "attention_mask[0, 2] is -1000000000.0, but must be 1 for a token or 0 for padding",
+    ),
+    "mask of bytes": (
+        DOUBLE,
+        lambda: {"input_ids": CHOICES, "attention_mask": np.full((2, 2, 3), 255, np.uint8)},
+        "attention_mask[0, 0, 0] is 255, but must be 1 for a token or 0 for padding",
+    ),
+    "mask of NaN": (
+        CLASSIFIER,
+        lambda: {"input_ids": [[1, 2]], "attention_mask": [[1, np.nan]]},
+        "attention_mask[0, 1] is nan, but must be 1 for a token or 0 for padding",
+    ),
+    "mask of objects": (
+        LM,
+        lambda: {"input_ids": IDS, "attention_mask": np.ones((2, 3), object)},
+        "attention_mask has dtype object, but must be bool, integer or float",
+    ),
+    "complex embeddings": (
+        LM,
+        lambda: {"inputs_embeds": EMBEDS.astype(complex)},
+        "inputs_embeds has dtype complex128, but must be bool, integer or float",
+    ),
+    "ragged embeddings": (
+        LM,
+        lambda: {"inputs_embeds": [[[0.0] * E], [[0.0]]]},
+        "inputs_embeds has rows of unequal length",
+    ),
+    "time differences": (
+        LM,
+        lambda: {"input_ids": np.ones((2, 3), "m8[s]")},
+        "input_ids has dtype timedelta64[s], but must be integer",
+    ),
+    "number of items in words": (
+        LM,
+        lambda: {"input_ids": IDS, "labels": IDS, "num_items_in_batch": "three"},
+        "num_items_in_batch has dtype <U5, but must be bool, integer or float",
+    ),
     "position too large": (
         LM,
         lambda: {"input_ids": IDS, "position_ids": [0, 1, P]},
@@ -249,6 +295,19 @@ WRONG: dict[str, tuple[type, Callable[[], dict[str, Any]], str]] = {
         BASE,
         lambda: {"input_ids": IDS, "cache": cached(length=20, filled=P - 2)},
         f"{P - 2} cached and 3 new tokens, but the model has n_positions = {P}",
+    ),
+    "cache with a mask of halves": (
+        LM,
+        lambda: {
+            "input_ids": IDS,
+            "cache": dataclasses.replace(cached(), mask=np.full((2, 8), 0.5, np.float32)),
+        },
+        "the cache's mask[0, 0] is 0.5, but must be 1 for a token or 0 for padding",
+    ),
+    "seed in place of a key": (
+        LM,
+        lambda: {"input_ids": IDS, "deterministic": False, "dropout_key": 0},
+        "dropout_key is 0, but must be a key: jax.random.key(seed)",
     ),
     "dropout without a key": (
         LM,
@@ -379,6 +438,51 @@ def test_ids_of_narrow_dtypes_give_the_same_results(dtype: str) -> None:
     np.testing.assert_array_equal(*kept)
 
 
+@pytest.mark.parametrize("value", [0.5, 2, -1, 255, np.nan, np.inf, -1e9])
+@pytest.mark.parametrize("attention", ["manual", "xla"])
+def test_mask_on_a_device_raises_in_the_model_and_gives_nan_in_its_row_in_apply(
+    attention: Any, value: float
+) -> None:
+    model = small_model(LM, n_layer=1, attention=attention)
+    apply, params = gpt1.functional(model)
+    ids, wrong = jnp.asarray(IDS), jnp.asarray([[1, 1, 1], [1, value, 0]], jnp.float32)
+    with pytest.raises(ValueError, match=re.escape("attention_mask[1, 1] is ")):
+        model(ids, wrong)
+    right = apply(params, ids, jnp.ones((2, 3)), output_hidden_states=True)
+    for call in (apply, jax.jit(apply, static_argnames="output_hidden_states")):
+        out = call(params, ids, wrong, output_hidden_states=True)
+        for found, expected in zip(jax.tree.leaves(out), jax.tree.leaves(right), strict=True):
+            np.testing.assert_array_equal(found[0], expected[0])
+            assert jnp.isnan(found[1]).all()
+
+
+@pytest.mark.parametrize("attention", ["manual", "xla"])
+def test_mask_of_other_values_gives_nan_in_its_row_for_good(attention: Any) -> None:
+    """What follows in the cache, whose own mask is right, is NaN too."""
+    model = small_model(LM, n_layer=1, attention=attention)
+    apply, params = gpt1.functional(model)
+    cache = gpt1.Cache.empty(model.config, 2, 8)
+    mask = jnp.asarray([[0.5, 1, 1], [1, 1, 1]])
+    cache = apply(params, jnp.asarray(IDS), mask, cache=cache).cache
+    for _ in range(2):
+        out = apply(params, jnp.asarray([[1], [2]]), cache=cache)
+        cache = out.cache
+        assert jnp.isnan(out.logits[0]).all()
+        assert jnp.isfinite(out.logits[1]).all()
+
+
+@pytest.mark.parametrize("cls", [DOUBLE, CLASSIFIER])
+def test_mask_of_other_values_gives_nan_in_the_heads_of_its_row(cls: type, applies: dict) -> None:
+    model = small_model(cls, pad_token_id=0)
+    apply, params = gpt1.functional(model)
+    ids = jnp.asarray([IDS] if cls is DOUBLE else IDS)
+    mask = jnp.ones(ids.shape, jnp.int32).at[..., 1, 0].set(2)
+    out = apply(params, ids, mask)
+    scores = out.mc_logits[0] if cls is DOUBLE else out.logits
+    assert jnp.isfinite(scores[0]).all()
+    assert jnp.isnan(scores[1]).all()
+
+
 def test_apply_takes_lists_of_arrays_and_flags_on_a_device(applies: dict) -> None:
     expected = applies[LM](input_ids=IDS).logits
     rows: Any = [jnp.asarray(row) for row in IDS]
@@ -394,12 +498,13 @@ def test_apply_gives_nan_where_the_cache_is_full(models: dict, applies: dict) ->
     assert jnp.isnan(applies[LM](input_ids=ids, cache=cache).logits).all()
 
 
-def test_apply_says_that_a_cache_was_donated(applies: dict) -> None:
+def test_apply_and_model_say_that_a_cache_was_donated(applies: dict, models: dict) -> None:
     cache = cached()
     ids = np.asarray(IDS)
     assert applies[LM](input_ids=ids, cache=cache).cache.index == 3
-    with pytest.raises(ValueError, match="give the cache that this call returned"):
-        applies[LM](input_ids=ids, cache=cache)
+    for call in (applies[LM], models[LM]):
+        with pytest.raises(ValueError, match="give the cache that this call returned"):
+            call(input_ids=ids, cache=cache)
 
 
 @pytest.mark.parametrize("name", ["input_ids", "attention_mask", "labels"])
