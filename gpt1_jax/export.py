@@ -8,9 +8,10 @@ programs take the checkpoint's tensors under the checkpoint's own names, so whoe
 can call the other.
 
 What a program cannot do is look at its arguments before it runs: an id outside the vocabulary gives
-NaN, where the model raises an error. Shapes are checked, as JAX does it: a ValueError, of which the
-cause above it says that ``tokens <= 512`` was expected. Nor does it know its number of rows, and so
-few rows on a CPU are not multiplied in their fastest form (``nn/matmul.py``).
+NaN, and a mask of other values than 0 and 1 a row of NaN, where the model raises an error. Shapes
+are checked, as JAX does it: a ValueError, of which the cause above it says that ``tokens <= 512``
+was expected. Nor does it know its number of rows, and so few rows on a CPU are not multiplied in
+their fastest form (``nn/matmul.py``).
 """
 
 import os
@@ -81,7 +82,7 @@ def export_forward(
     """Return the forward of a model as a program for several platforms, without its weights.
 
     ``exported.call(weights, input_ids, attention_mask)`` takes the tensors of ``model.safetensors``
-    by name, and integer arrays (batch, tokens), of ``n_positions`` tokens at most. To the
+    by name, and int32 arrays (batch, tokens), of ``n_positions`` tokens at most. To the
     double-heads model they are (batch, choices, tokens), and ``mc_token_ids`` (batch, choices) the
     fourth argument. A classification without a ``pad_token_id`` takes one row, as the model does.
 

@@ -1,6 +1,7 @@
 """Exported programs: what a process without this package makes of them, and what is refused."""
 
 import itertools
+import os
 import re
 import subprocess
 import sys
@@ -54,10 +55,11 @@ def printed(name: str) -> str:
     return found[1]
 
 
-def child(program: str, folder: Path, *arguments: object) -> str:
+def child(program: str, folder: Path, *arguments: object, **variables: str) -> str:
     """Run a program in a folder, with another process's Python: what it prints."""
     command = [sys.executable, "-c", program, *map(str, arguments)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    environment = {**os.environ, **variables}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -116,15 +118,60 @@ def test_export_model_runs_without_this_package(cls: Any, exported: Path) -> Non
             assert difference(outputs[f"{i} {name}"], out[name]) <= 1e-6
 
 
-def test_export_decode_readme_loop_matches_generate(exported: Path) -> None:
+@pytest.mark.parametrize("x64", ["0", "1"])
+def test_export_decode_readme_loop_matches_generate(x64: str, exported: Path) -> None:
     program = printed("loader") + printed("decoding")
     show = "print(logits.shape, *ids[0])\nimport sys\n"
-    *shape, ids = child(program + show + ALONE, exported).partition(") ")
+    *shape, ids = child(program + show + ALONE, exported, JAX_ENABLE_X64=x64).partition(") ")
     model = LM.from_pretrained("demo")
     prompt = [481, 544, 246]
     assert shape[0] == f"(1, 3, {model.config.vocab_size}"
     expected = gpt1.generate(model, [prompt], max_new_tokens=20)[0]
     assert list(map(int, ids.split())) == expected.tolist()
+
+
+# What the loader is given, and what comes of it.
+ARGUMENTS = """
+ones = np.ones_like(input_ids)
+for mask in (ones, ones.astype(bool), ones.astype(">f4"), ones.tolist(), jax.numpy.ones((1, 3))):
+    assert (forward(weights, input_ids.astype(">i8"), mask)["logits"] == logits).all()
+for mask in (ones * 255, ones * 0.5, ones * np.nan, ones - 1e9, [[1, 2**32 + 1, 1]]):
+    try:
+        forward(weights, input_ids, mask)
+    except ValueError as error:
+        assert f"attention_mask holds {np.max(mask)}, but must hold 1" in str(error), error
+    else:
+        raise AssertionError(mask)
+for wrong in (-1, 2**31 - 1, 2**32, 2**63):
+    ids = np.where([[False, True, False]], np.uint64(wrong % 2**64), input_ids.astype(np.uint64))
+    assert np.isnan(forward(weights, ids, ones)["logits"]).any(), wrong
+try:
+    forward(weights, input_ids * 1.0, ones)
+except TypeError as error:
+    assert "Cannot cast" in str(error)
+else:
+    raise AssertionError("ids of floats")
+"""
+
+
+@pytest.mark.parametrize("x64", ["0", "1"])
+def test_export_readme_loader_casts_integers_and_refuses_other_masks(
+    x64: str, exported: Path
+) -> None:
+    child(printed("loader") + ARGUMENTS + "import sys\n" + ALONE, exported, JAX_ENABLE_X64=x64)
+
+
+@pytest.mark.parametrize("program", ["forward", "decode"])
+def test_export_returns_nan_in_the_row_of_another_mask(program: str) -> None:
+    model = small_model(LM, n_layer=1)
+    ids, mask = random_ids(2, 4), np.asarray([[0, 1, 2, 1], [0, 1, 1, 1]], np.int32)
+    if program == "forward":
+        out = export_forward(model, ["cpu"]).call(saved(model), ids, mask)
+    else:
+        cache: Any = vars(gpt1.Cache.empty(model.config, batch=2, length=4))
+        out = export_decode(model, ["cpu"]).call(saved(model), ids, mask, cache)
+    assert np.isnan(out["logits"][0]).all()
+    assert np.isfinite(out["logits"][1]).all()
 
 
 def test_export_decode_handles_padding_and_chunks() -> None:
