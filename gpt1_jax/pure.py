@@ -5,6 +5,7 @@ import inspect
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from flax.traverse_util import unflatten_dict
@@ -73,6 +74,30 @@ def merge(graphdef: nnx.GraphDef[Any], params: Params) -> Any:
     if any(axis_size(leaf, AXES) > 1 for leaf in flat.values()):
         _lay_out(model)
     return model
+
+
+def first_non_finite(params: Params) -> str | None:
+    """Return the name of the first parameter that holds NaN or inf; None if there is none."""
+    for path, leaf in flatten(params).items():
+        if not jnp.isfinite(leaf).all():
+            return ".".join(path)
+    return None
+
+
+def not_finite(what: str, params: Params) -> ValueError:
+    """Return the error that ``what`` a model computed is not finite, with the reason.
+
+    Args:
+        what: a plural, such as "the logits".
+        params: of the model; read here, since to read them at every load would take longer.
+    """
+    name = first_non_finite(params)
+    if name is not None:
+        return ValueError(f"{what} are not finite, because the parameter {name} holds NaN or inf")
+    return ValueError(
+        f"{what} are not finite, though all parameters are: a dtype of a wider range, bfloat16 or "
+        "float32, may help"
+    )
 
 
 def _lay_out(model: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from gpt1_jax.explore.display import preformatted, span, table, token_colour
 from gpt1_jax.model import OpenAIGPTModel
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
+from gpt1_jax.pure import not_finite
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import END_OF_WORD
 
@@ -163,7 +164,8 @@ def nearest(
 
     Raises:
         ValueError: no word, a word that is several tokens or none, words without a sign between
-            them, a count below 1, or a tokenizer that knows more tokens than the model.
+            them, a count below 1, a tokenizer that knows more tokens than the model, or embeddings
+            that are not finite.
     """
     count = operator.index(count)
     if count < 1:
@@ -171,6 +173,8 @@ def nearest(
     terms = _terms(tokenizer, words)
     embeddings = _table(model, tokenizer)
     lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
+    if not np.isfinite(lengths).all():
+        raise not_finite("the embeddings", model.params)
     tiny = np.finfo(embeddings.dtype).tiny  # in place of a length of 0
     directions = embeddings / np.maximum(lengths, tiny)
     target = np.sum([sign * directions[id_] for sign, id_ in terms], axis=0)

@@ -23,6 +23,7 @@ from gpt1_jax.explore.display import (
     table,
 )
 from gpt1_jax.model import OpenAIGPTDoubleHeadsModel, OpenAIGPTLMHeadModel, lm_logits
+from gpt1_jax.pure import not_finite
 from gpt1_jax.text.tokenizer import Tokenizer
 
 SCALE = (0, 4, 8, 12, 16)  # bits of surprisal, of which the last are shown in full red
@@ -73,7 +74,8 @@ def trace_forward(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Forw
 
     Raises:
         TypeError: not a string.
-        ValueError: a model without such a head, a text without tokens or with too many.
+        ValueError: a model without such a head, a text without tokens or with too many, or logits
+            that are not finite.
     """
     _check_head(model)
     if not isinstance(text, str):
@@ -84,6 +86,9 @@ def trace_forward(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Forw
         right = f"1 to {model.config.n_positions}, the model's positions"
         raise ValueError(f"the text has {T} tokens, but must have {right}")
     out: Any = model(jnp.asarray([ids]), output_hidden_states=True, output_attentions=True)
+    log_probs = _log_probs(out.logits[0])
+    if not np.isfinite(log_probs).all():
+        raise not_finite("the logits", model.params)
     V = out.logits.shape[-1]
     known = tokenizer.convert_ids_to_tokens(range(min(V, len(tokenizer))))
     return ForwardTrace(
@@ -93,7 +98,7 @@ def trace_forward(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Forw
         spans=tuple(encoding["offset_mapping"]),
         hidden_states=np.stack([np.asarray(states[0], np.float32) for states in out.hidden_states]),
         attentions=np.stack([np.asarray(weights[0], np.float32) for weights in out.attentions]),
-        log_probs=_log_probs(out.logits[0]),
+        log_probs=log_probs,
         vocabulary=(*known, *map(str, range(len(known), V))),
     )
 

@@ -101,7 +101,8 @@ def generate(
 
     Raises:
         ValueError: an empty prompt, ids out of range, settings that make no sense, or prompts too
-            long for the model to continue by ``max_new_tokens``; before any work is done.
+            long for the model to continue by ``max_new_tokens``; before any work is done. Logits
+            that are not finite, with the parameter that is not.
         TypeError: a setting that does not exist.
     """
     prompts, given, settings = prepare(model, input_ids, attention_mask, generation_config, changes)

@@ -29,7 +29,7 @@ from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.pretrained import Params
-from gpt1_jax.pure import merge, split
+from gpt1_jax.pure import merge, not_finite, split
 from gpt1_jax.sharding.mesh import batch_shardings, mesh_of, shard
 
 # In place of -inf for texts that are out of the running, as Hugging Face has it: added to a score,
@@ -123,6 +123,7 @@ class SearchState:
         running: K texts a prompt.
         ended: the best K that have ended.
         open: (B,) bool, prompts whose search goes on.
+        finite: (B,) bool, whether all logits of the search were finite.
         context: of the running texts, (B * K, C).
         cache: of the tokens read, (B * K) rows.
     """
@@ -130,6 +131,7 @@ class SearchState:
     running: Beams
     ended: Beams
     open: jax.Array
+    finite: jax.Array
     context: DecodeContext
     cache: Cache
 
@@ -151,6 +153,9 @@ def beam_search(
         model: a language model.
         prompts: (T,) int32 each.
         settings: checked, with end and padding filled in.
+
+    Raises:
+        ValueError: the logits are not finite.
     """
     V, new = model.config.vocab_size, settings.max_new_tokens
     tokens, start = align(prompts)
@@ -167,7 +172,7 @@ def beam_search(
     texts = np.pad(tokens, ((0, 0), (0, slots + 1 - width))), start
     if (mesh := mesh_of(params)) is not None:
         texts = shard(texts, batch_shardings(mesh, texts))
-    ended = _searcher(graphdef, transpose)(
+    ended, finite = _searcher(graphdef, transpose)(
         params,
         *texts,
         np.asarray(width, np.int32),
@@ -176,6 +181,8 @@ def beam_search(
         candidates=min(candidates * settings.num_beams, V * settings.num_beams),
         do_sample=settings.do_sample,
     )
+    if not np.asarray(finite).all():
+        raise not_finite("the logits", params)
     rows = len(prompts) * settings.num_return_sequences
     best = jax.tree.map(
         lambda x: np.asarray(x)[:, : settings.num_return_sequences].reshape(rows, *x.shape[2:]),
@@ -194,7 +201,7 @@ def beam_search(
 
 
 @functools.lru_cache(maxsize=32)
-def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Beams]:
+def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Any]:
     """Return the compiled search of a model, whose kernels may be transposed."""
 
     @functools.partial(jax.jit, static_argnames=("num_beams", "candidates", "do_sample"))
@@ -208,7 +215,7 @@ def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Bea
         num_beams: int,
         candidates: int,
         do_sample: bool,
-    ) -> Beams:
+    ) -> tuple[Beams, jax.Array]:
         model: OpenAIGPTLMHeadModel = merge(graphdef, params)
         if transpose:
             model = with_transposed_kernels(model)
@@ -223,8 +230,10 @@ def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Bea
             """(B, K, ...) -> (B * K, ...)."""
             return x.reshape(B * K, *x.shape[2:])
 
-        def continuations(state: SearchState) -> tuple[Beams, jax.Array, Cache]:
-            """The M best texts one token longer, the beams (B, M) they come from, the cache."""
+        def continuations(state: SearchState) -> tuple[Beams, jax.Array, Cache, jax.Array]:
+            """The M best texts one token longer, the beams (B, M) they come from, the cache, and
+            whether the logits were finite (B,).
+            """
             context = state.context
             last = context.before(jnp.int32(1))[:, None]
             out = model(last, positions_from_mask=True, cache=state.cache)
@@ -258,10 +267,12 @@ def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Bea
                 length=longer.length + 1,
                 ended=sampling.eos[token] | (context.new + 1 >= search.max_new_tokens),
             )
-            return longer, beams, cast(Cache, out.cache)
+            # A NaN or inf among a row's logits makes all of its log-probabilities NaN.
+            finite = jnp.isfinite(log_probs[:, :1]).reshape(B, K).all(axis=1)
+            return longer, beams, cast(Cache, out.cache), finite
 
         def step(state: SearchState) -> SearchState:
-            longer, beams, cache = continuations(state)
+            longer, beams, cache, finite = continuations(state)
             new = state.context.new + 1
             hits = longer.ended
 
@@ -304,6 +315,7 @@ def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Bea
                 running=running,
                 ended=ended,
                 open=state.open & improvable & ~settled & ~hits.all(axis=1),
+                finite=state.finite & (finite | ~state.open),
                 context=DecodeContext(tokens, context.start, context.length + 1, new),
                 cache=reorder_cache(cache, rows),
             )
@@ -321,13 +333,15 @@ def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Bea
             running=dataclasses.replace(running, total=running.total.at[:, 0].set(0)),
             ended=Beams.empty(B, K, T),
             open=jnp.ones(B, bool),
+            finite=jnp.ones(B, bool),
             context=dataclasses.replace(prompts, tokens=each(tokens), start=each(start)),
             cache=dataclasses.replace(
                 jax.tree.map(each, dataclasses.replace(cache, index=jnp.zeros(B))),
                 index=cache.index,
             ),
         )
-        return jax.lax.while_loop(goes_on, step, state).ended
+        state = jax.lax.while_loop(goes_on, step, state)
+        return state.ended, state.finite
 
     return run
 

@@ -39,7 +39,7 @@ from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.keys import key_of
 from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.pretrained import Params
-from gpt1_jax.pure import merge, split
+from gpt1_jax.pure import merge, not_finite, split
 from gpt1_jax.sharding.mesh import batch_shardings, constrain_like, mesh_of, shard
 
 
@@ -187,6 +187,9 @@ def decode(
 
     Yields:
         All that has been decoded; the last time with every text at its end.
+
+    Raises:
+        ValueError: the logits are not finite.
     """
     config, window = model.config, settings.sliding_window
     graphdef, params = split(model)
@@ -210,6 +213,9 @@ def decode(
         state = run(params, state, sampling, np.asarray(until, np.int32))
         length = int(state.context.length)
         progress = _progress(state, width, sampling, cut)
+        # A NaN or inf among the logits is one in their sum: no step has to look at them once more.
+        if not np.isfinite(progress.log_probs).all():
+            raise not_finite("the logits", params)
         if ended is not None:
             found = ended(progress)
             cut = np.where((cut < 0) & (found >= 0), found, cut)

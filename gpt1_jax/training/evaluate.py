@@ -1,5 +1,6 @@
 """Evaluation: what a trained checkpoint is worth on texts or labelled sets."""
 
+import math
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,8 @@ from gpt1_jax._conversion import conversion
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
-from gpt1_jax.pure import split
+from gpt1_jax.pretrained import Params
+from gpt1_jax.pure import not_finite, split
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.data.corpus import load_tokens
 from gpt1_jax.training.data.labelled import read_rows
@@ -46,7 +48,7 @@ def evaluate(
 
     Raises:
         OSError: a file cannot be read.
-        ValueError: a file, or the stride, is wrong.
+        ValueError: a file, or the stride, is wrong, or the loss is not finite.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
@@ -66,7 +68,7 @@ def evaluate(
         _, params = split(task_model)
         measures = [task_measures(task_model, task, rows, batch_size=batch_size) for rows in sets]
         for file, measure in zip(files, measures, strict=True):
-            yield str(file), measure(params)
+            yield str(file), _finite(measure(params), params)
         return
     architecture = conversion.named_architecture(conversion.read_config(folder))
     if architecture == OpenAIGPTForSequenceClassification.__name__:
@@ -83,4 +85,11 @@ def evaluate(
             for text in texts
         ]
         for file, measure in zip(files, measures, strict=True):
-            yield str(file), measure(params)
+            yield str(file), _finite(measure(params), params)
+
+
+def _finite(measures: dict[str, float], params: Params) -> dict[str, float]:
+    """Return the measures, whose loss must be finite."""
+    if not math.isfinite(measures["loss"]):
+        raise not_finite("the logits", params)
+    return measures

@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from gpt1_jax.pretrained import Params
+from gpt1_jax.pure import first_non_finite
 from gpt1_jax.sharding.mesh import gather, make_global_batch, param_shardings, shard
 from gpt1_jax.sharding.processes import is_main_process
 from gpt1_jax.training.checkpoints import Checkpoints
@@ -225,7 +226,8 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
                 ends = _anywhere(interrupted[0] if interrupted else 0, due)
                 saves |= bool(ends)
                 if due or ends:
-                    record = window.close(done)
+                    record = window.close()
+                    _check_finite(record, done, spec)
                     rate = float(spec.learning_rate(done - 1))  # which counts from 0
                     if log is not None:
                         log.write(step=done, learning_rate=rate, **record)
@@ -261,6 +263,17 @@ def _anywhere(received: int, due: bool) -> int:
     return int(gather(np.asarray(received)[None]).max()) if due else 0
 
 
+def _check_finite(means: dict[str, float], step: int, spec: TrainSpec) -> None:
+    """Raise a ValueError for a loss or gradient that is no longer a number, with what may help."""
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(means[name]):
+            wrong = first_non_finite(spec.combine(spec.params, spec.frozen))
+            reason = "a lower learning_rate, or a lower max_grad_norm, may help"
+            if wrong is not None:
+                reason = f"before the first step the parameter {wrong} held NaN or inf"
+            raise ValueError(f"the {name} is {means[name]} at step {step}: {reason}")
+
+
 class _Window:
     """Measures of the steps between two lines of the log."""
 
@@ -277,18 +290,12 @@ class _Window:
         self.measures.append(measures)
         self.tokens += tokens
 
-    def close(self, step: int) -> dict[str, float]:
+    def close(self) -> dict[str, float]:
         """Return the means since the last line, and start anew."""
         means = {
             name: float(np.mean([np.asarray(measures[name]) for measures in self.measures]))
             for name in ("loss", "grad_norm")
         }
-        for name, value in means.items():
-            if not np.isfinite(value):
-                raise ValueError(
-                    f"the {name} is {value} at step {step}: a lower learning_rate, or a lower "
-                    "max_grad_norm, may help"
-                )
         seconds = time.perf_counter() - self.start
         means["tokens_per_second"] = round(self.tokens / seconds, 1)
         self.restart()

@@ -18,11 +18,12 @@ from support.small_models import (
     random_ids,
     small_config,
     small_model,
+    spoil,
 )
 
 import conversion
 import gpt1_jax as gpt1
-from gpt1_jax.pure import merge
+from gpt1_jax.pure import first_non_finite, merge, not_finite
 
 pytestmark = pytest.mark.unoptimized
 
@@ -234,6 +235,19 @@ def test_load_params_accepts_trained_params() -> None:
     model.load_params(trained)
     # Measured: 2e-7.
     assert difference(model(IDS).logits, apply(trained, IDS).logits) < 1e-6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite_names_the_first_parameter(value: float) -> None:
+    model = small_model(LM, n_layer=11)
+    assert first_non_finite(model.params) is None
+    assert "all parameters are: a dtype of" in str(not_finite("the logits", model.params))
+    for layer in (10, 2):  # as a string, 10 comes before 2
+        spoil(model, f"transformer.h.{layer}.mlp.c_fc.bias", value)
+    assert str(not_finite("the logits", model.params)) == (
+        "the logits are not finite, because the parameter transformer.h.2.mlp.c_fc.bias holds NaN "
+        "or inf"
+    )
 
 
 def test_apply_reports_mismatched_params() -> None:

@@ -103,11 +103,11 @@ def test_verify_skips_next_token_without_a_tokenizer(folder: Path, published: Pu
     assert (last.name, last.passed) == ("published next token", None)
 
 
-def test_verify_names_non_finite_values(folder: Path) -> None:
+def test_verify_names_non_finite_values(folder: Path, published: Published) -> None:
     config, params = conversion.read(folder)
     params["transformer"]["h"]["0"]["ln_1"]["bias"][2] = np.nan
     conversion.write(folder, config, params)
-    checks = {check.name: check for check in verify(folder)}
+    checks = {check.name: check for check in verify(folder, published)}
     assert checks["values"].passed is False
     assert "transformer.h.0.ln_1.bias" in checks["values"].detail
     assert checks["forward"].passed is False

@@ -65,6 +65,14 @@ def random_params(model: OpenAIGPTPreTrainedModel, seed: int) -> dict[str, Any]:
     return unflatten_dict({p: values(p, leaf) for p, leaf in flatten_dict(model.params).items()})
 
 
+def spoil(model: OpenAIGPTPreTrainedModel, path: str, value: float = np.nan, row: int = -1) -> None:
+    """Set a number, or a row, of a model's parameter that is named by its path with dots."""
+    leaves: Any = flatten_dict(model.params)
+    leaf = leaves[*path.split(".")]
+    leaves[*path.split(".")] = leaf.at[row].set(value)
+    model.load_params(unflatten_dict(leaves))
+
+
 def random_ids(*shape: int, seed: int = 0, size: int = SIZES["vocab_size"]) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, size, shape).astype(np.int32)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from support.small_models import spoil
 
 import conversion
 import gpt1_jax as gpt1
@@ -53,6 +55,26 @@ def test_cli_generate_prints_text_or_ids(run: Run, folder: Path) -> None:
     assert status == 0
     assert out == tokenizer.decode(ids[0]) + "\n"
     assert out.startswith("abc a")
+
+
+@pytest.mark.parametrize("flags", [[], ["--num-beams", 2], ["--output-format", "jsonl"]])
+def test_cli_names_a_parameter_that_is_not_finite(
+    run: Run, folder: Path, tmp_path: Path, flags: list[Any]
+) -> None:
+    spoiled = shutil.copytree(folder, tmp_path / "spoiled")
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
+    spoil(model, "transformer.h.0.attn.c_attn.bias")
+    model.save_pretrained(spoiled)
+    text = tmp_path / "text.txt"
+    text.write_text("abc abc")
+    message = (
+        "gpt1: the logits are not finite, because the parameter transformer.h.0.attn.c_attn.bias "
+        "holds NaN or inf\n"
+    )
+    generate = ["generate", "a", "--max-new-tokens", 5]
+    commands = generate, ["evaluate", text], ["surprisal", "abc a"]
+    for command in commands if not flags else commands[:1]:
+        assert run(*command, "--model", spoiled, *flags) == (2, "", message)
 
 
 def test_cli_generate_samples_by_seed(run: Run, folder: Path) -> None:

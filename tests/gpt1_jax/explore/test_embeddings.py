@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small_models import random_ids, small_model
+from support.small_models import random_ids, small_model, spoil
 from support.small_tokenizer import write_small
 
 import gpt1_jax as gpt1
@@ -60,6 +60,13 @@ def test_nearest_evaluates_word_arithmetic(tokenizer: gpt1.Tokenizer) -> None:
         [found] = nearest(model, tokenizer, words, 1)
         assert found.token == token
     assert nearest(model, tokenizer, "a + b", 1)[0].cosine == pytest.approx(1)
+
+
+def test_nearest_names_embeddings_that_are_not_finite(tokenizer: gpt1.Tokenizer) -> None:
+    model = with_arrows(gpt1.OpenAIGPTModel, tokenizer, {"a": 0})
+    spoil(model, "tokens_embed.embedding", np.inf, row=0)
+    with pytest.raises(ValueError, match=r"not finite, because the parameter tokens_embed\.embed"):
+        nearest(model, tokenizer, "a")
 
 
 def test_nearest_accepts_subword_tokens(tokenizer: gpt1.Tokenizer) -> None:

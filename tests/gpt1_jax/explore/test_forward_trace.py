@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import log_softmax
-from support.small_models import small_model
+from support.small_models import small_model, spoil
 from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
@@ -52,6 +52,13 @@ def test_trace_forward_matches_model_outputs(
         f"ForwardTrace(5 tokens, hidden_states {trace.hidden_states.shape}, "
         f"attentions {trace.attentions.shape}, log_probs (5, {SIZE + 2}))"
     )
+
+
+def test_trace_forward_names_a_parameter_that_is_not_finite(tokenizer: gpt1.Tokenizer) -> None:
+    model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE)
+    spoil(model, "transformer.h.1.attn.c_proj.kernel")
+    with pytest.raises(ValueError, match=r"transformer\.h\.1\.attn\.c_proj\.kernel holds NaN"):
+        trace_forward(model, tokenizer, TEXT)
 
 
 def test_surprisal_matches_log_probs(trace: Any) -> None:

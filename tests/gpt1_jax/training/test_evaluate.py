@@ -1,6 +1,7 @@
 """What a checkpoint is said to be worth is what its outputs say, counted by hand."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from support.small_models import spoil
 from support.small_training import finetune, write_checkpoint, write_rows, write_text
 
 import gpt1_jax as gpt1
@@ -92,6 +94,21 @@ def test_evaluate_measures_labelled_sets(classifier: Path, tmp_path: Path) -> No
             assert measures["loss"] == pytest.approx(loss, rel=1e-5)
             assert measures.keys() == {"loss", "accuracy", "f1", "matthews"}
     assert 0 < expected[0][0] < 1
+
+
+def test_evaluate_names_a_parameter_that_is_not_finite(
+    language_model: Path, classifier: Path, tmp_path: Path
+) -> None:
+    text, rows = write_text(tmp_path / "text.txt"), write_rows(tmp_path / "rows.jsonl", ROWS)
+    kinds = gpt1.OpenAIGPTLMHeadModel, gpt1.OpenAIGPTForSequenceClassification
+    for folder, file, cls in zip((language_model, classifier), (text, rows), kinds, strict=True):
+        spoiled = tmp_path / cls.__name__
+        shutil.copytree(folder, spoiled)
+        model = cls.from_pretrained(folder)
+        spoil(model, "transformer.h.0.ln_1.bias")
+        model.save_pretrained(spoiled)
+        with pytest.raises(ValueError, match=r"not finite, .* transformer\.h\.0\.ln_1\.bias holds"):
+            list(evaluate(spoiled, [file]))
 
 
 @pytest.mark.parametrize(

@@ -444,6 +444,13 @@ def test_run_training_rejects_nonfinite_loss(tmp_path: Path, wrong: float) -> No
     assert run.validated == 1
 
 
+def test_run_training_names_a_parameter_that_was_not_finite_before(tmp_path: Path) -> None:
+    spoiled = {"line": {**PARAMS["line"], "bias": PARAMS["line"]["bias"] * np.float32(np.nan)}}
+    before = r"^the loss is nan at step 1: before the first step the parameter line\.bias held NaN"
+    with pytest.raises(ValueError, match=before):
+        run_training(Run().training(params=spoiled), LoopSettings(log_every=1), tmp_path)
+
+
 def test_run_training_rejects_nonfinite_gradients(tmp_path: Path) -> None:
     """They spoil the parameters, though the loss is still one."""
 
