@@ -16,6 +16,7 @@ from conversion.layout import (
     CLASSIFICATION,
     DOUBLE_HEADS,
     LM_HEAD,
+    one_layer,
     param_specs,
 )
 from conversion.match import match_tensors, match_tree
@@ -91,7 +92,7 @@ def read(
     architecture = architecture or named_architecture(config) or shown
     config = {**config, **overrides}
     try:
-        param_specs(config, architecture)
+        param_specs(one_layer(config), architecture)
     except ValueError as error:  # a field that only this architecture uses
         raise ValueError(f"{folder / CONFIG}: {error}") from None
     fitted = match_tensors(str(source), found, config, architecture, new_head=new_head)

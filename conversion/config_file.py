@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from conversion.json_file import read_json
+from conversion.json_file import read_json, short
 from conversion.layout import ALIASES, ARCHITECTURES, sizes
 
 CONFIG = "config.json"
@@ -30,7 +30,7 @@ def read_config(folder: Path, absent: Mapping[str, int] | None = None) -> dict[s
     model_type = config.get("model_type")
     if model_type not in (None, MODEL_TYPE):
         raise ValueError(
-            f"{path} is of the model_type {model_type!r}; only {MODEL_TYPE!r} can be read"
+            f"{path} is of the model_type {short(model_type)}; only {MODEL_TYPE!r} can be read"
         )
     for field, number in (absent or {}).items():
         if field not in config and ALIASES.get(field) not in config:
@@ -58,8 +58,8 @@ def required_architecture(config: Mapping[str, Any]) -> str:
     architecture = named_architecture(config)
     if architecture is None:
         raise ValueError(
-            f"the config's architectures is {config.get('architectures')!r}; it must be a list "
-            f"with one of {', '.join(ARCHITECTURES)}"
+            f"the config's architectures is {short(config.get('architectures'))}; it must be "
+            f"a list with one of {', '.join(ARCHITECTURES)}"
         )
     return architecture
 

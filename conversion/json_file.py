@@ -5,6 +5,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+_SHORT = 500  # characters of what nothing limits the length of
+
 
 def read_json(path: Path, *, constants: bool = True) -> Any:
     """Return what a JSON file holds; see ``parse_json``.
@@ -53,6 +55,24 @@ def parse_json(text: str | bytes, *, constants: bool = True) -> Any:
         raise ValueError("contains a number of too many digits") from None
 
 
+def short(value: Any) -> str:
+    """Return a value from a file as an error shows it: its repr, cut where it is long."""
+    try:
+        text = repr(value)
+    except RecursionError:
+        return f"a {type(value).__name__} that is nested too deeply"
+    return _cut(text)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's error, which may quote what it read, or its class."""
+    return _cut(next(iter(str(error).splitlines()), "") or type(error).__name__)
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _SHORT else f"{text[:_SHORT]} ... ({len(text)} characters)"
+
+
 class _RefusedError(ValueError):
     """Something that Python reads, and that is refused all the same."""
 
@@ -61,7 +81,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
         name, _ = Counter(name for name, _ in pairs).most_common(1)[0]
-        raise _RefusedError(f"has the key {name!r} more than once")
+        raise _RefusedError(f"has the key {short(name)} more than once")
     return found
 
 

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from conversion.json_file import short
+
 BASE = "OpenAIGPTModel"
 LM_HEAD = "OpenAIGPTLMHeadModel"
 DOUBLE_HEADS = "OpenAIGPTDoubleHeadsModel"
@@ -99,6 +101,11 @@ def sizes(config: Mapping[str, Any]) -> Sizes:
             f"n_head (GPT-1's {_DEFAULTS['n_head']}, where it is not given)"
         )
     return found
+
+
+def one_layer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with one layer, whose table has few rows whatever the number of layers is."""
+    return {**config, "n_layer": 1, ALIASES["n_layer"]: 1}
 
 
 def tied(config: Mapping[str, Any]) -> bool:
@@ -209,19 +216,23 @@ def _num_labels(config: Mapping[str, Any]) -> int:
     if id2label is None:
         return 2  # Hugging Face's default; it writes id2label for any other number
     if not isinstance(id2label, Mapping) or not id2label:
-        raise ValueError(f"id2label is {id2label!r}; it must be an object with one entry a label")
+        raise ValueError(
+            f"id2label is {short(id2label)}; it must be an object with one entry a label"
+        )
     return len(id2label)
 
 
 def _flag(config: Mapping[str, Any], field: str) -> bool:
     value = config.get(field, True)
     if not isinstance(value, bool):
-        raise ValueError(f"{field} is {value!r}; it must be true or false")
+        raise ValueError(f"{field} is {short(value)}; it must be true or false")
     return value
 
 
 def _check_positive(field: str, value: Any) -> int:
     # True and False are integers to Python.
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{field} is {value!r}; it must be a positive integer")
+        raise ValueError(f"{field} is {short(value)}; it must be a positive integer")
+    if value >= 2**31:  # ids and positions are 32 bits wide
+        raise ValueError(f"{field} is {short(value)}; it must be below 2**31")
     return value

@@ -18,6 +18,7 @@ from conversion.layout import (
     OWN_HEAD,
     ParamSpec,
     Sizes,
+    one_layer,
     param_specs,
     sizes,
     tied,
@@ -29,6 +30,10 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+
+# What an error names of a list of faults, of which nothing limits the length.
+MOST_FAULTS = 20
+_LINE = 400  # characters
 
 _PREFIX = "transformer."
 _TOKENS = "tokens_embed.weight"
@@ -72,6 +77,13 @@ class _Expected:
     parameter: bool = True
 
 
+def first_faults(faults: Sequence[str], indent: str = "") -> list[str]:
+    """The first faults of a list that has no bound, and a line with the number of the others."""
+    rest = len(faults) - MOST_FAULTS
+    first = [one if len(one) <= _LINE else one[:_LINE] + " ..." for one in faults[:MOST_FAULTS]]
+    return [*first, *([f"{indent}... and {rest} more"] if rest > 0 else [])]
+
+
 def match_tensors(
     source: str,
     found: Iterable[LazyTensor],
@@ -104,10 +116,20 @@ def match_tensors(
         MissingHeadError: the architecture's own head is missing, nothing else is wrong, and
             ``new_head`` is false.
     """
-    rows = param_specs(config, architecture)
     groups: dict[str, list[LazyTensor]] = {}
     for stored in found:
         groups.setdefault(_canonical(stored.name), []).append(stored)
+    differences = _differences(config, architecture, groups)
+    first = f"{source} does not fit {architecture}"
+    if differences:
+        first += f": {config_name} says " + "; ".join(
+            f"{number} {said}, the weights show {shown}" for number, said, shown in differences
+        )
+    # Before there is a row for each parameter: a number in a file can be as large as it likes.
+    if sizes(config).n_layer > len(groups):
+        raise ValueError(first)
+
+    rows = param_specs(config, architecture)
 
     prefixed = any(stored.name.startswith(_PREFIX) for group in groups.values() for stored in group)
     named = {_canonical(row.torch): row for row in rows}
@@ -138,15 +160,9 @@ def match_tensors(
     if headless and faults and not new_head:
         faults = [f"  - missing     {name}" for name in head] + faults
     if faults:
-        first = f"{source} does not fit {architecture}"
-        differences = _differences(config, architecture, groups)
-        if differences:
-            first += f": {config_name} says " + "; ".join(
-                f"{number} {said}, the weights show {shown}" for number, said, shown in differences
-            )
         if _LM_HEAD in named and _LM_HEAD not in groups:
             first += f" ({_LM_HEAD} is needed because tie_word_embeddings is false)"
-        raise ValueError("\n".join([first, *faults]))
+        raise ValueError("\n".join([first, *first_faults(faults, "  ")]))
     if headless and not new_head:
         raise MissingHeadError(
             f"{source} holds no {' and no '.join(head)}, which {architecture} needs"
@@ -175,16 +191,17 @@ def match_tree(
         ValueError: anything is missing, unexpected, or of a wrong shape or dtype. All of it is
             named, as a path with dots.
     """
-    rows = param_specs(config, architecture)
     groups = {".".join(path): [leaf] for path, leaf in _leaves(params, ())}
-    named = {".".join(row.path): row for row in rows}
+    first = f"the parameters do not fit {architecture} with this config"
+    if (n_layer := sizes(config).n_layer) > len(groups):
+        raise ValueError(f"{first}, whose n_layer is {n_layer}: there are {len(groups)} of them")
+    named = {".".join(row.path): row for row in param_specs(config, architecture)}
     expected = {name: _Expected((row.shape,)) for name, row in named.items()}
     faults = _faults(expected, {}, groups, lambda name: name)
     if faults:
-        first = f"the parameters do not fit {architecture} with this config"
         if "lm_head.kernel" in groups and "lm_head.kernel" not in named:
             first += " (lm_head is a parameter of its own only if tie_word_embeddings is false)"
-        raise ValueError("\n".join([first, *faults]))
+        raise ValueError("\n".join([first, *first_faults(faults, "  ")]))
     return [(row, groups[name][0]) for name, row in named.items()]
 
 
@@ -248,18 +265,16 @@ def _differences(
             shown[number], shown["n_embd"] = shapes[name]
     # A layer counts if it has a parameter of a layer, so that a stray name makes no layer.
     in_block = {
-        row.torch.removeprefix("h.0.") for row in param_specs(config, BASE) if _in_layer(row, 0)
+        row.torch.removeprefix("h.0.")
+        for row in param_specs(one_layer(config), BASE)
+        if row.path[0] == "h"
     }
     split = [name.split(".", 2) for name in shapes if name.startswith("h.")]
     shown["n_layer"] = len({n for _, n, *rest in split if rest and rest[0] in in_block})
     if architecture == CLASSIFICATION and len(shapes.get("score.weight", ())) == 2:
-        said["num_labels"] = param_specs(config, architecture)[-1].torch_shape[0]
+        said["num_labels"] = param_specs(one_layer(config), architecture)[-1].torch_shape[0]
         shown["num_labels"] = shapes["score.weight"][0]
     return [(number, said[number], n) for number, n in shown.items() if n != said[number]]
-
-
-def _in_layer(row: ParamSpec, n: int) -> bool:
-    return row.path[:2] == ("h", str(n))
 
 
 def _both(source: str, tokens: LazyTensor, lm_head: LazyTensor) -> LazyTensor:

@@ -84,6 +84,8 @@ class OpenAIGPTConfig:
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
             if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
                 self._reject(name, "a positive integer")
+            if getattr(self, name) >= 2**31:  # ids and positions are 32 bits wide
+                self._reject(name, "below 2**31")
         if self.n_embd % self.n_head:
             self._reject("n_head", f"a divisor of n_embd = {self.n_embd}")
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"):
@@ -123,7 +125,9 @@ class OpenAIGPTConfig:
             self._reject(name, "a dropout rate in [0, 1)")
 
     def _reject(self, name: str, right: str) -> None:
-        raise ValueError(f"{name} is {getattr(self, name)!r}, but must be {right}")
+        from gpt1_jax._conversion import json_file
+
+        raise ValueError(f"{name} is {json_file.short(getattr(self, name))}, but must be {right}")
 
     @property
     def n_inner(self) -> int:
@@ -157,11 +161,13 @@ class OpenAIGPTConfig:
         Raises:
             ValueError: a field has a value that no GPT-1 can have.
         """
+        from gpt1_jax._conversion import json_file, layout
+
         model_type = fields.get("model_type", "openai-gpt")
         if model_type != "openai-gpt":
-            raise ValueError(f"model_type is {model_type!r}, but a GPT-1 is 'openai-gpt'")
-        from gpt1_jax._conversion import layout
-
+            raise ValueError(
+                f"model_type is {json_file.short(model_type)}, but a GPT-1 is 'openai-gpt'"
+            )
         known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
         # Hugging Face's general names for four fields, of old or hand-written configurations.
         aliases = {alias: field for field, alias in layout.ALIASES.items()}
@@ -170,15 +176,18 @@ class OpenAIGPTConfig:
             field = aliases.get(name, name)
             if field != name and fields.get(field, value) != value:
                 raise ValueError(
-                    f"{field} is {fields[field]!r}, {name} is {value!r}: "
-                    f"two names of one number, which must agree"
+                    f"{field} is {json_file.short(fields[field])}, "
+                    f"{name} is {json_file.short(value)}: two names of one number, which must agree"
                 )
             (values if field in known else extra)[field] = value
         # Hugging Face writes the labels' names where their number is not 2, and not the number.
         if values.get("num_labels") is None:
             values.pop("num_labels", None)
-        if "num_labels" not in values and isinstance(extra.get("id2label"), Mapping):
-            values["num_labels"] = len(extra["id2label"])
+        names = extra.get("id2label")
+        if names is not None and not isinstance(names, Mapping):
+            raise ValueError(f"id2label is {json_file.short(names)}, but must be an object")
+        if "num_labels" not in values and names is not None:
+            values["num_labels"] = len(names)
         return cls(**values, extra=extra)
 
     def to_dict(self) -> dict[str, Any]:

@@ -243,7 +243,7 @@ class GenerationConfig:
 
     def _check(self, name: str, right: bool, description: str) -> None:
         if not right:
-            raise ValueError(f"{name} is {getattr(self, name)!r}, but must be {description}")
+            raise ValueError(f"{name} is {_short(getattr(self, name))}, but must be {description}")
 
     def _sequence(self, name: str, value: Any, right: str) -> tuple[Any, ...]:
         is_sequence = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
@@ -357,7 +357,7 @@ class GenerationConfig:
         for name, neutral in UNSUPPORTED.items():
             value = fields.get(name)
             if value is not None and value not in neutral:
-                raise ValueError(f"{name} is {value!r}, which is not supported here")
+                raise ValueError(f"{name} is {_short(value)}, which is not supported here")
         kept = {
             name: value
             for name, value in fields.items()
@@ -443,8 +443,9 @@ def as_ids(ids: int | Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:56]} ..."
+    from gpt1_jax._conversion import json_file
+
+    return json_file.short(value)
 
 
 def _lists(value: Any) -> Any:

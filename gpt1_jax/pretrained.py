@@ -49,7 +49,10 @@ def check_params(
         elif not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             problems.append(f"! {dotted} is {jnp.result_type(leaf)}, but must be a float")
     if problems:
-        raise ValueError("\n".join([f"these are not the parameters of this {name}:", *problems]))
+        from gpt1_jax._conversion import match
+
+        first = f"these are not the parameters of this {name}:"
+        raise ValueError("\n".join([first, *match.first_faults(problems)]))
 
 
 def cast_params(params: Mapping[str, Any], dtype: str) -> Params:
@@ -58,7 +61,7 @@ def cast_params(params: Mapping[str, Any], dtype: str) -> Params:
     Raises:
         ValueError: values that are finite and would not be in that dtype; the parameters are named.
     """
-    from gpt1_jax._conversion import conversion
+    from gpt1_jax._conversion import conversion, match
 
     with np.errstate(over="ignore"):
         cast = {p: leaf.astype(conversion.DTYPES[dtype]) for p, leaf in flatten(params).items()}
@@ -70,7 +73,9 @@ def cast_params(params: Mapping[str, Any], dtype: str) -> Params:
         ).any()
     ]
     if wrong:
-        raise ValueError(f"{dtype} is too narrow for values of {', '.join(wrong)}")
+        raise ValueError(
+            f"{dtype} is too narrow for values of {', '.join(match.first_faults(wrong))}"
+        )
     return unflatten_dict(cast)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from gpt1_jax._conversion import files, json_file, locks
+from gpt1_jax._conversion import files, json_file, locks, match
 from gpt1_jax.sharding.processes import is_main_process
 
 P = ParamSpec("P")
@@ -104,11 +104,8 @@ def check(out: Path, settings: dict[str, Any]) -> bool:
         lines = [
             f"  {name}: {found.get(name)} there, {settings.get(name)} now" for name in differing
         ]
-        raise ValueError(
-            "\n".join(
-                [f"{out} holds a run with other settings; give another --out, or the same:", *lines]
-            )
-        )
+        first = f"{out} holds a run with other settings; give another --out, or the same:"
+        raise ValueError("\n".join([first, *match.first_faults(lines, "  ")]))
     return True
 
 

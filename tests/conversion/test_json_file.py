@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import example, given
 
-from conversion.json_file import parse_json, read_json
+from conversion.json_file import first_line, parse_json, read_json, short
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(LEAVES, lambda each: st.lists(each) | st.dictionaries(st.text(), each))
@@ -65,3 +65,18 @@ def test_parse_json_raises_nothing_but_value_errors(data: bytes) -> None:
 def test_read_json_names_an_absent_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"^.* has no config\.json$"):
         read_json(tmp_path / "config.json")
+
+
+def test_short_limits_what_an_error_shows() -> None:
+    assert short("a\n") == repr("a\n")
+    assert short([7] * 10_000) == f"{str([7] * 200)[:500]} ... (30000 characters)"
+    value: Any = []
+    for _ in range(100_000):
+        value = [value]
+    assert short(value) == "a list that is nested too deeply"
+
+
+def test_first_line_limits_an_error() -> None:
+    assert first_line(ValueError("a\nb")) == "a"
+    assert first_line(KeyError()) == "KeyError"
+    assert first_line(ValueError("x" * 501)) == "x" * 500 + " ... (501 characters)"

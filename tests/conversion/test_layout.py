@@ -141,3 +141,8 @@ def test_param_specs_requires_n_head_to_divide_n_embd():
 def test_param_specs_rejects_unknown_architecture():
     with pytest.raises(ValueError, match="'GPT2Model'; it must be one of OpenAIGPTModel, "):
         param_specs(TINY, "GPT2Model")
+
+
+def test_param_specs_limits_sizes_to_32_bits():
+    with pytest.raises(ValueError, match=r"^vocab_size is 2147483648; it must be below 2\*\*31$"):
+        param_specs({"vocab_size": 2**31}, LM_HEAD)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conversion import ARCHITECTURES, MissingHeadError, read, write
-from conversion.layout import param_specs
-from conversion.match import LazyTensor, match_tensors, match_tree
+from conversion.layout import param_specs, sizes
+from conversion.match import LazyTensor, first_faults, match_tensors, match_tree
 
 BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
 HEADS = ("lm_head.weight", "score.weight", "multiple_choice_head.summary.weight")
@@ -176,6 +176,64 @@ def test_match_tensors_names_config_mismatch_first(checkpoint, field, value, sho
         f"SOURCE does not fit OpenAIGPTLMHeadModel: config.json says {field} {value}, "
         f"the weights show {shown}"
     )
+
+
+@pytest.fixture
+def few_rows(monkeypatch):
+    """Fails a test where a table of many rows is made."""
+
+    def limited(config, architecture):
+        assert sizes(config).n_layer < 100
+        return param_specs(config, architecture)
+
+    for module in ("checkpoint", "match"):
+        monkeypatch.setattr(f"conversion.{module}.param_specs", limited)
+
+
+@pytest.mark.usefixtures("few_rows")
+@pytest.mark.parametrize("field", ["n_layer", "num_hidden_layers"])
+@pytest.mark.parametrize("value", [100_000, 10**9])
+def test_read_compares_the_number_of_layers_first(checkpoint, tmp_path, field, value):
+    made = checkpoint(LM_HEAD)
+    del made.config["n_layer"]
+    made.config[field] = value
+    source = made.save(tmp_path / "a") / "model.safetensors"
+    with pytest.raises(ValueError, match="n_layer") as error:
+        read(tmp_path / "a")
+    assert str(error.value) == (
+        f"{source} does not fit OpenAIGPTLMHeadModel: config.json says n_layer {value}, the "
+        f"weights show 2"
+    )
+    with pytest.raises(ValueError, match=rf"config, whose n_layer is {value}: there are 26 of"):
+        match_tree(made.params, made.config, LM_HEAD)
+
+
+@pytest.mark.usefixtures("few_rows")
+@pytest.mark.parametrize("field", ["n_embd", "n_positions", "vocab_size", "num_labels"])
+def test_read_fails_at_once_for_any_size(checkpoint, tmp_path, field):
+    made = checkpoint(CLASSIFICATION)
+    made.config.pop("id2label")
+    made.config[field] = 3 * 2**29  # which the number of heads divides
+    made.save(tmp_path / "a")
+    with pytest.raises(ValueError, match=f"config.json says (.*; )?{field} {3 * 2**29}, the weig"):
+        read(tmp_path / "a")
+
+
+def test_match_errors_name_20_faults(checkpoint):
+    made = checkpoint(LM_HEAD)
+    extra = {f"extra.{n}": np.zeros(1, np.float32) for n in range(1_000)}
+    lines = complaint(describe(made.tensors | extra).values(), made.config, LM_HEAD)
+    assert lines[0] == "  + unexpected  extra.0 (1,)"
+    assert lines[19:] == ["  + unexpected  extra.19 (1,)", "  ... and 980 more"]
+    with pytest.raises(ValueError, match=r"^the parameters do not fit") as error:
+        match_tree(
+            made.params | {name[6:]: leaf for name, leaf in extra.items()}, made.config, LM_HEAD
+        )
+    assert str(error.value).splitlines()[20:] == ["  + unexpected  19 (1,)", "  ... and 980 more"]
+
+
+def test_first_faults_cuts_long_lines():
+    assert first_faults(["a", "b" * 401]) == ["a", "b" * 400 + " ..."]
 
 
 def test_match_tensors_names_num_labels_mismatch(checkpoint):

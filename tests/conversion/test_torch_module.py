@@ -149,7 +149,7 @@ def test_to_torch_fills_module_of_another_dtype(module, torch, checkpoint):
     made = checkpoint(LM_HEAD)
     to_torch(made.config, made.params, built)
     assert built.lm_head.weight.dtype == torch.float64
-    with pytest.raises(ValueError, match=r"lm_head.weight is float64, expected float32"):
+    with pytest.raises(ValueError, match=r"tokens_embed.weight is float64, expected float32"):
         from_torch(built)
 
 

@@ -89,18 +89,26 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         if type(self.rank) is not int or self.rank < 1:
-            raise ValueError(f"rank is {self.rank!r}, but must be a positive integer")
+            raise ValueError(
+                f"rank is {json_file.short(self.rank)}, but must be a positive integer"
+            )
         # True is a number to Python.
         number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
         if not number or not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha is {self.alpha!r}, but must be a positive number")
+            raise ValueError(
+                f"alpha is {json_file.short(self.alpha)}, but must be a positive number"
+            )
         names = self.target_modules
         if not isinstance(names, tuple) or not all(isinstance(n, str) and n for n in names):
-            raise ValueError(f"target_modules is {names!r}, but must be a tuple of names")
+            raise ValueError(
+                f"target_modules is {json_file.short(names)}, but must be a tuple of names"
+            )
         if not names or len(set(names)) < len(names):
-            raise ValueError(f"target_modules is {names!r}, but must hold names, each once")
+            raise ValueError(
+                f"target_modules is {json_file.short(names)}, but must hold names, each once"
+            )
         if not isinstance(self.rslora, bool):
-            raise ValueError(f"rslora is {self.rslora!r}, but must be true or false")
+            raise ValueError(f"rslora is {json_file.short(self.rslora)}, but must be true or false")
 
     @property
     def scale(self) -> float:
@@ -221,7 +229,9 @@ def save_adapters(
     described = {path: (leaf.shape, str(leaf.dtype)) for path, leaf in leaves.items()}
     required = layout.OWN_HEAD[architecture] if architecture == layout.CLASSIFICATION else ()
     if faults := _faults(settings, described, rows, required):
-        raise ValueError("\n".join(["these adapters cannot be saved:", *faults]))
+        raise ValueError(
+            "\n".join(["these adapters cannot be saved:", *match.first_faults(faults)])
+        )
 
     arrays = {}
     for path, leaf in leaves.items():
@@ -291,7 +301,8 @@ def load_adapters(folder: str | os.PathLike[str]) -> tuple[LoraSettings, Params,
         for row, stored in fitted
     }
     if faults := _faults(settings, described, rows, modules_to_save):
-        raise ValueError("\n".join([f"{path} does not fit {CONFIG} beside it:", *faults]))
+        first = f"{path} does not fit {CONFIG} beside it:"
+        raise ValueError("\n".join([first, *match.first_faults(faults)]))
     adapters = tree.load_params(
         [pair for pair in fitted if pair[0].path[-1] in FACTORS], jnp.asarray
     )
@@ -419,9 +430,11 @@ def _read_config(path: Path) -> tuple[LoraSettings, tuple[str, ...]]:
         ("modules_to_save", whole),
     ):
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            raise ValueError(f"{path}: {name} is {value!r}, but must be a list of names")
+            raise ValueError(
+                f"{path}: {name} is {json_file.short(value)}, but must be a list of names"
+            )
     wrong = [
-        f"{name} is {config[name]!r}"
+        f"{name} is {json_file.short(config[name])}"
         for name, neutral in UNSUPPORTED.items()
         if config.get(name) is not None and config[name] not in neutral
     ]

@@ -553,6 +553,15 @@ def test_save_adapters_rejects_mismatched_tensors(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_load_adapters_names_20_faults(tmp_path: Path) -> None:
+    save(tmp_path, random_adapters(small_model(LM, n_layer=1).params))
+    extra = {f"extra.{n}": np.zeros(1, np.float32) for n in range(30)}
+    rewrite(tmp_path, lambda arrays: arrays.update(extra))
+    with pytest.raises(ValueError, match=WEIGHTS) as error:
+        load_adapters(tmp_path)
+    assert str(error.value).splitlines()[21:] == ["... and 10 more"]
+
+
 def test_load_adapters_rejects_mismatched_files(tmp_path: Path) -> None:
     params = small_model(LM, n_layer=1).params
     save(tmp_path, random_adapters(params))
