@@ -1,6 +1,7 @@
 """OpenAI's layout: one flat float32 vector, cut into .npy pieces, and the shapes in a JSON file."""
 
 import io
+import itertools
 import json
 import math
 import shutil
@@ -12,9 +13,9 @@ import numpy as np
 
 from conversion.config_file import CONFIG, MODEL_TYPE, config_text, read_config
 from conversion.files import atomic_write
-from conversion.json_file import read_json
+from conversion.json_file import first_line, read_json, short
 from conversion.layout import ALIASES, BASE, ParamSpec, param_specs
-from conversion.match import LazyTensor
+from conversion.match import MOST_FAULTS, LazyTensor, first_faults
 
 SHAPES = "params_shapes.json"
 PIECES = 10  # OpenAI's own loader reads exactly so many
@@ -104,7 +105,7 @@ def _read_shapes(path: Path) -> list[tuple[int, ...]]:
     for i, shape in enumerate(shapes):
         if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
             raise ValueError(
-                f"{path}: entry {i} is {shape!r}; it must be a list of positive integers"
+                f"{path}: entry {i} is {short(shape)}; it must be a list of positive integers"
             )
     return [tuple(shape) for shape in shapes]
 
@@ -138,7 +139,7 @@ def _described(
         if shape != row.openai_shape
     ]
     if wrong:
-        raise ValueError("\n".join(wrong))
+        raise ValueError("\n".join(first_faults(wrong)))
     return numbers, rows
 
 
@@ -158,14 +159,18 @@ def _read_config(folder: Path, numbers: Mapping[str, int]) -> dict[str, Any]:
 
 def _read_pieces(folder: Path) -> list[tuple[Path, int]]:
     """(file, length) of each piece, in order."""
-    stems = [path.name.removeprefix("params_").removesuffix(".npy") for path in folder.iterdir()]
+    files = {path.name for path in folder.glob("params_*.npy") if path.is_file()}
+    stems = (name.removeprefix("params_").removesuffix(".npy") for name in files)
     last = max((int(stem) for stem in stems if stem.isdecimal()), default=0)
-    paths = [folder / f"params_{i}.npy" for i in range(last + 1)]
-    missing = [path.name for path in paths if not path.is_file()]
-    if missing:
-        raise FileNotFoundError(f"{folder} lacks {', '.join(missing)}")
+    # No list of all: the number in a file's name can be as large as it likes.
+    names = (f"params_{i}.npy" for i in range(last + 1))
+    missing = (name for name in names if name not in files)
+    first = list(itertools.islice(missing, MOST_FAULTS))
+    if first:
+        more = " and others" if next(missing, None) else ""
+        raise FileNotFoundError(f"{folder} lacks {', '.join(first)}{more}")
     pieces = []
-    for path in paths:
+    for path in (folder / f"params_{i}.npy" for i in range(last + 1)):
         piece = _map(path)
         if piece.dtype != np.dtype("<f4") or piece.ndim != 1:
             raise ValueError(
@@ -177,9 +182,18 @@ def _read_pieces(folder: Path) -> list[tuple[Path, int]]:
 
 def _map(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path} is no whole .npy file of numbers ({error})") from None
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as error:  # numpy's parser of headers raises what it likes
+        raise ValueError(f"{path} is no whole .npy file of numbers ({first_line(error)})") from None
+    if not isinstance(array, np.memmap):  # numpy opens an archive of arrays under any name
+        array.close()
+        raise ValueError(f"{path} is an archive; it must be a .npy file, which holds one array")
+    right, size = array.offset + array.nbytes, path.stat().st_size
+    if size != right:  # numpy leaves the rest unread
+        raise ValueError(f"{path} has {size} bytes; by its header it must have {right}")
+    return array
 
 
 def _reader(

@@ -162,6 +162,59 @@ def test_read_rejects_truncated_piece(folder, keep):
         read(folder)
 
 
+@pytest.mark.parametrize(
+    ("damage", "difference"),
+    [
+        (lambda data: data[:131] + b"\0" + data[131:], 1),
+        (lambda data: data[:128] + b"\0" * 4 + data[128:], 4),
+        (lambda data: data + b"\n", 1),
+        (lambda data: data + data, None),
+    ],
+)
+def test_read_compares_a_piece_with_its_header(folder, damage, difference):
+    path = folder / "params_4.npy"
+    data = path.read_bytes()
+    path.write_bytes(damage(data))
+    size = len(data) + (len(data) if difference is None else difference)
+    with pytest.raises(ValueError, match=r"params_4\.npy") as error:
+        read(folder)
+    right = f"{path} has {size} bytes; by its header it must have {len(data)}"
+    assert str(error.value) == right
+
+
+def test_read_rejects_an_archive_of_arrays(folder):
+    with (folder / "params_3.npy").open("wb") as file:
+        np.savez(file, np.zeros(3, np.float32))
+    with pytest.raises(ValueError, match=r"params_3\.npy is an archive; it must be a \.npy file"):
+        read(folder)
+
+
+@pytest.mark.parametrize("shape", ["(10**30,)", f"({10**30},)", f"({2**62},)", "(-1,)", "(3.0,)"])
+def test_read_rejects_impossible_shapes(folder, shape):
+    path = folder / "params_3.npy"
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + header.encode() + bytes(400))
+    with pytest.raises(
+        ValueError, match=r"params_3\.npy is no whole \.npy file of numbers"
+    ) as error:
+        read(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_read_accepts_an_empty_piece(folder, identical):
+    wanted = read(folder)[1]
+    np.save(folder / "params_10.npy", np.zeros(0, np.float32))
+    assert identical(read(folder)[1], wanted)
+
+
+def test_read_limits_the_pieces_that_it_names(folder):
+    (folder / "params_1000000000.npy").touch()
+    with pytest.raises(
+        FileNotFoundError, match=r"lacks params_10\.npy, .*, params_29\.npy and oth"
+    ):
+        read(folder)
+
+
 def test_read_reports_every_wrong_shape(folder):
     path = folder / "params_shapes.json"
     right = json.loads(path.read_text())
