@@ -13,9 +13,9 @@ import numpy as np
 
 from conversion.config_file import CONFIG, config_text
 from conversion.files import atomic_write
-from conversion.json_file import read_json
+from conversion.json_file import first_line, read_json, short
 from conversion.layout import DOUBLE_HEADS, ParamSpec, tied
-from conversion.match import LazyTensor
+from conversion.match import LazyTensor, first_faults
 from conversion.torch_module import import_torch, state_dict, stored_tensors
 
 SAFETENSORS = "model.safetensors"
@@ -120,14 +120,16 @@ def _open_safetensors(path: Path) -> list[LazyTensor]:
         with path.open("rb") as file:
             if file.read(23) == b"version https://git-lfs":
                 hint = "; it is a pointer of git-lfs, run `git lfs pull`"
-        raise ValueError(f"{path} is no whole safetensors file ({error}){hint}") from None
+        raise ValueError(
+            f"{path} is no whole safetensors file ({first_line(error)}){hint}"
+        ) from None
 
     def stored(name: str) -> LazyTensor:
         def load() -> np.ndarray:
             try:
                 return handle.get_tensor(name)
             except SafetensorError as error:
-                raise ValueError(f"{path}: {name} cannot be read ({error})") from None
+                raise ValueError(f"{path}: {name} cannot be read ({first_line(error)})") from None
 
         code = str(described[name].get_dtype())
         shape = tuple(described[name].get_shape())
@@ -137,25 +139,62 @@ def _open_safetensors(path: Path) -> list[LazyTensor]:
 
 
 def _open_pickle(path: Path) -> list[LazyTensor]:
+    sizes = _record_sizes(path)
+    # Mapped, so that shapes are known before anything is read.
+    state = _unpickle(path, mmap=sizes is not None)
+    # Mapped, torch takes as many bytes from where a record begins as the tensor needs.
+    if sizes is not None and _storage_sizes(state) != sizes:
+        state = _unpickle(path, mmap=False)
+    return stored_tensors(state, file=path.name)
+
+
+def _unpickle(path: Path, *, mmap: bool) -> Mapping[str, Any]:
+    """The state dict in a file, in which nothing but dense tensors is unpickled."""
     torch = import_torch(f"reading {path}")
     try:
-        # Mapped, so that shapes are known before anything is read; files of before torch 1.6 are
-        # no zip archives and cannot be. Nothing but tensors is unpickled.
-        mapped = zipfile.is_zipfile(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # pickle, zipfile and torch raise what they like
-        line = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"{path} is no state dict that torch can load safely ({line})") from error
+        raise ValueError(
+            f"{path} is no state dict that torch can load safely ({first_line(error)})"
+        ) from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} must hold a state dict, not {type(state).__name__}")
     for name, value in state.items():
         dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        dense = dense and not value.is_meta  # which has no values
         if not isinstance(name, str) or not dense:
             raise ValueError(
-                f"{path} must hold a state dict of dense tensors by name; under {name!r} it holds "
-                f"{type(value).__name__}"
+                f"{path} must hold a state dict of dense tensors by name; under {short(name)} it "
+                f"holds {type(value).__name__}"
             )
-    return stored_tensors(state, file=path.name)
+    return state
+
+
+def _record_sizes(path: Path) -> list[int] | None:
+    """The sizes of the tensors' records in their order; None of a file that cannot be mapped.
+
+    That is a file of before torch 1.6, which is not a zip archive, or one that is compressed.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = sorted(archive.infolist(), key=lambda member: member.header_offset)
+            for member in members:
+                archive.open(member).close()  # which checks the second header, before the record
+    except Exception:  # torch says what is wrong with it
+        return None
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        return None
+    records = [
+        member for member in members if member.filename.split("/", 1)[-1].startswith("data/")
+    ]
+    return [member.file_size for member in records if member.file_size]
+
+
+def _storage_sizes(state: Mapping[str, Any]) -> list[int]:
+    """The sizes of the tensors' storages in the order of the mapped file."""
+    storages = [tensor.untyped_storage() for tensor in state.values()]
+    sizes = {one.data_ptr(): one.nbytes() for one in storages if one.nbytes()}
+    return [size for _, size in sorted(sizes.items())]
 
 
 def _open_shards(index: Path) -> list[LazyTensor]:
@@ -165,12 +204,20 @@ def _open_shards(index: Path) -> list[LazyTensor]:
         raise ValueError(f"{index} has no weight_map from names of tensors to names of files")
     outside = [file for file in places.values() if not file or Path(file).name != file]
     if outside:
-        raise ValueError(f"{index} names files outside its own folder: {outside[0]!r}")
+        raise ValueError(f"{index} names files outside its own folder: {short(outside[0])}")
 
     files = sorted(set(places.values()))
-    missing = [file for file in files if not (index.parent / file).is_file()]
+    other = [file for file in files if not file.endswith((".safetensors", ".bin"))]
+    if other:
+        raise ValueError(
+            f"{index} names {short(other[0])}, which is not a .safetensors or .bin file"
+        )
+    here = {path.name for path in index.parent.iterdir() if path.is_file()}
+    missing = [file for file in files if file not in here]
     if missing:
-        raise FileNotFoundError(f"{index.parent} lacks {', '.join(missing)}, which {index} names")
+        raise FileNotFoundError(
+            f"{index.parent} lacks {', '.join(first_faults(missing))}, which {index} names"
+        )
     found = [one for file in files for one in open_weights(index.parent / file)]
 
     there = {(one.name, one.file) for one in found}
@@ -185,7 +232,7 @@ def _open_shards(index: Path) -> list[LazyTensor]:
         if one.name not in places
     ]
     if lies:
-        raise ValueError("\n".join(lies))
+        raise ValueError("\n".join(first_faults(lies)))
     return found
 
 

@@ -270,6 +270,21 @@ def test_read_reports_wrong_index_entries(shards):
     assert "does not name transformer.h.1.ln_1.bias, which is in " in lines[2]
 
 
+@pytest.mark.parametrize("file", ["model.safetensors.index.json", "config.json", "\0", "x" * 300])
+def test_read_rejects_index_of_other_files(shards, file):
+    change_index(shards, lambda places: places.update(stray=file))
+    with pytest.raises(
+        ValueError, match=r"index\.json names '.*', which is not a \.safetensors or"
+    ):
+        read(shards)
+
+
+def test_read_names_an_absent_shard_of_any_length(shards):
+    change_index(shards, lambda places: places.update(stray="x" * 10_000 + ".safetensors"))
+    with pytest.raises(FileNotFoundError, match=r"lacks x{400} \.\.\., which .*index\.json names"):
+        read(shards)
+
+
 @pytest.mark.parametrize("file", ["../model.safetensors", "/etc/model.safetensors", "b/c", ""])
 def test_read_rejects_index_paths_outside_folder(shards, file):
     change_index(shards, lambda places: places.update(stray=file))

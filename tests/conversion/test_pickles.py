@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,69 @@ def test_read_prefers_safetensors(checkpoint, folder, identical):
     made = checkpoint(LM_HEAD, "float16")
     made.save(folder)
     assert identical(read(folder)[1], made.params)
+
+
+def zip_again(path: Path, compression: int = zipfile.ZIP_STORED, **changed) -> None:
+    """Write an archive anew; ``changed`` has functions from old records to new ones, by name."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in records.items():
+            change = changed.get(name.rpartition("data/")[2], lambda content: content)
+            archive.writestr(name, change(content))
+
+
+def test_read_accepts_compressed_archives(checkpoint, folder, identical):
+    path = folder / "pytorch_model.bin"
+    size = path.stat().st_size
+    zip_again(path, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < size
+    assert identical(read(folder)[1], checkpoint(LM_HEAD).params)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda a: a[: len(a) // 2], lambda a: a + a, lambda a: a[:-1], lambda a: b""]
+)
+def test_read_rejects_records_of_another_size(folder, change):
+    path = folder / "pytorch_model.bin"
+    zip_again(path, **{"3": change})
+    with pytest.raises(RuntimeError, match="does not match expected size"):
+        torch.load(path, weights_only=True)
+    with pytest.raises(ValueError, match=r"\(record size .* does not match expected size") as error:
+        read(folder)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_read_rejects_damaged_headers_of_records(folder):
+    path = folder / "pytorch_model.bin"
+    with zipfile.ZipFile(path) as archive:
+        offset = next(one for one in archive.infolist() if "data/3" in one.filename).header_offset
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"torch can load safely \(.*data/3: invalid header"):
+        read(folder)
+
+
+def test_read_maps_what_torch_writes(folder, monkeypatch):
+    """For the sake of memory: each tensor is copied when it is asked for."""
+    mapped = []
+    load = torch.load
+
+    def recorded(*args, mmap, **kwargs):
+        mapped.append(mmap)
+        return load(*args, mmap=mmap, **kwargs)
+
+    monkeypatch.setattr(torch, "load", recorded)
+    read(folder)
+    assert mapped == [True]
+
+
+def test_read_rejects_tensors_without_values(folder):
+    torch.save({"a": torch.zeros(3, device="meta")}, folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="dense tensors by name; under 'a' it holds Tensor"):
+        read(folder)
 
 
 class Malicious:
