@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not pay
     import tokenizers
@@ -33,6 +34,9 @@ VOCABULARIES = (
 END_OF_WORD = "</w>"
 Pipeline = Literal["huggingface", "original"]
 PIPELINES = get_args(Pipeline)
+_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
+# As special tokens are spelled: of GPT-1's merges, none makes such a token.
+_MARKER = re.compile(r"<.+>|\[.+\]|_.+_")
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
@@ -42,22 +46,24 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         FileNotFoundError: neither is there.
         ValueError: a file is broken, or is another model's tokenizer.
     """
-    file, model, saved = _read_model(folder)
+    found = _read_model(folder)
+    file, model = found.file, found.model
     settings = _read_settings(folder)
     named = {
         name: _added_token(settings[name], folder, special=True)
         for name in SPECIAL_TOKENS
-        if isinstance(settings.get(name), str | dict)
+        if settings.get(name) is not None
     }
     extra = [_added_token(token, folder, special=True) for token in settings["extra"]]
     special = [*named.values(), *extra]
     unk_token = named["unk_token"].content if "unk_token" in named else None
     if unk_token is None or model.token_to_id(unk_token) is None:
-        raise ValueError(f"{file}: the vocabulary has no unknown token {unk_token!r}")
+        raise ValueError(f"{file}: the vocabulary has no unknown token {_short(unk_token)}")
 
     backend = pipeline(model, unk_token)
-    _check_ids(backend, file)
-    listed = _listed_tokens(folder, settings, saved, {token.content for token in special})
+    _check_ids(found)
+    listed = _listed_tokens(folder, settings, found.added, {token.content for token in special})
+    _check_merges(found, {token.content for token in [*special, *listed.values()]})
     # In the order of their ids; the special tokens that are not listed come last.
     tokens = {token.content: token for _, token in sorted(listed.items())}
     for token in special:
@@ -66,22 +72,25 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         tokens[token.content].special = True
     backend.add_tokens(list(tokens.values()))
     for index, token in listed.items():
-        if (found := backend.token_to_id(token.content)) != index:
+        if (made := backend.token_to_id(token.content)) != index:
             raise ValueError(
-                f"{folder}: the added token {token.content!r} should have the id {index}, but the "
-                f"vocabulary and the added tokens before it make that {found}"
+                f"{folder}: the added token {_short(token.content)} should have the id "
+                f"{_short(index)}, but the vocabulary and the added tokens before it make that "
+                f"{made}"
             )
 
     sides = {name: settings.get(name, "right") for name in ("padding_side", "truncation_side")}
     for name, side in sides.items():
         if side not in ("left", "right"):
-            raise ValueError(f"{folder}: {name} is {side!r}, but must be 'left' or 'right'")
+            raise ValueError(f"{folder}: {name} is {_short(side)}, but must be 'left' or 'right'")
     text_pipeline = settings.get("text_pipeline", PIPELINES[0])
     if text_pipeline not in PIPELINES:
         right = " or ".join(map(repr, PIPELINES))
-        raise ValueError(f"{folder}: text_pipeline is {text_pipeline!r}, but must be {right}")
+        raise ValueError(f"{folder}: text_pipeline is {_short(text_pipeline)}, but must be {right}")
     length = settings.get("model_max_length")
-    if not isinstance(length, int | float) or not 1 <= length < 1e20:
+    if isinstance(length, bool) or not isinstance(length, int | float | None):
+        raise ValueError(f"{folder}: model_max_length is {_short(length)}, but must be a number")
+    if length is None or not 1 <= length < 1e20:
         length = None  # not known; transformers saves 1e30 then
     return {
         "backend": backend,
@@ -124,24 +133,53 @@ def write_tokenizer(
             temporary(name).write_text(text, encoding="utf-8", newline="\n")
 
 
-def _read_model(folder: Path) -> tuple[Path, models.BPE, dict[int, AddedToken]]:
-    """The file of the vocabulary, the merges over it, and what tokens tokenizer.json adds to it."""
+class _Model(NamedTuple):
+    """A vocabulary and the merges over it.
+
+    Attributes:
+        file: of the vocabulary.
+        merges_file: of the merges; the same, where it is tokenizer.json.
+        model: both, as the library has read them.
+        vocabulary: the tokens with their ids.
+        merged: what the merges make.
+        added: the tokens that tokenizer.json adds, by their ids.
+    """
+
+    file: Path
+    merges_file: Path
+    model: models.BPE
+    vocabulary: dict[str, int]
+    merged: set[str]
+    added: dict[int, AddedToken]
+
+
+def _read_model(folder: Path) -> _Model:
+    """Read tokenizer.json, else the vocabulary and the merges."""
     from tokenizers import Tokenizer, models
 
     from gpt1_jax._conversion import json_file
 
     file = folder / "tokenizer.json"
     if file.is_file():
-        json_file.read_json(file)  # of keys that stand twice the library takes the last
+        content = json_file.read_json(file)  # of keys that stand twice the library takes the last
+        _check_prefix(content, file)
         try:
             saved = Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises no narrower class
-            raise ValueError(f"{file} is not a tokenizer's: {error}") from None
-        return file, _gpt1_model(saved, file), saved.get_added_tokens_decoder()
+            raise ValueError(
+                f"{file} is not a tokenizer's: {json_file.first_line(error)}"
+            ) from None
+        model, fields = _gpt1_model(saved, file), content["model"]
+        # Old versions wrote a merge as one string.
+        merged = {
+            "".join(one.split(" ") if isinstance(one, str) else one) for one in fields["merges"]
+        }
+        added = saved.get_added_tokens_decoder()
+        return _Model(file, file, model, fields["vocab"], merged, added)
     for names in VOCABULARIES:
         file, merges = (folder / name for name in names)
         if file.is_file() and merges.is_file():
-            json_file.read_json(file)
+            vocabulary = json_file.read_json(file)
             try:
                 model = models.BPE.from_file(
                     str(file),
@@ -150,8 +188,13 @@ def _read_model(folder: Path) -> tuple[Path, models.BPE, dict[int, AddedToken]]:
                     end_of_word_suffix=END_OF_WORD,
                 )
             except Exception as error:  # the library raises no narrower class
-                raise ValueError(f"{file} and {merges.name} are broken: {error}") from None
-            return file, model, {}
+                raise ValueError(
+                    f"{file} and {merges.name} are broken: {json_file.first_line(error)}"
+                ) from None
+            # As the library parts lines and words: other white space is a part of a token.
+            lines = merges.read_bytes().decode().replace("\r\n", "\n").split("\n")
+            merged = {line.replace(" ", "") for line in lines if not line.startswith("#version")}
+            return _Model(file, merges, model, vocabulary, merged, {})
     for names in VOCABULARIES:
         missing = [name for name in names if not (folder / name).is_file()]
         if len(missing) == 1:
@@ -168,7 +211,6 @@ def _gpt1_model(saved: tokenizers.Tokenizer, file: Path) -> models.BPE:
     for name, found, right in (
         ("model", type(model).__name__, "BPE"),
         ("end_of_word_suffix", getattr(model, "end_of_word_suffix", None), END_OF_WORD),
-        ("continuing_subword_prefix", getattr(model, "continuing_subword_prefix", "") or "", ""),
         ("normalizer", type(normalizer).__name__, "BertNormalizer"),
         ("normalizer's lowercase", getattr(normalizer, "lowercase", None), True),
         ("pre_tokenizer", type(saved.pre_tokenizer).__name__, "BertPreTokenizer"),
@@ -179,11 +221,24 @@ def _gpt1_model(saved: tokenizers.Tokenizer, file: Path) -> models.BPE:
     return model
 
 
+def _check_prefix(content: Any, file: Path) -> None:
+    """Check what the library, instead of raising an error, panics about."""
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
+        return
+    prefix = model.get("continuing_subword_prefix")
+    if prefix not in (None, ""):
+        raise ValueError(
+            f"{file} is not GPT-1's: continuing_subword_prefix is {_short(prefix)}, but must be ''"
+        )
+
+
 def pipeline(model: models.BPE, unk_token: str) -> tokenizers.Tokenizer:
     """The pipeline of transformers 5 around a vocabulary and its merges."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
     model.unk_token, model.fuse_unk, model.dropout = unk_token, False, None
+    model.byte_fallback = model.ignore_merges = False
     backend = Tokenizer(model)
     backend.normalizer = normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -191,12 +246,36 @@ def pipeline(model: models.BPE, unk_token: str) -> tokenizers.Tokenizer:
     return backend
 
 
-def _check_ids(backend: tokenizers.Tokenizer, file: Path) -> None:
-    size = backend.get_vocab_size()
+def _check_ids(found: _Model) -> None:
+    size = len(found.vocabulary)
+    ids = {index for index in found.vocabulary.values() if type(index) is int}
     for index in range(size):
-        if backend.id_to_token(index) is None:
+        if index not in ids:
             right = f"its {size} tokens must have the ids 0 to {size - 1}"
-            raise ValueError(f"{file}: no token has the id {index}, but {right}")
+            raise ValueError(f"{found.file}: no token has the id {index}, but {right}")
+
+
+def _check_merges(found: _Model, added: Collection[str]) -> None:
+    """Check that the merges make every token of more than one symbol, added tokens aside.
+
+    Where a file of merges is cut short, words fall apart into tokens that the model has never seen
+    in their place.
+    """
+    lacking = [
+        token
+        for token in found.vocabulary
+        if token not in found.merged
+        and token not in added
+        and len(token.removesuffix(END_OF_WORD)) > 1
+        and not _MARKER.fullmatch(token)
+    ]
+    if lacking:
+        first = min(lacking, key=lambda token: found.vocabulary[token])
+        raise ValueError(
+            f"{found.merges_file} has no merge that makes the token {_short(first)}, and lacks the "
+            f"merges of {len(lacking)} tokens of the vocabulary in all; every token of more than "
+            f"one symbol needs one, unless it is an added token"
+        )
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -216,7 +295,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _extra(fields: Mapping[str, Any], folder: Path) -> Iterable[object]:
     extra = fields.get("extra_special_tokens") or fields.get("additional_special_tokens") or []
     if not isinstance(extra, list | dict):
-        raise ValueError(f"{folder}: extra_special_tokens is {extra!r}, but must be a list")
+        raise ValueError(f"{folder}: extra_special_tokens is {_short(extra)}, but must be a list")
     return extra.values() if isinstance(extra, dict) else extra
 
 
@@ -237,8 +316,12 @@ def _listed_tokens(
 def _by_id(found: Iterable[tuple[object, object]], folder: Path) -> dict[int, AddedToken]:
     listed = {}
     for index, fields in found:
-        if not str(index).isdecimal():
-            raise ValueError(f"{folder}: the added token {fields!r} has the id {index!r}")
+        # An id of added_tokens.json is a number, a key of added_tokens_decoder a string.
+        if not re.fullmatch("[0-9]{1,10}", str(index)):
+            raise ValueError(
+                f"{folder}: the added token {_short(fields)} has the id {_short(index)}, which "
+                f"must be a number from 0 on"
+            )
         listed[int(str(index))] = _added_token(fields, folder)
     return listed
 
@@ -249,11 +332,19 @@ def _added_token(value: object, folder: Path, *, special: bool = False) -> Added
 
     fields: dict[str, Any] = {"content": value} if isinstance(value, str) else {}
     if isinstance(value, dict):
-        flags = ("content", "single_word", "lstrip", "rstrip", "normalized", "special")
-        fields = {name: value[name] for name in flags if name in value}
+        fields = {name: value[name] for name in ("content", *_FLAGS) if name in value}
     if not isinstance(fields.get("content"), str) or not fields["content"]:
-        raise ValueError(f"{folder}: {value!r} is not a token")
-    fields["special"] = special or bool(fields.get("special"))
+        raise ValueError(
+            f"{folder}: {_short(value)} is not a token; it must be a text, or an object with one "
+            f"as its content"
+        )
+    for name in _FLAGS:
+        if not isinstance(fields.get(name, False), bool):
+            raise ValueError(
+                f"{folder}: {name} of the token {_short(fields['content'])} is "
+                f"{_short(fields[name])}, but must be true or false"
+            )
+    fields["special"] = special or fields.get("special", False)
     return AddedToken(**fields)
 
 
@@ -265,6 +356,12 @@ def _read_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object")
     return content
+
+
+def _short(value: object) -> str:
+    from gpt1_jax._conversion import json_file
+
+    return json_file.short(value)
 
 
 def _json(content: object) -> str:

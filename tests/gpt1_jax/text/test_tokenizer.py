@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -509,6 +510,15 @@ def changed(**tokens: object) -> str:
             "has the id 'x'",
         ),
         ("tokenizer_config.json", '{"extra_special_tokens": "<a>"}', "must be a list"),
+        ("tokenizer_config.json", '{"extra_special_tokens": [1]}', "1 is not a token"),
+        ("tokenizer_config.json", '{"pad_token": 1}', "1 is not a token; it must be a text"),
+        ("tokenizer_config.json", '{"model_max_length": "9"}', "model_max_length is '9', but must"),
+        ("tokenizer_config.json", '{"model_max_length": true}', "model_max_length is True, but"),
+        (
+            "tokenizer_config.json",
+            f'{{"added_tokens_decoder": {{"{10**30}": {{"content": "<a>"}}}}}}',
+            f"has the id '{10**30}', which must be a number from 0 on",
+        ),
         ("tokenizer_config.json", '{"added_tokens_decoder": []}', "must be an object"),
         ("added_tokens.json", '{"<a>": 300}', "'<a>' should have the id 300"),
     ],
@@ -545,7 +555,13 @@ STARTS = {
     ("path", "value", "message"),
     [
         (("model", "end_of_word_suffix"), "", "end_of_word_suffix is '', but must be '</w>'"),
-        (("model", "continuing_subword_prefix"), "#", "is not GPT-1's|out of vocabulary"),
+        # The library would panic.
+        (
+            ("model", "continuing_subword_prefix"),
+            "##########",
+            "is not GPT-1's: continuing_subword_prefix is '##########', but must be ''",
+        ),
+        (("model", "merges"), [], "no merge that makes the token 'th', and .* of 8 tokens"),
         (("model", "vocab", "z"), 2, "no token has the id 26"),
         (("model", "merges"), [["t", "h"], ["t", "i"]], "Token `ti` out of vocabulary"),
         (("model", "merges"), [["t", 3]], "is not a tokenizer's"),
@@ -573,6 +589,81 @@ def test_from_pretrained_rejects_other_tokenizer_json(
     with pytest.raises(ValueError, match=message) as error:
         Tokenizer.from_pretrained(tmp_path)
     assert str(file) in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["single_word", "lstrip", "rstrip", "normalized", "special"])
+@pytest.mark.parametrize("value", ["yes", 1, 0, None, []])
+def test_from_pretrained_rejects_flags_that_are_not_booleans(
+    folder: Path, name: str, value: object
+):
+    token = {"content": "<a>", name: value}
+    message = f"{name} of the token '<a>' is {value!r}, but must be true or false"
+    for fields in (
+        {"pad_token": token},
+        {"extra_special_tokens": [token]},
+        {"added_tokens_decoder": {SIZE: token}},
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{folder}: {message}")):
+            Tokenizer.from_pretrained(settings_of(folder, **fields))
+
+
+@pytest.mark.parametrize(
+    ("kept", "first", "number"),
+    [(0, "th", 8), (1, "the</w>", 7), (7, "pres", 1)],  # of 8 merges
+)
+@pytest.mark.parametrize("start", ["", "#version: 0.2\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_from_pretrained_rejects_merges_that_are_cut_short(
+    folder: Path, kept: int, first: str, number: int, start: str, end: str
+):
+    lines = "".join(merge + end for merge in MERGES[:kept])
+    (folder / "merges.txt").write_bytes((start + lines).encode())
+    with pytest.raises(ValueError, match="has no merge") as error:
+        Tokenizer.from_pretrained(folder)
+    assert str(error.value) == (
+        f"{folder / 'merges.txt'} has no merge that makes the token {first!r}, and lacks the "
+        f"merges of {number} tokens of the vocabulary in all; every token of more than one symbol "
+        f"needs one, unless it is an added token"
+    )
+
+
+def test_from_pretrained_needs_no_merges_of_added_tokens(folder: Path):
+    tokens = ["<pad>", "[CLS]", "_start_", "named", "listed", "added"]
+    vocab = changed(**{token: SIZE + index for index, token in enumerate(tokens)})
+    (folder / "vocab.json").write_text(vocab)
+    with pytest.raises(ValueError, match="makes the token 'named', and lacks the merges of 3 tok"):
+        Tokenizer.from_pretrained(folder)
+    settings = {"extra_special_tokens": ["named"]}
+    decoder = {str(SIZE + index): {"content": tokens[index]} for index in (4, 5)}
+    tokenizer = Tokenizer.from_pretrained(
+        settings_of(folder, **settings, added_tokens_decoder=decoder)
+    )
+    assert tokenizer.convert_tokens_to_ids(tokens) == list(range(SIZE, SIZE + 6))
+    settings_of(folder, **settings)
+    (folder / "added_tokens.json").write_text(json.dumps({"listed": SIZE + 4, "added": SIZE + 5}))
+    assert Tokenizer.from_pretrained(folder).encode("added the") == [
+        SIZE + 5,
+        *tokenizer.encode("the"),
+    ]
+
+
+def test_from_pretrained_takes_a_token_that_two_merges_make(folder: Path):
+    (folder / "merges.txt").write_text("\n".join([*MERGES, "t he</w>", "h e</w>"]))
+    (folder / "vocab.json").write_text(changed(**{"he</w>": SIZE}))
+    assert len(Tokenizer.from_pretrained(folder)) == SIZE + 1
+
+
+@pytest.mark.parametrize("field", ["ignore_merges", "byte_fallback", "fuse_unk"])
+def test_from_pretrained_sets_the_model_as_transformers_does(
+    tokenizer: Tokenizer, tmp_path: Path, field: str
+):
+    text = "pres inthe é é日"
+    tokenizer.save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"][field] = True
+    file.write_text(json.dumps(content))
+    assert Tokenizer.from_pretrained(tmp_path).encode(text) == tokenizer.encode(text)
 
 
 def test_from_pretrained_flattens_named_extra_tokens(folder: Path):
