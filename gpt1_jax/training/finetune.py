@@ -347,8 +347,12 @@ def read_task(folder: Path, tokenizer: Tokenizer, n_positions: int) -> tuple[Tas
     path = folder / TASK
     try:
         fields = json_file.parse_json(path.read_bytes())
-        columns = dict(fields.pop("columns"))
+        columns = fields.pop("columns")
+        if not isinstance(columns, dict) or not all(isinstance(c, str) for c in columns.values()):
+            raise ValueError(f"columns is {json_file.short(columns)}, but must hold names by roles")
         classes = fields.pop("classes")
+        if not isinstance(classes, list | None):
+            raise ValueError(f"classes is {json_file.short(classes)}, but must be a list")
         task = Task(
             tokenizer=tokenizer,
             special=prepare_tokenizer(tokenizer),
@@ -356,8 +360,10 @@ def read_task(folder: Path, tokenizer: Tokenizer, n_positions: int) -> tuple[Tas
             classes=None if classes is None else tuple(classes),
             **fields,
         )
+        named = [columns.pop(f"choice{k}") for k in range(task.choices)]
+        columns = task_columns(task.name, columns, named)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} describes no task: {error}") from None
+        raise ValueError(f"{path} describes no task: {json_file.first_line(error)}") from None
     return task, columns
 
 

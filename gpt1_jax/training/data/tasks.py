@@ -187,8 +187,14 @@ class Task:
             raise ValueError(f"{self.name} needs classes")
         if self.name in ("regression", "multiple-choice") and self.classes is not None:
             raise ValueError(f"{self.name} has no classes")
-        if self.classes is not None and len(self.classes) < 2:
-            raise ValueError(f"classes are {self.classes}, but must be at least 2")
+        if self.classes is not None and (
+            len(self.classes) < 2 or not all(isinstance(one, str) for one in self.classes)
+        ):
+            raise ValueError(f"classes are {self.classes}, but must be at least 2 names")
+        for name in ("choices", "max_tokens"):
+            number = getattr(self, name)
+            if type(number) is not int and (number is not None or name == "choices"):
+                raise ValueError(f"{name} is {number!r}, but must be an integer")
         if self.name == "multiple-choice" and self.choices < 2:
             raise ValueError(f"choices is {self.choices}, but for {self.name} must be at least 2")
         if self.name != "multiple-choice" and self.choices:

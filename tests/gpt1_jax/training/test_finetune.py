@@ -406,14 +406,36 @@ def test_finetune_patience_requires_validation_set(base: Path, tmp_path: Path) -
         finetune("classification", train, None, tmp_path / "run", base, patience=2)
 
 
+TASK = (
+    '{"name": "classification", "classes": ["0", "1"], "choices": 0, "max_tokens": 32, '
+    '"columns": {"text": "x", "label": "y"}}'
+)
+
+
 @pytest.mark.parametrize(
     "content",
-    ["[]", "{", "{}", '{"name": "sorting", "columns": {}, "classes": null, "choices": 0}'],
+    [
+        *("[]", "{", "{}", '{"name": "sorting", "columns": {}, "classes": null, "choices": 0}'),
+        TASK.replace("32", '"32"'),
+        TASK.replace("32", "32.0"),
+        TASK.replace('["0", "1"]', '"01"'),
+        TASK.replace('["0", "1"]', "[0, 1]"),
+        TASK.replace('"label": "y"', '"label": 1'),
+        TASK.replace('"label"', '"place"'),
+        TASK.replace('"choices": 0', '"choices": false'),
+    ],
 )
 def test_read_task_rejects_invalid_file(base: Path, tmp_path: Path, content: str) -> None:
     (tmp_path / "task.json").write_text(content)
     with pytest.raises(ValueError, match=r"task\.json describes no task"):
-        read_task(tmp_path, gpt1.Tokenizer.from_pretrained(base), 32)
+        read_task(tmp_path, gpt1.Tokenizer.from_pretrained(base), 34)
+
+
+def test_read_task_reads_what_a_run_writes(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "task.json").write_text(TASK)
+    task, columns = read_task(tmp_path, gpt1.Tokenizer.from_pretrained(base), 34)
+    assert (task.name, task.classes, task.max_tokens) == ("classification", ("0", "1"), 32)
+    assert columns == {"text": "x", "label": "y"}
 
 
 def test_finetune_similarity_rejects_scores_as_classes(base: Path, tmp_path: Path) -> None:

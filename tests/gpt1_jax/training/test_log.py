@@ -50,7 +50,8 @@ def test_log_drops_incomplete_last_line(tmp_path: Path, cut: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", [b"", b"no", b"[1]", b'{"loss": 1}', b'{"step": "1"}', b'"step"', b"\xff"]
+    "line",
+    [b"", b"no", b"[1]", b'{"loss": 1}', b'{"step": "1"}', b'"step"', b"\xff", b"[" * 100_000],
 )
 def test_log_rejects_malformed_lines(tmp_path: Path, line: bytes) -> None:
     path = tmp_path / "log.jsonl"
