@@ -12,6 +12,8 @@ from gpt1_jax.demo import resolve
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "swish")
 SUMMARY_TYPES = ("cls_index", "last", "first", "mean")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+# A block takes tens of milliseconds to build: a damaged number shall not look like a hang.
+MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +26,7 @@ class OpenAIGPTConfig:
         vocab_size: number of tokens V.
         n_positions: number of positions; the longest input.
         n_embd: width E of embeddings and hidden states.
-        n_layer: number of blocks.
+        n_layer: number of blocks; at most 10,000.
         n_head: number of attention heads N; must divide ``n_embd``.
         afn: activation of the MLP: "gelu" or "gelu_new" (both the tanh form), "relu", "silu" or
             "swish".
@@ -86,6 +88,8 @@ class OpenAIGPTConfig:
                 self._reject(name, "a positive integer")
             if getattr(self, name) >= 2**31:  # ids and positions are 32 bits wide
                 self._reject(name, "below 2**31")
+        if self.n_layer > MOST_LAYERS:
+            self._reject("n_layer", f"at most {MOST_LAYERS}")
         if self.n_embd % self.n_head:
             self._reject("n_head", f"a divisor of n_embd = {self.n_embd}")
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"):

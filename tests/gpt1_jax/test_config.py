@@ -80,6 +80,8 @@ WRONG: list[tuple[str, Any, str]] = [
     *((n, float(v), "a finite number, at least 0") for n in NUMBERS for v in ("inf", "nan")),
     *((n, 10**400, "a finite number, at least 0") for n in NUMBERS),  # beyond every float
     *((n, v, "true or false") for n in FLAGS for v in (0, 1, "true", None)),
+    *((n, 2**31, "below 2**31") for n in POSITIVE),
+    ("n_layer", 10_001, "at most 10000"),
     ("n_head", 7, "a divisor of n_embd = 768"),
     ("afn", "gelu_fast", "one of 'gelu', 'gelu_new', 'relu', 'silu', 'swish'"),
     ("afn", None, "one of 'gelu'"),
@@ -318,3 +320,16 @@ def test_config_rejects_conflicting_aliases(tmp_path: Path) -> None:
         Config.from_pretrained(tmp_path)
     with pytest.raises(ValueError, match="n_layer is 2, num_hidden_layers is 3"):
         Config.from_dict({"n_layer": 2, "num_hidden_layers": 3})
+
+
+@pytest.mark.parametrize("names", [5, ["a", "b"], "ab"])
+def test_from_dict_rejects_labels_that_are_not_an_object(names: Any) -> None:
+    with pytest.raises(ValueError, match=r"^id2label is .*, but must be an object$"):
+        gpt1.OpenAIGPTConfig.from_dict({"id2label": names})
+
+
+def test_config_errors_have_a_limited_length() -> None:
+    with pytest.raises(
+        ValueError, match=r"^afn is 'x{499} \.\.\. \(100002 characters\), but must be"
+    ):
+        gpt1.OpenAIGPTConfig(afn="x" * 100_000)
