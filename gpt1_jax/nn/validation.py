@@ -95,11 +95,12 @@ def check_arguments(
         raise ValueError("dropout_key draws nothing unless deterministic=False")
     if dropout_key is not None:
         _check_key(dropout_key)
-    items = 1 if num_items_in_batch is None else num_items_in_batch
-    if _check_numbers("num_items_in_batch", items).ndim:
-        raise ValueError(f"num_items_in_batch has shape {np.shape(items)}, but must be one number")
-    if not isinstance(items, ABSTRACT) and not items > 0:
-        raise ValueError(f"num_items_in_batch is {items}, but must be one number above 0")
+    if num_items_in_batch is not None:
+        items = _check_numbers("num_items_in_batch", num_items_in_batch)
+        if items.ndim:
+            raise ValueError(f"num_items_in_batch has shape {items.shape}, but must be one number")
+        if not isinstance(items, ABSTRACT) and not items > 0:
+            raise ValueError(f"num_items_in_batch is {items}, but must be one number above 0")
 
     if classify:
         if len(shape) != 2:
@@ -244,14 +245,15 @@ def _check_shape(
 
 def _check_cache(config: OpenAIGPTConfig, cache: Cache, rows: int, tokens: int) -> None:
     """Check that the cache belongs to this model and batch, and has room."""
-    check_not_donated(cache)
+    if not isinstance(cache.mask, ABSTRACT):
+        check_not_donated(cache)
+        check_mask("the cache's mask", cache.mask)
     expected = (rows, config.n_head, cache.length, config.n_embd // config.n_head)
     if len(cache.keys) != config.n_layer or cache.keys[0].shape != expected:
         raise ValueError(
             f"the cache holds {len(cache.keys)} layers of {cache.keys[0].shape}, "
             f"but these tokens need {config.n_layer} of {expected}"
         )
-    check_mask("the cache's mask", cache.mask)
     filled = 0 if isinstance(cache.index, ABSTRACT) else int(cache.index)
     if filled + tokens > cache.length:
         raise ValueError(
