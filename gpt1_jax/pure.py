@@ -43,7 +43,8 @@ def functional(model: OpenAIGPTPreTrainedModel) -> tuple[Apply, Params]:
 
     Shapes and dtypes are checked before it runs, and the values of numpy arrays, lists and numbers.
     Those of a ``jax.Array`` are never read, so that a loop runs ahead of the device; ids, positions
-    and labels that are out of range in one, or tokens beyond a cache's end, give NaN.
+    and labels that are out of range in one, masks of other values than 0 and 1, or tokens beyond a
+    cache's end, give NaN.
 
     Args:
         model: any of the four models.

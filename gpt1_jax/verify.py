@@ -106,9 +106,11 @@ def verify(
     ids = _sample(model.config)
     out = functional(model)[0](model.params, ids)
     logits = np.asarray(out[0])
-    yield Check("forward", bool(np.isfinite(logits).all()), f"output {logits.shape}, all finite")
+    finite = bool(np.isfinite(logits).all())
+    seen = "all finite" if finite else "not all finite"
+    yield Check("forward", finite, f"output {logits.shape}, {seen}")
     yield _against_torch(folder, config, params, ids, logits)
-    if np.isfinite(logits).all():
+    if finite:
         yield from _against_published(folder, params, published)
 
 

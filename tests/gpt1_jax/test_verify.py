@@ -111,6 +111,7 @@ def test_verify_names_non_finite_values(folder: Path, published: Published) -> N
     assert checks["values"].passed is False
     assert "transformer.h.0.ln_1.bias" in checks["values"].detail
     assert checks["forward"].passed is False
+    assert checks["forward"].detail.endswith("not all finite")
 
 
 def test_verify_skips_torch_check_without_torch(
