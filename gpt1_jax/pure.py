@@ -1,5 +1,6 @@
 """A model as a pure, compiled function and its parameters as a plain nested dict."""
 
+import dataclasses
 import functools
 import inspect
 from typing import Any, Protocol
@@ -170,9 +171,13 @@ def _to_check(arguments: dict[str, Any]) -> dict[str, Any]:
     def is_flag(name: str, value: Any) -> bool:
         return name in FLAGS or (name == "logits_to_keep" and np.ndim(value) == 0)
 
+    def to_check(value: Any) -> Any:
+        if isinstance(value, Cache):  # only these two of its many arrays are looked into
+            index, mask = without_device_values((value.index, value.mask))
+            return dataclasses.replace(value, index=index, mask=mask)
+        return without_device_values(value) if isinstance(value, jax.Array) else value
+
     return {
-        name: without_device_values(value)
-        if isinstance(value, jax.Array | Cache) and not is_flag(name, value)
-        else value
+        name: value if is_flag(name, value) else to_check(value)
         for name, value in arguments.items()
     }
