@@ -19,6 +19,7 @@ from gpt1_jax.demo import resolve
 from gpt1_jax.nn.attention import AttentionBackend, Backend, choose_backend
 from gpt1_jax.nn.dtypes import float_dtype
 from gpt1_jax.nn.layers import Layers, NoRngs
+from gpt1_jax.nn.partitioning import place_like
 from gpt1_jax.nn.remat import POLICIES, Remat
 
 Params = dict[str, Any]
@@ -159,6 +160,9 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     def load_params(self, params: Mapping[str, Any]) -> None:
         """Replace every parameter, after a training for example; dtypes stay the model's.
 
+        Those of a model on a mesh stay there: arrays of numpy or of one device are split as the
+        model's own are. Arrays that lie on a mesh themselves are taken as they lie.
+
         Args:
             params: a nested dict as ``params`` returns it.
 
@@ -169,7 +173,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         own, new = self._variables(), flatten(params)
         check_params(type(self).__name__, self.shapes, new)
         for path, variable in own.items():
-            variable.set_value(jnp.asarray(new[path], variable.dtype))
+            placed = place_like(new[path], variable.get_value())
+            variable.set_value(jnp.asarray(placed, variable.dtype))
 
     @property
     def shapes(self) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -201,6 +206,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         attention: AttentionBackend = "manual",
         remat: Remat = "none",
         rngs: nnx.Rngs | None = None,
+        mesh: jax.sharding.Mesh | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -219,6 +225,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             remat: what a training's backward pass computes again; see ``Numerics``.
             rngs: keys of a head that the checkpoint lacks. Without them such a checkpoint is an
                 error.
+            mesh: of ``sharding.mesh.make_mesh``, to lay the parameters out on as ``shard_model``
+                does: each device gets its own shards, none a whole parameter that is split.
             revision: branch, tag or commit on the hub.
             cache_dir: where downloads are kept.
             local_files_only: whether to do without the network.
@@ -229,10 +237,11 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         Raises:
             FileNotFoundError: there is no such folder, file or repository.
             ValueError: the files do not hold this model; the message lists every parameter that is
-                missing, unexpected, duplicate or mis-shaped.
+                missing, unexpected, duplicate or mis-shaped; or the mesh does not divide it.
             TypeError: ``fields`` names no field of the configuration.
         """
         from gpt1_jax._conversion import conversion
+        from gpt1_jax.sharding.mesh import check_mesh, param_shardings, shard
 
         known = {field.name for field in dataclasses.fields(OpenAIGPTConfig)} - {"extra"}
         if unknown := sorted(fields.keys() - known):
@@ -250,13 +259,20 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         )
         # Before the weights are read, so that a config that no model can have costs nothing.
         config = dataclasses.replace(OpenAIGPTConfig.from_pretrained(folder), **fields)
+        if mesh is not None:
+            check_mesh(mesh, config)
+
+        def leaf(array: np.ndarray) -> Any:
+            # Of a mesh, only the name tells where, so it waits on the host.
+            return array if mesh is not None else jnp.asarray(array, param_dtype)
+
         try:
             _, params = conversion.read(
                 folder,
                 architecture=cls.__name__,
                 new_head=rngs is not None,
                 overrides=fields,
-                leaf=lambda array: jnp.asarray(array, param_dtype),
+                leaf=leaf,
             )
         except conversion.MissingHeadError as error:
             hint = "to start from a new head, pass rngs=nnx.Rngs(seed)"
@@ -274,13 +290,17 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         model = nnx.eval_shape(lambda: make(rngs=NoRngs()))
         if rngs is not None and (missing := model._variables().keys() - leaves.keys()):
             leaves |= _initial(make, rngs, missing)
-        model.load_params(unflatten_dict(leaves))
+        params = unflatten_dict(leaves)
+        if mesh is not None:
+            params = shard(params, param_shardings(mesh, params))
+        model.load_params(params)
         return model
 
     def save_pretrained(
         self,
         folder: str | os.PathLike[str],
         *,
+        params: Mapping[str, Any] | None = None,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
     ) -> None:
@@ -288,11 +308,13 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
 
         Args:
             folder: created if need be; its files are replaced only after all are written.
+            params: to write in place of the model's own, on the host for example.
             max_shard_size: above it the weights are split over several files.
             safe_serialization: False writes ``pytorch_model.bin`` (which needs torch).
 
         Raises:
             OSError: the folder cannot be written.
+            ValueError: ``params`` are not those of this model.
         """
         from gpt1_jax._conversion import conversion
 
@@ -300,7 +322,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         conversion.write(
             folder,
             config,
-            self.params,
+            self.params if params is None else params,
             max_shard_size=max_shard_size,
             safe_serialization=safe_serialization,
         )
@@ -326,7 +348,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             shape = list(old.shape)
             shape[axis] = new_num_tokens - kept.shape[axis]
             new = jax.random.normal(rngs.params(), shape, jnp.float32) * config.initializer_range
-            return jnp.concatenate([kept, new.astype(old.dtype)], axis=axis)
+            new = place_like(new.astype(old.dtype), kept)
+            return place_like(jnp.concatenate([kept, new], axis=axis), old)
 
         table, head = self.get_input_embeddings(), getattr(self, "lm_head", None)
         rows = resized(table.embedding.get_value(), axis=0)

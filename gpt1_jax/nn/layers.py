@@ -1,6 +1,7 @@
 """Flax's layers with GPT-1's settings: numerics, initialisation and names in one place."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,14 @@ class NoRngs(nnx.Rngs):
 
     def params(self) -> None:
         """Return no key: zeros need none."""
+
+
+class CompiledRngs(nnx.Rngs):
+    """Keys of a new model that a compiled program draws, with the same bits as without a program.
+
+    XLA would make one of the two factors that normal draws are multiplied by, their own and the
+    ``initializer_range``, and so change the last bit.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +113,15 @@ class Layers:
     def _normal(self) -> nnx.Initializer:
         if isinstance(self.rngs, NoRngs):
             return nnx.initializers.zeros
-        return nnx.initializers.normal(self.config.initializer_range)
+        if not isinstance(self.rngs, CompiledRngs):
+            return nnx.initializers.normal(self.config.initializer_range)
+
+        def scaled(key: jax.Array, shape: Any, dtype: Any, out_sharding: Any = None) -> jax.Array:
+            draws = jax.random.normal(key, shape, dtype, out_sharding=out_sharding)
+            scale = jnp.array(self.config.initializer_range, dtype)
+            return jax.lax.optimization_barrier(draws) * scale
+
+        return scaled
 
 
 class TiedHead(nnx.Module):

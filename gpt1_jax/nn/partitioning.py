@@ -1,15 +1,16 @@
-"""Where arrays lie on a mesh of devices, inside a compiled function.
+"""Where arrays lie on a mesh of devices, inside a compiled function and outside.
 
 XLA's partitioner splits a program after its inputs. Where it has several ways to do that,
 ``constrain`` tells it which: the choice is the same for every program, so it
 stands in the model. An array that comes from parameters on a mesh knows that mesh. Without a mesh,
-and on any mesh that ``sharding.mesh.make_mesh`` did not make, these functions do nothing.
+and on any mesh that ``sharding.mesh.make_mesh`` did not make, ``constrain`` does nothing.
 """
 
 import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
@@ -17,6 +18,26 @@ ROWS = (DATA, FSDP)  # what the rows of a batch are split over
 
 # Of one dimension: an axis of the mesh, several, or None.
 Axes = str | tuple[str, ...] | None
+
+
+def place(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Return an array, numpy's or JAX's, on the devices of a sharding: each gets its own shard.
+
+    Where these are of several processes each of them has the array whole, and alike.
+    """
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+
+def place_like(array: Any, own: Any) -> Any:
+    """Return ``array`` on the mesh that ``own`` lies on, unless it lies on a mesh itself."""
+    sharding = getattr(own, "sharding", None)
+    lies_on_mesh = isinstance(getattr(array, "sharding", None), NamedSharding)
+    if lies_on_mesh or not isinstance(sharding, NamedSharding):
+        return array
+    return place(array if isinstance(array, jax.Array) else np.asarray(array), sharding)
 
 
 def axis_size(x: jax.Array, axes: Axes) -> int:

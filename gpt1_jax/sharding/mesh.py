@@ -18,15 +18,18 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.attention import Cache
-from gpt1_jax.nn.partitioning import AXES, FSDP, ROWS, TENSOR
+from gpt1_jax.nn.layers import CompiledRngs
+from gpt1_jax.nn.partitioning import AXES, FSDP, ROWS, TENSOR, place
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
 
 Tree = TypeVar("Tree")
+Model = TypeVar("Model", bound=OpenAIGPTPreTrainedModel)
 AnyMesh = Mesh | jax.sharding.AbstractMesh
 
 # How a parameter (rows, columns) is split, by the end of its name: the first that matches counts.
@@ -109,6 +112,17 @@ def mesh_of(tree: Any) -> Mesh | None:
         if isinstance(mesh, Mesh) and mesh.axis_names == AXES:
             return mesh
     return None
+
+
+def check_mesh(mesh: Mesh, config: OpenAIGPTConfig) -> None:
+    """Check that a model can lie on a mesh.
+
+    Raises:
+        ValueError: the mesh is none of ``make_mesh``, or does not divide the heads.
+    """
+    if mesh.axis_names != AXES:
+        raise ValueError(f"the mesh has the axes {mesh.axis_names}, but must be of make_mesh")
+    check_heads(mesh, config)
 
 
 def check_heads(mesh: AnyMesh, config: OpenAIGPTConfig) -> None:
@@ -205,14 +219,7 @@ def shard(tree: Tree, shardings: Tree) -> Tree:
         tree: of arrays. Where the mesh spans processes each of these has them whole, and alike.
         shardings: the same tree.
     """
-
-    def placed(array: Any, sharding: NamedSharding) -> jax.Array:
-        if sharding.is_fully_addressable:
-            return jax.device_put(array, sharding)
-        host = np.asarray(array)
-        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
-
-    return jax.tree.map(placed, tree, shardings)
+    return jax.tree.map(place, tree, shardings)
 
 
 def constrain_like(tree: Tree, shardings_of: Callable[[AnyMesh, Tree], Tree]) -> Tree:
@@ -238,11 +245,37 @@ def shard_model(model: OpenAIGPTPreTrainedModel, mesh: Mesh) -> None:
     Raises:
         ValueError: the mesh is none of ``make_mesh``, or does not divide its heads or parameters.
     """
-    if mesh.axis_names != AXES:
-        raise ValueError(f"the mesh has the axes {mesh.axis_names}, but must be of make_mesh")
-    check_heads(mesh, model.config)
+    check_mesh(mesh, model.config)
     params = model.params
     model.load_params(shard(params, param_shardings(mesh, params)))
+
+
+def init_sharded(
+    cls: type[Model], config: OpenAIGPTConfig, mesh: Mesh, *, seed: int, **numerics: Any
+) -> Model:
+    """Return a new model on a mesh, of which each device draws its own shards alone.
+
+    Its parameters are those of ``cls(config, rngs=nnx.Rngs(seed), **numerics)``, bit by bit.
+
+    Args:
+        cls: one of the four models.
+        config: its sizes.
+        mesh: of ``make_mesh``.
+        seed: of the initial weights.
+        **numerics: see ``pretrained.Numerics``.
+
+    Raises:
+        ValueError: see ``shard_model``.
+    """
+    check_mesh(mesh, config)
+
+    def make() -> Model:
+        return cls(config, rngs=CompiledRngs(seed), **numerics)
+
+    model = nnx.eval_shape(make)
+    draw = jax.jit(lambda: make().params, out_shardings=param_shardings(mesh, model.params))
+    model.load_params(draw())
+    return model
 
 
 def round_up_to_mesh(mesh: AnyMesh, rows: int) -> int:
@@ -297,7 +330,13 @@ def make_global_batch(mesh: Mesh, batch: Tree, rows: int) -> Tree:
 
 
 def gather(tree: Tree) -> Tree:
-    """Return arrays as numpy's, whole, in every process; all processes have to call it."""
+    """Return arrays as numpy's, whole, in every process; all processes have to call it.
+
+    One after another, so that a device holds one of them whole at most; and each once, however
+    often it stands in the tree.
+    """
     from jax.experimental.multihost_utils import process_allgather
 
-    return jax.tree.map(lambda array: process_allgather(array, tiled=True), tree)
+    arrays = {id(leaf): leaf for leaf in jax.tree.leaves(tree)}
+    gathered = {key: process_allgather(array, tiled=True) for key, array in arrays.items()}
+    return jax.tree.map(lambda leaf: gathered[id(leaf)], tree)

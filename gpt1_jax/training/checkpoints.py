@@ -98,11 +98,17 @@ class Checkpoints:
         # where whole ones are.
         shutil.rmtree(self._folder / OBSOLETE, ignore_errors=True)
 
+    @property
+    def any(self) -> bool:
+        """Whether there are checkpoints."""
+        return self._manager.latest_step() is not None
+
     def latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
         """Read the latest checkpoint; None if there is none.
 
         Args:
-            like: a state with the structure, shapes and dtypes that are expected.
+            like: a state with the structure, shapes and dtypes that are expected, or these alone,
+                with the shardings to read it into.
 
         Returns:
             The state and the rest that ``save`` was given.

@@ -29,7 +29,10 @@ from gpt1_jax.sharding.mesh import (
     round_up_to_mesh,
     shard,
 )
-from gpt1_jax.sharding.processes import assert_same_on_all_processes, is_main_process
+from gpt1_jax.sharding.processes import (
+    assert_same_on_all_processes,
+    is_main_process,
+)
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import lora, metrics, run_folder
 from gpt1_jax.training.data.batches import shuffled_batches
@@ -204,7 +207,7 @@ def finetune(
     assert_same_on_all_processes(run, mesh)
     run_folder.check(out, run)
 
-    task_model = _model(folder, transformed, config, settings)
+    task_model = _model(folder, transformed, config, settings, mesh)
     dropped = configure_dropout(task_model, settings.embedding_dropout, settings.dropout)
     graphdef, params = split(task_model)
     trained, frozen, combine = _trained(params, settings)
@@ -218,8 +221,7 @@ def finetune(
             classifier_dropout=settings.dropout,
         )
 
-    def save(trained: Params) -> None:
-        task_model.load_params(combine(trained, frozen))
+    def save(trained: Params, params: Params) -> None:
         if settings.lora is not None:
             lora.save_adapters(
                 out / ADAPTER,
@@ -230,10 +232,10 @@ def finetune(
                 # The embeddings of the special tokens are new, and the base lacks them.
                 saved_modules={
                     **trained["head"],
-                    "transformer": {"tokens_embed": frozen["transformer"]["tokens_embed"]},
+                    "transformer": {"tokens_embed": params["transformer"]["tokens_embed"]},
                 },
             )
-        task_model.save_pretrained(out)
+        task_model.save_pretrained(out, params=params)
 
     per_epoch = math.ceil(len(examples) / settings.batch_size)
     steps = max(1, round(settings.epochs * len(examples) / settings.batch_size))
@@ -380,7 +382,11 @@ def _write_task(out: Path, task: Task, columns: Mapping[str, str]) -> None:
 
 
 def _model(
-    folder: Path, task: Task, config: OpenAIGPTConfig, settings: FinetuneSettings
+    folder: Path,
+    task: Task,
+    config: OpenAIGPTConfig,
+    settings: FinetuneSettings,
+    mesh: Mesh | None,
 ) -> TaskModel:
     """Return the model of the task with the checkpoint's weights, and new ones for what is new."""
     rates = ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout")
@@ -397,6 +403,7 @@ def _model(
         dtype=settings.dtype,
         param_dtype="float32",
         remat=settings.remat,
+        mesh=mesh,
         **fields,
     )
     model.config = model.transformer.config = config

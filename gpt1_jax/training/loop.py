@@ -1,6 +1,7 @@
 """The loop: steps, log, validation, checkpoints; a run that was killed goes on where it was."""
 
 import dataclasses
+import functools
 import signal
 import sys
 import threading
@@ -17,7 +18,7 @@ from jax.sharding import Mesh
 
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import first_non_finite
-from gpt1_jax.sharding.mesh import gather, make_global_batch, param_shardings, shard
+from gpt1_jax.sharding.mesh import gather, make_global_batch, mesh_of, param_shardings, shard
 from gpt1_jax.sharding.processes import is_main_process
 from gpt1_jax.training.checkpoints import Checkpoints
 from gpt1_jax.training.freezing import combine_params
@@ -71,7 +72,8 @@ class TrainSpec:
     """What is trained, on what, and what becomes of it.
 
     Attributes:
-        params: those that are trained, before the first step.
+        params: those that are trained, before the first step. Where they lie on ``mesh``, the state
+            of training takes their memory, and they must not be used again.
         frozen: those that are not.
         combine: makes the model's parameters of both.
         objective: the loss.
@@ -82,7 +84,8 @@ class TrainSpec:
         tokens: how many tokens of a batch are trained on.
         steps: how many to take.
         seed: of dropout.
-        save: writes the result of trained parameters into the output folder.
+        save: writes the result into the output folder, given the trained parameters and the
+            model's, whole.
         evaluate: measures of the model's parameters, ``loss`` among them; None without validation.
         chosen: the measure that says which parameters are best.
         better: whether it should be high or low.
@@ -100,7 +103,7 @@ class TrainSpec:
     tokens: Callable[[Batch], int]
     steps: int
     seed: int
-    save: Callable[[Params], None]
+    save: Callable[[Params, Params], None]
     evaluate: Callable[[Params], dict[str, float]] | None = None
     chosen: str = "loss"
     better: Literal["high", "low"] = "low"
@@ -149,10 +152,8 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
     """
     from tqdm import tqdm
 
-    state = TrainState.create(spec.params, spec.optimizer, spec.seed)
     frozen, mesh = spec.frozen, spec.mesh
     if mesh is not None:
-        state = shard(state, param_shardings(mesh, state))
         frozen = shard(frozen, param_shardings(mesh, frozen))
     progress = TrainProgress()
     first = is_main_process()
@@ -166,9 +167,11 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
         return score if spec.better == "high" else -score
 
     def save() -> None:
-        params = state.params if mesh is None else gather(state.params)
+        params = state.params, spec.combine(state.params, frozen)
+        if mesh is not None:
+            params = gather(params)
         if first:
-            spec.save(params)
+            spec.save(*params)
 
     def validate(at: int) -> None:
         assert spec.evaluate is not None
@@ -189,9 +192,8 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
         draw_losses(path, out / "loss.png")
 
     with Checkpoints(out / "checkpoints") as checkpoints, _interruption() as interrupted:
-        found = checkpoints.latest(state)
-        if found is not None:
-            state, rest = found
+        state, rest = _first_state(spec, checkpoints)
+        if rest is not None:
             spec.batches.set_state(rest["position"])
             progress = TrainProgress(**rest["progress"])
         done = int(state.step)
@@ -256,6 +258,31 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
     return progress
 
 
+def _first_state(
+    spec: TrainSpec, checkpoints: Checkpoints
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """Return the state of the latest checkpoint, and what else is in it; else a new state, None.
+
+    On a mesh, each device gets its own shards of either, and nothing else.
+    """
+    create = functools.partial(TrainState.create, optimizer=spec.optimizer, seed=spec.seed)
+    if spec.mesh is None:
+        state = create(spec.params)
+        return checkpoints.latest(state) or (state, None)
+    shapes = jax.eval_shape(create, spec.params)
+    shardings = param_shardings(spec.mesh, shapes)
+    if checkpoints.any:
+        like = jax.tree.map(lambda leaf, where: leaf.update(sharding=where), shapes, shardings)
+        if mesh_of(spec.params) is not None:
+            for leaf in jax.tree.leaves(spec.params):
+                leaf.delete()  # its memory is the checkpoint's now
+        found = checkpoints.latest(like)
+        assert found is not None
+        return found
+    params = shard(spec.params, param_shardings(spec.mesh, spec.params))
+    return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params), None
+
+
 def _anywhere(received: int, due: bool) -> int:
     """Return a signal that any process has received, or 0; of several they ask when due."""
     if jax.process_count() == 1:
@@ -267,7 +294,8 @@ def _check_finite(means: dict[str, float], step: int, spec: TrainSpec) -> None:
     """Raise a ValueError for a loss or gradient that is no longer a number, with what may help."""
     for name in ("loss", "grad_norm"):
         if not np.isfinite(means[name]):
-            wrong = first_non_finite(spec.combine(spec.params, spec.frozen))
+            gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(spec.params))  # on a mesh
+            wrong = None if gone else first_non_finite(spec.combine(spec.params, spec.frozen))
             reason = "a lower learning_rate, or a lower max_grad_norm, may help"
             if wrong is not None:
                 reason = f"before the first step the parameter {wrong} held NaN or inf"

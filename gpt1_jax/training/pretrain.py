@@ -18,7 +18,7 @@ from gpt1_jax.demo import resolve
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
-from gpt1_jax.sharding.mesh import check_heads, process_local_rows
+from gpt1_jax.sharding.mesh import init_sharded, process_local_rows
 from gpt1_jax.sharding.processes import (
     assert_same_on_all_processes,
     is_main_process,
@@ -193,10 +193,8 @@ def pretrain(
         text_tokenizer = _learned_tokenizer(texts, new.merges)
     else:
         text_tokenizer = Tokenizer.from_pretrained(known)
-    language_model = _model(None if model is None else source, text_tokenizer, new, settings)
+    language_model = _model(None if model is None else source, text_tokenizer, new, settings, mesh)
     config = language_model.config
-    if mesh is not None:
-        check_heads(mesh, config)
     with main_process_first("tokens"):
         text = load_tokens(texts, text_tokenizer, out / "tokens")
         valid_text = load_tokens(valid, text_tokenizer, out / "tokens") if valid else None
@@ -213,9 +211,8 @@ def pretrain(
     def objective(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return lm_loss(merge(graphdef, params), batch, key)
 
-    def save(params: Params) -> None:
-        language_model.load_params(params)
-        language_model.save_pretrained(out)
+    def save(_: Params, params: Params) -> None:
+        language_model.save_pretrained(out, params=params)
 
     training = TrainSpec(
         params=params,
@@ -263,16 +260,18 @@ def _model(
     tokenizer: Tokenizer,
     new: NewModel,
     settings: PretrainSettings,
+    mesh: Mesh | None,
 ) -> OpenAIGPTLMHeadModel:
     """Return the model to go on from, or a new one."""
     rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings.dropout)
     if path is None:
         config = dataclasses.replace(new.config(len(tokenizer)), **rates)
-        return OpenAIGPTLMHeadModel(
-            config, rngs=nnx.Rngs(settings.seed), dtype=settings.dtype, remat=settings.remat
-        )
+        numerics: Any = {"dtype": settings.dtype, "remat": settings.remat}
+        if mesh is not None:
+            return init_sharded(OpenAIGPTLMHeadModel, config, mesh, seed=settings.seed, **numerics)
+        return OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(settings.seed), **numerics)
     model = OpenAIGPTLMHeadModel.from_pretrained(
-        path, dtype=settings.dtype, param_dtype="float32", remat=settings.remat, **rates
+        path, dtype=settings.dtype, param_dtype="float32", remat=settings.remat, mesh=mesh, **rates
     )
     check_vocabulary(path, tokenizer, model.config.vocab_size)
     return model

@@ -34,7 +34,7 @@ ROOMS = (
     ("cli",),
 )
 # (importing module, imported room): upward, inside a function.
-EXCEPTIONS: set[tuple[str, str]] = set()
+EXCEPTIONS = {("pretrained", "sharding")}  # from_pretrained(..., mesh=)
 
 
 @functools.cache

@@ -1,6 +1,6 @@
 """What a mesh of eight simulated devices computes, against one device: a report in JSON.
 
-    cd tests && python -m support.eight_devices MESH
+    cd tests && python -m support.eight_devices MESH [--unoptimized]
 
 A process of its own: JAX makes the devices when it starts.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+from tempfile import TemporaryDirectory
 from typing import Any
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
@@ -17,7 +18,9 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 import jax
 import numpy as np
-from support.small_models import MODELS, difference, random_ids, small_model
+from flax import nnx
+from support.optimization import set_optimization
+from support.small_models import MODELS, difference, leaves_equal, random_ids, small_model
 
 import gpt1_jax as gpt1
 from gpt1_jax.pure import merge, split
@@ -72,6 +75,35 @@ def model_on(mesh: Any, cls: Any, **fields: Any) -> Any:
     return model
 
 
+def placements(mesh: Any) -> dict[str, bool]:
+    """Whether the parameters of models that come onto a mesh have their values and their places."""
+    cls = gpt1.OpenAIGPTLMHeadModel
+    config = gpt1.OpenAIGPTConfig(**SIZES, n_layer=2)
+    one = cls(config, rngs=nnx.Rngs(3))
+    facts = {}
+
+    def note(fact: str, model: Any, expected: Any) -> None:
+        alike = lie_alike(model.params, sharding.param_shardings(mesh, expected.params))
+        facts[fact] = alike and leaves_equal(model.params, expected.params)
+
+    note("initialised", sharding.init_sharded(cls, config, mesh, seed=3), one)
+    with TemporaryDirectory() as folder:
+        one.save_pretrained(folder)
+        model = cls.from_pretrained(folder, mesh=mesh)
+        note("loaded", model, one)
+        half = cls.from_pretrained(folder, mesh=mesh, param_dtype="bfloat16")
+        note("loaded_in_bfloat16", half, cls.from_pretrained(folder, param_dtype="bfloat16"))
+    other = cls(config, rngs=nnx.Rngs(4))
+    model.load_params(other.params)
+    note("loaded_from_one_device", model, other)
+    model.load_params(jax.tree.map(np.asarray, one.params))
+    note("loaded_from_numpy", model, one)
+    for each in (model, one):
+        each.resize_token_embeddings(SIZES["vocab_size"] + 3, rngs=nnx.Rngs(5))
+    note("resized", model, one)
+    return facts
+
+
 def heads(mesh: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """What every model's head says, the language model with a cache, and what became of that."""
     said, facts = {}, {}
@@ -115,7 +147,9 @@ def without_key_biases(params: Any) -> Any:
 
 def train(mesh: Any) -> tuple[list[float], Any, dict[str, Any]]:
     """Losses and parameters of some steps with dropout, and what became of the buffers."""
-    graphdef, params = split(model_on(mesh, gpt1.OpenAIGPTLMHeadModel))
+    model = model_on(mesh, gpt1.OpenAIGPTLMHeadModel)
+    model.transformer.remat = "linear"  # as trainings have it by default
+    graphdef, params = split(model)
 
     def objective(params: Any, batch: Any, key: Any) -> Any:
         return lm_loss(merge(graphdef, params), batch, key)
@@ -141,6 +175,25 @@ def train(mesh: Any) -> tuple[list[float], Any, dict[str, Any]]:
     return losses, params, facts
 
 
+def gradients(mesh: Any) -> Any:
+    """The gradients of the mean loss of a batch, without dropout."""
+    graphdef, params = split(model_on(mesh, gpt1.OpenAIGPTLMHeadModel))
+
+    def loss(params: Any, tokens: Any) -> Any:
+        total, weight = lm_loss(merge(graphdef, params), {"tokens": tokens})
+        return total / weight
+
+    found = jax.jit(jax.grad(loss))(params, by_rows(mesh, TEXTS[0]))
+    return jax.tree.map(np.asarray, found)
+
+
+def relative_difference(ours: Any, expected: Any) -> float:
+    """The largest difference of two trees, relative to the largest value."""
+    differences = jax.tree.map(lambda a, b: np.abs(a - b).max(), ours, expected)
+    largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(expected))
+    return float(max(jax.tree.leaves(differences)) / largest)
+
+
 def forward(mesh: Any, n_layer: int) -> dict[str, int]:
     """The collectives of a forward."""
     apply, params = gpt1.functional(model_on(mesh, gpt1.OpenAIGPTModel, n_layer=n_layer))
@@ -151,8 +204,6 @@ def forward(mesh: Any, n_layer: int) -> dict[str, int]:
 def report(name: str) -> dict[str, Any]:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     jax.config.update("jax_numpy_rank_promotion", "raise")
-    # Nearly all of the time is XLA's, at work on programs that then run for milliseconds.
-    jax.config.update("jax_disable_most_optimizations", True)
 
     def texts(mesh: Any) -> np.ndarray:
         """Of as many prompts as no mesh divides: greedily, and of beams."""
@@ -161,16 +212,18 @@ def report(name: str) -> dict[str, Any]:
             [gpt1.generate(model, IDS[:5, :5], max_new_tokens=10, num_beams=n) for n in (1, 3)]
         )
 
-    one = heads(None), texts(None), train(None)
+    one = heads(None), texts(None), train(None), gradients(None)
     mesh = sharding.make_mesh(name)
     losses, params, facts = train(mesh)
     said, cache_facts = heads(mesh)
     found = {
         "heads": {head: difference(said[head], x) for head, x in one[0][0].items()},
         "ids": bool((texts(mesh) == one[1]).all()),
+        "gradients": relative_difference(gradients(mesh), one[3]),
         "losses": difference(losses, one[2][0]),
         "params": max(jax.tree.leaves(jax.tree.map(difference, params, one[2][1]))),
         "share": share(mesh),
+        "placements": placements(mesh),
         **cache_facts,
         **facts,
     }
@@ -181,4 +234,6 @@ def report(name: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    # Nearly all of the time is XLA's, at work on programs that then run for milliseconds.
+    set_optimization("--unoptimized" not in sys.argv)
     json.dump(report(sys.argv[1]), sys.stdout)

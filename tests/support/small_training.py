@@ -168,6 +168,11 @@ def checksum(tree: Any) -> int:
     return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)))
 
 
+def save_unchanged(training: TrainSpec, settings: LoopSettings, out: Path) -> None:
+    """In place of ``run_training``: save what it would begin with."""
+    training.save(training.params, training.combine(training.params, training.frozen))
+
+
 def prepare(run: Callable[[], object]) -> Prepared:
     """Run pre-training or fine-tuning up to the first step."""
     handed_over: list[TrainSpec] = []

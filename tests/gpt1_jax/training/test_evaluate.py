@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 from support.small_models import spoil
-from support.small_training import finetune, write_checkpoint, write_rows, write_text
+from support.small_training import (
+    finetune,
+    save_unchanged,
+    write_checkpoint,
+    write_rows,
+    write_text,
+)
 
 import gpt1_jax as gpt1
 from gpt1_jax.training import finetune as finetuning
@@ -41,9 +47,7 @@ def classifier(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("classifier")
     train = write_rows(folder / "train.csv", ROWS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            finetuning, "run_training", lambda training, *_: training.save(training.params)
-        )
+        patch.setattr(finetuning, "run_training", save_unchanged)
         finetune(
             "classification",
             train,

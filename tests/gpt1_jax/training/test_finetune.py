@@ -8,7 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from support.small_models import difference
-from support.small_training import Prepared, finetune, prepare, write_checkpoint, write_rows
+from support.small_training import (
+    Prepared,
+    finetune,
+    prepare,
+    save_unchanged,
+    write_checkpoint,
+    write_rows,
+)
 
 import conversion
 import gpt1_jax as gpt1
@@ -196,9 +203,7 @@ def trained_names(
     """The names of the parameters that a run changes, and the parameters that it begins with."""
     common: dict[str, Any] = {"validates": False, "epochs": 1, "batch_size": 16, **fields}
     _, end = run(deep, folder / "end", "classification", **common)
-    monkeypatch.setattr(
-        finetuning, "run_training", lambda training, *_: training.save(training.params)
-    )
+    monkeypatch.setattr(finetuning, "run_training", save_unchanged)
     _, start = run(deep, folder / "start", "classification", **common)
     before, after = params_of(start), params_of(end)
     assert before.keys() == after.keys()

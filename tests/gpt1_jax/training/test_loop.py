@@ -93,8 +93,9 @@ class Run:
                 return distance(params)
             return {"loss": scores[self.validated - 1]}
 
-        def save(params: Any) -> None:
-            self.saved.append(jax.tree.map(np.array, params))
+        def save(trained: Any, params: Any) -> None:
+            assert leaves_equal(params, loop.combine_params(trained, spec.frozen))
+            self.saved.append(jax.tree.map(np.array, trained))
 
         base: dict[str, Any] = {
             "params": PARAMS,
@@ -109,7 +110,8 @@ class Run:
             "save": save,
             "evaluate": evaluate,
         }
-        return TrainSpec(**{**base, **fields})
+        spec = TrainSpec(**{**base, **fields})
+        return spec
 
 
 def final_state(out: Path) -> tuple[TrainState, dict[str, Any]]:
@@ -334,7 +336,7 @@ def test_run_training_resumes_after_kill_in_validation_or_save(
 ) -> None:
     out, expected, progress = whole
 
-    def kill(params: Any) -> Any:
+    def kill(*params: Any) -> Any:
         raise KilledError
 
     with pytest.raises(KilledError):
