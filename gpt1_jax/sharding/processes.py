@@ -2,23 +2,27 @@
 
 import contextlib
 import dataclasses
+import json
 import os
-import socket
 import sys
-import time
 import zlib
 from collections.abc import Iterator, Mapping
+from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gpt1_jax._conversion import files
 from gpt1_jax.nn.partitioning import DATA
+from gpt1_jax.sharding.handshake import meet
 from gpt1_jax.sharding.mesh import make_mesh, parse_mesh
 
 # Seconds: for all processes to be there, and after which one that says nothing is given up.
 START, SILENCE = 300, 30
+MESSAGE = 2**15  # bytes of what a process tells the others at once
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -84,7 +88,8 @@ def devices(settings: DeviceSettings, *, start: int = START) -> Iterator[Mesh | 
         The mesh; None for a single device.
 
     Raises:
-        ValueError: the mesh does not fit the devices, or nothing tells where the processes are.
+        ValueError: the mesh does not fit the devices, nothing tells where the processes are, or
+            they do not fit together: see ``handshake.meet``.
         OSError: the coordinator cannot be reached, or, in process 0, its port is taken.
     """
     if settings.distributed:
@@ -93,15 +98,18 @@ def devices(settings: DeviceSettings, *, start: int = START) -> Iterator[Mesh | 
     if sizes is None and settings.distributed:
         sizes = f"{DATA}={jax.device_count()}"
     try:
-        yield None if sizes is None else make_mesh(sizes)
+        with fail_together():
+            mesh = None if sizes is None else make_mesh(sizes)
+        yield mesh
     except jax.errors.JaxRuntimeError as error:
         # Out of memory, all are, and the same command again would be too.
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
         reason = str(error).splitlines()[0]
         print(
-            f"gpt1: the processes of this training have lost each other ({reason}): another one "
-            "has ended; give all of them the same command again, and it goes on",
+            f"gpt1: the connection to another process of this training is lost ({reason}): if it "
+            "was killed, give all of them the same command again to resume; otherwise its own "
+            "message says what has to be mended first",
             file=sys.stderr,
             flush=True,
         )
@@ -112,10 +120,9 @@ def _join(settings: DeviceSettings, start: int) -> None:
     # Without an accelerator processes talk over gloo; for others JAX has its own ways.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if settings.coordinator is not None:
-        if settings.process_id:
-            _wait_for(settings.coordinator, start)
-        else:
-            _check_free(settings.coordinator)
+        assert settings.process_id is not None
+        assert settings.num_processes is not None
+        meet(settings.coordinator, settings.process_id, settings.num_processes, start)
     try:
         jax.distributed.initialize(
             settings.coordinator,
@@ -132,36 +139,53 @@ def _join(settings: DeviceSettings, start: int) -> None:
         ) from error
 
 
-def _wait_for(coordinator: str, seconds: int) -> None:
-    """Return when something listens there: JAX, not finding it, would abort the process."""
-    host, _, port = coordinator.rpartition(":")
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            with socket.create_connection((host.strip("[]"), int(port)), timeout=5):
-                return
-        except OSError as error:
-            if time.monotonic() >= end:
-                reason = error.strerror or error
-                raise OSError(
-                    f"the coordinator {coordinator} could not be reached in {seconds} seconds "
-                    f"({reason}): it must be the address of process 0, which has to run"
-                ) from error
-        time.sleep(0.2)
+class ProcessesError(ValueError):
+    """What is wrong with the processes of a training together: all of them raise it."""
 
 
-def _check_free(coordinator: str) -> None:
-    """Check that process 0 can listen there: JAX, where it cannot, would crash."""
-    port = int(coordinator.rpartition(":")[2])
+@contextlib.contextmanager
+def fail_together() -> Iterator[None]:
+    """Have an error that one process meets inside of a block end the block in all processes.
+
+    All of them go through it. Inside, they wait for each other by the functions below alone, in the
+    same order: a process that fails speaks up where the others listen next.
+
+    Raises:
+        ProcessesError: in the processes that did not fail; it says which one did, and why.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
     try:
-        with socket.create_server(("", port)):
-            return
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(
-            f"process 0 cannot listen at port {port} of the coordinator {coordinator} ({reason}): "
-            "give all processes another one"
-        ) from error
+        yield
+    except ProcessesError:
+        raise
+    except Exception as error:
+        _tell({"error": (str(error) or type(error).__name__)[:1000]})
+        raise
+    _meet()
+
+
+def _meet(**told: Any) -> list[dict[str, Any]]:
+    """Wait for all processes, and return what each of them told.
+
+    Raises:
+        ProcessesError: one of them has failed.
+    """
+    everyones = _tell(told)
+    for number, one in enumerate(everyones):
+        if "error" in one:
+            raise ProcessesError(f"process {number} could not begin: {one['error']}")
+    return everyones
+
+
+def _tell(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """Send a short JSON object to all processes, and return those of all."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    message = json.dumps(told).encode()
+    everyones = process_allgather(np.frombuffer(message.ljust(MESSAGE), np.uint8), tiled=True)
+    return [json.loads(one.tobytes()) for one in np.asarray(everyones).reshape(-1, MESSAGE)]
 
 
 def assert_same_on_all_processes(settings: Mapping[str, Any], mesh: Mesh | None) -> None:
@@ -174,20 +198,46 @@ def assert_same_on_all_processes(settings: Mapping[str, Any], mesh: Mesh | None)
     Raises:
         ValueError: in every process; the message names what differs.
     """
-    from jax.experimental.multihost_utils import process_allgather
-
     if jax.process_count() == 1:
         return
     settings = {**settings, "mesh": None if mesh is None else tuple(mesh.shape.items())}
-    own = [zlib.crc32(repr(settings[name]).encode()) for name in sorted(settings)]
-    everyones = np.asarray(process_allgather(np.array(own, np.uint32)))
-    differing = (everyones != everyones[0]).any(axis=0)
-    if differing.any():
-        names = ", ".join(np.array(sorted(settings))[differing])
-        raise ValueError(
-            f"the processes of this training were given different settings ({names}): "
-            "give all of them the same command, but for process_id"
+    own = {name: zlib.crc32(repr(value).encode()) for name, value in settings.items()}
+    items = [set(one["settings"].items()) for one in _meet(settings=own)]
+    if differing := set.union(*items) - set.intersection(*items):
+        raise ProcessesError(
+            "the processes of this training were given different settings "
+            f"({', '.join(sorted({name for name, _ in differing}))}): give all of them the same "
+            "command, but for process_id"
         )
+
+
+def assert_same_folder(folder: Path) -> None:
+    """Check that a folder is the same for all processes, on whatever host; it is made if need be.
+
+    Raises:
+        OSError: it cannot be made.
+        ValueError: it is another one than that of process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    with contextlib.ExitStack() as stack:
+        mark = None
+        if is_main_process():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                file = stack.enter_context(NamedTemporaryFile(dir=folder, prefix=".seen-by-all-"))
+            except OSError as error:
+                raise files.os_error(
+                    f"cannot write to {folder}: {error.strerror}", error
+                ) from error
+            mark = file.name
+        told = _meet(mark=mark, folder=str(folder.absolute()))[0]
+        if not (folder / Path(told["mark"]).name).exists():
+            raise ValueError(
+                f"the output folder {folder.absolute()} is not that of process 0, "
+                f"{told['folder']}: give all processes the same folder, on a disk that they share"
+            )
+        _meet()
 
 
 def is_main_process() -> bool:
@@ -196,12 +246,10 @@ def is_main_process() -> bool:
 
 
 @contextlib.contextmanager
-def main_process_first(what: str) -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """Have process 0 go through a block before the others do, who find there what it wrote."""
-    from jax.experimental.multihost_utils import sync_global_devices
-
-    if not is_main_process():
-        sync_global_devices(what)
+    if jax.process_count() > 1 and not is_main_process():
+        _meet()
     yield
-    if is_main_process():
-        sync_global_devices(what)
+    if jax.process_count() > 1 and is_main_process():
+        _meet()

@@ -1,5 +1,6 @@
 """Fine-tuning: from a language model and a labelled set to a model for the task."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -30,7 +31,9 @@ from gpt1_jax.sharding.mesh import (
     shard,
 )
 from gpt1_jax.sharding.processes import (
+    assert_same_folder,
     assert_same_on_all_processes,
+    fail_together,
     is_main_process,
 )
 from gpt1_jax.text.tokenizer import Tokenizer
@@ -119,7 +122,6 @@ class FinetuneSettings(RunSettings):
         )
 
 
-@run_folder.one_at_a_time
 def finetune(
     task: TaskName,
     train: str | os.PathLike[str],
@@ -159,7 +161,41 @@ def finetune(
         BlockingIOError: another process is training into ``out``.
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
     """
-    out = files.output_path(out)
+    with contextlib.ExitStack() as stack:
+        with fail_together():
+            out = files.output_path(out)
+            stack.enter_context(run_folder.locked(out))
+            training, loop = _prepare(
+                task,
+                train,
+                valid,
+                out,
+                model=model,
+                columns=columns,
+                choices=choices,
+                settings=settings,
+                optimizer=optimizer,
+                loop=loop,
+                mesh=mesh,
+            )
+        return run_training(training, loop, out)
+
+
+def _prepare(
+    task: TaskName,
+    train: str | os.PathLike[str],
+    valid: str | os.PathLike[str] | None,
+    out: Path,
+    *,
+    model: str | os.PathLike[str],
+    columns: Mapping[str, str] | None,
+    choices: Sequence[str],
+    settings: FinetuneSettings,
+    optimizer: OptimizerSettings,
+    loop: LoopSettings,
+    mesh: Mesh | None,
+) -> tuple[TrainSpec, LoopSettings]:
+    """Return what ``finetune`` trains, and when to do what; the output folder is the run's then."""
     check_modules("grain", "matplotlib", "sklearn", "scipy")
     loop.check_for(settings.batch_size, validates=valid is not None)
     own = (
@@ -205,6 +241,7 @@ def finetune(
         **fields_of(settings, optimizer, loop),
     }
     assert_same_on_all_processes(run, mesh)
+    assert_same_folder(out)
     run_folder.check(out, run)
 
     task_model = _model(folder, transformed, config, settings, mesh)
@@ -269,9 +306,7 @@ def finetune(
         tokenizer.save_pretrained(out)
         _write_task(out, transformed, named)
         run_folder.begin(out, run)
-    return run_training(
-        training, dataclasses.replace(loop, eval_every=loop.eval_every or per_epoch), out
-    )
+    return training, dataclasses.replace(loop, eval_every=loop.eval_every or per_epoch)
 
 
 def batches(

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import first_non_finite
 from gpt1_jax.sharding.mesh import gather, make_global_batch, mesh_of, param_shardings, shard
-from gpt1_jax.sharding.processes import is_main_process
+from gpt1_jax.sharding.processes import fail_together, is_main_process
 from gpt1_jax.training.checkpoints import Checkpoints
 from gpt1_jax.training.freezing import combine_params
 from gpt1_jax.training.log import Log, draw_losses
@@ -198,7 +198,8 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
             progress = TrainProgress(**rest["progress"])
         done = int(state.step)
         path = out / "log.jsonl"
-        log = Log(path, done) if first else None
+        with fail_together():
+            log = Log(path, done) if first else None
 
         def checkpoint() -> None:
             position = spec.batches.get_state()

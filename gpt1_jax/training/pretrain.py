@@ -1,5 +1,6 @@
 """Pre-training: from plain text to a language model."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -20,7 +21,9 @@ from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
 from gpt1_jax.sharding.mesh import init_sharded, process_local_rows
 from gpt1_jax.sharding.processes import (
+    assert_same_folder,
     assert_same_on_all_processes,
+    fail_together,
     is_main_process,
     main_process_first,
 )
@@ -121,7 +124,6 @@ class PretrainSettings(RunSettings):
         self._check("steps", self.steps is None or self.steps >= 1, "at least 1")
 
 
-@run_folder.one_at_a_time
 def pretrain(
     texts: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
@@ -164,7 +166,39 @@ def pretrain(
         BlockingIOError: another process is training into ``out``.
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
     """
-    out = files.output_path(out)
+    with contextlib.ExitStack() as stack:
+        with fail_together():
+            out = files.output_path(out)
+            stack.enter_context(run_folder.locked(out))
+            training, loop = _prepare(
+                texts,
+                out,
+                valid=valid,
+                model=model,
+                tokenizer=tokenizer,
+                new=new,
+                settings=settings,
+                optimizer=optimizer,
+                loop=loop,
+                mesh=mesh,
+            )
+        return run_training(training, loop, out)
+
+
+def _prepare(
+    texts: Sequence[str | os.PathLike[str]],
+    out: Path,
+    *,
+    valid: Sequence[str | os.PathLike[str]],
+    model: str | os.PathLike[str] | None,
+    tokenizer: str | os.PathLike[str] | None,
+    new: NewModel,
+    settings: PretrainSettings,
+    optimizer: OptimizerSettings,
+    loop: LoopSettings,
+    mesh: Mesh | None,
+) -> tuple[TrainSpec, LoopSettings]:
+    """Return what ``pretrain`` trains, and when to do what; the output folder is the run's then."""
     if not texts:
         raise ValueError("give at least one text file")
     check_modules("grain", "matplotlib")
@@ -188,6 +222,7 @@ def pretrain(
         **fields_of(new, settings, optimizer, loop),
     }
     assert_same_on_all_processes(run, mesh)
+    assert_same_folder(out)
     known = out if run_folder.check(out, run) else source
     if known is None:
         text_tokenizer = _learned_tokenizer(texts, new.merges)
@@ -195,7 +230,7 @@ def pretrain(
         text_tokenizer = Tokenizer.from_pretrained(known)
     language_model = _model(None if model is None else source, text_tokenizer, new, settings, mesh)
     config = language_model.config
-    with main_process_first("tokens"):
+    with main_process_first():
         text = load_tokens(texts, text_tokenizer, out / "tokens")
         valid_text = load_tokens(valid, text_tokenizer, out / "tokens") if valid else None
     blocks = PackedBlocks(text.ids, config.n_positions, text.files)
@@ -232,9 +267,7 @@ def pretrain(
     if is_main_process():
         text_tokenizer.save_pretrained(out)  # which a run that goes on reads
         run_folder.begin(out, run)
-    return run_training(
-        training, dataclasses.replace(loop, eval_every=loop.eval_every or epoch), out
-    )
+    return training, dataclasses.replace(loop, eval_every=loop.eval_every or epoch)
 
 
 def batches(blocks: PackedBlocks, batch_size: int, seed: int, rows: Any = slice(None)) -> Any:

@@ -1,20 +1,16 @@
 """The output folder of a run: which settings it was begun with, so that it resumes no other."""
 
-import functools
 import hashlib
-import inspect
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 from gpt1_jax._conversion import files, json_file, locks, match
 from gpt1_jax.sharding.processes import is_main_process
 
-P = ParamSpec("P")
-T = TypeVar("T")
 LOCK = ".gpt1-jax.run.lock"
 SETTINGS = "run.json"
 CHECKPOINT = (".json", ".txt", ".bpe", ".safetensors", ".bin", ".npy")
@@ -35,27 +31,22 @@ def checkpoint_content(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def one_at_a_time(train: Callable[P, T]) -> Callable[P, T]:
-    """Have a training hold the folder that its argument ``out`` names for as long as it runs.
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Hold the folder of a run in the block, in which no other training may write there.
+
+    What killed processes left unfinished there is finished or removed.
+
+    Args:
+        out: made if need be.
 
     Raises:
         BlockingIOError: another training holds it; the message names its process.
-        OSError: the folder cannot be made or written.
+        OSError: it cannot be made or written.
     """
-
-    @functools.wraps(train)
-    def alone(*args: P.args, **kwargs: P.kwargs) -> T:
-        given: Any = inspect.signature(train).bind(*args, **kwargs).arguments["out"]
-        if not is_main_process():  # which alone writes there
-            return train(*args, **kwargs)
-        with _locked(files.output_path(given)):
-            return train(*args, **kwargs)
-
-    return alone
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
+    if not is_main_process():  # which alone writes there
+        yield
+        return
     made = [path for path in (out, *out.parents) if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)

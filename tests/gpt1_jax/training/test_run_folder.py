@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from support.lock_holder import lock_held
 
-from gpt1_jax.training.run_folder import LOCK, SETTINGS, begin, content, one_at_a_time
+from gpt1_jax.training.run_folder import LOCK, SETTINGS, begin, content, locked
 
 RUN: dict[str, Any] = {"texts": ("a.txt", "b.txt"), "steps": 10, "rate": 0.1, "valid": None}
 
@@ -98,20 +98,17 @@ def test_content_hashes_the_file(tmp_path: Path) -> None:
         content(tmp_path / "three")
 
 
-def test_one_at_a_time_rejects_second_training_at_once(tmp_path: Path) -> None:
-    @one_at_a_time
-    def train(name: str, out: Path) -> str:
-        assert (out / LOCK).exists()
-        return name
-
+def test_locked_rejects_second_training_at_once(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "out"
-    assert train("a", out) == "a"
+    with locked(out):
+        assert (out / LOCK).exists()
     assert list(tmp_path.iterdir()) == []  # nothing was written there
     out.mkdir(parents=True)
     message = r"cannot train into .*out: process {} on .* is training there; give another folder"
     with lock_held(out / LOCK, "training there") as process:
-        with pytest.raises(BlockingIOError, match=message.format(process)):
-            train("b", out=out)
+        with pytest.raises(BlockingIOError, match=message.format(process)), locked(out):
+            pass
         assert [path.name for path in out.iterdir()] == [LOCK]
-    assert train("c", out=out) == "c"  # the lock of a dead process is no obstacle
+    with locked(out):  # the lock of a dead process is no obstacle
+        pass
     assert list(out.iterdir()) == []
