@@ -9,9 +9,13 @@ can call the other.
 
 What a program cannot do is look at its arguments before it runs: an id outside the vocabulary gives
 NaN, and a mask of other values than 0 and 1 a row of NaN, where the model raises an error. Shapes
-are checked, as JAX does it: a ValueError, of which the cause above it says that ``tokens <= 512``
-was expected. Nor does it know its number of rows, and so few rows on a CPU are not multiplied in
-their fastest form (``nn/matmul.py``).
+are checked, as JAX does it: a ValueError whose cause says that ``tokens <= 512`` was expected. A
+batch of no rows, or of no tokens, is a ValueError too. Nor does a program know its number of rows,
+and so few rows on a CPU are not multiplied in their fastest form (``nn/matmul.py``).
+
+``jax.jit`` takes a program, but ``jax.vmap`` and ``jax.jvp`` do not, and ``jax.grad`` takes none
+that is read from such a file. ``export_forward(model).serialize(vjp_order=1)`` makes a file with a
+gradient, of about 2.5 times the size.
 """
 
 import os

@@ -18,6 +18,7 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.nn.attention import AttentionBackend, Backend, choose_backend
 from gpt1_jax.nn.dtypes import float_dtype
+from gpt1_jax.nn.host_arrays import native_leaves
 from gpt1_jax.nn.layers import Layers, NoRngs
 from gpt1_jax.nn.partitioning import place_like
 from gpt1_jax.nn.remat import POLICIES, Remat
@@ -170,7 +171,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             ValueError: parameters that are missing, unexpected or of another shape, all by name;
                 nothing is replaced then.
         """
-        own, new = self._variables(), flatten(params)
+        own, new = self._variables(), flatten(native_leaves(params))
         check_params(type(self).__name__, self.shapes, new)
         for path, variable in own.items():
             placed = place_like(new[path], variable.get_value())

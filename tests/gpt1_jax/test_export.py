@@ -261,6 +261,41 @@ def test_export_forward_rejects_too_many_tokens() -> None:
     assert "constraint tokens <= 8" in str(error.value.__cause__)
 
 
+@pytest.mark.parametrize(("rows", "tokens", "name"), [(0, 4, "batch"), (2, 0, "tokens")])
+def test_export_forward_rejects_no_rows_and_no_tokens(rows: int, tokens: int, name: str) -> None:
+    model = small_model(LM, n_layer=1)
+    ids = np.ones((rows, tokens), np.int32)
+    with pytest.raises(ValueError, match=f"Expected value >= 1 for dimension variable '{name}'"):
+        export_forward(model, ["cpu"]).call(saved(model), ids, ids)
+
+
+def test_export_forward_has_a_gradient_only_where_it_is_saved_with_one() -> None:
+    model, ids = small_model(LM, n_layer=1), random_ids(2, 4)
+    apply, params = gpt1.functional(model)
+    expected = jax.grad(lambda params: apply(params, ids).logits.sum())(params)
+
+    def gradient(**kwargs: int) -> Any:
+        written = export_forward(model, ["cpu"]).serialize(**kwargs)
+        program = jax.export.deserialize(written)
+
+        def total(weights: Any) -> jax.Array:
+            return program.call(weights, ids, np.ones_like(ids))["logits"].sum()
+
+        return jax.grad(total)(jax.tree.map(jnp.asarray, saved(model)))
+
+    with pytest.raises(ValueError, match="No VJP is available"):
+        gradient()
+    found = gradient(vjp_order=1)["transformer.tokens_embed.weight"]
+    assert difference(found, expected["transformer"]["tokens_embed"]["embedding"]) < 1e-5
+
+
+def test_export_forward_refuses_vmap() -> None:
+    model, ids = small_model(LM, n_layer=1), random_ids(2, 1, 4)
+    program, weights = export_forward(model, ["cpu"]), saved(model)
+    with pytest.raises(NotImplementedError, match="Batching rule for 'call_exported'"):
+        jax.vmap(lambda ids: program.call(weights, ids, ids))(ids)
+
+
 Run = Callable[..., tuple[int, str, str]]
 
 
