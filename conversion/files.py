@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
+from conversion.json_file import read_json
 from conversion.locks import hold_lock
 
 # What ``atomic_write`` works with, beside the files that it writes: a lock, and a folder of new
@@ -49,6 +50,11 @@ def os_error(message: str, cause: Exception) -> OSError:
     return OSError(*filter(None, [getattr(cause, "errno", None)]), message)
 
 
+def expand_home(path: str | os.PathLike[str]) -> Path:
+    """Return a path with ``~`` as the home folder, where there is one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  (pathlib's raises where there is none)
+
+
 def output_path(path: str | os.PathLike[str]) -> Path:
     """Return where to write a folder or a file, with ``~`` as the home folder.
 
@@ -56,10 +62,9 @@ def output_path(path: str | os.PathLike[str]) -> Path:
         ValueError: the path is empty, which pathlib takes for the working folder.
         FileNotFoundError: a part of it is a link to what does not exist.
     """
-    text = os.path.expanduser(path)  # noqa: PTH111  (pathlib's raises where there is no home)
-    if not text:
+    if not os.fspath(path):
         raise ValueError("the path to write to is empty; '.' is the working folder")
-    found = Path(text)
+    found = expand_home(path)
     for part in (found, *found.parents):
         if part.is_symlink() and not part.exists():
             raise FileNotFoundError(
@@ -91,12 +96,10 @@ def atomic_write(
         OSError: the folder cannot be made or written; the message names it.
     """
     folder = output_path(folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "it is a file, not a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder, wait=0 if weights else WAIT):
+        with made_folder(folder), _locked(folder, wait=0 if weights else WAIT):
             _finish(folder)
             # A folder, since libraries write beside the path that they are given: safetensors a
             # file of a random name, which a kill leaves there.
@@ -104,18 +107,26 @@ def atomic_write(
             try:
                 yield from _write(folder, unfinished, weights)
             finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
-    except BaseException as error:
+                if not (unfinished / CHANGES).exists():  # of an undo that was cut off
+                    shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        message = f"cannot write to {folder}: {error.strerror or error}"
+        raise os_error(message, error) from error
+    with suppress(OSError):  # all is done; some file systems cannot flush a folder
+        _flush(folder)
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make a folder for the block. What was made is removed at the end where it is still empty."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
         for path in made:
             with suppress(OSError):
                 path.rmdir()
-        if isinstance(error, OSError):
-            reason = error.strerror or str(error)
-            message = f"cannot write to {folder}: {reason}"
-            raise os_error(message, error) from error
-        raise
-    with suppress(OSError):  # all is done; some file systems cannot flush a folder
-        _flush(folder)
 
 
 @contextmanager
@@ -132,13 +143,16 @@ def finish_writes(folder: Path) -> None:
     A process that is killed before that leaves the old files as they were.
 
     Raises:
-        OSError: it cannot be finished, or another process is at it.
+        ValueError: the list of changes is damaged.
+        OSError: the changes cannot be finished, or a living process is making them.
     """
     if not any(folder.glob(f"{UNFINISHED}/{CHANGES}")):
         return
     try:
         with _locked(folder, wait=WAIT):
             _finish(folder)
+    except BlockingIOError as error:
+        raise os_error(f"cannot read {folder} now: {error.strerror}", error) from error
     except OSError as error:
         message = (
             f"a process was killed while it replaced files of {folder}, and this one cannot finish "
@@ -164,15 +178,47 @@ def _finish(folder: Path) -> None:
     Whoever holds the lock may: none of it is a living process's.
     """
     for unfinished in folder.glob(UNFINISHED):
-        listed = unfinished / CHANGES
-        if listed.is_file():
-            changes = json.loads(listed.read_bytes())
-            for name in changes["new"]:
-                if (unfinished / name).exists():
+        if (unfinished / CHANGES).is_file():
+            changes = _read_changes(unfinished / CHANGES)
+            for name, stamps in changes.items():
+                if _stamp(folder / name) not in (None, *stamps):
+                    raise FileExistsError(
+                        errno.EEXIST,
+                        f"{name} was written after a process was killed that was replacing it: "
+                        f"remove {unfinished} to keep the files as they are",
+                    )
+            for name, (new, _) in changes.items():
+                if new is None:
+                    (folder / name).unlink(missing_ok=True)
+                elif (unfinished / name).exists():
                     (unfinished / name).replace(folder / name)
-            for name in changes["obsolete"]:
-                (folder / name).unlink(missing_ok=True)
         shutil.rmtree(unfinished)
+
+
+# Size and time of the last change of a file, which renaming keeps; None where there is no file.
+Stamp = list[int] | None
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    return [found.st_size, found.st_mtime_ns]
+
+
+def _read_changes(listed: Path) -> dict[str, list[Stamp]]:
+    """The stamps of the new file and the old one by their name."""
+    changes = read_json(listed)
+    right = isinstance(changes, dict) and all(
+        Path(name).name == name != ".." and isinstance(stamps, list) and len(stamps) == 2
+        for name, stamps in changes.items()
+    )
+    if not right:
+        raise ValueError(
+            f"{listed} is not a list of changes to the folder above it: remove {listed.parent}"
+        )
+    return changes
 
 
 def _write(folder: Path, unfinished: Path, weights: bool) -> Iterator[Callable[[str], Path]]:
@@ -192,7 +238,8 @@ def _write(folder: Path, unfinished: Path, weights: bool) -> Iterator[Callable[[
         (unfinished / name).chmod(mode)
         _flush(unfinished / name)
     obsolete = [old.name for old in weight_files(folder) if old.name not in modes]
-    _commit(folder, unfinished, list(modes), obsolete if weights else [])
+    if modes:
+        _commit(folder, unfinished, list(modes), obsolete if weights else [])
 
 
 def _commit(folder: Path, unfinished: Path, new: list[str], obsolete: list[str]) -> None:
@@ -204,17 +251,11 @@ def _commit(folder: Path, unfinished: Path, new: list[str], obsolete: list[str])
     if len(new) == 1 and not obsolete:  # a single rename is whole by itself
         os.replace(unfinished / new[0], folder / new[0])  # noqa: PTH105  (tests make it fail)
         return
-    listed = unfinished / CHANGES
-    written = listed.with_suffix(".part")
-    written.write_text(json.dumps({"new": new, "obsolete": obsolete}), encoding="utf-8")
-    _flush(written)
-    written.rename(listed)
-    _flush(unfinished)
-    kept = unfinished / OLD
-    placed: list[str] = []
+    listed, kept = unfinished / CHANGES, unfinished / OLD
+    kept.mkdir()
     try:
+        _write_changes(folder, listed, new, obsolete)
         for name in old:
-            kept.mkdir(exist_ok=True)
             try:
                 # A second name, so that there is a file under the first one at every moment.
                 os.link(folder / name, kept / name, follow_symlinks=False)
@@ -222,19 +263,30 @@ def _commit(folder: Path, unfinished: Path, new: list[str], obsolete: list[str])
                 (folder / name).rename(kept / name)
         for name in new:
             os.replace(unfinished / name, folder / name)  # noqa: PTH105  (tests make it fail)
-            placed.append(name)
         for name in obsolete:
             (folder / name).unlink(missing_ok=True)
     except BaseException:
-        # In an order that ``_finish`` could go on from, were this killed as well.
-        for name in placed:
-            (folder / name).rename(unfinished / name)
+        # By what is where, since an interrupt comes between a rename and the next line too; and in
+        # an order that ``_finish`` could go on from, were this cut off as well.
+        for name in new:
+            if not (unfinished / name).exists():
+                (folder / name).rename(unfinished / name)
         for name in old:
             if os.path.lexists(kept / name) and not os.path.lexists(folder / name):
                 (kept / name).rename(folder / name)
         listed.unlink(missing_ok=True)
         raise
     listed.unlink(missing_ok=True)
+
+
+def _write_changes(folder: Path, listed: Path, new: list[str], obsolete: list[str]) -> None:
+    changes = {name: [_stamp(listed.with_name(name)), _stamp(folder / name)] for name in new}
+    changes |= {name: [None, _stamp(folder / name)] for name in obsolete}
+    written = listed.with_suffix(".part")
+    written.write_text(json.dumps(changes), encoding="utf-8")
+    _flush(written)
+    written.rename(listed)
+    _flush(listed.parent)
 
 
 def _flush(path: Path) -> None:

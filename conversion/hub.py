@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from conversion.files import finish_writes
+from conversion.files import expand_home, finish_writes
 
 # What belongs to a checkpoint beside weights and config.
 COMPANIONS = (
@@ -52,7 +52,7 @@ def resolve(
         OSError: a process was killed while it replaced the folder's files; see ``finish_writes``.
     """
     given = os.fspath(path_or_hub_id)
-    path = Path(os.path.expanduser(given))  # noqa: PTH111  (pathlib's raises where there is no home)
+    path = expand_home(given)
     if given and path.is_dir():  # an empty path would be the working folder
         finish_writes(path)
         return path

@@ -121,7 +121,7 @@ def _open_safetensors(path: Path) -> list[LazyTensor]:
             if file.read(23) == b"version https://git-lfs":
                 hint = "; it is a pointer of git-lfs, run `git lfs pull`"
         raise ValueError(
-            f"{path} is no whole safetensors file ({first_line(error)}){hint}"
+            f"{path} is not a whole safetensors file ({first_line(error)}){hint}"
         ) from None
 
     def stored(name: str) -> LazyTensor:
@@ -155,7 +155,7 @@ def _unpickle(path: Path, *, mmap: bool) -> Mapping[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # pickle, zipfile and torch raise what they like
         raise ValueError(
-            f"{path} is no state dict that torch can load safely ({first_line(error)})"
+            f"{path} is not a state dict that torch can load safely ({first_line(error)})"
         ) from error
     if not isinstance(state, Mapping):
         raise ValueError(f"{path} must hold a state dict, not {type(state).__name__}")

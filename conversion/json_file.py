@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-_SHORT = 500  # characters of what nothing limits the length of
+_SHORT = 500  # characters that an error quotes of a value
 
 
 def read_json(path: Path, *, constants: bool = True) -> Any:

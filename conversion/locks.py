@@ -25,24 +25,29 @@ def hold_lock(path: Path, *, doing: str, wait: float = 0) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
+    # A file of its own: where the system has no such locks, the lock's file is filelock's record.
+    holder = path.with_name(f"{path.name}.holder")
     lock = FileLock(path)
     try:
         lock.acquire(timeout=wait)
     except Timeout:
-        raise BlockingIOError(errno.EAGAIN, f"{_holder(path)} is {doing}") from None
+        raise BlockingIOError(errno.EAGAIN, f"{_read_holder(holder)} is {doing}") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(error.errno, f"{path} cannot be locked: {reason}") from error
     try:
-        with suppress(OSError):  # Windows lets nobody write to a locked file
-            path.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        holder.write_text(f"{os.getpid()} on {socket.gethostname()}", encoding="utf-8")
         yield
     finally:
-        # Before it is free: afterwards the file may be another process's.
-        with suppress(OSError):
-            path.unlink()
+        # Before it is free: afterwards the files may be another process's.
+        for file in (holder, path):
+            with suppress(OSError):
+                file.unlink()
         lock.release()
 
 
-def _holder(path: Path) -> str:
+def _read_holder(holder: Path) -> str:
     with suppress(OSError):
-        if text := path.read_text(encoding="utf-8", errors="replace"):
+        if text := holder.read_text(encoding="utf-8", errors="replace"):
             return f"process {text}"
     return "another process"

@@ -31,8 +31,8 @@ DTYPES = {
     "float16": np.dtype(np.float16),
 }
 
-# What an error names of a list of faults, of which nothing limits the length.
-MOST_FAULTS = 20
+# Faults that an error names; a file can have any number of them.
+MAX_FAULTS = 20
 _LINE = 400  # characters
 
 _PREFIX = "transformer."
@@ -79,8 +79,8 @@ class _Expected:
 
 def first_faults(faults: Sequence[str], indent: str = "") -> list[str]:
     """The first faults of a list that has no bound, and a line with the number of the others."""
-    rest = len(faults) - MOST_FAULTS
-    first = [one if len(one) <= _LINE else one[:_LINE] + " ..." for one in faults[:MOST_FAULTS]]
+    rest = len(faults) - MAX_FAULTS
+    first = [one if len(one) <= _LINE else one[:_LINE] + " ..." for one in faults[:MAX_FAULTS]]
     return [*first, *([f"{indent}... and {rest} more"] if rest > 0 else [])]
 
 
@@ -125,7 +125,7 @@ def match_tensors(
         first += f": {config_name} says " + "; ".join(
             f"{number} {said}, the weights show {shown}" for number, said, shown in differences
         )
-    # Before there is a row for each parameter: a number in a file can be as large as it likes.
+    # Before there is a row for each parameter: a number in a file can be of any size.
     if sizes(config).n_layer > len(groups):
         raise ValueError(first)
 

@@ -15,7 +15,7 @@ from conversion.config_file import CONFIG, MODEL_TYPE, config_text, read_config
 from conversion.files import atomic_write
 from conversion.json_file import first_line, read_json, short
 from conversion.layout import ALIASES, BASE, ParamSpec, param_specs
-from conversion.match import MOST_FAULTS, LazyTensor, first_faults
+from conversion.match import MAX_FAULTS, LazyTensor, first_faults
 
 SHAPES = "params_shapes.json"
 PIECES = 10  # OpenAI's own loader reads exactly so many
@@ -162,10 +162,10 @@ def _read_pieces(folder: Path) -> list[tuple[Path, int]]:
     files = {path.name for path in folder.glob("params_*.npy") if path.is_file()}
     stems = (name.removeprefix("params_").removesuffix(".npy") for name in files)
     last = max((int(stem) for stem in stems if stem.isdecimal()), default=0)
-    # No list of all: the number in a file's name can be as large as it likes.
+    # No list of all: the number in a file's name can be of any size.
     names = (f"params_{i}.npy" for i in range(last + 1))
     missing = (name for name in names if name not in files)
-    first = list(itertools.islice(missing, MOST_FAULTS))
+    first = list(itertools.islice(missing, MAX_FAULTS))
     if first:
         more = " and others" if next(missing, None) else ""
         raise FileNotFoundError(f"{folder} lacks {', '.join(first)}{more}")
@@ -185,8 +185,10 @@ def _map(path: Path) -> np.ndarray:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
         raise
-    except Exception as error:  # numpy's parser of headers raises what it likes
-        raise ValueError(f"{path} is no whole .npy file of numbers ({first_line(error)})") from None
+    except Exception as error:  # numpy's parser of headers raises many classes
+        raise ValueError(
+            f"{path} is not a whole .npy file of numbers ({first_line(error)})"
+        ) from None
     if not isinstance(array, np.memmap):  # numpy opens an archive of arrays under any name
         array.close()
         raise ValueError(f"{path} is an archive; it must be a .npy file, which holds one array")

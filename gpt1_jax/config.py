@@ -12,8 +12,8 @@ from gpt1_jax.demo import resolve
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "swish")
 SUMMARY_TYPES = ("cls_index", "last", "first", "mean")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
-# A block takes tens of milliseconds to build: a damaged number shall not look like a hang.
-MOST_LAYERS = 10_000
+# A block takes tens of milliseconds to build, so a damaged number would look like a hang.
+MAX_LAYERS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,8 @@ class OpenAIGPTConfig:
                 self._reject(name, "a positive integer")
             if getattr(self, name) >= 2**31:  # ids and positions are 32 bits wide
                 self._reject(name, "below 2**31")
-        if self.n_layer > MOST_LAYERS:
-            self._reject("n_layer", f"at most {MOST_LAYERS}")
+        if self.n_layer > MAX_LAYERS:
+            self._reject("n_layer", f"at most {MAX_LAYERS}")
         if self.n_embd % self.n_head:
             self._reject("n_head", f"a divisor of n_embd = {self.n_embd}")
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"):

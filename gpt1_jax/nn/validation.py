@@ -149,12 +149,15 @@ def check_ids(
         if not _is_integer(ids.dtype):
             raise ValueError(f"{name} has dtype {ids.dtype}, but must be integer")
         return ids.shape
+    _refuse_masked(name, ids)
     try:
         values = np.asarray(ids)
     except ValueError:
         raise ValueError(f"{name} has rows of unequal length; pad them and give a mask") from None
     if values.size and not _is_integer(values.dtype):
         raise ValueError(f"{name} has dtype {values.dtype}, but must be integer")
+    if values.dtype.kind == "V":  # int4 and its like, which no larger number can be compared with
+        values = values.astype(np.int32)
     wrong = (values < 0) | (values >= size)
     if ignored is not None:
         wrong &= values != ignored
@@ -187,6 +190,7 @@ def _check_numbers(name: str, value: Any) -> Any:
 
     The values of a ``jax.Array`` are not read.
     """
+    _refuse_masked(name, value)
     try:
         array = value if isinstance(value, (jax.Array, *ABSTRACT)) else np.asarray(value)
     except ValueError:
@@ -194,6 +198,11 @@ def _check_numbers(name: str, value: Any) -> Any:
     if not (_is_integer(array.dtype) or _is_any(array.dtype, jnp.bool_, jnp.floating)):
         raise ValueError(f"{name} has dtype {array.dtype}, but must be bool, integer or float")
     return array
+
+
+def _refuse_masked(name: str, value: Any) -> None:
+    if isinstance(value, np.ma.MaskedArray):
+        raise ValueError(f"{name} is a masked array of numpy's, but must be a plain one")
 
 
 def _is_integer(dtype: Any) -> bool:

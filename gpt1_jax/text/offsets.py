@@ -66,9 +66,11 @@ def _origins(old: str, new: str, *, tagged: bool) -> list[Span]:
     alone = ""
     origins: list[Span] = []
     for unit in _UNIT.finditer(old):
-        become = _alone(unit[0], tagged)
-        alone += become
-        origins += _one_by_one(*unit.span()) if become == unit[0] else [unit.span()] * len(become)
+        repaired = _alone(unit[0], tagged)
+        alone += repaired
+        origins += (
+            _one_by_one(*unit.span()) if repaired == unit[0] else [unit.span()] * len(repaired)
+        )
     if alone == new:
         return origins
     # What is left is what ftfy makes of several of these together.

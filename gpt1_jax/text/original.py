@@ -102,7 +102,7 @@ def _check_chunks(chunks: Sequence[str], written: Sequence[Span], start: int) ->
                 f"the text has {len(chunk)} characters without white space from character "
                 f"{start + written[place][0]} ({chunk[0]!r}) on, {_signs(chunk)} of them signs to "
                 "be split off one by one: at this length there may be at most "
-                f"{_LONGEST_RUN**2 // len(chunk)}, and in a run of nothing else {_LONGEST_RUN}"
+                f"{_LONGEST_RUN**2 // len(chunk)}"
             )
         place += 0 if chunk == NEWLINE else len(chunk)
 

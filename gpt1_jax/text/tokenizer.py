@@ -230,9 +230,9 @@ class Tokenizer:
         Raises:
             TypeError: not a string.
             ValueError: the text holds a lone surrogate, which is no character; or, with "original",
-                more than 10,000 characters of different signs or combining marks in a row, for
-                which ftfy and spaCy take time that grows with the square of their number. (A run of
-                one sign may be of any length.)
+                a word for which spaCy takes too long: its characters times the signs at its ends
+                are more than 10,000 squared, unless it is one sign, repeated; or more than 10,000
+                combining marks in a row, unless they are equal.
         """
         return self._encode([text])[0]
 

@@ -272,8 +272,8 @@ def _check_merges(found: _Model, added: Collection[str]) -> None:
     if lacking:
         first = min(lacking, key=lambda token: found.vocabulary[token])
         raise ValueError(
-            f"{found.merges_file} has no merge that makes the token {_short(first)}, and lacks the "
-            f"merges of {len(lacking)} tokens of the vocabulary in all; every token of more than "
+            f"{found.merges_file} has no merge that makes the token {_short(first)}; tokens of the "
+            f"vocabulary without a merge: {len(lacking)}. Every token of more than "
             f"one symbol needs one, unless it is an added token"
         )
 

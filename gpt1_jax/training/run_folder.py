@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,19 +47,14 @@ def locked(out: Path) -> Iterator[None]:
     if not is_main_process():  # which alone writes there
         yield
         return
-    made = [path for path in (out, *out.parents) if not path.exists()]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with locks.hold_lock(out / LOCK, doing="training there"):
-            files.remove_unfinished(out)
-            yield
-    except BlockingIOError as error:
-        message = f"cannot train into {out}: {error.strerror}; give another folder, or wait for it"
-        raise files.os_error(message, error) from error
-    finally:
-        for path in made:  # if nothing was written
-            with suppress(OSError):
-                path.rmdir()
+    with files.made_folder(out), ExitStack() as stack:
+        try:
+            stack.enter_context(locks.hold_lock(out / LOCK, doing="training there"))
+        except BlockingIOError as error:
+            message = f"cannot train into {out}: {error.strerror}; give another folder, or wait"
+            raise files.os_error(message, error) from error
+        files.remove_unfinished(out)
+        yield
 
 
 def check(out: Path, settings: dict[str, Any]) -> bool:

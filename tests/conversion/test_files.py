@@ -1,6 +1,10 @@
 """Files that are written whole or not at all, and what a killed process leaves of them."""
 
+import errno
+import json
+import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +16,15 @@ from support.killed_writes import killed_writes
 from support.lock_holder import lock_held
 
 import conversion
-from conversion.files import LOCK, atomic_file, atomic_write, output_path, remove_unfinished
+from conversion.files import (
+    CHANGES,
+    LOCK,
+    atomic_file,
+    atomic_write,
+    finish_writes,
+    output_path,
+    remove_unfinished,
+)
 
 # A save as libraries do it: to a file of a random name beside the path, which is then renamed.
 KILLED = """
@@ -45,6 +57,134 @@ try:
 except OSError as error:
     print(error)
 """
+
+
+def write_both(folder: Path, text: str) -> None:
+    with atomic_write(folder, weights=True) as new:
+        for name in ("model.safetensors", "config.json"):
+            new(name).write_text(text)
+
+
+def texts(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+NEW = {"model.safetensors": "new", "config.json": "new"}
+
+
+def interrupted_after(monkeypatch: pytest.MonkeyPatch, changes: int, *, links: bool) -> None:
+    """Raise KeyboardInterrupt after so many changes to names, as the handler of a signal does."""
+    left = changes
+
+    def interrupting(event: str, change: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> None:
+            nonlocal left
+            if event == "link" and not links:
+                raise PermissionError(errno.EPERM, "Operation not permitted")
+            change(*args, **kwargs)
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+
+        return call
+
+    for event in ("replace", "rename", "link", "unlink"):
+        monkeypatch.setattr(os, event, interrupting(event, getattr(os, event)))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_atomic_write_restores_folder_after_an_interrupt_behind_any_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    write_both(tmp_path, "old")
+    (tmp_path / "pytorch_model.bin").write_text("old")
+    before = texts(tmp_path)
+    changes, found = 0, before
+    while found == before:
+        changes += 1
+        with monkeypatch.context() as patch:
+            interrupted_after(patch, changes, links=links)
+            with pytest.raises(KeyboardInterrupt):
+                write_both(tmp_path, "new")
+        finish_writes(tmp_path)
+        found = texts(tmp_path)
+    assert found == NEW
+    assert changes >= 7  # the list, three second names, two new files, the obsolete one
+
+
+def test_atomic_write_keeps_both_versions_where_the_undo_is_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_both(tmp_path, "old")
+    replace, rename = os.replace, os.rename
+
+    def fail_at_config(source: Any, target: Any) -> None:
+        if Path(target).name == "config.json":
+            monkeypatch.setattr(os, "rename", interrupted)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(source, target)
+
+    def interrupted(source: Any, target: Any) -> None:
+        rename(source, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", fail_at_config)
+    with pytest.raises(KeyboardInterrupt):
+        write_both(tmp_path, "new")
+    monkeypatch.undo()
+    finish_writes(tmp_path)
+    assert texts(tmp_path) == NEW
+
+
+def unfinished_write(folder: Path, changes: object) -> Path:
+    """What a killed process leaves: the list of changes, and a new file of each name in it."""
+    unfinished = folder / ".gpt1-jax.0123abcd.tmp"
+    unfinished.mkdir(parents=True)
+    (unfinished / "model.safetensors").write_text("new")
+    (unfinished / CHANGES).write_text(changes if isinstance(changes, str) else json.dumps(changes))
+    return unfinished
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        "{",
+        [],
+        {"model.safetensors": 1},
+        {"model.safetensors": [None]},
+        {"../victim": [None, [6, 0]]},
+        {"PLACE/victim": [None, [6, 0]]},
+        {"..": [None, None]},
+    ],
+)
+def test_finish_writes_rejects_list_of_changes_that_is_not_its_own(
+    tmp_path: Path, changes: Any
+) -> None:
+    (tmp_path / "victim").write_text("victim")
+    if isinstance(changes, dict):
+        changes = {name.replace("PLACE", str(tmp_path)): it for name, it in changes.items()}
+    unfinished_write(tmp_path / "model", changes)
+    with pytest.raises(ValueError, match=r"\.changes\.json is not"):
+        finish_writes(tmp_path / "model")
+    assert (tmp_path / "victim").read_text() == "victim"
+
+
+def test_finish_writes_refuses_to_replace_what_was_written_since(tmp_path: Path) -> None:
+    unfinished = unfinished_write(tmp_path, {"model.safetensors": [[3, 1], [5, 1]]})
+    (tmp_path / "model.safetensors").write_text("newer still")
+    for write in (finish_writes, lambda folder: write_both(folder, "new")):
+        with pytest.raises(FileExistsError, match=r"model\.safetensors was written after .*remove"):
+            write(tmp_path)
+    assert (tmp_path / "model.safetensors").read_text() == "newer still"
+    shutil.rmtree(unfinished)
+    finish_writes(tmp_path)
+    assert texts(tmp_path) == {"model.safetensors": "newer still"}
+
+
+def test_atomic_write_of_no_files_changes_nothing(tmp_path: Path) -> None:
+    with atomic_write(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_output_path_rejects_empty_path(tmp_path: Path, monkeypatch: Any) -> None:

@@ -156,10 +156,10 @@ def shards(checkpoint, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: b"", "is no whole safetensors file"),
-        (lambda data: data[:-1], "is no whole safetensors file"),
-        (lambda data: data[:100], "is no whole safetensors file"),
-        (lambda data: b"\xff" * 8 + data[8:], "is no whole safetensors file"),
+        (lambda data: b"", "is not a whole safetensors file"),
+        (lambda data: data[:-1], "is not a whole safetensors file"),
+        (lambda data: data[:100], "is not a whole safetensors file"),
+        (lambda data: b"\xff" * 8 + data[8:], "is not a whole safetensors file"),
         (
             lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
             "it is a pointer of git-lfs, run `git lfs pull`",
@@ -169,7 +169,7 @@ def shards(checkpoint, tmp_path) -> Path:
 def test_read_reports_damaged_safetensors(folder, damage, message):
     path = folder / "model.safetensors"
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=r"model\.safetensors is no whole") as error:
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole") as error:
         read(folder)
     assert str(path) in str(error.value)
     assert message in str(error.value)

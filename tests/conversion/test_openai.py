@@ -143,7 +143,7 @@ def test_read_reports_too_few_numbers(folder):
         (np.zeros(100, ">f4"), "is >f4 of shape (100,); it must be a float32 vector"),
         (np.zeros(100, np.int32), "is int32 of shape (100,); it must be a float32 vector"),
         (np.zeros((10, 10), np.float32), "is float32 of shape (10, 10); it must be"),
-        (np.array([{}]), "is no whole .npy file of numbers"),
+        (np.array([{}]), "is not a whole .npy file of numbers"),
     ],
 )
 def test_read_rejects_invalid_pieces(folder, piece, message):
@@ -158,7 +158,7 @@ def test_read_rejects_invalid_pieces(folder, piece, message):
 def test_read_rejects_truncated_piece(folder, keep):
     path = folder / "params_4.npy"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"params_4.npy is no whole .npy file of numbers"):
+    with pytest.raises(ValueError, match=r"params_4.npy is not a whole .npy file of numbers"):
         read(folder)
 
 
@@ -195,7 +195,7 @@ def test_read_rejects_impossible_shapes(folder, shape):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     path.write_bytes(b"\x93NUMPY\x01\x00\x76\x00" + header.encode() + bytes(400))
     with pytest.raises(
-        ValueError, match=r"params_3\.npy is no whole \.npy file of numbers"
+        ValueError, match=r"params_3\.npy is not a whole \.npy file of numbers"
     ) as error:
         read(folder)
     assert "\n" not in str(error.value)

@@ -151,7 +151,7 @@ class Malicious:
         ({"model": {"a": 1}}, "a state dict of dense tensors by name; under 'model' it holds dict"),
         ({1: torch.zeros(2)}, "a state dict of dense tensors by name; under 1 it holds Tensor"),
         ({"a": torch.eye(2).to_sparse()}, "dense tensors by name; under 'a' it holds Tensor"),
-        ({"a": Malicious()}, "is no state dict that torch can load safely ("),
+        ({"a": Malicious()}, "is not a state dict that torch can load safely ("),
     ],
 )
 def test_read_rejects_other_pickled_objects(folder, content, message):

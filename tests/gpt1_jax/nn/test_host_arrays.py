@@ -105,3 +105,10 @@ def test_generate_reads_foreign_byte_orders_rightly() -> None:
         gpt1.generate(model, swapped(IDS), swapped(mask), max_new_tokens=3),
         gpt1.generate(model, IDS, mask, max_new_tokens=3),
     )
+
+
+def test_load_params_reads_foreign_byte_orders_rightly() -> None:
+    model = small_model(LM, n_layer=1)
+    before = model.params
+    model.load_params(jax.tree.map(swapped, before))
+    assert leaves_equal(model.params, before)

@@ -184,3 +184,18 @@ def test_indices_of_any_values_inside_jit_give_nan_where_they_are_wrong(
         in_row = wrong and name != "labels"
         assert jnp.isnan(out.logits[place]).all() == in_row
         assert jnp.isfinite(out.logits[1 - place[0]]).all()
+
+
+def test_ids_in_four_bits_are_read_rightly(calls: dict[str, Callable[..., Any]]) -> None:
+    ids = np.asarray([[0, 1, 7]])
+    for call in calls.values():
+        expected = call(input_ids=ids).logits
+        np.testing.assert_array_equal(call(input_ids=ids.astype(ml_dtypes.int4)).logits, expected)
+
+
+def test_masked_arrays_are_refused(calls: dict[str, Callable[..., Any]]) -> None:
+    masked = np.ma.array([[1, 1, 1]], mask=[[False, False, True]])
+    for call in calls.values():
+        for name in ("attention_mask", "labels", "input_ids"):
+            with pytest.raises(ValueError, match=f"{name} is a masked array"):
+                call(**{"input_ids": np.ones((1, 3), int), name: masked})

@@ -397,7 +397,7 @@ def test_original_pipeline_takes_linear_time_on_runs(small: Tokenizer, run: str)
     ("run", "message"),
     [
         ("\U0001f642\u00a9" * 6000, r"has 12000 characters .* from character 6 \('\U0001f642'\) "
-         "on, 12000 of them .* at most 8333, and in a run of nothing else 10000"),
+         "on, 12000 of them .* at most 8333$"),
         ("&<" * 6000, r"has 12000 characters .* from character 6 \('&'\)"),
         ("x" + "'s" * 6000, r"has 12001 characters .* from character 6 \('x'\)"),
         ("US$" * 4000, r"has 12000 characters .* from character 6 \('U'\)"),

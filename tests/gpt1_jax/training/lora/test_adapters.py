@@ -624,7 +624,7 @@ def test_load_adapters_reports_missing_or_corrupt_files(tmp_path: Path) -> None:
     save(tmp_path, random_adapters(small_model(LM).params))
     whole = (tmp_path / WEIGHTS).read_bytes()
     (tmp_path / WEIGHTS).write_bytes(whole[:-1])
-    with pytest.raises(ValueError, match=f"{WEIGHTS} is no whole safetensors file"):
+    with pytest.raises(ValueError, match=f"{WEIGHTS} is not a whole safetensors file"):
         load_adapters(tmp_path)
     (tmp_path / WEIGHTS).unlink()
     with pytest.raises(FileNotFoundError, match=f"has no {WEIGHTS}"):
