@@ -1,6 +1,7 @@
 """Flax's layers with GPT-1's settings: numerics, initialisation and names in one place."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -23,14 +24,6 @@ class NoRngs(nnx.Rngs):
 
     def params(self) -> None:
         """Return no key: zeros need none."""
-
-
-class CompiledRngs(nnx.Rngs):
-    """Keys of a new model that a compiled program draws, with the same bits as without a program.
-
-    XLA would make one of the two factors that normal draws are multiplied by, their own and the
-    ``initializer_range``, and so change the last bit.
-    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,15 +106,19 @@ class Layers:
     def _normal(self) -> nnx.Initializer:
         if isinstance(self.rngs, NoRngs):
             return nnx.initializers.zeros
-        if not isinstance(self.rngs, CompiledRngs):
-            return nnx.initializers.normal(self.config.initializer_range)
+        return functools.partial(_scaled_normal, self.config.initializer_range)
 
-        def scaled(key: jax.Array, shape: Any, dtype: Any, out_sharding: Any = None) -> jax.Array:
-            draws = jax.random.normal(key, shape, dtype, out_sharding=out_sharding)
-            scale = jnp.array(self.config.initializer_range, dtype)
-            return jax.lax.optimization_barrier(draws) * scale
 
-        return scaled
+def _scaled_normal(
+    scale: float, key: jax.Array, shape: Any, dtype: Any, out_sharding: Any = None
+) -> jax.Array:
+    """Return draws from N(0, scale^2), the same in a compiled program as without one.
+
+    XLA would make one of the two factors that draws are multiplied by, their own and the scale, and
+    so change the last bit; JAX's own initializer does so from JAX 0.12 on.
+    """
+    draws = jax.random.normal(key, shape, dtype, out_sharding=out_sharding)
+    return jax.lax.optimization_barrier(draws) * jnp.array(scale, dtype)
 
 
 class TiedHead(nnx.Module):

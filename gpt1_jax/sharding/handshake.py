@@ -113,7 +113,7 @@ def _introduce(coordinator: str, process_id: int, num_processes: int, seconds: f
     """Tell process 0 who is here, and hear whether that fits."""
     with _connect(coordinator, seconds) as connection:
         _send(connection, process_id=process_id, num_processes=num_processes)
-        answer = _read(connection, seconds)
+        answer = _read(connection, seconds + LINGER)  # process 0 may take all of its seconds
     if answer is None:
         raise ValueError(
             f"process 0 at {coordinator} has ended, or has begun without this process: give "
