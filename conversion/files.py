@@ -131,7 +131,10 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write one file, whole or not at all: the block writes at a temporary path; see above."""
+    """Write one file, whole or not at all: the block writes at a temporary path.
+
+    See ``atomic_write``.
+    """
     path = output_path(path).absolute()
     with atomic_write(path.parent) as new:
         yield new(path.name)
@@ -195,7 +198,7 @@ def _finish(folder: Path) -> None:
         shutil.rmtree(unfinished)
 
 
-# Size and time of the last change of a file, which renaming keeps; None where there is no file.
+# A file's size and the time of its last change, which renaming keeps; None stands for no file.
 Stamp = list[int] | None
 
 

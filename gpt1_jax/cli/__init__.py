@@ -121,15 +121,16 @@ def _only_described(summary: str) -> Callable[[], None]:
 @contextlib.contextmanager
 def _interrupts_end_at_once() -> Iterator[None]:
     """End the process at an interrupt while imports run, which can swallow its exception."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:  # a parent may have it ignored
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(128 + number))
+    raising = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _raise_interrupt}
+    # A parent may have others ignored.
+    heard = [number for number, handler in raising.items() if signal.getsignal(number) is handler]
+    for number in heard:
+        signal.signal(number, lambda number, frame: os._exit(128 + number))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number in heard:
+            signal.signal(number, raising[number])
 
 
 def _raise_interrupt(number: int, frame: Any) -> None:
@@ -194,8 +195,9 @@ def _prepare_streams() -> None:
 def program() -> None:
     """Run the command as a process of its own: what the script ``gpt1`` calls."""
     _prepare_streams()
-    # By default the first process of a container would not hear it.
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a parent may have it ignored
+        # By default the first process of a container would not hear it.
+        signal.signal(signal.SIGTERM, _raise_interrupt)
     try:
         main()
     except SystemExit as end:

@@ -149,11 +149,7 @@ def check_ids(
         if not _is_integer(ids.dtype):
             raise ValueError(f"{name} has dtype {ids.dtype}, but must be integer")
         return ids.shape
-    _refuse_masked(name, ids)
-    try:
-        values = np.asarray(ids)
-    except ValueError:
-        raise ValueError(f"{name} has rows of unequal length; pad them and give a mask") from None
+    values = _host_array(name, ids)
     if values.size and not _is_integer(values.dtype):
         raise ValueError(f"{name} has dtype {values.dtype}, but must be integer")
     if values.dtype.kind == "V":  # int4 and its like, which no larger number can be compared with
@@ -162,7 +158,7 @@ def check_ids(
     if ignored is not None:
         wrong &= values != ignored
     if wrong.any():
-        place = tuple(int(i[0]) for i in wrong.nonzero())
+        place = _first(wrong)
         also = "" if ignored is None else f", or {ignored}"
         raise ValueError(
             f"{name}{list(place)} is {values[place]}, "
@@ -179,7 +175,7 @@ def check_mask(name: str, mask: ArrayLike) -> None:
     values = np.asarray(array)
     wrong = (values != 0) & (values != 1)
     if wrong.any():
-        place = tuple(int(i[0]) for i in wrong.nonzero())
+        place = _first(wrong)
         raise ValueError(
             f"{name}{list(place)} is {values[place]}, but must be 1 for a token or 0 for padding"
         )
@@ -190,19 +186,24 @@ def _check_numbers(name: str, value: Any) -> Any:
 
     The values of a ``jax.Array`` are not read.
     """
-    _refuse_masked(name, value)
-    try:
-        array = value if isinstance(value, (jax.Array, *ABSTRACT)) else np.asarray(value)
-    except ValueError:
-        raise ValueError(f"{name} has rows of unequal length; pad them and give a mask") from None
+    array = value if isinstance(value, (jax.Array, *ABSTRACT)) else _host_array(name, value)
     if not (_is_integer(array.dtype) or _is_any(array.dtype, jnp.bool_, jnp.floating)):
         raise ValueError(f"{name} has dtype {array.dtype}, but must be bool, integer or float")
     return array
 
 
-def _refuse_masked(name: str, value: Any) -> None:
+def _host_array(name: str, value: Any) -> np.ndarray:
+    """Return ``value`` as numpy's array, unless part of it would be left out or is missing."""
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError(f"{name} is a masked array of numpy's, but must be a plain one")
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise ValueError(f"{name} has rows of unequal length; pad them and give a mask") from None
+
+
+def _first(wrong: np.ndarray) -> tuple[int, ...]:
+    return tuple(int(places[0]) for places in wrong.nonzero())
 
 
 def _is_integer(dtype: Any) -> bool:

@@ -252,7 +252,7 @@ def shard_model(model: OpenAIGPTPreTrainedModel, mesh: Mesh) -> None:
 def init_sharded(
     cls: type[Model], config: OpenAIGPTConfig, mesh: Mesh, *, seed: int, **numerics: Any
 ) -> Model:
-    """Return a new model on a mesh, of which each device draws its own shards alone.
+    """Return a new model on a mesh; each device draws only its own shards.
 
     Its parameters are those of ``cls(config, rngs=nnx.Rngs(seed), **numerics)``, bit by bit where
     XLA computes a shard as it does the whole: on a CPU, JAX 0.12 draws a few numbers of shards that

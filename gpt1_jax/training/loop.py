@@ -292,7 +292,7 @@ def _anywhere(received: int, due: bool) -> int:
 
 
 def _check_finite(means: dict[str, float], step: int, spec: TrainSpec) -> None:
-    """Raise a ValueError for a loss or gradient that is no longer a number, with what may help."""
+    """Check that the loss and the gradient are finite; the error says what may help."""
     for name in ("loss", "grad_norm"):
         if not np.isfinite(means[name]):
             gone = any(leaf.is_deleted() for leaf in jax.tree.leaves(spec.params))  # on a mesh
