@@ -20,9 +20,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from flax.typing import PrecisionLike
+from jaxtyping import Array, Float, Integer
 
 from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.nn import layers
 from gpt1_jax.nn.attention import (
+    AttentionBackend,
     Backend,
     Cache,
     LayerCache,
@@ -30,23 +34,24 @@ from gpt1_jax.nn.attention import (
     attend,
     attend_fused,
     attention_weights,
+    choose_backend,
     valid_rows,
 )
-from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.dtypes import at_least_float32, compute_dtype
 from gpt1_jax.nn.host_arrays import as_array, native_leaves
 from gpt1_jax.nn.indices import gather_indices
-from gpt1_jax.nn.layers import Layers, TiedHead, dropout, split_key
+from gpt1_jax.nn.layers import DType, TiedHead, dropout, split_key
 from gpt1_jax.nn.losses import causal_lm_loss, classification_loss, cross_entropy
-from gpt1_jax.nn.partitioning import ROWS, TENSOR, axis_size, constrain
-from gpt1_jax.nn.remat import rematerialize
-from gpt1_jax.nn.validation import ArrayLike, check_arguments
+from gpt1_jax.nn.partitioning import ROWS, constrain
+from gpt1_jax.nn.remat import Remat, check_remat, rematerialize
+from gpt1_jax.nn.validation import ArrayLike, checked
 from gpt1_jax.outputs import (
     BaseModelOutput,
     CausalLMOutput,
     OpenAIGPTDoubleHeadsModelOutput,
     SequenceClassifierOutput,
 )
-from gpt1_jax.pretrained import Numerics, OpenAIGPTPreTrainedModel
+from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
 
 
 def gelu_new(x: jax.Array) -> jax.Array:
@@ -71,67 +76,60 @@ ACTIVATIONS = {
 class Attention(nnx.Module):
     """Causal self-attention with N heads."""
 
-    def __init__(self, config: OpenAIGPTConfig, layers: Layers):
+    def __init__(
+        self,
+        config: OpenAIGPTConfig,
+        *,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
+        precision: PrecisionLike = None,
+        attention: AttentionBackend = "manual",
+        rngs: nnx.Rngs,
+    ):
+        E, dtype = config.n_embd, compute_dtype(dtype, param_dtype)
+        linear = functools.partial(
+            layers.linear,
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            rngs=rngs,
+        )
         self.n_head = config.n_head
-        self.parts = 1
-        self.precision = layers.precision
-        self.backend: Backend = layers.attention
-        self.c_attn = layers.linear(config.n_embd, 3 * config.n_embd)  # q, k, v in that order
-        self.c_proj = layers.linear(config.n_embd, config.n_embd)
+        self.precision = precision
+        self.backend: Backend = choose_backend(attention, config, dtype, precision)
+        self.c_attn = linear(E, 3 * E)  # q, k, v in that order
+        self.c_proj = linear(E, E)
         self.attn_dropout = nnx.Dropout(config.attn_pdrop)
         self.resid_dropout = nnx.Dropout(config.resid_pdrop)
 
-    def split_heads(self, x: jax.Array) -> jax.Array:
-        """(B, T, E) -> (B, N, T, H)."""
-        B, T, E = x.shape
-        return x.reshape(B, T, self.n_head, E // self.n_head).transpose(0, 2, 1, 3)
-
-    def deal_out_heads(self) -> None:
-        """Order the columns of ``c_attn`` for tensor parallelism, inside a compiled function.
-
-        Of queries, keys and values side by side, equal shares of the columns are not those of the
-        same heads. So each device's part of all three comes together: then what a device computes
-        of ``c_attn`` is what its own heads need, and nothing is exchanged before ``c_proj``.
-        """
-        kernel, bias = self.c_attn.kernel, self.c_attn.bias
-        assert bias is not None
-        self.parts = axis_size(kernel.get_value(), TENSOR)
-        for variable in (kernel, bias):
-            *rows, columns = variable.shape
-            value = constrain(variable.get_value(), *(TENSOR for _ in rows), None)
-            value = value.reshape(*rows, 3, self.parts, -1)
-            value = constrain(value, *(None for _ in rows), None, TENSOR, None)
-            value = value.swapaxes(-2, -3).reshape(*rows, columns)
-            variable.set_value(constrain(value, *(None for _ in rows), TENSOR))
-
-    def thirds(self, x: jax.Array) -> list[jax.Array]:
-        """(B, T, 3 E), as ``c_attn`` has it -> queries, keys and values, each (B, T, E)."""
-        if self.parts == 1:
-            return jnp.split(x, 3, axis=-1)
-        B, T, columns = x.shape
-        x = x.reshape(B, T, self.parts, 3, columns // (3 * self.parts))
-        return [x[:, :, :, i].reshape(B, T, columns // 3) for i in range(3)]
-
-    def merge_heads(self, x: jax.Array) -> jax.Array:
-        """(B, N, T, H) -> (B, T, E)."""
-        B, N, T, H = x.shape
-        return x.transpose(0, 2, 1, 3).reshape(B, T, N * H)
-
     def __call__(
         self,
-        x: jax.Array,
-        mask: Mask,
+        x: Float[Array, "B T E"],
+        mask: Mask | None = None,
         past: LayerCache | None = None,
         dropout_key: jax.Array | None = None,
         *,
         need_weights: bool = True,
-    ) -> tuple[jax.Array, jax.Array | None, LayerCache | None]:
-        """(B, T, E) -> (B, T, E), the weights (B, N, T, S), and ``past`` with these keys in it.
+    ) -> tuple[Float[Array, "B T E"], Float[Array, "B N T S"] | None, LayerCache | None]:
+        """Return what each token reads from those before it, the weights, and the cache.
 
-        The weights may be None unless they are needed.
+        Args:
+            x: the states.
+            mask: which keys each query sees; by default those up to its own.
+            past: keys and values of earlier tokens.
+            dropout_key: that the dropout masks are drawn from; None for no dropout.
+            need_weights: whether the weights must be returned; otherwise they may be None.
+
+        Returns:
+            The states to add to ``x``, the weights, and ``past`` with these keys and values in it.
         """
         attn_key, resid_key = split_key(dropout_key, 2)
-        query, key, value = map(self.split_heads, self.thirds(self.c_attn(x)))
+        if mask is None:
+            mask = Mask.build(None, x.shape[1], None)
+        # (B, T, E) -> (B, T, 3, N, H) -> three of (B, N, T, H)
+        qkv = layers.qkv_by_heads(self.c_attn, x, self.n_head)
+        query, key, value = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
         if past is not None:
             past = past.append(key, value)
             key, value = past.keys.astype(query.dtype), past.values.astype(query.dtype)
@@ -139,46 +137,77 @@ class Attention(nnx.Module):
         if self.backend == "manual" or need_weights or drop:
             weights = attention_weights(query, key, mask, self.precision)
             weights = dropout(self.attn_dropout, weights, attn_key)
-            mixed = attend(weights, value, self.precision)
+            z = attend(weights, value, self.precision)
         else:
-            weights, mixed = None, attend_fused(query, key, value, mask, self.backend)
-        a = self.c_proj(self.merge_heads(mixed))
-        return dropout(self.resid_dropout, a, resid_key), weights, past
+            weights, z = None, attend_fused(query, key, value, mask, self.backend)
+        z = z.transpose(0, 2, 1, 3).reshape(x.shape)  # (B, N, T, H) -> (B, T, E)
+        return dropout(self.resid_dropout, self.c_proj(z), resid_key), weights, past
 
 
 class MLP(nnx.Module):
     """Two linear layers around an activation, four times as wide in between."""
 
-    def __init__(self, config: OpenAIGPTConfig, layers: Layers):
-        self.c_fc = layers.linear(config.n_embd, config.n_inner)
-        self.c_proj = layers.linear(config.n_inner, config.n_embd)
+    def __init__(
+        self,
+        config: OpenAIGPTConfig,
+        *,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
+        precision: PrecisionLike = None,
+        rngs: nnx.Rngs,
+    ):
+        linear = functools.partial(
+            layers.linear,
+            config,
+            dtype=compute_dtype(dtype, param_dtype),
+            param_dtype=param_dtype,
+            precision=precision,
+            rngs=rngs,
+        )
+        self.c_fc = linear(config.n_embd, config.n_inner)
+        self.c_proj = linear(config.n_inner, config.n_embd)
         self.act = ACTIVATIONS[config.afn]
         self.dropout = nnx.Dropout(config.resid_pdrop)
 
-    def __call__(self, x: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-        """(B, T, E) -> (B, T, E)."""
+    def __call__(
+        self, x: Float[Array, "B T E"], dropout_key: jax.Array | None = None
+    ) -> Float[Array, "B T E"]:
+        """Return the states to add to ``x``."""
         return dropout(self.dropout, self.c_proj(self.act(self.c_fc(x))), dropout_key)
 
 
 class Block(nnx.Module):
     """Attention and MLP, each followed by a layer norm over its sum with its input."""
 
-    def __init__(self, config: OpenAIGPTConfig, layers: Layers):
-        self.attn = Attention(config, layers)
-        self.ln_1 = layers.layer_norm()
-        self.mlp = MLP(config, layers)
-        self.ln_2 = layers.layer_norm()
+    def __init__(
+        self,
+        config: OpenAIGPTConfig,
+        *,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
+        precision: PrecisionLike = None,
+        attention: AttentionBackend = "manual",
+        rngs: nnx.Rngs,
+    ):
+        dtype = compute_dtype(dtype, param_dtype)
+        numerics = {"dtype": dtype, "param_dtype": param_dtype}
+        self.attn = Attention(
+            config, **numerics, precision=precision, attention=attention, rngs=rngs
+        )
+        self.ln_1 = layers.layer_norm(config, **numerics, rngs=rngs)
+        self.mlp = MLP(config, **numerics, precision=precision, rngs=rngs)
+        self.ln_2 = layers.layer_norm(config, **numerics, rngs=rngs)
 
     def __call__(
         self,
-        x: jax.Array,
-        mask: Mask,
+        x: Float[Array, "B T E"],
+        mask: Mask | None = None,
         past: LayerCache | None = None,
         dropout_key: jax.Array | None = None,
         *,
         need_weights: bool = True,
-    ) -> tuple[jax.Array, jax.Array | None, LayerCache | None]:
-        """(B, T, E) -> (B, T, E), with the attention's weights and cache."""
+    ) -> tuple[Float[Array, "B T E"], Float[Array, "B N T S"] | None, LayerCache | None]:
+        """Return the new states, with the attention's weights and cache; see ``Attention``."""
         attn_key, mlp_key = split_key(dropout_key, 2)
         a, weights, past = self.attn(x, mask, past, attn_key, need_weights=need_weights)
         n = self.ln_1(x + a).astype(x.dtype)
@@ -193,21 +222,38 @@ class OpenAIGPTSequenceSummary(nnx.Module):
     "last", "first" and "mean" pick along the choices instead; "cls_index", the default, agrees.)
     """
 
-    def __init__(self, config: OpenAIGPTConfig, layers: Layers):
+    def __init__(
+        self,
+        config: OpenAIGPTConfig,
+        *,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
+        precision: PrecisionLike = None,
+        rngs: nnx.Rngs,
+    ):
+        head = functools.partial(
+            layers.head,
+            config,
+            use_bias=True,
+            dtype=compute_dtype(dtype, param_dtype),
+            param_dtype=param_dtype,
+            precision=precision,
+            rngs=rngs,
+        )
         width = 1 if config.summary_proj_to_labels else config.n_embd
         self.summary_type = config.summary_type
-        self.summary = layers.head(width, use_bias=True) if config.summary_use_proj else identity
+        self.summary = head(width) if config.summary_use_proj else identity
         self.activation = jnp.tanh if config.summary_activation == "tanh" else identity
         self.first_dropout = nnx.Dropout(config.summary_first_dropout)
         self.last_dropout = nnx.Dropout(config.summary_last_dropout)
 
     def __call__(
         self,
-        states: jax.Array,
-        cls_index: jax.Array,
+        states: Float[Array, "*rows T E"],
+        cls_index: Integer[Array, "*rows"],
         dropout_key: jax.Array | None = None,
-    ) -> jax.Array:
-        """(..., T, E), and places (...) for "cls_index" -> (..., 1), or (..., E) unprojected."""
+    ) -> Float[Array, "*rows _"]:
+        """Return a vector of 1 or, unprojected, E numbers; ``cls_index`` is for "cls_index"."""
         first_key, last_key = split_key(dropout_key, 2)
         if self.summary_type == "mean":
             x = states.mean(axis=-2)
@@ -247,13 +293,37 @@ class Inputs(TypedDict, total=False):
 class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
     """The transformer without a head."""
 
-    def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
-        layers = self.setup(config, **numerics)
-        self.tokens_embed = layers.embed(config.vocab_size)
-        self.positions_embed = layers.embed(config.n_positions)
+    def __init__(
+        self,
+        config: OpenAIGPTConfig,
+        *,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
+        precision: PrecisionLike = None,
+        attention: AttentionBackend = "manual",
+        remat: Remat = "none",
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.dtype = compute_dtype(dtype, param_dtype)
+        self.attention = choose_backend(attention, config, self.dtype, precision)
+        self.remat = check_remat(remat)
+        embed = functools.partial(layers.embed, config, param_dtype=param_dtype, rngs=rngs)
+        block = functools.partial(
+            Block,
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            attention=attention,
+            rngs=rngs,
+        )
+        self.tokens_embed = embed(config.vocab_size)
+        self.positions_embed = embed(config.n_positions)
         self.drop = nnx.Dropout(config.embd_pdrop)
-        self.h = nnx.List([Block(config, layers) for _ in range(config.n_layer)])
+        self.h = nnx.List([block() for _ in range(config.n_layer)])
 
+    @checked
     def __call__(
         self,
         input_ids: ArrayLike | None = None,
@@ -290,24 +360,17 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
                 the argument, its value and what would be right.
         """
         config = self.config
-        *rows, T = check_arguments(
-            config,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            positions_from_mask=positions_from_mask,
-            cache=cache,
-            deterministic=deterministic,
-            dropout_key=dropout_key,
-        )
-        B, E = math.prod(rows), config.n_embd
         if output_attentions is None:
             output_attentions = config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
+        if inputs_embeds is None:
+            *rows, T = jnp.shape(as_array(input_ids))
+        else:
+            *rows, T, _ = jnp.shape(as_array(inputs_embeds))
+        B = math.prod(rows)
 
+        # Which keys each token sees, and which position it has.
         valid = None
         if attention_mask is not None:
             attention_mask = as_array(attention_mask).reshape(B, T)
@@ -323,10 +386,11 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         if position_ids is None:
             position_ids = positions(attention_mask if positions_from_mask else None, T, cache)
 
-        if input_ids is not None:
+        # h_0 = U W_e + W_p
+        if inputs_embeds is None:
             x = self.embed(self.tokens_embed, input_ids, T)
         else:
-            x = jnp.asarray(inputs_embeds, self.dtype).reshape(B, T, E)
+            x = jnp.asarray(inputs_embeds, self.dtype).reshape(B, T, config.n_embd)
         x = x + self.embed(self.positions_embed, position_ids, T)
         if token_type_ids is not None:
             x = x + self.embed(self.tokens_embed, token_type_ids, T)
@@ -334,18 +398,19 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
             x = jnp.where(valid[:, None, None], x, jnp.nan)
         if cache is not None:  # tokens beyond its end would take the places of earlier ones
             x = jnp.where(cache.index + T <= cache.length, x, jnp.nan)
-
         drop_key, *block_keys = split_key(None if deterministic else dropout_key, 1 + len(self.h))
         x = constrain(dropout(self.drop, x, drop_key), ROWS, None, None)
-        hidden_states, attentions, layers = [x], [], []
+
+        # h_l = block(h_{l-1})
+        hidden_states, attentions, past = [x], [], []
         for i, (block, key) in enumerate(zip(self.h, block_keys, strict=True)):
-            # A cache is for decoding, which has no backward pass.
             block = functools.partial(block, need_weights=output_attentions)
+            # A cache is for decoding, which has no backward pass.
             block = rematerialize(block, self.remat if cache is None else "none")
             x, weights, layer = block(x, mask, None if cache is None else cache.layer(i), key)
             hidden_states.append(x)
             attentions.append(weights)
-            layers.append(layer)
+            past.append(layer)
 
         def unflatten(array: jax.Array) -> jax.Array:
             return array.reshape(*rows, *array.shape[1:])
@@ -354,11 +419,11 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
             last_hidden_state=unflatten(x),
             hidden_states=tuple(map(unflatten, hidden_states)) if output_hidden_states else None,
             attentions=tuple(map(unflatten, attentions)) if output_attentions else None,
-            cache=None if cache is None else cache.advance(layers, T),
+            cache=None if cache is None else cache.advance(past, T),
         )
 
-    def embed(self, table: nnx.Embed, ids: ArrayLike, tokens: int) -> jax.Array:
-        """(..., T) ids -> (B, T, E) in the dtype of the computation."""
+    def embed(self, table: nnx.Embed, ids: ArrayLike | None, tokens: int) -> Float[Array, "B T E"]:
+        """Return the rows of a table for (..., T) ids, in the dtype of the computation."""
         ids = gather_indices(ids, table.num_embeddings).reshape(-1, tokens)
         return table(ids).astype(self.dtype)
 
@@ -366,11 +431,38 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
 class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
     """GPT-1 as a language model: the head is the token embedding, unless the config unties it."""
 
-    def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
-        layers = self.setup(config, **numerics)
-        self.transformer = OpenAIGPTModel(config, **numerics)
-        self.lm_head = layers.lm_head()
+    def __init__(
+        self,
+        config: OpenAIGPTConfig,
+        *,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
+        precision: PrecisionLike = None,
+        attention: AttentionBackend = "manual",
+        remat: Remat = "none",
+        rngs: nnx.Rngs,
+    ):
+        body = OpenAIGPTModel(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            attention=attention,
+            remat=remat,
+            rngs=rngs,
+        )
+        self.config = config
+        self.dtype, self.attention, self.remat = body.dtype, body.attention, body.remat
+        self.transformer = body
+        self.lm_head = layers.lm_head(
+            config,
+            dtype=self.dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            rngs=rngs,
+        )
 
+    @checked
     def __call__(
         self,
         input_ids: ArrayLike | None = None,
@@ -402,17 +494,7 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
         Raises:
             ValueError: as ``OpenAIGPTModel``; labels out of range; labels with ``logits_to_keep``.
         """
-        check_arguments(
-            self.config,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            labels=labels,
-            logits_to_keep=logits_to_keep,
-            num_items_in_batch=num_items_in_batch,
-            cache=cache,
-            **inputs,
-        )
-        out = self.transformer(
+        out: BaseModelOutput = self.transformer.forward(
             input_ids,
             attention_mask,
             cache=cache,
@@ -432,13 +514,46 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
 class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
     """GPT-1 with a language-modelling head and a head that scores choices."""
 
-    def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
+    def __init__(
+        self,
+        config: OpenAIGPTConfig,
+        *,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
+        precision: PrecisionLike = None,
+        attention: AttentionBackend = "manual",
+        remat: Remat = "none",
+        rngs: nnx.Rngs,
+    ):
         config = dataclasses.replace(config, num_labels=1)
-        layers = self.setup(config, **numerics)
-        self.transformer = OpenAIGPTModel(config, **numerics)
-        self.lm_head = layers.lm_head()
-        self.multiple_choice_head = OpenAIGPTSequenceSummary(config, layers)
+        body = OpenAIGPTModel(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            attention=attention,
+            remat=remat,
+            rngs=rngs,
+        )
+        self.config = config
+        self.dtype, self.attention, self.remat = body.dtype, body.attention, body.remat
+        self.transformer = body
+        self.lm_head = layers.lm_head(
+            config,
+            dtype=self.dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            rngs=rngs,
+        )
+        self.multiple_choice_head = OpenAIGPTSequenceSummary(
+            config,
+            dtype=self.dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            rngs=rngs,
+        )
 
+    @checked
     def __call__(
         self,
         input_ids: ArrayLike | None = None,
@@ -467,21 +582,12 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         Raises:
             ValueError: as ``OpenAIGPTModel``; places or labels out of range.
         """
-        refuse_cache(self, inputs)
-        *rows, T = check_arguments(
-            self.config,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            labels=labels,
-            mc_token_ids=mc_token_ids,
-            mc_labels=mc_labels,
-            **inputs,
-        )
         body_key, head_key = split_key(None if deterministic else dropout_key, 2)
-        out = self.transformer(
+        out: BaseModelOutput = self.transformer.forward(
             input_ids, attention_mask, deterministic=deterministic, dropout_key=body_key, **inputs
         )
         states = out.last_hidden_state
+        *rows, T, _ = states.shape
         logits = lm_logits(self, states)
         places = jnp.full(rows, T - 1) if mc_token_ids is None else as_array(mc_token_ids)
         mc_logits = self.multiple_choice_head(states, places, head_key)
@@ -502,11 +608,39 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
 class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
     """GPT-1 with a linear layer on the last token that is not padding."""
 
-    def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
-        layers = self.setup(config, **numerics)
-        self.transformer = OpenAIGPTModel(config, **numerics)
-        self.score = layers.head(config.num_labels)
+    def __init__(
+        self,
+        config: OpenAIGPTConfig,
+        *,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
+        precision: PrecisionLike = None,
+        attention: AttentionBackend = "manual",
+        remat: Remat = "none",
+        rngs: nnx.Rngs,
+    ):
+        body = OpenAIGPTModel(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            attention=attention,
+            remat=remat,
+            rngs=rngs,
+        )
+        self.config = config
+        self.dtype, self.attention, self.remat = body.dtype, body.attention, body.remat
+        self.transformer = body
+        self.score = layers.head(
+            config,
+            config.num_labels,
+            dtype=self.dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            rngs=rngs,
+        )
 
+    @checked(classify=True)
     def __call__(
         self,
         input_ids: ArrayLike | None = None,
@@ -534,22 +668,14 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
             ValueError: as ``OpenAIGPTModel``; several rows where the config has no pad token;
                 labels out of range or of the wrong shape.
         """
-        refuse_cache(self, inputs)
-        B, T = check_arguments(
-            self.config,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            labels=labels,
-            classify=True,
-            **inputs,
-        )
-        out = self.transformer(
+        out: BaseModelOutput = self.transformer.forward(
             input_ids,
             attention_mask,
             deterministic=deterministic,
             dropout_key=dropout_key,
             **inputs,
         )
+        B, T, _ = out.last_hidden_state.shape
         if self.config.pad_token_id is None or input_ids is None:
             last = jnp.full(B, T - 1)
         else:
@@ -580,12 +706,6 @@ def positions(attention_mask: jax.Array | None, tokens: int, cache: Cache | None
     counted = jnp.cumsum(attention_mask != 0, axis=-1, dtype=jnp.int32)
     new = jax.lax.dynamic_slice_in_dim(counted, start, tokens, axis=-1)
     return jnp.maximum(new - 1, 0)
-
-
-def refuse_cache(model: OpenAIGPTPreTrainedModel, inputs: Inputs) -> None:
-    """Raise a TypeError for a cache, which a model that reads a text as a whole does not return."""
-    if "cache" in inputs:
-        raise TypeError(f"{type(model).__name__} takes no cache")
 
 
 def select_positions(states: jax.Array, logits_to_keep: Any) -> jax.Array:

@@ -5,7 +5,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Required, Self, TypedDict, Unpack, cast
+from typing import Any, Self, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,15 @@ from flax.typing import PrecisionLike
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
-from gpt1_jax.nn.attention import AttentionBackend, Backend, choose_backend
+from gpt1_jax.nn.attention import AttentionBackend, Backend
 from gpt1_jax.nn.dtypes import float_dtype
 from gpt1_jax.nn.host_arrays import native_leaves
-from gpt1_jax.nn.layers import Layers, NoRngs
+from gpt1_jax.nn.layers import DType
 from gpt1_jax.nn.partitioning import place_like
-from gpt1_jax.nn.remat import POLICIES, Remat
+from gpt1_jax.nn.remat import Remat
 
 Params = dict[str, Any]
+Model = TypeVar("Model", bound="OpenAIGPTPreTrainedModel")
 
 
 def flatten(params: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
@@ -81,14 +82,14 @@ def cast_params(params: Mapping[str, Any], dtype: str) -> Params:
     return unflatten_dict(cast)
 
 
-class Numerics(TypedDict, total=False):
-    """How a model is initialised and computes.
+class OpenAIGPTPreTrainedModel(nnx.Module):
+    """Base of the four models.
 
-    Attributes:
-        rngs: keys of the initial weights.
+    Args:
+        config: what the model is made of.
         dtype: of the computation; by default the parameters' dtype. Softmax, layer-norm statistics,
             logits and losses are float32 at least.
-        param_dtype: of the parameters; float32 by default.
+        param_dtype: of the parameters.
         precision: of the matrix products, as ``jax.lax.Precision``; by default JAX's for the
             device, which on GPU and TPU is coarser than float32.
         attention: what computes it. "manual", the default, is GPT-1's formula. "xla" and "cudnn"
@@ -101,24 +102,16 @@ class Numerics(TypedDict, total=False):
             "linear", all but the products of linear layers (so scores, softmax, dropout, GELU and
             norms); or "all", whole blocks, of which then only the inputs are kept. On a CPU it
             needs ``nn.remat.compiler_options``.
-    """
-
-    rngs: Required[nnx.Rngs]
-    dtype: jax.typing.DTypeLike | None
-    param_dtype: jax.typing.DTypeLike
-    precision: PrecisionLike
-    attention: AttentionBackend
-    remat: Remat
-
-
-class OpenAIGPTPreTrainedModel(nnx.Module):
-    """Base of the four models.
+        rngs: keys of the initial weights.
 
     Attributes:
-        config: the model's configuration.
+        config: as given.
         dtype: of the computation.
-        attention: the backend that computes it, "auto" resolved; see ``Numerics``.
-        remat: what the backward pass computes again; see ``Numerics``.
+        attention: the backend that computes it, "auto" resolved.
+        remat: as given.
+
+    Raises:
+        ValueError: dtypes, attention or rematerialisation that this model cannot have here.
     """
 
     config: OpenAIGPTConfig
@@ -126,29 +119,23 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     attention: Backend
     remat: Remat
 
-    def __init__(self, config: OpenAIGPTConfig, **numerics: Unpack[Numerics]):
-        raise NotImplementedError
-
-    def setup(
+    def __init__(
         self,
         config: OpenAIGPTConfig,
         *,
-        rngs: nnx.Rngs,
-        dtype: jax.typing.DTypeLike | None = None,
-        param_dtype: jax.typing.DTypeLike = jnp.float32,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
         precision: PrecisionLike = None,
         attention: AttentionBackend = "manual",
         remat: Remat = "none",
-    ) -> Layers:
-        """Set what every model holds, and return the maker of its layers; see ``Numerics``."""
-        if remat not in ("none", *POLICIES):
-            raise ValueError(f"remat is {remat!r}, but must be one of none, {', '.join(POLICIES)}")
-        param_dtype = float_dtype("param_dtype", param_dtype)
-        self.config = config
-        self.remat = remat
-        self.dtype = param_dtype if dtype is None else float_dtype("dtype", dtype)
-        self.attention = choose_backend(attention, config, self.dtype, precision)
-        return Layers(config, self.dtype, param_dtype, precision, self.attention, rngs)
+        rngs: nnx.Rngs,
+    ):
+        raise NotImplementedError
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what calling the model returns, without checking the arguments first."""
+        call: Any = type(self).__call__
+        return call.__wrapped__(self, *args, **kwargs)
 
     @property
     def params(self) -> Params:
@@ -201,8 +188,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         cls,
         path: str | os.PathLike[str],
         *,
-        dtype: jax.typing.DTypeLike | None = None,
-        param_dtype: jax.typing.DTypeLike | None = None,
+        dtype: DType | None = None,
+        param_dtype: DType | None = None,
         precision: PrecisionLike = None,
         attention: AttentionBackend = "manual",
         remat: Remat = "none",
@@ -222,8 +209,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             dtype: of the computation; the parameters' by default.
             param_dtype: of the parameters; the file's by default.
             precision: of the matrix products.
-            attention: what computes it; see ``Numerics``.
-            remat: what a training's backward pass computes again; see ``Numerics``.
+            attention: what computes it; see the class.
+            remat: what a training's backward pass computes again; see the class.
             rngs: keys of a head that the checkpoint lacks. Without them such a checkpoint is an
                 error.
             mesh: of ``sharding.mesh.make_mesh``, to lay the parameters out on as ``shard_model``
@@ -288,7 +275,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             attention=attention,
             remat=remat,
         )
-        model = nnx.eval_shape(lambda: make(rngs=NoRngs()))
+        model = abstract(make)
         if rngs is not None and (missing := model._variables().keys() - leaves.keys()):
             leaves |= _initial(make, rngs, missing)
         params = unflatten_dict(leaves)
@@ -361,6 +348,19 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         table.embedding.set_value(rows)
         table.num_embeddings = new_num_tokens
         getattr(self, "transformer", self).config = self.config = config
+
+
+def abstract(make: Callable[..., Model]) -> Model:
+    """Return the model that ``make(rngs=...)`` makes, with shapes in place of its parameters."""
+    return nnx.eval_shape(lambda: make(rngs=_OneKey(0)))
+
+
+class _OneKey(nnx.Rngs):
+    """One key for all parameters: tracing how keys are derived would take most of the time."""
+
+    def params(self) -> jax.Array:
+        """Return the key."""
+        return self["default"].key[...]
 
 
 def _initial(

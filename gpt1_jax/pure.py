@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import inspect
 from typing import Any, Protocol
 
 import jax
@@ -12,11 +11,16 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.model import Attention, OpenAIGPTForSequenceClassification, OpenAIGPTModel
+from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTModel
 from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.host_arrays import native, native_leaves
 from gpt1_jax.nn.partitioning import AXES, TENSOR, axis_size, constrain
-from gpt1_jax.nn.validation import check_arguments, check_not_donated, without_device_values
+from gpt1_jax.nn.validation import (
+    bind_arguments,
+    check_arguments,
+    check_not_donated,
+    without_device_values,
+)
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, check_params, flatten
 
 # What chooses the function that is compiled, in place of being an input of it.
@@ -103,15 +107,12 @@ def not_finite(what: str, params: Params) -> ValueError:
 
 
 def _lay_out(model: Any) -> None:
-    """Lay the parameters of a model on a mesh out as it computes with them.
+    """Lay the tables of a model on a mesh out as it computes with them: each device its own tokens.
 
-    They are kept in parts that are equal; computed with, each device has its own heads and tokens.
-    Here, once a call, since a loop of decoding reads them in every step.
+    They are kept in parts that are equal. Here, once a call, since look-up and head share a table.
     """
     for _, node in nnx.iter_graph(model):
-        if isinstance(node, Attention):
-            node.deal_out_heads()
-        elif isinstance(node, OpenAIGPTModel):
+        if isinstance(node, OpenAIGPTModel):
             table = node.tokens_embed.embedding
             # Together over fsdp first, or XLA would copy the whole table to every device.
             rows = constrain(table.get_value(), None, TENSOR)
@@ -129,7 +130,6 @@ def _apply(
     config: OpenAIGPTConfig,
     shapes: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...],
 ) -> Apply:
-    signature = inspect.signature(cls.__call__)
     classify = issubclass(cls, OpenAIGPTForSequenceClassification)
 
     @functools.partial(jax.jit, static_argnames="flags", donate_argnames="cache")
@@ -139,12 +139,10 @@ def _apply(
         arguments = {**arrays, **dict(flags)}
         if cache is not None:
             arguments["cache"] = cache
-        return merge(graphdef, params)(**arguments)
+        return merge(graphdef, params).forward(**arguments)
 
     def apply(params: Params, *args: Any, **kwargs: Any) -> Any:
-        arguments = signature.bind(None, *args, **kwargs).arguments
-        del arguments["self"]
-        arguments |= arguments.pop("inputs", {})
+        arguments = bind_arguments(cls.__call__, None, *args, **kwargs)
         cache = arguments.get("cache")
         if cache is not None:
             check_not_donated(cache)

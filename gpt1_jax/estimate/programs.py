@@ -6,15 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.planning import DType, Name
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Backend, Cache
-from gpt1_jax.nn.layers import NoRngs
 from gpt1_jax.nn.remat import Remat
+from gpt1_jax.pretrained import abstract
 from gpt1_jax.pure import merge, split
 from gpt1_jax.sharding.mesh import batch_shardings, check_heads, param_shardings, round_up_to_mesh
 from gpt1_jax.training.lm_objective import lm_loss
@@ -81,14 +80,9 @@ def program(
         )
     check_heads(mesh, config)
     kept = "float32" if name == "train" else dtype
-    model = nnx.eval_shape(
-        lambda: OpenAIGPTLMHeadModel(
-            config,
-            rngs=NoRngs(),
-            dtype=dtype,
-            param_dtype=kept,
-            remat=remat,
-            attention=attention,
+    model = abstract(
+        lambda rngs: OpenAIGPTLMHeadModel(
+            config, dtype=dtype, param_dtype=kept, remat=remat, attention=attention, rngs=rngs
         )
     )
     graphdef, params = split(model)
@@ -117,7 +111,7 @@ def program(
 
         @jax.jit
         def forward(params: Any, ids: jax.Array) -> jax.Array:
-            return merge(graphdef, params)(ids).logits
+            return merge(graphdef, params).forward(ids).logits
 
         arguments = params, rows_placed(ids(batch, length))
         tokens = batch * length
@@ -126,7 +120,7 @@ def program(
     cache = rows_placed(jax.eval_shape(lambda: Cache.empty(config, batch, length, dtype)))
 
     def read(params: Any, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        out = merge(graphdef, params)(ids, cache=cache, logits_to_keep=1)
+        out = merge(graphdef, params).forward(ids, cache=cache, logits_to_keep=1)
         return out.logits, out.cache
 
     run = jax.jit(read, donate_argnums=2)

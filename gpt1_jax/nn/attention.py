@@ -12,7 +12,7 @@ looks at padding, so this shows nowhere else.
 import dataclasses
 import math
 import os
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ class Cache:
         batch: int,
         length: int,
         dtype: jax.typing.DTypeLike = "float32",
-    ) -> Self:
+    ) -> "Cache":
         """Return a cache with room for ``length`` tokens in each of ``batch`` rows."""
         shape = (batch, config.n_head, length, config.n_embd // config.n_head)
         return cls(
@@ -74,14 +74,14 @@ class Cache:
         """Return what block ``i`` reads and extends."""
         return LayerCache(self.keys[i], self.values[i], self.index)
 
-    def extend_mask(self, mask: jax.Array) -> Self:
+    def extend_mask(self, mask: jax.Array) -> "Cache":
         """Return the cache with the attention mask (B, T) of the tokens about to be read."""
         mask = jax.lax.dynamic_update_slice(
             self.mask, mask.astype(self.mask.dtype), (jnp.int32(0), self.index)
         )
         return dataclasses.replace(self, mask=mask)
 
-    def advance(self, layers: "list[LayerCache]", tokens: int) -> Self:
+    def advance(self, layers: "list[LayerCache]", tokens: int) -> "Cache":
         """Return the cache with ``tokens`` more slots filled by the blocks."""
         return dataclasses.replace(
             self,
@@ -99,7 +99,7 @@ class LayerCache:
     values: jax.Array
     index: jax.Array
 
-    def append(self, keys: jax.Array, values: jax.Array) -> Self:
+    def append(self, keys: jax.Array, values: jax.Array) -> "LayerCache":
         """Return the part with ``keys`` and ``values`` (B, N, T, H) in the next T slots."""
         zero = jnp.int32(0)
         place = (zero, zero, self.index, zero)
@@ -137,7 +137,7 @@ class Mask:
     padding: jax.Array | None
 
     @classmethod
-    def build(cls, attention_mask: jax.Array | None, tokens: int, cache: Cache | None) -> Self:
+    def build(cls, attention_mask: jax.Array | None, tokens: int, cache: Cache | None) -> "Mask":
         """Build for ``tokens`` queries and (B, S) ``attention_mask`` (1 token, 0 padding)."""
         index = jnp.int32(0) if cache is None else cache.index
         slots = jnp.arange(tokens if cache is None else cache.length, dtype=jnp.int32)

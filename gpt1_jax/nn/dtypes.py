@@ -29,3 +29,15 @@ def float_dtype(name: str, dtype: jax.typing.DTypeLike) -> jnp.dtype:
             f"{name} is float64, which needs jax.config.update('jax_enable_x64', True)"
         )
     return found
+
+
+def compute_dtype(
+    dtype: jax.typing.DTypeLike | None, param_dtype: jax.typing.DTypeLike
+) -> jnp.dtype:
+    """Return the dtype that a model computes in: ``dtype``, or by default that of its parameters.
+
+    Raises:
+        ValueError: see ``float_dtype``.
+    """
+    stored = float_dtype("param_dtype", param_dtype)
+    return stored if dtype is None else float_dtype("dtype", dtype)

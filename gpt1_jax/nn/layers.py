@@ -1,124 +1,154 @@
-"""Flax's layers with GPT-1's settings: numerics, initialisation and names in one place."""
+"""Flax's layers with GPT-1's settings, and the head that is the token embedding."""
 
-import dataclasses
 import functools
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.typing import PrecisionLike
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float
 
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.nn.attention import Backend
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.nn.host_arrays import native
 from gpt1_jax.nn.matmul import dot_general, logits_matmul
+from gpt1_jax.nn.partitioning import TENSOR, axis_size, constrain
+
+DType = jax.typing.DTypeLike
 
 
-class NoRngs(nnx.Rngs):
-    """In place of keys, where of a new model nothing but its shapes is asked for.
-
-    To trace how keys are split and weights drawn takes several times as long as all else of that.
-    """
-
-    def params(self) -> None:
-        """Return no key: zeros need none."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layers:
-    """Makes the layers of one model.
-
-    Attributes:
-        config: widths, epsilon and the scale of initial weights.
-        dtype: of the computation.
-        param_dtype: of the parameters.
-        precision: of the matrix products; None takes JAX's default for the device.
-        attention: what computes the attention.
-        rngs: keys of the initial weights.
-    """
-
-    config: OpenAIGPTConfig
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-    precision: PrecisionLike
-    attention: Backend
-    rngs: nnx.Rngs
-
-    def linear(self, features: int, outputs: int) -> nnx.Linear:
-        """Return x @ kernel + bias, Hugging Face's ``Conv1D``; N(0, initializer_range), zeros."""
-        return nnx.Linear(
-            features,
-            outputs,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            precision=self.precision,
-            kernel_init=self._normal(),
-            dot_general=dot_general,
-            rngs=self.rngs,
-        )
-
-    def head(self, outputs: int, use_bias: bool = False) -> nnx.Linear:
-        """Return a linear layer from states to logits, which are float32 at least."""
-        return nnx.Linear(
-            self.config.n_embd,
-            outputs,
-            use_bias=use_bias,
-            dtype=at_least_float32(self.dtype) if use_bias else self.dtype,
-            param_dtype=self.param_dtype,
-            precision=self.precision,
-            kernel_init=self._normal(),
-            preferred_element_type=at_least_float32(self.dtype),
-            rngs=self.rngs,
-        )
-
-    def lm_head(self) -> "nnx.Linear | TiedHead":
-        """Return the head over the vocabulary, with a kernel of its own only where it is untied."""
-        config = self.config
-        if not config.tie_word_embeddings:
-            return self.head(config.vocab_size)
-        return TiedHead(config.n_embd, config.vocab_size, self.dtype, self.precision)
-
-    def embed(self, rows: int) -> nnx.Embed:
-        """Return a table of ``rows`` vectors, looked up in the dtype it is stored in."""
-        return nnx.Embed(
-            rows,
-            self.config.n_embd,
-            # The rows that were looked up are cast, not the whole table at every call.
-            dtype=self.param_dtype,
-            param_dtype=self.param_dtype,
-            embedding_init=self._normal(),
-            rngs=self.rngs,
-        )
-
-    def layer_norm(self) -> nnx.LayerNorm:
-        """Return a layer norm with torch's two-pass variance; its output is float32 at least."""
-        return nnx.LayerNorm(
-            self.config.n_embd,
-            epsilon=self.config.layer_norm_epsilon,
-            dtype=at_least_float32(self.dtype),
-            param_dtype=self.param_dtype,
-            use_fast_variance=False,
-            rngs=self.rngs,
-        )
-
-    def _normal(self) -> nnx.Initializer:
-        if isinstance(self.rngs, NoRngs):
-            return nnx.initializers.zeros
-        return functools.partial(_scaled_normal, self.config.initializer_range)
+def linear(
+    config: OpenAIGPTConfig,
+    features: int,
+    outputs: int,
+    *,
+    dtype: DType,
+    param_dtype: DType,
+    precision: PrecisionLike,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """Return x @ kernel + bias, Hugging Face's ``Conv1D``; N(0, initializer_range), zeros."""
+    return nnx.Linear(
+        features,
+        outputs,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        precision=precision,
+        kernel_init=normal(config.initializer_range),
+        dot_general=dot_general,
+        rngs=rngs,
+    )
 
 
+def head(
+    config: OpenAIGPTConfig,
+    outputs: int,
+    *,
+    use_bias: bool = False,
+    dtype: DType,
+    param_dtype: DType,
+    precision: PrecisionLike,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """Return a linear layer from states to logits, which are float32 at least."""
+    return nnx.Linear(
+        config.n_embd,
+        outputs,
+        use_bias=use_bias,
+        dtype=at_least_float32(dtype) if use_bias else dtype,
+        param_dtype=param_dtype,
+        precision=precision,
+        kernel_init=normal(config.initializer_range),
+        preferred_element_type=at_least_float32(dtype),
+        rngs=rngs,
+    )
+
+
+def lm_head(
+    config: OpenAIGPTConfig,
+    *,
+    dtype: DType,
+    param_dtype: DType,
+    precision: PrecisionLike,
+    rngs: nnx.Rngs,
+) -> "nnx.Linear | TiedHead":
+    """Return the head over the vocabulary, with a kernel of its own only where it is untied."""
+    V, E = config.vocab_size, config.n_embd
+    if config.tie_word_embeddings:
+        return TiedHead(E, V, dtype=dtype, precision=precision)
+    return head(config, V, dtype=dtype, param_dtype=param_dtype, precision=precision, rngs=rngs)
+
+
+def embed(config: OpenAIGPTConfig, rows: int, *, param_dtype: DType, rngs: nnx.Rngs) -> nnx.Embed:
+    """Return a table of ``rows`` vectors, looked up in the dtype it is stored in."""
+    return nnx.Embed(
+        rows,
+        config.n_embd,
+        # The rows that were looked up are cast, not the whole table at every call.
+        dtype=param_dtype,
+        param_dtype=param_dtype,
+        embedding_init=normal(config.initializer_range),
+        rngs=rngs,
+    )
+
+
+def layer_norm(
+    config: OpenAIGPTConfig, *, dtype: DType, param_dtype: DType, rngs: nnx.Rngs
+) -> nnx.LayerNorm:
+    """Return a layer norm with torch's two-pass variance; its output is float32 at least."""
+    return nnx.LayerNorm(
+        config.n_embd,
+        epsilon=config.layer_norm_epsilon,
+        dtype=at_least_float32(dtype),
+        param_dtype=param_dtype,
+        use_fast_variance=False,
+        rngs=rngs,
+    )
+
+
+def normal(scale: float) -> nnx.Initializer:
+    """Return the initializer that draws from N(0, scale^2)."""
+    return functools.partial(_scaled_normal, scale)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
 def _scaled_normal(
-    scale: float, key: jax.Array, shape: Any, dtype: Any, out_sharding: Any = None
+    scale: float,
+    key: jax.Array,
+    shape: Sequence[int],
+    dtype: DType,
+    out_sharding: NamedSharding | None = None,
 ) -> jax.Array:
-    """Return draws from N(0, scale^2), the same in a compiled program as without one.
+    """Return draws from N(0, scale^2), the same in a larger program as alone.
 
     XLA would make one of the two factors that draws are multiplied by, their own and the scale, and
-    so change the last bit; JAX's own initializer does so from JAX 0.12 on.
+    so change the last bit; JAX's own initializer does so from JAX 0.12 on. As a function of its own
+    it is traced once for each shape: a model has few of them.
     """
     draws = jax.random.normal(key, shape, dtype, out_sharding=out_sharding)
     return jax.lax.optimization_barrier(draws) * jnp.array(scale, dtype)
+
+
+def qkv_by_heads(
+    c_attn: nnx.Linear, x: Float[Array, "B T E"], heads: int
+) -> Float[Array, "B T 3 N H"]:
+    """Return ``c_attn(x)``, which is queries, keys and values side by side, by heads.
+
+    On a mesh with tensor parallelism each device computes its own heads of all three. Equal shares
+    of the layer's columns would not be those of the same heads, so the columns are split as heads.
+    """
+    kernel, bias = c_attn.kernel.get_value(), c_attn.bias
+    if axis_size(kernel, TENSOR) == 1 or bias is None:
+        return c_attn(x).reshape(*x.shape[:-1], 3, heads, -1)
+    # Together over fsdp first, or XLA would copy the whole kernel to every device.
+    kernel = constrain(kernel, TENSOR, None).reshape(x.shape[-1], 3, heads, -1)
+    kernel = constrain(kernel, None, None, TENSOR, None)
+    bias = bias.get_value().reshape(1, 1, 3, heads, -1)
+    x, kernel, bias = c_attn.promote_dtype((x, kernel, bias), dtype=c_attn.dtype)
+    over_width = ((x.ndim - 1,), (0,)), ((), ())
+    return c_attn.dot_general(x, kernel, over_width, precision=c_attn.precision) + bias
 
 
 class TiedHead(nnx.Module):
@@ -128,7 +158,8 @@ class TiedHead(nnx.Module):
         self,
         in_features: int,
         out_features: int,
-        dtype: jnp.dtype,
+        *,
+        dtype: DType,
         precision: PrecisionLike = None,
     ):
         self.in_features = in_features
@@ -137,8 +168,10 @@ class TiedHead(nnx.Module):
         self.dtype = dtype
         self.precision = precision
 
-    def __call__(self, x: jax.Array, embedding: jax.Array) -> jax.Array:
-        """Return (..., E) @ (V, E)^T, float32 at least: (..., V)."""
+    def __call__(
+        self, x: Float[Array, "... E"], embedding: Float[Array, "V E"]
+    ) -> Float[Array, "... V"]:
+        """Return x @ embedding.T, float32 at least."""
         return logits_matmul(x.astype(self.dtype), embedding.astype(self.dtype), self.precision)
 
 
@@ -149,6 +182,6 @@ def split_key(key: jax.Array | None, parts: int) -> list[jax.Array | None]:
     return list(jax.random.split(native(key), parts))
 
 
-def dropout(layer: nnx.Dropout, x: jax.Array, key: jax.Array | None) -> jax.Array:
+def dropout(layer: nnx.Dropout, x: Float[Array, "..."], key: jax.Array | None) -> jax.Array:
     """Apply ``layer`` with the mask that ``key`` draws; without a key, return ``x``."""
     return layer(x, deterministic=key is None, rngs=key)

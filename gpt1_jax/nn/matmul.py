@@ -42,7 +42,7 @@ def dot_general(lhs, rhs, dimension_numbers, precision=None, out_sharding=None):
     def whole(x: jax.Array, kernel: jax.Array) -> jax.Array:
         return product(x, kernel, dimension_numbers)
 
-    if lhs.size == lhs.shape[-1] and out_sharding is None:
+    if lhs.size == lhs.shape[-1] and rhs.ndim == 2 and out_sharding is None:
         on_gpu = functools.partial(_row_twice, product) if lhs.dtype.itemsize == 2 else whole
         return jax.lax.platform_dependent(
             lhs,

@@ -13,6 +13,17 @@ POLICIES = {
 }
 
 
+def check_remat(remat: Remat) -> Remat:
+    """Return ``remat`` if there is such a kind of rematerialisation.
+
+    Raises:
+        ValueError: there is not.
+    """
+    if remat not in ("none", *POLICIES):
+        raise ValueError(f"remat is {remat!r}, but must be one of none, {', '.join(POLICIES)}")
+    return remat
+
+
 def rematerialize(block: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
     """Return ``block`` such that the backward pass computes again what ``remat`` says."""
     if remat == "none":

@@ -1,14 +1,20 @@
 """Checks of what a user passes to a model, on the host and before anything is traced.
 
+They run at the outermost call alone: ``model(...)`` and ``apply(...)`` check their arguments, and
+``forward``, which both lead to, does not.
+
 Ids are compared with their range here, and masks with 0 and 1, which needs their values. Of an
 array whose values are not known, a tracer or a ``ShapeDtypeStruct``, only the shape and the dtype
 are checked; an id out of range in it gives NaN (``nn/indices.py``), and another value of a mask a
 row of NaN.
 """
 
+import dataclasses
+import functools
+import inspect
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar, overload
 
 import jax
 import jax.numpy as jnp
@@ -24,46 +30,123 @@ ArrayLike = jax.Array | np.ndarray | Sequence[Any]
 ABSTRACT = (Tracer, jax.ShapeDtypeStruct)
 
 
+Model = TypeVar("Model")
+Inputs = ParamSpec("Inputs")
+Output = TypeVar("Output")
+
+
+Call = Callable[Concatenate[Model, Inputs], Output]
+
+
+@overload
+def checked(call: Call[Model, Inputs, Output]) -> Call[Model, Inputs, Output]: ...
+
+
+@overload
+def checked(
+    *, classify: bool
+) -> Callable[[Call[Model, Inputs, Output]], Call[Model, Inputs, Output]]: ...
+
+
+def checked(call: Callable[..., Any] | None = None, *, classify: bool = False) -> Any:
+    """Return a model's ``__call__`` such that its arguments are checked first.
+
+    What is decorated remains as ``__wrapped__``, which ``OpenAIGPTPreTrainedModel.forward`` calls.
+
+    Args:
+        call: the method; see ``check_arguments``.
+        classify: whether its ``labels`` are those of a classification.
+    """
+    if call is None:
+        return functools.partial(checked, classify=classify)
+
+    @functools.wraps(call)
+    def check_and_call(model: Any, *args: Any, **kwargs: Any) -> Any:
+        arguments = bind_arguments(call, model, *args, **kwargs)
+        check_arguments(model.config, classify=classify, **arguments)
+        return call(model, *args, **kwargs)
+
+    return check_and_call
+
+
+def bind_arguments(call: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Return the arguments of a model's ``__call__``, but for the model, by their names.
+
+    Raises:
+        TypeError: they are not its arguments.
+    """
+    signature = _signature(call)
+    _, *arguments = signature.bind(*args, **kwargs).arguments.items()
+    named = dict(arguments)
+    named |= named.pop("inputs", {})
+    if "cache" in named and "cache" not in signature.parameters:
+        name = call.__qualname__.partition(".")[0]
+        raise TypeError(f"{name} takes no cache, since it reads a text as a whole")
+    return named
+
+
+@functools.cache
+def _signature(call: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(call)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What an argument has to fit: the model's sizes, the others, and (..., T), the tokens'."""
+
+    config: OpenAIGPTConfig
+    classify: bool
+    arguments: Mapping[str, Any]
+    shape: tuple[int, ...]
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return self.shape[:-1]
+
+    @property
+    def tokens(self) -> int:
+        return self.shape[-1]
+
+
 def check_arguments(
-    config: OpenAIGPTConfig,
-    *,
-    input_ids: ArrayLike | None = None,
-    attention_mask: ArrayLike | None = None,
-    token_type_ids: ArrayLike | None = None,
-    position_ids: ArrayLike | None = None,
-    inputs_embeds: ArrayLike | None = None,
-    output_attentions: bool | None = None,
-    output_hidden_states: bool | None = None,
-    positions_from_mask: bool = False,
-    cache: Cache | None = None,
-    deterministic: bool = True,
-    dropout_key: jax.Array | None = None,
-    labels: ArrayLike | None = None,
-    classify: bool = False,
-    logits_to_keep: Any = 0,
-    num_items_in_batch: jax.Array | float | None = None,
-    mc_token_ids: ArrayLike | None = None,
-    mc_labels: ArrayLike | None = None,
+    config: OpenAIGPTConfig, *, classify: bool = False, **arguments: Any
 ) -> tuple[int, ...]:
     """Check the arguments of any of the four models.
 
-    All but ``config`` (sizes that ids and shapes have to fit) and ``classify`` (whether ``labels``
-    are those of a classification, not of the next tokens) are the models' own arguments.
+    Args:
+        config: sizes that ids and shapes have to fit.
+        classify: whether ``labels`` are those of a classification, not of the next tokens.
+        **arguments: the models' own arguments.
 
     Returns:
         The shape (..., T) of the tokens.
 
     Raises:
         ValueError: naming the argument, what it is, and what would be right.
+        TypeError: no model has such an argument.
     """
-    del output_attentions, output_hidden_states  # any value will do
-    if (input_ids is None) == (inputs_embeds is None):
-        got = "neither" if input_ids is None else "both"
+    if unknown := sorted(arguments.keys() - {*_CHECKS, *_OTHERS}):
+        raise TypeError(f"a model takes no argument {', '.join(unknown)}")
+    given = {name: value for name, value in arguments.items() if value is not None}
+    call = _Call(config, classify, given, _check_tokens(config, given))
+    if classify:
+        _check_classified_rows(call)
+    for name, check in _CHECKS.items():
+        if name in given:
+            check(call, given[name])
+    _check_dropout(given.get("deterministic", True), given.get("dropout_key"))
+    return call.shape
+
+
+def _check_tokens(config: OpenAIGPTConfig, given: Mapping[str, Any]) -> tuple[int, ...]:
+    """Check ``input_ids`` or ``inputs_embeds``; return the shape (..., T) of the tokens."""
+    if ("input_ids" in given) == ("inputs_embeds" in given):
+        got = "both" if "input_ids" in given else "neither"
         raise ValueError(f"give either input_ids or inputs_embeds, not {got}")
-    if input_ids is not None:
-        shape = check_ids("input_ids", input_ids, config.vocab_size, "vocab_size")
+    if "input_ids" in given:
+        shape = check_ids("input_ids", given["input_ids"], config.vocab_size, "vocab_size")
     else:
-        *rows, width = _check_numbers("inputs_embeds", inputs_embeds).shape or (0,)
+        *rows, width = _check_numbers("inputs_embeds", given["inputs_embeds"]).shape or (0,)
         shape = tuple(rows)
         if width != config.n_embd:
             raise ValueError(
@@ -71,69 +154,87 @@ def check_arguments(
             )
     if not shape or 0 in shape:
         raise ValueError(f"the tokens have shape {shape}, but there must be at least one token")
-    *rows, T = shape
-    if cache is None and config.n_positions < T:
-        raise ValueError(f"{T} tokens, but the model has n_positions = {config.n_positions}")
-    if attention_mask is not None:
-        _check_shape("attention_mask", attention_mask, shape, broadcast=False)
-        check_mask("attention_mask", attention_mask)
-    if token_type_ids is not None:
-        check_ids("token_type_ids", token_type_ids, config.vocab_size, "vocab_size")
-        _check_shape("token_type_ids", token_type_ids, shape)
-    if position_ids is not None:
-        if positions_from_mask:
-            raise ValueError("give either position_ids or positions_from_mask=True, not both")
-        check_ids("position_ids", position_ids, config.n_positions, "n_positions")
-        _check_shape("position_ids", position_ids, shape)
-    if cache is not None:
-        _check_cache(config, cache, math.prod(rows), T)
-        if position_ids is None:
-            _check_positions(config, cache, T, attention_mask, positions_from_mask)
-    if not deterministic and dropout_key is None:
-        raise ValueError("deterministic=False needs a dropout_key: jax.random.key(seed)")
-    if deterministic and dropout_key is not None:
-        raise ValueError("dropout_key draws nothing unless deterministic=False")
-    if dropout_key is not None:
-        _check_key(dropout_key)
-    if num_items_in_batch is not None:
-        items = _check_numbers("num_items_in_batch", num_items_in_batch)
-        if items.ndim:
-            raise ValueError(f"num_items_in_batch has shape {items.shape}, but must be one number")
-        if not isinstance(items, ABSTRACT) and not items > 0:
-            raise ValueError(f"num_items_in_batch is {items}, but must be one number above 0")
-
-    if classify:
-        if len(shape) != 2:
-            raise ValueError(f"the tokens have shape {shape}, but must be (batch, T)")
-        if config.pad_token_id is None and rows[0] > 1:
-            raise ValueError(
-                f"{rows[0]} rows need config.pad_token_id, to find where each of them ends"
-            )
-        if labels is not None:
-            _check_classes(config, labels, rows[0])
-    elif labels is not None:
-        check_ids("labels", labels, config.vocab_size, "vocab_size", ignored=IGNORED)
-        _check_shape("labels", labels, shape, broadcast=False)
-        if np.ndim(logits_to_keep) or logits_to_keep != 0:
-            raise ValueError("labels need all logits, so logits_to_keep must be 0")
-    if np.ndim(logits_to_keep):
-        positions: Any = logits_to_keep
-        kept = check_ids("logits_to_keep", positions, T, "the number of tokens")
-        if len(kept) > 1 and kept[:-1] != tuple(rows):
-            right = f"(K,) or ({', '.join(map(str, rows))}, K)"
-            raise ValueError(f"logits_to_keep has shape {kept}, but must have {right}")
-    elif not _is_integer(np.asarray(logits_to_keep).dtype) or logits_to_keep < 0:
+    if "cache" not in given and config.n_positions < shape[-1]:
         raise ValueError(
-            f"logits_to_keep is {logits_to_keep}, but must be 0 (all) or more, an integer"
+            f"{shape[-1]} tokens, but the model has n_positions = {config.n_positions}"
         )
-    if mc_token_ids is not None:
-        check_ids("mc_token_ids", mc_token_ids, T, "the number of tokens")
-        _check_shape("mc_token_ids", mc_token_ids, tuple(rows), broadcast=False)
-    if mc_labels is not None:
-        choices = rows[-1] if rows else 1
-        check_ids("mc_labels", mc_labels, choices, "the number of choices", ignored=IGNORED)
-        _check_shape("mc_labels", mc_labels, tuple(rows[:-1]), broadcast=False)
     return shape
+
+
+def _check_attention_mask(call: _Call, mask: ArrayLike) -> None:
+    _check_shape("attention_mask", mask, call.shape, broadcast=False)
+    check_mask("attention_mask", mask)
+
+
+def _check_token_type_ids(call: _Call, ids: ArrayLike) -> None:
+    check_ids("token_type_ids", ids, call.config.vocab_size, "vocab_size")
+    _check_shape("token_type_ids", ids, call.shape)
+
+
+def _check_position_ids(call: _Call, ids: ArrayLike) -> None:
+    if call.arguments.get("positions_from_mask"):
+        raise ValueError("give either position_ids or positions_from_mask=True, not both")
+    check_ids("position_ids", ids, call.config.n_positions, "n_positions")
+    _check_shape("position_ids", ids, call.shape)
+
+
+def _check_dropout(deterministic: bool, key: Any) -> None:
+    if not deterministic and key is None:
+        raise ValueError("deterministic=False needs a dropout_key: jax.random.key(seed)")
+    if deterministic and key is not None:
+        raise ValueError("dropout_key draws nothing unless deterministic=False")
+    dtype = getattr(key, "dtype", None)
+    if key is not None and not _is_any(dtype, jax.dtypes.prng_key, jnp.uint32):
+        raise ValueError(f"dropout_key is {key!r}, but must be a key: jax.random.key(seed)")
+
+
+def _check_num_items(_: _Call, number: Any) -> None:
+    items = _check_numbers("num_items_in_batch", number)
+    if items.ndim:
+        raise ValueError(f"num_items_in_batch has shape {items.shape}, but must be one number")
+    if not isinstance(items, ABSTRACT) and not items > 0:
+        raise ValueError(f"num_items_in_batch is {items}, but must be one number above 0")
+
+
+def _check_classified_rows(call: _Call) -> None:
+    if len(call.shape) != 2:
+        raise ValueError(f"the tokens have shape {call.shape}, but must be (batch, T)")
+    if call.config.pad_token_id is None and call.rows[0] > 1:
+        raise ValueError(
+            f"{call.rows[0]} rows need config.pad_token_id, to find where each of them ends"
+        )
+
+
+def _check_labels(call: _Call, labels: ArrayLike) -> None:
+    if call.classify:
+        _check_classes(call.config, labels, call.rows[0])
+        return
+    check_ids("labels", labels, call.config.vocab_size, "vocab_size", ignored=IGNORED)
+    _check_shape("labels", labels, call.shape, broadcast=False)
+    kept = call.arguments.get("logits_to_keep", 0)
+    if np.ndim(kept) or kept != 0:
+        raise ValueError("labels need all logits, so logits_to_keep must be 0")
+
+
+def _check_logits_to_keep(call: _Call, kept: Any) -> None:
+    if np.ndim(kept):
+        shape = check_ids("logits_to_keep", kept, call.tokens, "the number of tokens")
+        if len(shape) > 1 and shape[:-1] != call.rows:
+            right = f"(K,) or ({', '.join(map(str, call.rows))}, K)"
+            raise ValueError(f"logits_to_keep has shape {shape}, but must have {right}")
+    elif not _is_integer(np.asarray(kept).dtype) or kept < 0:
+        raise ValueError(f"logits_to_keep is {kept}, but must be 0 (all) or more, an integer")
+
+
+def _check_mc_token_ids(call: _Call, places: ArrayLike) -> None:
+    check_ids("mc_token_ids", places, call.tokens, "the number of tokens")
+    _check_shape("mc_token_ids", places, call.rows, broadcast=False)
+
+
+def _check_mc_labels(call: _Call, labels: ArrayLike) -> None:
+    choices = call.rows[-1] if call.rows else 1
+    check_ids("mc_labels", labels, choices, "the number of choices", ignored=IGNORED)
+    _check_shape("mc_labels", labels, call.rows[:-1], broadcast=False)
 
 
 def check_ids(
@@ -214,12 +315,6 @@ def _is_any(dtype: Any, *kinds: Any) -> bool:
     return any(jnp.issubdtype(dtype, kind) for kind in kinds)
 
 
-def _check_key(key: Any) -> None:
-    dtype = getattr(key, "dtype", None)
-    if dtype is None or not _is_any(dtype, jax.dtypes.prng_key, jnp.uint32):
-        raise ValueError(f"dropout_key is {key!r}, but must be a key: jax.random.key(seed)")
-
-
 def _check_classes(config: OpenAIGPTConfig, labels: ArrayLike, rows: int) -> None:
     array = _check_numbers("labels", labels)
     n, problem = config.num_labels, config.problem_type
@@ -253,8 +348,9 @@ def _check_shape(
         raise ValueError(f"{name} has shape {found}, but must have {shape}")
 
 
-def _check_cache(config: OpenAIGPTConfig, cache: Cache, rows: int, tokens: int) -> None:
+def _check_cache(call: _Call, cache: Cache) -> None:
     """Check that the cache belongs to this model and batch, and has room."""
+    config, rows = call.config, math.prod(call.rows)
     if not isinstance(cache.mask, ABSTRACT):
         check_not_donated(cache)
         check_mask("the cache's mask", cache.mask)
@@ -265,37 +361,57 @@ def _check_cache(config: OpenAIGPTConfig, cache: Cache, rows: int, tokens: int) 
             f"but these tokens need {config.n_layer} of {expected}"
         )
     filled = 0 if isinstance(cache.index, ABSTRACT) else int(cache.index)
-    if filled + tokens > cache.length:
+    if filled + call.tokens > cache.length:
         raise ValueError(
-            f"{filled} cached and {tokens} new tokens, but the cache has room for {cache.length}"
+            f"{filled} cached and {call.tokens} new tokens, but the cache has room for "
+            f"{cache.length}"
         )
+    if "position_ids" not in call.arguments:
+        _check_next_positions(call, cache)
 
 
-def _check_positions(
-    config: OpenAIGPTConfig,
-    cache: Cache,
-    tokens: int,
-    attention_mask: ArrayLike | None,
-    positions_from_mask: bool,
-) -> None:
+def _check_next_positions(call: _Call, cache: Cache) -> None:
     """Check that positions which go on from a cache stay below ``n_positions``."""
-    needed = (cache.index, cache.mask, attention_mask) if positions_from_mask else (cache.index,)
+    mask, from_mask = (call.arguments.get(n) for n in ("attention_mask", "positions_from_mask"))
+    needed = (cache.index, cache.mask, mask) if from_mask else (cache.index,)
     if any(isinstance(value, ABSTRACT) for value in needed):
         return
-    cached, new = int(cache.index), tokens
-    if positions_from_mask:
+    cached, new = int(cache.index), call.tokens
+    if from_mask:
         counts = (np.asarray(cache.mask)[:, :cached] != 0).sum(axis=-1)
-        if attention_mask is not None:
-            added = (np.asarray(attention_mask).reshape(len(counts), tokens) != 0).sum(axis=-1)
-        else:
-            added = np.full_like(counts, tokens)
+        added = np.full_like(counts, new)
+        if mask is not None:
+            added = (np.asarray(mask).reshape(len(counts), new) != 0).sum(axis=-1)
         longest = int((counts + added).argmax())
         cached, new = int(counts[longest]), int(added[longest])
-    if cached + new > config.n_positions:
+    if cached + new > call.config.n_positions:
         raise ValueError(
             f"{cached} cached and {new} new tokens, "
-            f"but the model has n_positions = {config.n_positions}"
+            f"but the model has n_positions = {call.config.n_positions}"
         )
+
+
+_CHECKS: dict[str, Callable[[_Call, Any], None]] = {
+    "attention_mask": _check_attention_mask,
+    "token_type_ids": _check_token_type_ids,
+    "position_ids": _check_position_ids,
+    "cache": _check_cache,
+    "num_items_in_batch": _check_num_items,
+    "labels": _check_labels,
+    "logits_to_keep": _check_logits_to_keep,
+    "mc_token_ids": _check_mc_token_ids,
+    "mc_labels": _check_mc_labels,
+}
+# What is checked by itself, or may be anything.
+_OTHERS = (
+    "input_ids",
+    "inputs_embeds",
+    "positions_from_mask",
+    "deterministic",
+    "dropout_key",
+    "output_attentions",
+    "output_hidden_states",
+)
 
 
 def check_not_donated(cache: Cache) -> None:

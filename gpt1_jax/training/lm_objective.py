@@ -27,7 +27,7 @@ def lm_loss(
     weights = batch.get("weights")
     if weights is None:
         weights = jnp.ones(labels.shape, jnp.float32)
-    states = model.transformer(
+    states = model.transformer.forward(
         inputs, deterministic=dropout_key is None, dropout_key=dropout_key
     ).last_hidden_state
     if isinstance(model.lm_head, TiedHead):

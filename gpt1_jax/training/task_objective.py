@@ -94,7 +94,7 @@ def _states(model: TaskModel, batch: Batch, dropout_key: jax.Array | None) -> ja
 
     There is no mask: pads come after the tokens, which do not see what follows them.
     """
-    return model.transformer(
+    return model.transformer.forward(
         batch["input_ids"], deterministic=dropout_key is None, dropout_key=dropout_key
     ).last_hidden_state
 

@@ -8,9 +8,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support.small_models import MODELS, difference, numpy_logits, random_ids, small_model
+from flax import nnx
+from support.small_models import (
+    MODELS,
+    difference,
+    leaves_equal,
+    numpy_logits,
+    random_ids,
+    small_config,
+    small_model,
+)
 
 import gpt1_jax as gpt1
+from gpt1_jax.model import MLP, Attention, Block
 from gpt1_jax.nn import layers
 
 pytestmark = pytest.mark.unoptimized
@@ -157,6 +167,38 @@ def test_hidden_states_start_at_embedding_and_end_at_last_state() -> None:
     expected = tokens[ids] + positions[:T]
     np.testing.assert_array_equal(out.hidden_states[0], expected)
     np.testing.assert_array_equal(out.hidden_states[-1], out.last_hidden_state)
+
+
+def test_modules_alone_make_the_block_of_a_model() -> None:
+    config = small_config(n_layer=1)
+    block = Block(config, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, T, E)), jnp.float32)
+    h, weights, past = block(x)
+
+    # The paper's figure 1, made of the modules by hand.
+    attn, mlp = Attention(config, rngs=nnx.Rngs(1)), MLP(config, rngs=nnx.Rngs(2))
+    nnx.update(attn, nnx.state(block.attn))
+    nnx.update(mlp, nnx.state(block.mlp))
+    a, own_weights, _ = attn(x)
+    n = block.ln_1(x + a)
+    assert leaves_equal(h, block.ln_2(n + mlp(n)))
+    assert leaves_equal(weights, own_weights)
+    assert past is None
+
+    model = gpt1.OpenAIGPTModel(config, rngs=nnx.Rngs(3))
+    nnx.update(model.h[0], nnx.state(block))
+    out = model(inputs_embeds=x - model.positions_embed.embedding[None, :T])
+    assert difference(out.last_hidden_state, h) < TOLERANCE
+
+
+@pytest.mark.parametrize("module", [Attention, MLP, Block])
+def test_modules_alone_take_dtypes(module: Any) -> None:
+    one = module(small_config(), dtype="bfloat16", rngs=nnx.Rngs(0))
+    out = one(jnp.ones((1, T, E), jnp.bfloat16))
+    assert (out if module is MLP else out[0]).dtype == jnp.bfloat16
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(one))} == {jnp.dtype("float32")}
+    with pytest.raises(ValueError, match="dtype is 'int8'"):
+        module(small_config(), dtype="int8", rngs=nnx.Rngs(0))
 
 
 def test_attention_weights_are_causal_and_sum_to_one() -> None:

@@ -46,7 +46,7 @@ FAULTS = (
     Fault(
         "layer norms with Flax's own epsilon",
         "gpt1_jax/nn/layers.py",
-        "epsilon=self.config.layer_norm_epsilon,",
+        "epsilon=config.layer_norm_epsilon,",
         "",
     ),
     Fault(

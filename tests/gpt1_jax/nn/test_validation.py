@@ -11,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from support.small_models import SIZES, small_config, small_model
+from support.small_models import MODELS, SIZES, small_config, small_model
 
 import gpt1_jax as gpt1
+from gpt1_jax import pure
+from gpt1_jax.nn import validation
 from gpt1_jax.nn.validation import check_arguments, without_device_values
 
 V, P, E = SIZES["vocab_size"], SIZES["n_positions"], SIZES["n_embd"]
@@ -681,3 +683,24 @@ def test_apply_checks_traced_cache_by_shape(applies: dict) -> None:
         jax.eval_shape(call, ids, cached(length=2))
     with pytest.raises(ValueError, match="the cache holds"):
         jax.eval_shape(call, ids, cached(rows=1))
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_arguments_are_checked_once(
+    cls: Any, models: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        checks.append(1)
+        return check_arguments(*args, **kwargs)
+
+    monkeypatch.setattr(validation, "check_arguments", counted)
+    monkeypatch.setattr(pure, "check_arguments", counted)
+    ids = np.ones((1, 2, 3) if cls is DOUBLE else (1, 3), np.int32)
+    models[cls](ids)
+    assert len(checks) == 1
+    jax.clear_caches()  # so that it is traced, which checks nothing more
+    apply, params = pure.functional(models[cls])
+    apply(params, ids)
+    assert len(checks) == 2
