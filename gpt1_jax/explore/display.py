@@ -1,18 +1,28 @@
-"""What is shown: coloured text on a terminal and in a notebook, plain text elsewhere, pictures."""
+"""What is shown: by rich on a terminal and in a notebook, plain text elsewhere, pictures."""
 
-import dataclasses
 import html
 import io
 import os
 import re
-from typing import TYPE_CHECKING, Protocol, TextIO
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TextIO
+
+from rich.color import Color, blend_rgb
+from rich.color_triplet import ColorTriplet
+from rich.console import Console, RenderableType
+from rich.jupyter import JUPYTER_HTML_FORMAT
+from rich.segment import Segment
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
 
 from gpt1_jax.text.tokenizer_files import END_OF_WORD
 
 if TYPE_CHECKING:  # importing it takes a second
     import matplotlib.figure
 
-Colour = tuple[int, int, int]  # red, green, blue: 0 to 255
+WIDTH = 80  # of what is not printed on a terminal, in columns
+UNLIMITED = 1_000_000  # columns
 
 # How added tokens are mostly written: <pad>, [PAD], _start_.
 _ADDED = re.compile(r"<.+>|\[.+\]|_.+_")
@@ -20,40 +30,75 @@ _ADDED = re.compile(r"<.+>|\[.+\]|_.+_")
 _HARMLESS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
 _HARMLESS |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 
-WHITE: Colour = (255, 255, 255)
-RED: Colour = (222, 60, 50)
+WHITE = ColorTriplet(255, 255, 255)
+RED = ColorTriplet(222, 60, 50)
 # Pale, so that black can be read on them.
-PALETTE: tuple[Colour, ...] = (
-    (166, 206, 227),
-    (178, 223, 138),
-    (253, 205, 172),
-    (251, 180, 174),
-    (203, 213, 232),
-    (255, 242, 174),
-    (222, 203, 228),
-    (179, 226, 205),
+PALETTE = (
+    ColorTriplet(166, 206, 227),
+    ColorTriplet(178, 223, 138),
+    ColorTriplet(253, 205, 172),
+    ColorTriplet(251, 180, 174),
+    ColorTriplet(203, 213, 232),
+    ColorTriplet(255, 242, 174),
+    ColorTriplet(222, 203, 228),
+    ColorTriplet(179, 226, 205),
 )
 
 
-class Renderable(Protocol):
+class Renderable:
     """Something that is plain as a string, coloured on a terminal and in a notebook."""
 
-    def __str__(self) -> str: ...
+    def __rich__(self) -> RenderableType:
+        """Return it as rich shows it."""
+        raise NotImplementedError
 
-    def ansi(self) -> str:
-        """Return it as a terminal colours it."""
-        ...
+    def __str__(self) -> str:
+        return plain(self.__rich__())
 
-    def _repr_html_(self) -> str: ...
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return to_html(self.__rich__())
 
 
 def show(shown: Renderable, file: TextIO) -> None:
     """Print something, in colour where the file is a terminal that has any.
 
-    NO_COLOR (no-color.org) in the environment, of any value but an empty one, turns colours off.
+    rich decides that, by NO_COLOR, FORCE_COLOR and TERM in the environment too.
     """
-    plain = not file.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    print(str(shown) if plain else shown.ansi(), file=file)
+    # 24-bit colour: rich would ask COLORTERM, which ssh leaves behind.
+    console = Console(file=file, color_system="truecolor")
+    if console.is_terminal and not (console.no_color or console.is_dumb_terminal):
+        console.print(shown)
+    else:
+        print(shown, file=file)
+
+
+def plain(shown: RenderableType) -> str:
+    """Return what rich shows as text, its lines as long as they are."""
+    lines = "".join(text for text, _, _ in _segments(shown, UNLIMITED)).split("\n")
+    return "\n".join(line.rstrip() for line in lines).removesuffix("\n")
+
+
+def to_html(shown: RenderableType) -> str:
+    """Return what rich shows as HTML, tables with their headers; notes appear under the mouse."""
+    width = WIDTH
+    if isinstance(shown, Table):
+        shown.show_header, width = True, UNLIMITED
+    code = ""
+    for text, style, _ in _segments(shown, width):
+        if style:
+            note = style.meta.get("note")
+            title = f' title="{html.escape(note)}"' if note else ""
+            code += f'<span style="{style.get_html_style()}"{title}>{html.escape(text)}</span>'
+        else:
+            code += html.escape(text)
+    return JUPYTER_HTML_FORMAT.format(code=code)
+
+
+def _segments(shown: RenderableType, width: int) -> Iterable[Segment]:
+    return Segment.simplify(Console(width=width).render(shown))
 
 
 def label(token: str) -> str:
@@ -61,135 +106,44 @@ def label(token: str) -> str:
     word = token.removesuffix(END_OF_WORD) or token
     if word == "\n":
         return "\u21b5"
-    return word if word != token or _ADDED.fullmatch(token) else f"{word}\u00b7"
+    ended = word != token or _ADDED.fullmatch(token)
+    return (word if ended else f"{word}\u00b7").translate(_HARMLESS)
 
 
-def token_colour(id_: int) -> Colour:
+def token_colour(id_: int) -> ColorTriplet:
     """Return the colour of a token, the same wherever it stands."""
     return PALETTE[id_ % len(PALETTE)]
 
 
-def blend(share: float, colour: Colour) -> Colour:
+def blend(share: float, colour: ColorTriplet) -> ColorTriplet:
     """Return a colour between white (0) and the given one (1)."""
-    red, green, blue = (
-        round(white + share * (full - white)) for white, full in zip(WHITE, colour, strict=True)
-    )
-    return red, green, blue
+    return blend_rgb(WHITE, colour, share)
 
 
-def ansi(text: str, background: Colour | None) -> str:
-    """Return text in black on a background, as terminals with 24-bit colour show it.
+def background(colour: ColorTriplet, note: str = "") -> Style:
+    """Return the style of black text on a background, with a note for a notebook."""
+    return Style(color="#000000", bgcolor=Color.from_triplet(colour), meta={"note": note})
 
-    Line ends are left out of the colour, which some terminals would stretch to the margin. Other
-    control characters become pictures.
+
+def coloured_text(
+    text: str, spans: Iterable[tuple[int, int]], styles: Iterable[Style | None]
+) -> Text:
+    """Return a text with those parts styled that tokens stand for.
+
+    Control characters become pictures. Of tokens that share their characters, only the first is
+    styled.
+
+    Args:
+        text: the raw text.
+        spans: for each token its first character and the one after its last, in order.
+        styles: for each token; None for none.
     """
-    text = text.translate(_HARMLESS)
-    if background is None or not text:
-        return text
-    start = "\x1b[48;2;{};{};{}m\x1b[38;2;0;0;0m".format(*background)
-    return "\n".join(f"{start}{line}\x1b[0m" if line else "" for line in text.split("\n"))
-
-
-def span(text: str, background: Colour | None, note: str = "") -> str:
-    """Return text on a background as HTML; the note appears under the mouse."""
-    text = html.escape(text)
-    if background is None:
-        return text
-    title = f' title="{html.escape(note)}"' if note else ""
-    colour = "rgb({},{},{})".format(*background)
-    return f'<span style="background:{colour};color:#000;border-radius:3px"{title}>{text}</span>'
-
-
-def bar(length: int, colour: Colour) -> str:
-    """Return a bar as HTML, as long as so many characters."""
-    shape = f"display:inline-block;height:0.8em;width:{length}ch"
-    return '<span style="{};background:rgb({},{},{})"></span>'.format(shape, *colour)
-
-
-def preformatted(content: str) -> str:
-    """Return HTML in which white space counts and long lines wrap."""
-    style = "font-family:monospace;white-space:pre-wrap;line-height:1.6"
-    return f'<div style="{style}">{content}</div>'
-
-
-def table(rows: list[list[str]], header: list[str]) -> str:
-    """Return an HTML table of cells that are HTML, with a header."""
-    cell = 'style="text-align:left;padding:2px 8px;font-family:monospace;white-space:pre"'
-    head = "".join(f"<th {cell}>{html.escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>" + "".join(f"<td {cell}>{content}</td>" for content in row) + "</tr>" for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-class Lines:
-    """Something shown in lines, whose cells have backgrounds on a terminal."""
-
-    def _lines(self) -> list[list[tuple[str, Colour | None]]]:
-        """The cells of each line, aligned, with their backgrounds."""
-        raise NotImplementedError
-
-    def __str__(self) -> str:
-        return "\n".join("".join(text for text, _ in line).rstrip() for line in self._lines())
-
-    __repr__ = __str__
-
-    def ansi(self) -> str:
-        """Return the lines as a terminal colours them."""
-        return "\n".join("".join(ansi(*cell) for cell in line) for line in self._lines())
-
-
-@dataclasses.dataclass(frozen=True)
-class ColouredText:
-    """A text in pieces, each with a background and a note.
-
-    Attributes:
-        pieces: texts, their backgrounds (None for none) and notes; joined they are the whole text.
-    """
-
-    pieces: tuple[tuple[str, Colour | None, str], ...]
-
-    @classmethod
-    def of(
-        cls,
-        text: str,
-        spans: list[tuple[int, int]],
-        colours: list[Colour | None],
-        notes: list[str],
-    ) -> "ColouredText":
-        """Colour those parts of a text that tokens stand for.
-
-        Of tokens that share their characters, only the first is coloured.
-
-        Args:
-            text: the raw text.
-            spans: for each token its first character and the one after its last, in order.
-            colours: for each token.
-            notes: for each token.
-        """
-        pieces: list[tuple[str, Colour | None, str]] = []
-        end = 0
-        for (first, last), colour, note in zip(spans, colours, notes, strict=True):
-            start = max(first, end)
-            if start > end:
-                pieces.append((text[end:start], None, ""))
-            if last > start:
-                pieces.append((text[start:last], colour, note))
-                end = last
-        return cls((*pieces, (text[end:], None, "")))
-
-    def __str__(self) -> str:
-        return "".join(text for text, _, _ in self.pieces)
-
-    def ansi(self) -> str:
-        """Return the text as a terminal colours it."""
-        return "".join(ansi(text, colour) for text, colour, _ in self.pieces)
-
-    def html(self) -> str:
-        """Return the text as HTML, in which white space counts."""
-        return preformatted("".join(span(*piece) for piece in self.pieces))
-
-    _repr_html_ = html
+    shown, end = Text(text.translate(_HARMLESS)), 0
+    for (first, last), style in zip(spans, styles, strict=True):
+        if style and last > end:
+            shown.stylize(style, max(first, end), last)
+        end = max(end, last)
+    return shown
 
 
 class Figure:

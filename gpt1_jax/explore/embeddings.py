@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.table import Column, Table
+from rich.text import Text
 
-from gpt1_jax.explore.display import preformatted, span, table, token_colour
+from gpt1_jax.explore.display import Renderable, background, token_colour
 from gpt1_jax.model import OpenAIGPTModel
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
 from gpt1_jax.pure import not_finite
@@ -40,9 +42,6 @@ class TokenEmbedding:
             self.values, precision=4, suppress_small=True, max_line_width=80, threshold=16
         )
         return f"{head}  length {length:.4f}\n{values}"
-
-    def _repr_html_(self) -> str:
-        return preformatted(span(repr(self), None))
 
 
 def embedding(
@@ -101,7 +100,8 @@ def h_0(model: OpenAIGPTPreTrainedModel, ids: Sequence[int]) -> EmbeddingCheck:
     row = jnp.asarray([operator.index(id_) for id_ in ids], jnp.int32)
     if not row.size:
         raise ValueError("there are no ids: give one at least")
-    look_up = body(row[None], output_hidden_states=True).hidden_states[0][0]
+    out: Any = body(row[None], output_hidden_states=True)
+    look_up = out.hidden_states[0][0]
     tokens_embed = body.tokens_embed.embedding.get_value()  # W_e
     positions_embed = body.positions_embed.embedding.get_value()  # W_p
     U = jax.nn.one_hot(row, len(tokens_embed), dtype=tokens_embed.dtype)
@@ -124,23 +124,17 @@ class Neighbour(NamedTuple):
     cosine: float
 
 
-class Neighbours(tuple[Neighbour, ...]):
+class Neighbours(Renderable, tuple[Neighbour, ...]):
     """Tokens, the nearest first: printed, or at the end of a notebook's cell, as a table."""
 
     __slots__ = ()
 
-    def __str__(self) -> str:
-        width = max((len(repr(each.token)) for each in self), default=0)
-        return "\n".join(f"{each.cosine:6.3f}  {each.token!r:<{width}}  {each.id}" for each in self)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        rows = [
-            [f"{each.cosine:.3f}", span(repr(each.token), token_colour(each.id)), str(each.id)]
-            for each in self
-        ]
-        return table(rows, ["cosine", "token", "id"])
+    def __rich__(self) -> Table:
+        table = Table.grid(Column("cosine", justify="right"), "token", "id", padding=(0, 2))
+        for token, id_, cosine in self:
+            spelled = Text.assemble((repr(token), background(token_colour(id_))))
+            table.add_row(f"{cosine:6.3f}", spelled, str(id_))
+        return table
 
 
 def nearest(
@@ -188,7 +182,7 @@ def nearest(
     )
 
 
-def _body(model: OpenAIGPTPreTrainedModel) -> Any:
+def _body(model: OpenAIGPTPreTrainedModel) -> OpenAIGPTModel:
     return model if isinstance(model, OpenAIGPTModel) else vars(model)["transformer"]
 
 

@@ -8,27 +8,29 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from rich.color_triplet import ColorTriplet
+from rich.console import Console, Group, RenderableType
+from rich.style import Style
+from rich.table import Column, Table
+from rich.text import Text
 
 from gpt1_jax.explore.display import (
     RED,
-    Colour,
-    ColouredText,
-    Lines,
-    ansi,
-    bar,
+    UNLIMITED,
+    WIDTH,
+    Renderable,
+    background,
     blend,
+    coloured_text,
     label,
-    preformatted,
-    span,
-    table,
+    to_html,
 )
 from gpt1_jax.model import OpenAIGPTDoubleHeadsModel, OpenAIGPTLMHeadModel, lm_logits
 from gpt1_jax.pure import not_finite
 from gpt1_jax.text.tokenizer import Tokenizer
 
 SCALE = (0, 4, 8, 12, 16)  # bits of surprisal, of which the last are shown in full red
-WIDTH = 80  # of what is printed, in columns
-BAR: Colour = (120, 170, 220)
+BAR = ColorTriplet(120, 170, 220)
 
 LanguageModel = OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel
 
@@ -104,7 +106,7 @@ def trace_forward(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Forw
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Surprisal:
+class Surprisal(Renderable):
     """How much each token of a text surprised the model; coloured, red is much.
 
     Attributes:
@@ -133,22 +135,14 @@ class Surprisal:
         ]
         return "\n".join(["      bits    token", *lines, self._summary()])
 
-    __repr__ = __str__
+    def __rich__(self) -> RenderableType:
+        scale = [(f" {bits} ", _heat(bits)) for bits in SCALE]
+        return Group(self.coloured(), Text.assemble(*scale, f" bits; {self._summary()}"))
 
-    def ansi(self) -> str:
-        """Return the text as a terminal colours it, and a line about it."""
-        scale = "".join(ansi(f" {bits} ", _heat(bits)) for bits in SCALE)
-        return f"{self.coloured().ansi()}\n{scale} bits; {self._summary()}"
-
-    def coloured(self) -> ColouredText:
+    def coloured(self) -> Text:
         """Return the text, each token on the colour of its surprisal, the bits as its note."""
-        colours = [None if np.isnan(bits) else _heat(bits) for bits in self.bits]
-        notes = ["" if np.isnan(bits) else f"{bits:.2f} bits" for bits in self.bits]
-        return ColouredText.of(self.trace.text, [*self.trace.spans], colours, notes)
-
-    def _repr_html_(self) -> str:
-        scale = "".join(span(f" {bits} ", _heat(bits)) for bits in SCALE)
-        return self.coloured().html() + preformatted(f"{scale} bits; {self._summary()}")
+        styles = [None if np.isnan(bits) else _heat(bits, f"{bits:.2f} bits") for bits in self.bits]
+        return coloured_text(self.trace.text, self.trace.spans, styles)
 
     def _summary(self) -> str:
         if len(self.bits) == 1:
@@ -164,7 +158,7 @@ def surprisal(trace: ForwardTrace) -> Surprisal:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class NextTokens:
+class NextTokens(Renderable):
     """The tokens that a model most expects next, as a bar chart.
 
     Attributes:
@@ -179,41 +173,14 @@ class NextTokens:
     ids: tuple[int, ...]
     probabilities: np.ndarray
 
-    def __str__(self) -> str:
-        return "\n".join(
-            f"{spelled}{space}  {probability:6.2%}  {'█' * length}"
-            for spelled, space, probability, length in self._bars()
-        )
-
-    __repr__ = __str__
-
-    def ansi(self) -> str:
-        """Return the bars as a terminal colours them."""
-        return "\n".join(
-            f"{spelled}{space}  {probability:6.2%}  {ansi(' ' * length, BAR)}"
-            for spelled, space, probability, length in self._bars()
-        )
-
-    def _repr_html_(self) -> str:
-        rows = [
-            [span(spelled, None), f"{probability:.2%}", bar(length, BAR)]
-            for spelled, _, probability, length in self._bars()
-        ]
-        return table(rows, ["next", "probability", ""])
-
-    def _bars(self) -> list[tuple[str, str, float, int]]:
-        """Each token, the space after it, its probability, and the length of its bar."""
-        width = max(len(repr(token)) for token in self.tokens)
-        longest = WIDTH - width - len("  100.00%  ")
-        return [
-            (
-                repr(token),
-                " " * (width - len(repr(token))),
-                float(probability),
-                round(longest * float(probability / self.probabilities[0])),
-            )
-            for token, probability in zip(self.tokens, self.probabilities, strict=True)
-        ]
+    def __rich__(self) -> Table:
+        longest = WIDTH - max(len(repr(token)) for token in self.tokens) - len("  100.00%  ")
+        table = Table.grid("next", Column("probability", justify="right"), "", padding=(0, 2))
+        for token, probability in zip(self.tokens, self.probabilities, strict=True):
+            length = round(longest * float(probability / self.probabilities[0]))
+            bar = Text("█" * length, BAR.hex)
+            table.add_row(Text(repr(token)), f"{probability:6.2%}", bar)
+        return table
 
 
 def next_tokens(trace: ForwardTrace, count: int = 10, place: int = -1) -> NextTokens:
@@ -244,7 +211,7 @@ def next_tokens(trace: ForwardTrace, count: int = 10, place: int = -1) -> NextTo
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class LogitLens(Lines):
+class LogitLens(Renderable):
     """What the model would say next if it ended after each of its layers.
 
     Printed, it is as wide as a terminal: of a long text the last places, after three dots.
@@ -267,43 +234,31 @@ class LogitLens(Lines):
         """Of the rows: that of the embeddings, and the layers."""
         return ("embedding", *(f"layer {layer}" for layer in range(len(self.tokens) - 1)))
 
-    def _repr_html_(self) -> str:
-        rows = [
-            [
-                self.names[layer],
-                *(
-                    span(label(token), blend(float(p), BAR), f"{p:.1%}")
-                    for token, p in zip(self.tokens[layer], self.probabilities[layer], strict=True)
-                ),
-            ]
-            for layer in reversed(range(len(self.tokens)))
-        ]
-        return table(rows, ["after", *map(label, self.trace.tokens)])
-
-    def _lines(self) -> list[list[tuple[str, Colour | None]]]:
-        """The header and a line for each layer, the last first: as many places as there is room."""
-        heads = [label(token) for token in self.trace.tokens]
-        cells = [[label(token) for token in row] for row in self.tokens]
-        widths = [2 + max(map(len, column)) for column in zip(heads, *cells, strict=True)]
-        name = max(map(len, self.names))
-        dots = "  …"
-        room, first = WIDTH - name - len(dots), len(heads)
-        while first > 0 and widths[first - 1] <= room:
+    def __rich__(self) -> Table:
+        measure = Console(width=UNLIMITED).measure
+        first = len(self.trace.tokens) - 1
+        while first and measure(self._table(first - 1)).maximum <= WIDTH:
             first -= 1
-            room -= widths[first]
-        shown = range(min(first, len(heads) - 1), len(heads))
-        header: list[tuple[str, Colour | None]] = [(f"{'after':<{name}}", None)]
-        header += [(dots, None)] if shown[0] else []
-        header += [(f"  {heads[place]:<{widths[place] - 2}}", None) for place in shown]
-        lines = [header]
-        for layer in reversed(range(len(cells))):
-            line: list[tuple[str, Colour | None]] = [(f"{self.names[layer]:<{name}}", None)]
-            line += [(" " * len(dots), None)] if shown[0] else []
-            for place in shown:
-                colour = blend(float(self.probabilities[layer, place]), BAR)
-                line += [("  ", None), (f"{cells[layer][place]:<{widths[place] - 2}}", colour)]
-            lines.append(line)
-        return lines
+        return self._table(first)
+
+    def _repr_html_(self) -> str:
+        return to_html(self._table(0))
+
+    def _table(self, first: int) -> Table:
+        """The places from ``first`` on, the last layer on top."""
+        hidden = ["…"] if first else []
+        heads = [Column(Text(label(token))) for token in self.trace.tokens[first:]]
+        table = Table.grid("after", *hidden, *heads, padding=(0, 2))
+        table.show_header = True
+        for layer in reversed(range(len(self.tokens))):
+            cells = [
+                Text(label(token), background(blend(float(p), BAR), f"{p:.1%}"))
+                for token, p in zip(
+                    self.tokens[layer][first:], self.probabilities[layer][first:], strict=True
+                )
+            ]
+            table.add_row(self.names[layer], *[""] * len(hidden), *cells)
+        return table
 
 
 def logit_lens(model: LanguageModel, trace: ForwardTrace) -> LogitLens:
@@ -341,5 +296,5 @@ def _log_probs(logits: jax.Array) -> np.ndarray:
     return np.asarray(jax.nn.log_softmax(logits), np.float32)
 
 
-def _heat(bits: float) -> Colour:
-    return blend(min(float(bits) / SCALE[-1], 1.0), RED)
+def _heat(bits: float, note: str = "") -> Style:
+    return background(blend(min(float(bits) / SCALE[-1], 1.0), RED), note)

@@ -4,76 +4,76 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 
-from gpt1_jax.explore.display import RED, Colour, ColouredText, Lines, span, table, token_colour
+from rich.console import Group, RenderableType
+from rich.style import Style
+from rich.table import Column, Table
+from rich.text import Text
+
+from gpt1_jax.explore.display import (
+    RED,
+    Renderable,
+    background,
+    coloured_text,
+    plain,
+    to_html,
+    token_colour,
+)
 from gpt1_jax.text.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class TokenTable(Lines):
+class TokenTable(Renderable):
     """Tokens and their ids: printed, or at the end of a notebook's cell, as a table.
 
     Attributes:
-        text: coloured by token; what was given, or what given ids decode to.
+        text: what was given, or what given ids decode to.
         tokens: as the vocabulary spells them.
         ids: of the tokens.
-        written: what unknown tokens stand for in the text, "" for all others and where ids were
-            given.
+        spans: for each token its first character in the text, and the one after its last; empty
+            where ids were given.
         unknown: the id of the unknown token.
-        ids_first: whether ids were given.
     """
 
-    text: ColouredText
+    text: str
     tokens: tuple[str, ...]
     ids: tuple[int, ...]
-    written: tuple[str, ...]
+    spans: tuple[tuple[int, int], ...]
     unknown: int | None
-    ids_first: bool
 
-    def ansi(self) -> str:
-        """Return the text, if it was given, and the table as a terminal colours them."""
-        above = "" if self.ids_first else self.text.ansi()
-        return "\n".join(filter(None, [above, super().ansi()]))
+    def __rich__(self) -> RenderableType:
+        return Group(self.coloured(), self._table()) if self.spans else self._table()
+
+    def __str__(self) -> str:
+        return plain(self._table())
 
     def _repr_html_(self) -> str:
-        rows = []
-        for place, (token, id_) in enumerate(zip(self.tokens, self.ids, strict=True)):
-            note = self._note(place)
-            colour = _colour(id_, self.unknown)
-            cells = [str(place), span(repr(token), colour), str(id_), span(note, None)]
-            if self.ids_first:
-                cells[1], cells[2] = cells[2], cells[1]
-            rows.append(cells)
-        header = ["place", *(("id", "token") if self.ids_first else ("token", "id")), ""]
-        return self.text.html() + table(rows, header)
+        return to_html(self.coloured()) + to_html(self._table())
+
+    def coloured(self) -> Text:
+        """Return the text, each token in its colour where the text was given."""
+        return coloured_text(self.text, self.spans, self._styles()[: len(self.spans)])
+
+    def _styles(self) -> list[Style]:
+        return [
+            background(RED if id_ == self.unknown else token_colour(id_), f"{token} {id_}")
+            for token, id_ in zip(self.tokens, self.ids, strict=True)
+        ]
+
+    def _table(self) -> Table:
+        token, id_, arrow = Column("token"), Column("id", justify="right"), Column()
+        order = [token, arrow, id_] if self.spans else [id_, arrow, token]
+        table = Table.grid(Column("place", justify="right"), *order, Column(), padding=(0, 2))
+        for place, style in enumerate(self._styles()):
+            cells = [Text.assemble((repr(self.tokens[place]), style)), "->", str(self.ids[place])]
+            ordered = cells if self.spans else reversed(cells)
+            table.add_row(str(place), *ordered, Text(self._note(place)))
+        return table
 
     def _note(self, place: int) -> str:
         if self.ids[place] != self.unknown:
             return ""
-        return f"unknown: {self.written[place]!r}" if self.written[place] else "unknown"
-
-    def _lines(self) -> list[list[tuple[str, Colour | None]]]:
-        places = len(str(len(self.ids) - 1))
-        tokens = max((len(repr(token)) for token in self.tokens), default=0)
-        ids = max((len(str(id_)) for id_ in self.ids), default=0)
-        lines = []
-        for place, (token, id_) in enumerate(zip(self.tokens, self.ids, strict=True)):
-            colour = _colour(id_, self.unknown)
-            spelled = repr(token)
-            space = " " * (tokens - len(spelled))
-            note = self._note(place)
-            cells: list[tuple[str, Colour | None]] = [(f"{place:>{places}}  ", None)]
-            if self.ids_first:
-                cells += [(f"{id_:>{ids}}  ->  ", None), (spelled, colour)]
-                cells += [(f"{space}  {note}", None)] if note else []
-            else:
-                cells += [(spelled, colour), (f"{space}  ->  {id_:>{ids}}", None)]
-                cells += [(f"  {note}", None)] if note else []
-            lines.append(cells)
-        return lines
-
-
-def _colour(id_: int, unknown: int | None) -> Colour:
-    return RED if id_ == unknown else token_colour(id_)
+        written = self.text[slice(*self.spans[place])] if self.spans else ""
+        return f"unknown: {written!r}" if written else "unknown"
 
 
 def token_table(tokenizer: Tokenizer, given: str | Sequence[int]) -> TokenTable:
@@ -87,27 +87,15 @@ def token_table(tokenizer: Tokenizer, given: str | Sequence[int]) -> TokenTable:
         ValueError: an id out of range, or a text with a lone surrogate.
     """
     if isinstance(given, str):
-        text = given
-        encoding = tokenizer(text, return_offsets_mapping=True)
-        ids, spans = encoding.input_ids, encoding["offset_mapping"]
+        encoding = tokenizer(given, return_offsets_mapping=True)
+        text, ids, spans = given, encoding.input_ids, tuple(encoding["offset_mapping"])
     else:
         ids = [operator.index(id_) for id_ in given]
-        text, spans = tokenizer.decode(ids), []
-    tokens = tokenizer.convert_ids_to_tokens(ids)
-    unknown = tokenizer.unk_token_id
-    coloured = ColouredText(((text, None, ""),))
-    if spans:
-        colours = [_colour(id_, unknown) for id_ in ids]
-        notes = [f"{token} {id_}" for token, id_ in zip(tokens, ids, strict=True)]
-        coloured = ColouredText.of(text, spans, [*colours], notes)
-    written = [text[slice(*span)] for span in spans] or [""] * len(ids)
+        text, spans = tokenizer.decode(ids), ()
     return TokenTable(
-        text=coloured,
-        tokens=tuple(tokens),
+        text=text,
+        tokens=tuple(tokenizer.convert_ids_to_tokens(ids)),
         ids=tuple(ids),
-        written=tuple(
-            part if id_ == unknown else "" for part, id_ in zip(written, ids, strict=True)
-        ),
-        unknown=unknown,
-        ids_first=not isinstance(given, str),
+        spans=spans,
+        unknown=tokenizer.unk_token_id,
     )

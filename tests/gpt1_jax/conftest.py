@@ -16,6 +16,7 @@ def run(
 
     def gpt1_command(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["gpt1", *map(str, arguments)])
+        monkeypatch.delenv("FORCE_COLOR", raising=False)
         status = 0
         try:
             cli.main()

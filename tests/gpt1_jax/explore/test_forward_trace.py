@@ -73,7 +73,7 @@ def test_surprisal_matches_log_probs(trace: Any) -> None:
     assert lines[1].split() == ["0", "'the</w>'"]
     assert lines[2].split() == ["1", f"{found.bits[1]:.2f}", "'th'"]
     assert lines[-1] == f"{found.mean:.2f} bits a token, perplexity {found.perplexity:.1f}"
-    assert str(found.coloured()) == TEXT
+    assert found.coloured().plain == TEXT
 
 
 def test_surprisal_of_single_token_has_no_mean(model: Any, tokenizer: gpt1.Tokenizer) -> None:
@@ -85,13 +85,16 @@ def test_surprisal_of_single_token_has_no_mean(model: Any, tokenizer: gpt1.Token
 def test_surprisal_colours_follow_bits(trace: Any) -> None:
     """The redder, the greater: green and blue fade in the order of the bits."""
     found = surprisal(trace)
-    pieces = [piece for piece in found.coloured().pieces if piece[1]]
-    assert [piece[0] for piece in pieces] == ["th", "ing", "is", "a"]
-    assert [piece[2] for piece in pieces] == [f"{bits:.2f} bits" for bits in found.bits[1:]]
-    fades = [-(piece[1] or (0, 0, 0))[1] for piece in pieces]
+    pieces = found.coloured().spans
+    assert [TEXT[piece.start : piece.end] for piece in pieces] == ["th", "ing", "is", "a"]
+    styles: Any = [piece.style for piece in pieces]
+    notes = [f"{bits:.2f} bits" for bits in found.bits[1:]]
+    assert [style.meta["note"] for style in styles] == notes
+    fades = [-style.bgcolor.triplet.green for style in styles]
     assert np.argsort(fades).tolist() == np.argsort(found.bits[1:]).tolist()
-    assert "bits a token" in found.ansi()
-    assert "bits a token" in found._repr_html_()
+    shown = found._repr_html_()
+    assert "bits a token" in shown
+    assert all(f'title="{note}"' in shown for note in notes)
 
 
 def test_next_tokens_are_sorted_by_probability(trace: Any) -> None:
@@ -109,8 +112,9 @@ def test_next_tokens_are_sorted_by_probability(trace: Any) -> None:
     lengths = [line.count("█") for line in lines]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > 40
-    assert "%" in found._repr_html_()
-    assert "\x1b[48;2;" in found.ansi()
+    shown = everything._repr_html_().splitlines()
+    assert shown[0].count("probability") == 1
+    assert [line.count("█") for line in shown[1 : len(lines) + 1]] == lengths
     sure = dataclasses.replace(found, probabilities=np.array([1.0, 0.0, 0.0]))
     assert max(map(len, str(sure).splitlines())) <= 80
     with pytest.raises(ValueError, match="count is 0"):
@@ -149,6 +153,8 @@ def test_logit_lens_fits_terminal_width(tokenizer: gpt1.Tokenizer) -> None:
     assert lines[0].split()[1] == "…"
     assert lines[0].split()[-1] == "is"
     assert all(len(line.split()) > 5 for line in lines)
+    # A notebook has room for all.
+    assert lens._repr_html_().splitlines()[0].split().count("is") == 30
 
 
 def test_show_prints_colour_only_to_a_terminal(
@@ -158,10 +164,13 @@ def test_show_prints_colour_only_to_a_terminal(
     show(found, sys.stdout)
     assert capsys.readouterr().out == f"{found}\n"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     show(found, sys.stdout)
-    assert capsys.readouterr().out == f"{found.ansi()}\n"
+    shown = capsys.readouterr().out
+    assert "\x1b[38;2;0;0;0;48;2;" in shown
+    assert shown.endswith(f" bits; {str(found).splitlines()[-1]}\n")
     monkeypatch.setenv("NO_COLOR", "1")
     show(found, sys.stdout)
     assert capsys.readouterr().out == f"{found}\n"

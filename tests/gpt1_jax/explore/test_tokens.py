@@ -1,13 +1,16 @@
 """The table of tokens, letter by letter: plain, in a terminal's colours, and as HTML."""
 
 import html.parser
+import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from support.small_tokenizer import TOKENS, write_small
 
-from gpt1_jax.explore import token_table
+from gpt1_jax.explore import TokenTable, token_table
 from gpt1_jax.explore.display import RED
 from gpt1_jax.text.tokenizer import Tokenizer
 
@@ -33,7 +36,7 @@ def test_token_table_of_text_lists_tokens_and_ids(tokenizer: Tokenizer) -> None:
         "8  '></w>'    ->   84",
     ]
     assert repr(table) == str(table)
-    assert str(table.text) == TEXT
+    assert table.text == TEXT
 
 
 def test_token_table_of_ids_lists_tokens(tokenizer: Tokenizer) -> None:
@@ -43,7 +46,7 @@ def test_token_table_of_ids_lists_tokens(tokenizer: Tokenizer) -> None:
         "1    0  ->  '<unk>'   unknown",
         "2    1  ->  'a'",
     ]
-    assert str(table.text) == tokenizer.decode([107, 0, 1])
+    assert table.text == tokenizer.decode([107, 0, 1])
     assert str(token_table(tokenizer, range(1, 3))).splitlines() == [
         "0  1  ->  'a'",
         "1  2  ->  'b'",
@@ -62,23 +65,28 @@ def test_token_table_of_empty_input_is_empty(tokenizer: Tokenizer) -> None:
     assert str(token_table(tokenizer, [])) == ""
 
 
-def test_token_table_ansi_colours_tokens_consistently(tokenizer: Tokenizer) -> None:
+def coloured(table: TokenTable) -> str:
+    """What a terminal is given."""
+    console = Console(file=io.StringIO(), color_system="truecolor", force_terminal=True)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
+def test_token_table_colours_tokens_consistently(tokenizer: Tokenizer) -> None:
     """The same token has one colour, and what is unknown is red; without colours it is the plain
     text and table."""
-    coloured = token_table(tokenizer, "a 中\nb a").ansi()
-    red = "\x1b[48;2;{};{};{}m".format(*RED)
-    text, rest, *lines = coloured.splitlines()
-    first, *_, last = [part.split("m", 1)[0] for part in (text + rest).split("\x1b[48;2;")[1:]]
+    shown = coloured(token_table(tokenizer, "a 中\nb a"))
+    red = "\x1b[38;2;0;0;0;48;2;{};{};{}m".format(*RED)
+    text, rest, *lines = shown.splitlines()
+    first, *_, last = [part.split("m", 1)[0] for part in (text + rest).split(";48;2;")[1:]]
     assert first == last
-    assert red + "\x1b[38;2;0;0;0m中\x1b[0m" in text
+    assert f"{red}中\x1b[0m" in text
     assert red in lines[1]
-    plain = coloured
-    while "\x1b" in plain:
-        start = plain.index("\x1b")
-        plain = plain[:start] + plain[plain.index("m", start) + 1 :]
+    plain = "\n".join(line.rstrip() for line in re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines())
     assert plain == f"a 中\nb a\n{token_table(tokenizer, 'a 中' + chr(10) + 'b a')}"
     # Of ids only the table: the text that they decode to is another's to show.
-    assert len(token_table(tokenizer, [1, 2]).ansi().splitlines()) == 2
+    assert len(coloured(token_table(tokenizer, [1, 2])).splitlines()) == 2
 
 
 class Reader(html.parser.HTMLParser):
@@ -87,40 +95,34 @@ class Reader(html.parser.HTMLParser):
     def __init__(self) -> None:
         super().__init__()
         self.open: list[str] = []
+        self.notes: list[str] = []
         self.shown = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.open.append(tag)
+        self.notes += [value or "" for name, value in attrs if name == "title"]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
-        self.shown += "|" if tag in ("td", "th", "div") else ""
 
     def handle_data(self, data: str) -> None:
         self.shown += data
 
 
-def test_token_table_html_shows_text_and_cells(tokenizer: Tokenizer) -> None:
+def test_token_table_html_shows_text_and_table(tokenizer: Tokenizer) -> None:
     reader = Reader()
     reader.feed(token_table(tokenizer, TEXT)._repr_html_())
     assert not reader.open
-    text, *cells = reader.shown.split("|")
+    text, table, _ = reader.shown.split("\n\n")
     assert text == TEXT
-    assert cells[:4] == ["place", "token", "id", ""]
-    assert cells[4:8] == ["0", "'the</w>'", "100", ""]
-    assert cells[20:24] == ["4", "'<unk>'", "0", "unknown: '中'"]
+    header, *lines = [line.split() for line in table.splitlines()]
+    assert header == ["place", "token", "id"]
+    assert lines[0] == ["0", "'the</w>'", "->", "100"]
+    assert lines[4] == ["4", "'<unk>'", "->", "0", "unknown:", "'中'"]
+    assert reader.notes[:2] == ["the</w> 100", "th 99"]
     reader = Reader()
     reader.feed(token_table(tokenizer, [100])._repr_html_())
-    assert reader.shown.split("|")[1:-1] == [
-        "place",
-        "id",
-        "token",
-        "",
-        "0",
-        "100",
-        "'the</w>'",
-        "",
-    ]
+    assert reader.shown.split() == ["the", "place", "id", "token", "0", "100", "->", "'the</w>'"]
 
 
 def test_token_table_supports_original_pipeline(tmp_path: Path) -> None:
@@ -131,13 +133,14 @@ def test_token_table_supports_original_pipeline(tmp_path: Path) -> None:
         f"{len(table.ids) - 2}  {chr(39)}\\n</w>'  ->  {len(TOKENS) - 1}",
         f"{len(table.ids) - 1}  'b</w>'   ->   51",
     ]
-    assert str(table.text) == "a…\n\nb"
+    assert table.text == "a…\n\nb"
 
 
-def test_token_table_ansi_escapes_control_characters(tokenizer: Tokenizer) -> None:
-    table = token_table(tokenizer, "a\x1b[2Ja\x07\r\x9b")
-    assert "\u241b" in table.ansi()
-    assert not {"\x07", "\r", "\x9b"} & {*table.ansi()}
+def test_token_table_replaces_control_characters(tokenizer: Tokenizer) -> None:
+    """Those that are dropped or kept would move the colours or the cursor."""
+    shown = token_table(tokenizer, "\x07\ra\x1b[2Ja\x9b").coloured()
+    assert shown.plain == "\u2407\u240da\u241b[2Ja\ufffd"
+    assert [shown.plain[span.start : span.end] for span in shown.spans] == [*"a[2Ja"]
 
 
 @pytest.mark.parametrize("given", [5, [1.5], None])
