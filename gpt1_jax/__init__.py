@@ -4,7 +4,7 @@ Each name is imported when it is first used, so that ``import gpt1_jax`` costs n
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpt1_jax.config import OpenAIGPTConfig
@@ -59,7 +59,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name (PEP 562)."""
     if name in _MODULES:
         value = getattr(importlib.import_module(f"gpt1_jax.{_MODULES[name]}"), name)

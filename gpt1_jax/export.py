@@ -159,7 +159,7 @@ def export_decode(
         input_ids: jax.Array,
         attention_mask: jax.Array,
         cache: Mapping[str, Any],
-    ) -> dict[str, Any]:
+    ) -> dict[str, object]:
         out = merged(weights)(
             input_ids,
             attention_mask,
@@ -175,7 +175,7 @@ def export_decode(
     return _export(decode, platforms, weights, ids, ids, vars(empty))
 
 
-def _integers(*shape: Any) -> jax.ShapeDtypeStruct:
+def _integers(*shape: object) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, jnp.int32)
 
 
@@ -209,7 +209,7 @@ def _by_saved_names(
 
 
 def _export(
-    function: Callable[..., Any], platforms: Sequence[str], *arguments: Any
+    function: Callable[..., object], platforms: Sequence[str], *arguments: object
 ) -> export.Exported:
     wrong = [platform for platform in platforms if platform not in PLATFORMS]
     if wrong or not platforms:

@@ -4,7 +4,7 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 from flax import nnx
@@ -118,9 +118,12 @@ def nearest(
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
-    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    tokenizer = Tokenizer.from_pretrained(model, pipeline=pipeline, **hub)
-    loaded = OpenAIGPTModel.from_pretrained(model, **hub)
+    tokenizer = Tokenizer.from_pretrained(
+        model, pipeline=pipeline, revision=revision, local_files_only=local_files_only
+    )
+    loaded = OpenAIGPTModel.from_pretrained(
+        model, revision=revision, local_files_only=local_files_only
+    )
     print(neighbours_of(loaded, tokenizer, " ".join(words), count))
 
 
@@ -142,8 +145,7 @@ def surprisal(
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
-    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    _, trace = _read(" ".join(text), model, pipeline, **hub)
+    _, trace = _read(" ".join(text), model, pipeline, revision, local_files_only)
     show(surprisal_of(trace), sys.stdout)
 
 
@@ -181,8 +183,7 @@ def picture(
     ):
         if value is not None and kind != owner:
             raise ValueError(f"--{name} goes with {owner}, not with {kind}")
-    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
-    loaded, trace = _read(" ".join(text), model, pipeline, **hub)
+    loaded, trace = _read(" ".join(text), model, pipeline, revision, local_files_only)
     if kind == "attention":
         last = len(trace.attentions) - 1
         drawn = draw_attention(trace, last if layer is None else layer, head)
@@ -195,10 +196,14 @@ def picture(
 
 
 def _read(
-    text: str, model: str, pipeline: Pipeline | None, **hub: Any
+    text: str, model: str, pipeline: Pipeline | None, revision: str | None, local_files_only: bool
 ) -> tuple[OpenAIGPTLMHeadModel, ForwardTrace]:
-    tokenizer = Tokenizer.from_pretrained(model, pipeline=pipeline, **hub)
-    loaded = OpenAIGPTLMHeadModel.from_pretrained(model, **hub)
+    tokenizer = Tokenizer.from_pretrained(
+        model, pipeline=pipeline, revision=revision, local_files_only=local_files_only
+    )
+    loaded = OpenAIGPTLMHeadModel.from_pretrained(
+        model, revision=revision, local_files_only=local_files_only
+    )
     return loaded, trace_forward(loaded, tokenizer, text)
 
 

@@ -31,6 +31,6 @@ def native_leaves(tree: T) -> T:
     return tree
 
 
-def as_array(value: Any) -> jax.Array:
+def as_array(value: object) -> jax.Array:
     """Return ``jnp.asarray`` of a value, numpy's of any byte order too."""
     return jnp.asarray(native(value))

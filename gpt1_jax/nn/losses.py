@@ -5,7 +5,6 @@ mean is NaN, as torch's: a silent zero would hide a batch without labels.
 """
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,8 @@ from gpt1_jax.nn.matmul import logits_matmul
 from gpt1_jax.nn.partitioning import ROWS, axis_size, constrain
 
 IGNORED = -100
+
+Pair = tuple[jax.Array, jax.Array]
 
 
 def cross_entropy(
@@ -138,7 +139,7 @@ def _sum_and_gradients(
         jax.lax.dot_general, precision=precision, preferred_element_type=weights.dtype
     )
 
-    def add(carry: Any, chunk: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+    def add(carry: Pair, chunk: tuple[jax.Array, ...]) -> tuple[Pair, Pair]:
         total, d_table = carry
         x, labels, weights = chunk
         losses, probabilities = _losses(logits_matmul(x, table, precision), labels)

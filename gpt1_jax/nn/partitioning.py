@@ -7,7 +7,7 @@ and on any mesh that ``sharding.mesh.make_mesh`` did not make, ``constrain`` doe
 """
 
 import math
-from typing import Any
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -16,11 +16,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 DATA, FSDP, TENSOR = AXES = ("data", "fsdp", "tensor")
 ROWS = (DATA, FSDP)  # what the rows of a batch are split over
 
+T = TypeVar("T")
+
 # Of one dimension: an axis of the mesh, several, or None.
 Axes = str | tuple[str, ...] | None
 
 
-def place(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+def place(array: jax.typing.ArrayLike, sharding: jax.sharding.Sharding) -> jax.Array:
     """Return an array, numpy's or JAX's, on the devices of a sharding: each gets its own shard.
 
     Where these are of several processes each of them has the array whole, and alike.
@@ -31,7 +33,7 @@ def place(array: Any, sharding: jax.sharding.Sharding) -> jax.Array:
     return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
-def place_like(array: Any, own: Any) -> Any:
+def place_like(array: T, own: object) -> T | jax.Array:
     """Return ``array`` on the mesh that ``own`` lies on, unless it lies on a mesh itself."""
     sharding = getattr(own, "sharding", None)
     lies_on_mesh = isinstance(getattr(array, "sharding", None), NamedSharding)
@@ -42,7 +44,7 @@ def place_like(array: Any, own: Any) -> Any:
 
 def axis_size(x: jax.Array, axes: Axes) -> int:
     """Return in how many parts the mesh that ``x`` lies on splits along ``axes``; 1 without one."""
-    mesh: Any = jax.typeof(x).sharding.mesh
+    mesh = jax.typeof(x).sharding.mesh
     if mesh.axis_names != AXES or axes is None:
         return 1
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, TypeVar, dataclass_transform
+from typing import TypeVar, dataclass_transform
 
 import jax
 
@@ -22,13 +22,13 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
     names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
     keys = [jax.tree_util.GetAttrKey(name) for name in names]
 
-    def flatten(value: T) -> tuple[tuple[Any, ...], None]:
+    def flatten(value: T) -> tuple[tuple[object, ...], None]:
         return tuple(getattr(value, name) for name in names), None
 
-    def flatten_with_keys(value: T) -> tuple[tuple[tuple[Any, Any], ...], None]:
+    def flatten_with_keys(value: T) -> tuple[tuple[tuple[object, object], ...], None]:
         return tuple(zip(keys, flatten(value)[0], strict=True)), None
 
-    def unflatten(_: None, children: Iterable[Any]) -> T:
+    def unflatten(_: None, children: Iterable[object]) -> T:
         return cls(*children)
 
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)

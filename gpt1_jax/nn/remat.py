@@ -1,10 +1,12 @@
 """Rematerialisation: to compute again, in a training's backward pass, what was not kept for it."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal, ParamSpec, TypeVar
 
 import jax
 
+P = ParamSpec("P")
+T = TypeVar("T")
 Remat = Literal["none", "linear", "all"]
 LINEAR_OUTPUT = "linear"  # the name of the product of every linear layer
 POLICIES = {
@@ -24,15 +26,15 @@ def check_remat(remat: Remat) -> Remat:
     return remat
 
 
-def rematerialize(block: Callable[..., Any], remat: Remat) -> Callable[..., Any]:
+def rematerialize(block: Callable[P, T], remat: Remat) -> Callable[P, T]:
     """Return ``block`` such that the backward pass computes again what ``remat`` says."""
     if remat == "none":
         return block
 
     # A function of its own for every call: JAX keeps what it traced by the function, and a module's
     # parameters may have changed since.
-    def call(*args: Any) -> Any:
-        return block(*args)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return block(*args, **kwargs)
 
     return jax.checkpoint(call, policy=POLICIES[remat])
 

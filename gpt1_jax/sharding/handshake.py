@@ -12,7 +12,6 @@ import os
 import socket
 import sys
 import time
-from typing import Any
 
 # Seconds: for a process that has connected to speak; in which those that come after two that do not
 # fit together are told so too; and after which process 0 says whom it waits for.
@@ -66,7 +65,7 @@ def _receive(coordinator: str, num_processes: int, seconds: float) -> None:
                     f"num_processes is {num_processes} in process 0, but {count} in process "
                     f"{number}: give all processes the same"
                 )
-            elif number not in missing:
+            elif not isinstance(number, int) or number not in missing:
                 problem = f"process_id {number} was given to two processes: give each its own"
             else:
                 missing.remove(number)
@@ -91,10 +90,11 @@ def _named(missing: set[int], num_processes: int) -> str:
 
 def _listen(coordinator: str, num_processes: int) -> socket.socket:
     port = int(coordinator.rpartition(":")[2])
-    both: dict[str, Any] = {"family": socket.AF_INET6, "dualstack_ipv6": True}
     try:
         try:
-            return socket.create_server(("", port), backlog=1024, **both)
+            return socket.create_server(
+                ("", port), backlog=1024, family=socket.AF_INET6, dualstack_ipv6=True
+            )
         except (OSError, ValueError) as error:  # perhaps because there is no IPv6 here
             if getattr(error, "errno", None) == errno.EADDRINUSE:
                 raise
@@ -139,12 +139,12 @@ def _connect(coordinator: str, seconds: float) -> socket.socket:
         time.sleep(0.2)
 
 
-def _send(connection: socket.socket, **told: Any) -> None:
+def _send(connection: socket.socket, **told: object) -> None:
     with contextlib.suppress(OSError):  # the other side has ended meanwhile
         connection.sendall(json.dumps(told).encode() + b"\n")
 
 
-def _read(connection: socket.socket, seconds: float = SPEAK) -> dict[str, Any] | None:
+def _read(connection: socket.socket, seconds: float = SPEAK) -> dict[str, object] | None:
     """Return the JSON object on the line that the other side sends, or None if it sends none."""
     connection.settimeout(seconds)
     try:
