@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Shaped
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.dtypes import at_least_float32
@@ -111,8 +112,8 @@ class LayerCache:
         return dataclasses.replace(self, keys=put(self.keys, keys), values=put(self.values, values))
 
 
-def valid_rows(attention_mask: jax.Array) -> jax.Array | None:
-    """Return which rows of a mask (B, T) hold nothing but 0 and 1: (B,) bool.
+def valid_rows(attention_mask: Shaped[Array, "B T"]) -> Bool[Array, "B"] | None:
+    """Return which rows of a mask hold nothing but 0 and 1.
 
     None for a mask of bools, which can hold nothing else.
     """
@@ -156,19 +157,12 @@ class Mask:
 
 
 def attention_weights(
-    query: jax.Array, key: jax.Array, mask: Mask, precision: jax.lax.PrecisionLike = None
-) -> jax.Array:
-    """Return softmax(q k^T / sqrt(H)) under GPT-1's masks.
-
-    Args:
-        query: (B, N, T, H).
-        key: (B, N, S, H).
-        mask: which keys each query sees.
-        precision: of the product.
-
-    Returns:
-        (B, N, T, S) in float32 (float64 for float64 inputs).
-    """
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B N S H"],
+    mask: Mask,
+    precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, "B N T S"]:
+    """Return softmax(q k^T / sqrt(H)) under GPT-1's masks, in float32 (of float64 in float64)."""
     dtype = at_least_float32(query.dtype)
     scores = jnp.einsum(
         "BNTH,BNSH->BNTS", query, key, precision=precision, preferred_element_type=dtype
@@ -181,9 +175,11 @@ def attention_weights(
 
 
 def attend(
-    weights: jax.Array, value: jax.Array, precision: jax.lax.PrecisionLike = None
-) -> jax.Array:
-    """Return the values mixed by the weights: (B, N, T, S) and (B, N, S, H) -> (B, N, T, H)."""
+    weights: Float[Array, "B N T S"],
+    value: Float[Array, "B N S H"],
+    precision: jax.lax.PrecisionLike = None,
+) -> Float[Array, "B N T H"]:
+    """Return the values mixed by the weights, in the dtype of the values."""
     mixed = jnp.einsum(
         "BNTS,BNSH->BNTH",
         weights.astype(value.dtype),
@@ -195,24 +191,16 @@ def attend(
 
 
 def attend_fused(
-    query: jax.Array,
-    key: jax.Array,
-    value: jax.Array,
+    query: Float[Array, "B N T H"],
+    key: Float[Array, "B N S H"],
+    value: Float[Array, "B N S H"],
     mask: Mask,
     backend: Fused,
-) -> jax.Array:
+) -> Float[Array, "B N T H"]:
     """Return ``attend`` of ``attention_weights``, at tokens, without keeping the weights.
 
-    Args:
-        query: (B, N, T, H).
-        key: (B, N, S, H).
-        value: (B, N, S, H).
-        mask: which keys each query sees.
-        backend: of ``jax.nn.dot_product_attention``. cuDNN takes no mask for an odd number of
-            queries or keys, such as one token that is decoded; XLA computes these.
-
-    Returns:
-        (B, N, T, H).
+    By ``jax.nn.dot_product_attention``, whose backend cuDNN takes no mask for an odd number of
+    queries or keys, such as one token that is decoded: XLA computes these.
     """
     T, S = query.shape[2], key.shape[2]
     seen = None

@@ -9,6 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtyping import Array, Float, Integer
 
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.nn.host_arrays import as_array
@@ -22,17 +23,19 @@ Pair = tuple[jax.Array, jax.Array]
 
 
 def cross_entropy(
-    logits: jax.Array, labels: jax.Array, num_items: jax.Array | float | None = None
-) -> jax.Array:
+    logits: Float[Array, "*rows C"],
+    labels: Integer[Array, "*rows"],
+    num_items: jax.typing.ArrayLike | None = None,
+) -> Float[Array, ""]:
     """Return the mean cross-entropy over the labels that are not ``IGNORED``.
 
     Args:
-        logits: (..., C), of any float dtype.
-        labels: (...) integer, each in [0, C) or IGNORED; any other gives NaN.
+        logits: of any float dtype.
+        labels: each in [0, C) or IGNORED; any other gives NaN.
         num_items: divides the sum in place of the number of labels that count.
 
     Returns:
-        () float32 (float64 for float64 logits), in nats.
+        The loss in nats, in float32 (float64 for float64 logits).
     """
     logits = logits.astype(at_least_float32(logits.dtype))
     counted = labels != IGNORED
@@ -45,31 +48,33 @@ def cross_entropy(
 
 
 def causal_lm_loss(
-    logits: jax.Array, labels: jax.Array, num_items_in_batch: jax.Array | float | None = None
-) -> jax.Array:
+    logits: Float[Array, "*rows T V"],
+    labels: Integer[Array, "*rows T"],
+    num_items_in_batch: jax.typing.ArrayLike | None = None,
+) -> Float[Array, ""]:
     """Return the language-modelling loss: the logits at t against the label at t + 1.
 
     Args:
-        logits: (..., T, V).
-        labels: (..., T) integer, usually the input ids; IGNORED where there is nothing to predict.
+        logits: of any float dtype.
+        labels: usually the input ids; IGNORED where there is nothing to predict.
         num_items_in_batch: where given, the loss is the sum over this batch divided by it, so that
             the losses of several micro-batches add up to the loss of them all.
 
     Returns:
-        () float32, in nats per token.
+        The loss in nats per token, in float32.
     """
     return cross_entropy(logits[..., :-1, :], labels[..., 1:], num_items_in_batch)
 
 
 def chunked_cross_entropy(
-    states: jax.Array,
-    table: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array,
+    states: Float[Array, "N E"],
+    table: Float[Array, "V E"],
+    labels: Integer[Array, "N"],
+    weights: Float[Array, "N"],
     *,
     chunk: int = 512,
     precision: jax.lax.PrecisionLike = None,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Return the weighted sum of the cross-entropies of ``states @ table.T``.
 
     The logits of a training batch, and as large a gradient, are most of its memory. Here they exist
@@ -77,15 +82,15 @@ def chunked_cross_entropy(
     are there. Otherwise the loss is what ``cross_entropy`` makes of the whole logits.
 
     Args:
-        states: (N, E), in the dtype of the computation.
-        table: (V, E), in the same dtype.
-        labels: (N,) integer in [0, V); any other gives NaN.
-        weights: (N,) float; 0 for a label that does not count, 1 / count for a mean.
+        states: in the dtype of the computation.
+        table: in the same dtype.
+        labels: each in [0, V); any other gives NaN.
+        weights: 0 for a label that does not count, 1 / count for a mean.
         chunk: the most tokens whose logits exist at once; changes no more than the rounding.
         precision: of the matrix products.
 
     Returns:
-        () float32 (float64 for float64 states), in nats.
+        The sum in nats, in float32 (float64 for float64 states).
     """
     # On a mesh every device goes through the tokens that it has, and sums are added at the end.
     shards = axis_size(states, ROWS)
@@ -110,14 +115,12 @@ def chunked_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _sum_of_chunks(
-    states: jax.Array,
-    table: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array,
+    states: Float[Array, "C N E"],
+    table: Float[Array, "V E"],
+    labels: Integer[Array, "C N"],
+    weights: Float[Array, "C N"],
     precision: jax.lax.PrecisionLike,
-) -> jax.Array:
-    """(C, N, E), (V, E), (C, N), (C, N) -> ()."""
-
+) -> Float[Array, ""]:
     def add(total: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         x, labels, weights = chunk
         losses, _ = _losses(logits_matmul(x, table, precision), labels)
@@ -128,12 +131,12 @@ def _sum_of_chunks(
 
 
 def _sum_and_gradients(
-    states: jax.Array,
-    table: jax.Array,
-    labels: jax.Array,
-    weights: jax.Array,
+    states: Float[Array, "C N E"],
+    table: Float[Array, "V E"],
+    labels: Integer[Array, "C N"],
+    weights: Float[Array, "C N"],
     precision: jax.lax.PrecisionLike,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+) -> tuple[Float[Array, ""], tuple[Array, ...]]:
     """The sum, and its gradients, which are all that the backward pass needs."""
     product = functools.partial(
         jax.lax.dot_general, precision=precision, preferred_element_type=weights.dtype
@@ -164,8 +167,10 @@ def _scaled(
 _sum_of_chunks.defvjp(_sum_and_gradients, _scaled)
 
 
-def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """(N, V), (N,) -> the cross-entropies (N,) and the probabilities (N, V)."""
+def _losses(
+    logits: Float[Array, "N V"], labels: Integer[Array, "N"]
+) -> tuple[Float[Array, "N"], Float[Array, "N V"]]:
+    """Return the cross-entropies and the probabilities."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     exponentials = jnp.exp(shifted)
     sums = exponentials.sum(axis=-1, keepdims=True)
@@ -175,20 +180,20 @@ def _losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]
 
 
 def classification_loss(
-    logits: jax.Array, labels: jax.Array, problem_type: str | None = None
-) -> jax.Array:
+    logits: Float[Array, "B C"], labels: jax.Array, problem_type: str | None = None
+) -> Float[Array, ""]:
     """Return the loss of the classification head.
 
     Args:
-        logits: (B, num_labels).
-        labels: (B,) classes; (B,) or (B, num_labels) numbers for a regression; (B, num_labels)
-            zeros and ones where several classes may hold at once.
+        logits: of C labels.
+        labels: (B,) classes; (B,) or (B, C) numbers for a regression; (B, C) zeros and ones where
+            several classes may hold at once.
         problem_type: "regression" (mean squared error), "single_label_classification"
             (cross-entropy), "multi_label_classification" (binary cross-entropy on logits), or None:
             a regression for one label, else one class for integer labels, else several.
 
     Returns:
-        () float32.
+        The loss in float32.
     """
     num_labels = logits.shape[-1]
     logits = logits.astype(at_least_float32(logits.dtype))

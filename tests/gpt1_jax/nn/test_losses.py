@@ -290,7 +290,7 @@ def test_chunked_cross_entropy_passes_gradient_check() -> None:
     labels = jnp.asarray(rng.integers(0, V, N), jnp.int32)
     with jax.enable_x64(True):
         check_grads(
-            lambda *arrays: chunked_cross_entropy(arrays[0], arrays[1], labels, arrays[2], chunk=3),
+            jax.jit(lambda a, b, c: chunked_cross_entropy(a, b, labels, c, chunk=3)),
             [jnp.asarray(rng.standard_normal(shape)) for shape in ((N, E), (V, E), (N,))],
             order=1,
             modes=["rev"],
