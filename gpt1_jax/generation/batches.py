@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from gpt1_jax.checks import is_integer, wrong
 from gpt1_jax.generation.api import STEPS_PER_CALL, GenerateOutput, prepare, run
 from gpt1_jax.generation.prompts import append_new_tokens
 from gpt1_jax.generation_config import GenerationConfig
@@ -50,8 +51,8 @@ def generate_batches(
         ValueError: what ``generate`` raises, and a ``batch_size`` below 1; at the call and not at
             the first text.
     """
-    if type(batch_size) is not int or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}, but must be an integer, at least 1")
+    if not is_integer(batch_size) or batch_size < 1:
+        raise wrong("batch_size", batch_size, "an integer, at least 1")
     if settings.stop_strings and tokenizer is None:
         raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
     rows, _, settings = prepare(model, list(prompts), None, settings, {})

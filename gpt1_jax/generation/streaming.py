@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt1_jax.checks import is_integer, wrong
 from gpt1_jax.generation.api import pad_prompts_to_mesh, prepare
 from gpt1_jax.generation.decode import decode
 from gpt1_jax.generation.stop_strings import StopStrings
@@ -47,8 +48,8 @@ def stream(
     for name in ("num_beams", "num_return_sequences"):
         if getattr(settings, name) != 1:
             raise ValueError(f"{name} is {getattr(settings, name)}, but must be 1 to be streamed")
-    if type(steps) is not int or steps < 1:
-        raise ValueError(f"steps is {steps!r}, but must be an integer, at least 1")
+    if not is_integer(steps) or steps < 1:
+        raise wrong("steps", steps, "an integer, at least 1")
     prompts, settings = pad_prompts_to_mesh(model, prompts, settings)
     ended = None
     if settings.stop_strings:

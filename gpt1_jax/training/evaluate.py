@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from gpt1_jax._conversion import conversion
+from gpt1_jax.checks import INTEGER, at_least, check
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
@@ -50,8 +51,7 @@ def evaluate(
         OSError: a file cannot be read.
         ValueError: a file, or the stride, is wrong, or the loss is not finite.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    check("batch_size", batch_size, INTEGER, at_least(1))
     check_files(files)
     folder = resolve(model, **hub)
     tokenizer = Tokenizer.from_pretrained(folder)

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gpt1_jax._conversion import files, json_file
+from gpt1_jax.checks import Count, NotNegative, Positive
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS
@@ -92,9 +93,9 @@ class FinetuneSettings(RunSettings):
         lora_targets: names of the linear layers that get adapters.
     """
 
-    epochs: float = 3.0
-    batch_size: int = 32
-    lm_weight: float = 0.5
+    epochs: Positive = 3.0
+    batch_size: Count = 32
+    lm_weight: NotNegative = 0.5
     max_tokens: int | None = None
     numbers: bool = False
     freeze_embeddings: bool = False
@@ -105,7 +106,6 @@ class FinetuneSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check("lm_weight", 0 <= self.lm_weight < float("inf"), "a number, at least 0")
         if self.lora is not None and (self.freeze_embeddings or self.freeze_layers):
             raise ValueError("lora_rank freezes all but the adapters: freeze nothing besides")
         for name in ("lora_alpha", "lora_targets"):

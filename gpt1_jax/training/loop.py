@@ -16,6 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from gpt1_jax.checks import Count, check_fields
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import first_non_finite
 from gpt1_jax.sharding.mesh import gather, make_global_batch, mesh_of, param_shardings, shard
@@ -38,17 +39,14 @@ class LoopSettings:
         patience: stop after so many validations in a row without a better one.
     """
 
-    accumulate: int = 1
-    log_every: int = 10
-    eval_every: int | None = None
-    checkpoint_every: int = 500
-    patience: int | None = None
+    accumulate: Count = 1
+    log_every: Count = 10
+    eval_every: Count | None = None
+    checkpoint_every: Count = 500
+    patience: Count | None = None
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value is not None and value < 1:
-                raise ValueError(f"{field.name} is {value}, but must be at least 1")
+        check_fields(self)
 
     def check_for(self, batch_size: int, *, validates: bool) -> None:
         """Check that the settings fit a training.

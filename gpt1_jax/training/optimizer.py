@@ -8,12 +8,13 @@ corrected along with the rest.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from gpt1_jax.checks import NotNegative, Positive, Rule, check_fields, is_number
 from gpt1_jax.pretrained import Params
 
 Optimizer = Literal["adamw", "openai"]
@@ -21,6 +22,16 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 # Up to here float32, which steps are counted in, holds every integer.
 MOST_STEPS = 2**24
+
+Decay = Annotated[float, Rule("a number in (0, 1)", lambda b: is_number(b) and 0 < b < 1)]
+GradNorm = Annotated[float, Rule("a number above 0, or None", lambda x: is_number(x) and x > 0)]
+Warmup = Annotated[
+    float,
+    Rule(
+        "a share of the steps in [0, 1), or an integer number of steps",
+        lambda x: is_number(x) and (0 <= x < 1 or (x >= 1 and x % 1 == 0)),
+    ),
+]
 
 # Whether weight decay falls on a parameter, by the name of its leaf.
 DECAY_BY_LEAF = {
@@ -58,38 +69,17 @@ class OptimizerSettings:
     """
 
     optimizer: Optimizer
-    learning_rate: float
+    learning_rate: Positive
     schedule: Schedule
-    warmup: float
-    weight_decay: float = 0.01
-    max_grad_norm: float | None = 1.0
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
+    warmup: Warmup
+    weight_decay: NotNegative = 0.01
+    max_grad_norm: GradNorm | None = 1.0
+    b1: Decay = 0.9
+    b2: Decay = 0.999
+    eps: Positive = 1e-8
 
     def __post_init__(self) -> None:
-        for name, choices in {"optimizer": Optimizer, "schedule": Schedule}.items():
-            names = get_args(choices)
-            right = " or ".join(f'"{choice}"' for choice in names)
-            self._check(name, getattr(self, name) in names, right)
-        for name in ("learning_rate", "eps"):
-            value = getattr(self, name)
-            self._check(name, _is_number(value) and value > 0, "a number above 0")
-        for name in ("b1", "b2"):
-            value = getattr(self, name)
-            self._check(name, _is_number(value) and 0 < value < 1, "a number in (0, 1)")
-        right = "a number, at least 0"
-        self._check("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, right)
-        limit = self.max_grad_norm
-        right = "a number above 0, or None"
-        self._check("max_grad_norm", limit is None or (_is_number(limit) and limit > 0), right)
-        right = "a share of the steps in [0, 1), or an integer number of steps"
-        self._check("warmup", _is_number(self.warmup) and self.warmup >= 0, right)
-        self._check("warmup", self.warmup < 1 or float(self.warmup).is_integer(), right)
-
-    def _check(self, name: str, right: bool, description: str) -> None:
-        if not right:
-            raise ValueError(f"{name} is {getattr(self, name)!r}, but must be {description}")
+        check_fields(self)
 
 
 def learning_rate(settings: OptimizerSettings, total_steps: int) -> Callable[[Any], jax.Array]:
@@ -284,7 +274,3 @@ def openai_adam(
         optax.add_decayed_weights(weight_decay, mask),
         optax.scale_by_learning_rate(corrected),
     )
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from gpt1_jax.checks import INTEGER, at_least, check
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
@@ -76,8 +77,7 @@ def text_measures(
     check_stride(stride, T)
     if len(text.ids) < 2:
         raise ValueError(f"{', '.join(text.files)}: one token is no text to predict")
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    check("batch_size", batch_size, INTEGER, at_least(1))
     graphdef, _ = split(model)
 
     @jax.jit

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gpt1_jax._conversion import files
+from gpt1_jax.checks import Count, Positive, check_fields
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import OpenAIGPTLMHeadModel
@@ -65,15 +66,14 @@ class NewModel:
         ValueError: no model has such sizes.
     """
 
-    merges: int = 40_000
+    merges: Count = 40_000
     n_layer: int = 12
     n_embd: int = 768
     n_head: int = 12
     n_positions: int = 512
 
     def __post_init__(self) -> None:
-        if self.merges < 1:
-            raise ValueError(f"merges is {self.merges}, but must be at least 1")
+        check_fields(self)
         self.config(vocab_size=1)
 
     def config(self, vocab_size: int) -> OpenAIGPTConfig:
@@ -115,13 +115,9 @@ class PretrainSettings(RunSettings):
         batch_size: sequences a step.
     """
 
-    epochs: float = 100.0
-    steps: int | None = None
-    batch_size: int = 64
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check("steps", self.steps is None or self.steps >= 1, "at least 1")
+    epochs: Positive = 100.0
+    steps: Count | None = None
+    batch_size: Count = 64
 
 
 def pretrain(

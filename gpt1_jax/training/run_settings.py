@@ -5,14 +5,16 @@ import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
+from gpt1_jax.checks import INTEGER, Count, DropoutRate, Positive, Rule, check_fields
 from gpt1_jax.nn.remat import Remat
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.embedding_dropout import EmbeddingDropout
 
 # Not float16, whose gradients underflow without a scaled loss.
 DType = Literal["float32", "bfloat16"]
+Seed = Annotated[int, INTEGER, Rule("in [0, 2^32)", lambda n: 0 <= n < 2**32)]  # as grain takes it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,30 +36,16 @@ class RunSettings:
         ValueError: a value out of its range; the message names both.
     """
 
-    epochs: float
-    batch_size: int
-    dropout: float = 0.1
+    epochs: Positive
+    batch_size: Count
+    dropout: DropoutRate = 0.1
     embedding_dropout: EmbeddingDropout = "sum"
     dtype: DType = "float32"
     remat: Remat = "linear"
-    seed: int = 0
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
-        self._check("epochs", 0 < self.epochs < float("inf"), "a number above 0")
-        self._check("batch_size", self.batch_size >= 1, "at least 1")
-        self._check("dropout", 0 <= self.dropout < 1, "a rate in [0, 1)")
-        for name, kind in {
-            "embedding_dropout": EmbeddingDropout,
-            "dtype": DType,
-            "remat": Remat,
-        }.items():
-            choices = get_args(kind)
-            self._check(name, getattr(self, name) in choices, " or ".join(choices))
-        self._check("seed", 0 <= self.seed < 2**32, "in [0, 2^32)")  # as grain takes it
-
-    def _check(self, name: str, right: bool, description: str) -> None:
-        if not right:
-            raise ValueError(f"{name} is {getattr(self, name)}, but must be {description}")
+        check_fields(self)
 
 
 def fields_of(*parts: Any) -> dict[str, Any]:

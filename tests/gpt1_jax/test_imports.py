@@ -21,7 +21,7 @@ ROOT = Path(gpt1_jax.__path__[0])
 # The rooms of the package. Each imports from those above it in this list, never from those below.
 ROOMS = (
     ("_conversion",),
-    ("demo",),
+    ("demo", "checks"),
     ("config",),
     ("nn", "text", "generation_config"),
     ("outputs", "pretrained"),

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from gpt1_jax._conversion import (
     match,
     tree,
 )
+from gpt1_jax.checks import Positive, PositiveInteger, Rule, Switch, check_fields
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.pretrained import Params, check_params, flatten
 
@@ -69,6 +70,13 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }
 
 
+def _are_names(names: object) -> bool:
+    return isinstance(names, tuple) and all(isinstance(name, str) and name for name in names)
+
+
+Names = Annotated[tuple[str, ...], Rule("a tuple of names", _are_names)]
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoraSettings:
     """Which kernels are adapted, and how.
@@ -82,33 +90,18 @@ class LoraSettings:
         rslora: divide by the root of the rank instead (arXiv:2312.03732).
     """
 
-    rank: int = 8
-    alpha: float = 16.0
-    target_modules: tuple[str, ...] = ("c_attn",)
-    rslora: bool = False
+    rank: PositiveInteger = 8
+    alpha: Positive = 16.0
+    target_modules: Names = ("c_attn",)
+    rslora: Switch = False
 
     def __post_init__(self) -> None:
-        if type(self.rank) is not int or self.rank < 1:
-            raise ValueError(
-                f"rank is {json_file.short(self.rank)}, but must be a positive integer"
-            )
-        # True is a number to Python.
-        number = isinstance(self.alpha, (int, float)) and not isinstance(self.alpha, bool)
-        if not number or not 0 < self.alpha < math.inf:
-            raise ValueError(
-                f"alpha is {json_file.short(self.alpha)}, but must be a positive number"
-            )
+        check_fields(self)
         names = self.target_modules
-        if not isinstance(names, tuple) or not all(isinstance(n, str) and n for n in names):
-            raise ValueError(
-                f"target_modules is {json_file.short(names)}, but must be a tuple of names"
-            )
         if not names or len(set(names)) < len(names):
             raise ValueError(
                 f"target_modules is {json_file.short(names)}, but must hold names, each once"
             )
-        if not isinstance(self.rslora, bool):
-            raise ValueError(f"rslora is {json_file.short(self.rslora)}, but must be true or false")
 
     @property
     def scale(self) -> float:

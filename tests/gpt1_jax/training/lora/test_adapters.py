@@ -477,10 +477,10 @@ FLOATS = "float32 or bfloat16 or float16"
         ({"rank": 0}, "rank is 0, but must be a positive integer"),
         ({"rank": 2.0}, "rank is 2.0, but must be a positive integer"),
         ({"rank": True}, "rank is True, but must be a positive integer"),
-        ({"alpha": 0}, "alpha is 0, but must be a positive number"),
-        ({"alpha": float("nan")}, "alpha is nan, but must be a positive number"),
-        ({"alpha": float("inf")}, "alpha is inf, but must be a positive number"),
-        ({"alpha": "16"}, "alpha is '16', but must be a positive number"),
+        ({"alpha": 0}, "alpha is 0, but must be a number above 0"),
+        ({"alpha": float("nan")}, "alpha is nan, but must be a number above 0"),
+        ({"alpha": float("inf")}, "alpha is inf, but must be a number above 0"),
+        ({"alpha": "16"}, "alpha is '16', but must be a number above 0"),
         ({"target_modules": "c_attn"}, "target_modules is 'c_attn', but must be a tuple of names"),
         ({"target_modules": ()}, r"target_modules is \(\), but must hold names, each once"),
         ({"target_modules": ("a", "a")}, "but must hold names, each once"),
@@ -604,7 +604,7 @@ def test_load_adapters_rejects_mismatched_files(tmp_path: Path) -> None:
         ({"target_modules": None}, "target_modules is None, but must be a list of names"),
         ({"modules_to_save": [3]}, "modules_to_save is .3., but must be a list of names"),
         ({"r": None}, f"{CONFIG}: rank is None, but must be a positive integer"),
-        ({"lora_alpha": "1"}, f"{CONFIG}: alpha is '1', but must be a positive number"),
+        ({"lora_alpha": "1"}, f"{CONFIG}: alpha is '1', but must be a number above 0"),
     ],
 )
 def test_load_adapters_rejects_unsupported_config(

@@ -1,0 +1,110 @@
+"""Checks of settings: the type of a field says what its value must be, and the error repeats it.
+
+Rules stand beside a type, ``Annotated[int, INTEGER, at_least(1)]``, and hold one after another.
+None is right where the type admits it, and a ``Literal`` is a rule of its own.
+"""
+
+import functools
+import numbers
+import sys
+import types
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union, get_type_hints
+from typing import get_args as args_of
+from typing import get_origin as origin_of
+
+
+class Rule(NamedTuple):
+    """What a value must be: in the words that end the error, and as a test of it."""
+
+    right: str
+    holds: Callable[[Any], bool]
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether a value is an integer, of Python's or numpy's; True and False are not."""
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a value is an int or a float, and finite; True and False are not."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) <= sys.float_info.max  # an int may be beyond every float
+
+
+def at_least(low: int) -> Rule:
+    """Return the rule for values from ``low`` on."""
+    return Rule(f"at least {low}", lambda value: value >= low)
+
+
+def one_of(choices: Iterable[object]) -> Rule:
+    """Return the rule for a few values."""
+    known = tuple(choices)
+    return Rule("one of " + ", ".join(map(repr, known)), lambda value: value in known)
+
+
+INTEGER = Rule("an integer", is_integer)
+NUMBER = Rule("a number", is_number)
+
+Count = Annotated[int, INTEGER, at_least(1)]
+PositiveInteger = Annotated[int, Rule("a positive integer", lambda n: is_integer(n) and n >= 1)]
+Positive = Annotated[float, Rule("a number above 0", lambda x: is_number(x) and x > 0)]
+NotNegative = Annotated[float, Rule("a number, at least 0", lambda x: is_number(x) and x >= 0)]
+DropoutRate = Annotated[
+    float, Rule("a dropout rate in [0, 1)", lambda p: is_number(p) and 0 <= p < 1)
+]
+Switch = Annotated[bool, Rule("true or false", lambda value: isinstance(value, bool))]
+
+
+def wrong(name: str, value: object, right: str) -> ValueError:
+    """Return the error that a setting or an argument has a wrong value, and what would be right."""
+    from gpt1_jax._conversion import json_file
+
+    return ValueError(f"{name} is {json_file.short(value)}, but must be {right}")
+
+
+def check(name: str, value: object, *rules: Rule) -> None:
+    """Check a value by rules.
+
+    Raises:
+        ValueError: one does not hold; the message has the name, the value and the rule.
+    """
+    for rule in rules:
+        if not rule.holds(value):
+            raise wrong(name, value, rule.right)
+
+
+def check_fields(settings: object) -> None:
+    """Check the fields of a dataclass by their types; numbers of numpy and JAX become Python's.
+
+    Raises:
+        ValueError: a value is not what its type says; the message has both.
+    """
+    for name, (optional, rules) in _rules(type(settings)).items():
+        value = getattr(settings, name)
+        if getattr(value, "ndim", None) == 0:
+            value = value.item()
+            object.__setattr__(settings, name, value)
+        if value is not None or not optional:
+            check(name, value, *rules)
+
+
+@functools.cache
+def _rules(settings: type) -> dict[str, tuple[bool, list[Rule]]]:
+    """Return of each field whether its type admits None, and the rules in the type."""
+    found = {}
+    for name, kind in get_type_hints(settings, include_extras=True).items():
+        members = args_of(kind) if origin_of(kind) in (Union, types.UnionType) else (kind,)
+        rules = [_literal_rule(member) for member in members if origin_of(member) is Literal]
+        notes = [note for member in members for note in getattr(member, "__metadata__", ())]
+        rules += [note for note in notes if isinstance(note, Rule)]
+        if rules:
+            found[name] = types.NoneType in members, rules
+    return found
+
+
+def _literal_rule(kind: object) -> Rule:
+    choices = args_of(kind)
+    words = " or ".join(f'"{choice}"' for choice in choices)
+    return Rule(words, lambda value: value in choices)
