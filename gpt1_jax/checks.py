@@ -5,13 +5,22 @@ None is right where the type admits it, and a ``Literal`` is a rule of its own.
 """
 
 import functools
-import numbers
 import sys
 import types
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal, NamedTuple, TypeGuard, Union, get_type_hints
-from typing import get_args as args_of
-from typing import get_origin as origin_of
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeGuard,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+import numpy as np
 
 
 class Rule(NamedTuple):
@@ -23,7 +32,7 @@ class Rule(NamedTuple):
 
 def is_integer(value: object) -> TypeGuard[int]:
     """Whether a value is an integer, of Python's or numpy's; True and False are not."""
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -36,6 +45,11 @@ def is_number(value: object) -> TypeGuard[float]:
 def at_least(low: int) -> Rule:
     """Return the rule for values from ``low`` on."""
     return Rule(f"at least {low}", lambda value: value >= low)
+
+
+def at_most(high: int) -> Rule:
+    """Return the rule for values up to ``high``."""
+    return Rule(f"at most {high}", lambda value: value <= high)
 
 
 def one_of(choices: Iterable[object]) -> Rule:
@@ -57,11 +71,16 @@ DropoutRate = Annotated[
 Switch = Annotated[bool, Rule("true or false", lambda value: isinstance(value, bool))]
 
 
-def wrong(name: str, value: object, right: str) -> ValueError:
-    """Return the error that a setting or an argument has a wrong value, and what would be right."""
+def short(value: object) -> str:
+    """Return a value as an error shows it: its repr, cut where it is long."""
     from gpt1_jax._conversion import json_file
 
-    return ValueError(f"{name} is {json_file.short(value)}, but must be {right}")
+    return json_file.short(value)
+
+
+def wrong(name: str, value: object, right: str) -> ValueError:
+    """Return the error that a setting or an argument has a wrong value, and what would be right."""
+    return ValueError(f"{name} is {short(value)}, but must be {right}")
 
 
 def check(name: str, value: object, *rules: Rule) -> None:
@@ -95,8 +114,8 @@ def _rules(settings: type) -> dict[str, tuple[bool, list[Rule]]]:
     """Return of each field whether its type admits None, and the rules in the type."""
     found = {}
     for name, kind in get_type_hints(settings, include_extras=True).items():
-        members = args_of(kind) if origin_of(kind) in (Union, types.UnionType) else (kind,)
-        rules = [_literal_rule(member) for member in members if origin_of(member) is Literal]
+        members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
+        rules = [_literal_rule(member) for member in members if get_origin(member) is Literal]
         notes = [note for member in members for note in getattr(member, "__metadata__", ())]
         rules += [note for note in notes if isinstance(note, Rule)]
         if rules:
@@ -105,6 +124,6 @@ def _rules(settings: type) -> dict[str, tuple[bool, list[Rule]]]:
 
 
 def _literal_rule(kind: object) -> Rule:
-    choices = args_of(kind)
+    choices = get_args(kind)
     words = " or ".join(f'"{choice}"' for choice in choices)
     return Rule(words, lambda value: value in choices)

@@ -3,17 +3,42 @@
 import dataclasses
 import json
 import os
-import sys
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Annotated, Any, Self, Unpack
 
-from gpt1_jax.demo import resolve
+from gpt1_jax.checks import (
+    DropoutRate,
+    PositiveInteger,
+    Rule,
+    Switch,
+    at_most,
+    check_fields,
+    is_integer,
+    is_number,
+    one_of,
+    short,
+    wrong,
+)
+from gpt1_jax.demo import HubOptions, resolve
 
 ACTIVATIONS = ("gelu", "gelu_new", "relu", "silu", "swish")
 SUMMARY_TYPES = ("cls_index", "last", "first", "mean")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 # A block takes tens of milliseconds to build, so a damaged number would look like a hang.
 MAX_LAYERS = 10_000
+
+# Ids and positions are 32 bits wide.
+Size = Annotated[PositiveInteger, Rule("below 2**31", lambda n: n < 2**31)]
+Number = Annotated[float, Rule("a finite number, at least 0", lambda x: is_number(x) and x >= 0)]
+
+
+def _is_id_or_ids(value: object) -> bool:
+    return all(map(is_integer, value if isinstance(value, tuple) else (value,)))
+
+
+# Ids may lie beyond the vocabulary until the embedding is resized, so only the type counts.
+TokenId = Annotated[int, Rule("a token id or null", is_integer)]
+TokenIds = Annotated[int | tuple[int, ...], Rule("a token id or null", _is_id_or_ids)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,85 +78,39 @@ class OpenAIGPTConfig:
         extra: every other field of the file this was read from, kept for saving.
     """
 
-    vocab_size: int = 40478
-    n_positions: int = 512
-    n_embd: int = 768
-    n_layer: int = 12
-    n_head: int = 12
-    afn: str = "gelu"
-    resid_pdrop: float = 0.1
-    embd_pdrop: float = 0.1
-    attn_pdrop: float = 0.1
-    layer_norm_epsilon: float = 1e-5
-    initializer_range: float = 0.02
-    summary_type: str = "cls_index"
-    summary_use_proj: bool = True
-    summary_activation: str | None = None
-    summary_proj_to_labels: bool = True
-    summary_first_dropout: float = 0.1
-    summary_last_dropout: float = 0.0
-    num_labels: int = 2
-    problem_type: str | None = None
-    pad_token_id: int | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | tuple[int, ...] | None = None
-    tie_word_embeddings: bool = True
-    output_attentions: bool = False
-    output_hidden_states: bool = False
-    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    vocab_size: Size = 40478
+    n_positions: Size = 512
+    n_embd: Size = 768
+    n_layer: Annotated[Size, at_most(MAX_LAYERS)] = 12
+    n_head: Size = 12
+    afn: Annotated[str, one_of(ACTIVATIONS)] = "gelu"
+    resid_pdrop: DropoutRate = 0.1
+    embd_pdrop: DropoutRate = 0.1
+    attn_pdrop: DropoutRate = 0.1
+    layer_norm_epsilon: Number = 1e-5
+    initializer_range: Number = 0.02
+    summary_type: Annotated[str, one_of(SUMMARY_TYPES)] = "cls_index"
+    summary_use_proj: Switch = True
+    summary_activation: Annotated[str | None, one_of(("tanh", None))] = None
+    summary_proj_to_labels: Switch = True
+    summary_first_dropout: DropoutRate = 0.1
+    summary_last_dropout: DropoutRate = 0.0
+    num_labels: Size = 2
+    problem_type: Annotated[str | None, one_of((*PROBLEM_TYPES, None))] = None
+    pad_token_id: TokenId | None = None
+    bos_token_id: TokenId | None = None
+    eos_token_id: TokenIds | None = None
+    tie_word_embeddings: Switch = True
+    output_attentions: Switch = False
+    output_hidden_states: Switch = False
+    extra: Mapping[str, object] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.eos_token_id, list):
             object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
-        for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "num_labels"):
-            if not _is_int(getattr(self, name)) or getattr(self, name) < 1:
-                self._reject(name, "a positive integer")
-            if getattr(self, name) >= 2**31:  # ids and positions are 32 bits wide
-                self._reject(name, "below 2**31")
-        if self.n_layer > MAX_LAYERS:
-            self._reject("n_layer", f"at most {MAX_LAYERS}")
+        check_fields(self)
         if self.n_embd % self.n_head:
-            self._reject("n_head", f"a divisor of n_embd = {self.n_embd}")
-        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop", "summary_first_dropout"):
-            self._check_rate(name)
-        self._check_rate("summary_last_dropout")
-        for name in ("layer_norm_epsilon", "initializer_range"):
-            value = getattr(self, name)
-            # An integer may be beyond every float.
-            if not _is_number(value) or not 0 <= value <= sys.float_info.max:
-                self._reject(name, "a finite number, at least 0")
-        for name in (
-            "summary_use_proj",
-            "summary_proj_to_labels",
-            "tie_word_embeddings",
-            "output_attentions",
-            "output_hidden_states",
-        ):
-            if not isinstance(getattr(self, name), bool):
-                self._reject(name, "true or false")
-        for name, allowed in (
-            ("afn", ACTIVATIONS),
-            ("summary_type", SUMMARY_TYPES),
-            ("summary_activation", ("tanh", None)),
-            ("problem_type", (*PROBLEM_TYPES, None)),
-        ):
-            if getattr(self, name) not in allowed:
-                self._reject(name, "one of " + ", ".join(map(repr, allowed)))
-        # Ids may lie beyond the vocabulary until the embedding is resized, so only the type counts.
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            value = getattr(self, name)
-            ids = value if name == "eos_token_id" and isinstance(value, tuple) else (value,)
-            if not all(id_ is None or _is_int(id_) for id_ in ids):
-                self._reject(name, "a token id or null")
-
-    def _check_rate(self, name: str) -> None:
-        if not _is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
-            self._reject(name, "a dropout rate in [0, 1)")
-
-    def _reject(self, name: str, right: str) -> None:
-        from gpt1_jax._conversion import json_file
-
-        raise ValueError(f"{name} is {json_file.short(getattr(self, name))}, but must be {right}")
+            raise wrong("n_head", self.n_head, f"a divisor of n_embd = {self.n_embd}")
 
     @property
     def n_inner(self) -> int:
@@ -159,29 +138,28 @@ class OpenAIGPTConfig:
         return self.n_positions
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+    def from_dict(cls, fields: Mapping[str, object]) -> Self:
         """Build from the contents of a ``config.json``; unknown fields are kept in ``extra``.
 
         Raises:
             ValueError: a field has a value that no GPT-1 can have.
         """
-        from gpt1_jax._conversion import json_file, layout
+        from gpt1_jax._conversion import layout
 
         model_type = fields.get("model_type", "openai-gpt")
         if model_type != "openai-gpt":
-            raise ValueError(
-                f"model_type is {json_file.short(model_type)}, but a GPT-1 is 'openai-gpt'"
-            )
+            raise ValueError(f"model_type is {short(model_type)}, but a GPT-1 is 'openai-gpt'")
         known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
         # Hugging Face's general names for four fields, of old or hand-written configurations.
         aliases = {alias: field for field, alias in layout.ALIASES.items()}
-        values, extra = {}, {}
+        values: dict[str, Any] = {}
+        extra: dict[str, object] = {}
         for name, value in fields.items():
             field = aliases.get(name, name)
             if field != name and fields.get(field, value) != value:
                 raise ValueError(
-                    f"{field} is {json_file.short(fields[field])}, "
-                    f"{name} is {json_file.short(value)}: two names of one number, which must agree"
+                    f"{field} is {short(fields[field])}, {name} is {short(value)}: two names of "
+                    "one number, which must agree"
                 )
             (values if field in known else extra)[field] = value
         # Hugging Face writes the labels' names where their number is not 2, and not the number.
@@ -189,7 +167,7 @@ class OpenAIGPTConfig:
             values.pop("num_labels", None)
         names = extra.get("id2label")
         if names is not None and not isinstance(names, Mapping):
-            raise ValueError(f"id2label is {json_file.short(names)}, but must be an object")
+            raise wrong("id2label", names, "an object")
         if "num_labels" not in values and names is not None:
             values["num_labels"] = len(names)
         return cls(**values, extra=extra)
@@ -208,7 +186,7 @@ class OpenAIGPTConfig:
         return fields
 
     @classmethod
-    def from_pretrained(cls, path: str | os.PathLike[str], **hub: Any) -> Self:
+    def from_pretrained(cls, path: str | os.PathLike[str], **hub: Unpack[HubOptions]) -> Self:
         """Read the configuration of a checkpoint folder or hub id.
 
         Args:
@@ -235,11 +213,3 @@ class OpenAIGPTConfig:
             new("config.json").write_text(
                 json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
             )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -6,22 +6,42 @@ import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeGuard
 
-import jax
 import numpy as np
 
+from gpt1_jax.checks import (
+    INTEGER,
+    NUMBER,
+    Count,
+    Rule,
+    at_least,
+    at_most,
+    check_fields,
+    is_integer,
+    short,
+    wrong,
+)
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.demo import resolve
+from gpt1_jax.demo import HubOptions, resolve
 
 FILE = "generation_config.json"
 MAX_INT = 2**20  # tokens or texts, beyond which memory could not hold them
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 BEAMS = ("length_penalty", "early_stopping")
+# Settings of several values, or perhaps of several.
+SEVERAL = (
+    "bad_words_ids",
+    "suppress_tokens",
+    "forced_eos_token_id",
+    "eos_token_id",
+    "stop_strings",
+    "seed",
+)
 
 # What transformers knows besides and would change the text, with the values that change nothing.
 # Whatever else its files hold (versions, output flags, caches) is no matter of ours.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "min_length": (0,),
     "max_time": (),
     "num_beam_groups": (1,),
@@ -45,6 +65,49 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "encoder_repetition_penalty": (1.0,),
     "encoder_no_repeat_ngram_size": (0,),
 }
+
+
+def _within(low: float, high: float) -> Rule:
+    return Rule(f"in [{low:g}, {high:g}]", lambda value: low <= value <= high)
+
+
+def _are_ids(value: object) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(value, tuple) and all(map(is_integer, value))
+
+
+def _are_seeds(value: object) -> bool:
+    seeds = value if isinstance(value, tuple) else (value,)
+    return _are_ids(seeds) and seeds != () and all(0 <= seed < 2**32 for seed in seeds)
+
+
+Amount = Annotated[Count, at_most(MAX_INT)]
+AmountOrZero = Annotated[int, INTEGER, at_least(0), at_most(MAX_INT)]
+OptionalCount = Annotated[
+    int, Rule("an integer, or None", is_integer), Rule("at least 1, or None", lambda n: n >= 1)
+]
+# Beyond these, logits divided or multiplied by it leave float32's range.
+Factor = Annotated[float, NUMBER, _within(1e-6, 1e6)]
+Share = Annotated[float, NUMBER, Rule("in (0, 1]", lambda p: 0 < p <= 1)]
+Id = Annotated[int, Rule("an id, or None", is_integer)]
+Ids = Annotated[
+    int | Sequence[int], Rule("an id or several", lambda ids: is_integer(ids) or _are_ids(ids))
+]
+Words = Annotated[
+    Sequence[Sequence[int]],
+    Rule("sequences of ids", lambda words: isinstance(words, tuple) and all(map(_are_ids, words))),
+    Rule("sequences of at least one id", all),
+]
+Texts = Annotated[
+    str | Sequence[str],
+    Rule("strings", lambda texts: isinstance(texts, tuple)),
+    Rule(
+        "strings of at least one character",
+        lambda texts: all(isinstance(text, str) and text for text in texts),
+    ),
+]
+Seeds = Annotated[
+    int | Sequence[int], Rule("an integer in [0, 2**32), or one a prompt", _are_seeds)
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,95 +163,40 @@ class GenerationConfig:
             alone. Or a sequence, one a prompt. 0 by default.
     """
 
-    max_new_tokens: int = 20
-    min_new_tokens: int = 0
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    typical_p: float = 1.0
-    repetition_penalty: float = 1.0
-    no_repeat_ngram_size: int = 0
-    bad_words_ids: Sequence[Sequence[int]] = ()
-    suppress_tokens: Sequence[int] = ()
-    forced_bos_token_id: int | None = None
-    forced_eos_token_id: int | Sequence[int] | None = None
-    eos_token_id: int | Sequence[int] | None = None
-    pad_token_id: int | None = None
-    stop_strings: str | Sequence[str] = ()
-    num_beams: int = 1
-    length_penalty: float = 1.0
-    early_stopping: bool | Literal["never"] = False
-    num_return_sequences: int = 1
-    sliding_window: int | None = None
-    prompt_lookup_num_tokens: int | None = None
-    seed: int | Sequence[int] | None = None
+    max_new_tokens: Amount = 20
+    min_new_tokens: AmountOrZero = 0
+    do_sample: Annotated[bool, Rule("True or False", lambda value: isinstance(value, bool))] = False
+    temperature: Factor = 1.0
+    top_k: OptionalCount | None = None
+    top_p: Share = 1.0
+    min_p: Annotated[float, NUMBER, _within(0, 1)] = 0.0
+    typical_p: Share = 1.0
+    repetition_penalty: Factor = 1.0
+    no_repeat_ngram_size: AmountOrZero = 0
+    bad_words_ids: Words = ()
+    suppress_tokens: Annotated[Sequence[int], Rule("ids", _are_ids)] = ()
+    forced_bos_token_id: Id | None = None
+    forced_eos_token_id: Ids | None = None
+    eos_token_id: Ids | None = None
+    pad_token_id: Id | None = None
+    stop_strings: Texts = ()
+    num_beams: Amount = 1
+    length_penalty: Annotated[float, NUMBER, _within(-100, 100)] = 1.0
+    early_stopping: Annotated[
+        bool | Literal["never"],
+        Rule('True, False or "never"', lambda when: isinstance(when, bool) or when == "never"),
+    ] = False
+    num_return_sequences: Amount = 1
+    sliding_window: OptionalCount | None = None
+    prompt_lookup_num_tokens: OptionalCount | None = None
+    seed: Seeds | None = None
 
     def __post_init__(self) -> None:
-        for name in DEFAULTS:
-            value: Any = getattr(self, name)
-            if isinstance(value, (np.generic, np.ndarray, jax.Array)) and value.ndim == 0:
-                self._set(name, value.item())
-        for name in (
-            "max_new_tokens",
-            "min_new_tokens",
-            "no_repeat_ngram_size",
-            "num_beams",
-            "num_return_sequences",
-        ):
-            least = 0 if name in ("min_new_tokens", "no_repeat_ngram_size") else 1
-            self._check(name, _is_integer(_value := getattr(self, name)), "an integer")
-            self._check(name, _value >= least, f"at least {least}")
-            self._check(name, _value <= MAX_INT, f"at most {MAX_INT}")
-        for name in ("top_k", "sliding_window", "prompt_lookup_num_tokens"):
-            value = getattr(self, name)
-            self._check(name, value is None or _is_integer(value), "an integer, or None")
-            self._check(name, value is None or value >= 1, "at least 1, or None")
-        for name, (low, high) in {
-            # Beyond these, logits divided or multiplied by it leave float32's range.
-            "temperature": (1e-6, 1e6),
-            "repetition_penalty": (1e-6, 1e6),
-            "length_penalty": (-100.0, 100.0),
-            "min_p": (0.0, 1.0),
-        }.items():
-            value = getattr(self, name)
-            self._check(name, _is_number(value), "a number")
-            self._check(name, low <= value <= high, f"in [{low:g}, {high:g}]")
-        for name in ("top_p", "typical_p"):
-            value = getattr(self, name)
-            self._check(name, _is_number(value), "a number")
-            self._check(name, 0 < value <= 1, "in (0, 1]")
-        self._check("do_sample", isinstance(self.do_sample, bool), "True or False")
-        self._check(
-            "early_stopping",
-            isinstance(self.early_stopping, bool) or self.early_stopping == "never",
-            'True, False or "never"',
-        )
-        for name in ("forced_bos_token_id", "pad_token_id"):
-            value = getattr(self, name)
-            self._check(name, value is None or _is_integer(value), "an id, or None")
-        for name in ("eos_token_id", "forced_eos_token_id"):
-            value = getattr(self, name)
-            if value is not None and not _is_integer(value):
-                self._set(name, self._ids(name, value, "an id or several"))
-        self._set("suppress_tokens", self._ids("suppress_tokens", self.suppress_tokens, "ids"))
-        words = self._sequence("bad_words_ids", self.bad_words_ids, "sequences of ids")
-        ids = [self._ids("bad_words_ids", word, "sequences of ids") for word in words]
-        self._check("bad_words_ids", all(ids), "sequences of at least one id")
-        self._set("bad_words_ids", tuple(ids))
-        stops = (self.stop_strings,) if isinstance(self.stop_strings, str) else self.stop_strings
-        stops = self._sequence("stop_strings", stops, "strings")
-        whole = all(isinstance(stop, str) and stop for stop in stops)
-        self._check("stop_strings", whole, "strings of at least one character")
-        self._set("stop_strings", stops)
-        if self.seed is not None:
-            right = "an integer in [0, 2**32), or one a prompt"
-            several = not _is_integer(self.seed)
-            seeds: Any = self._ids("seed", self.seed, right) if several else (self.seed,)
-            self._check("seed", bool(seeds) and all(0 <= s < 2**32 for s in seeds), right)
-            if several:
-                self._set("seed", seeds)
+        if isinstance(self.stop_strings, str):
+            object.__setattr__(self, "stop_strings", (self.stop_strings,))
+        for name in SEVERAL:
+            object.__setattr__(self, name, _frozen(getattr(self, name)))
+        check_fields(self)
         self._check_together()
 
     def _check_together(self) -> None:
@@ -243,20 +251,7 @@ class GenerationConfig:
 
     def _check(self, name: str, right: bool, description: str) -> None:
         if not right:
-            raise ValueError(f"{name} is {_short(getattr(self, name))}, but must be {description}")
-
-    def _sequence(self, name: str, value: Any, right: str) -> tuple[Any, ...]:
-        is_sequence = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
-        self._check(name, is_sequence, right)
-        return tuple(value)
-
-    def _ids(self, name: str, value: Any, right: str) -> tuple[int, ...]:
-        ids = self._sequence(name, value, right)
-        self._check(name, all(map(_is_integer, ids)), right)
-        return tuple(map(int, ids))
-
-    def _set(self, name: str, value: object) -> None:
-        object.__setattr__(self, name, value)
+            raise wrong(name, getattr(self, name), description)
 
     def check_for(self, config: OpenAIGPTConfig, prompts: int, longest: int) -> None:
         """Check the settings against a model and so many prompts, the longest so long.
@@ -281,7 +276,7 @@ class GenerationConfig:
         }.items():
             for id_ in ids:
                 if not 0 <= id_ < V:
-                    raise ValueError(f"{name} is {id_}, but must be in [0, {V})")
+                    raise wrong(name, id_, f"in [0, {V})")
         most = config.n_positions - 1
         lookup = self.prompt_lookup_num_tokens
         right = f"at most {most}, the positions of the model but one"
@@ -319,7 +314,7 @@ class GenerationConfig:
         }.items():
             if len(forbidden) == V:
                 raise ValueError(
-                    f"{name} is {_short(getattr(self, name))}, but must leave one of the {V} "
+                    f"{name} is {short(getattr(self, name))}, but must leave one of the {V} "
                     "tokens, together with the settings suppress_tokens, bad_words_ids and "
                     "eos_token_id"
                 )
@@ -343,7 +338,7 @@ class GenerationConfig:
         return dataclasses.replace(self, eos_token_id=as_ids(eos), pad_token_id=pad)
 
     @classmethod
-    def from_dict(cls, fields: Mapping[str, Any], **changes: Any) -> Self:
+    def from_dict(cls, fields: Mapping[str, object], **changes: Any) -> Self:
         """Build from the contents of a ``generation_config.json``, and changes to them.
 
         Fields that are None are unset. Settings of sampling and of beams that the file holds count
@@ -357,7 +352,7 @@ class GenerationConfig:
         for name, neutral in UNSUPPORTED.items():
             value = fields.get(name)
             if value is not None and value not in neutral:
-                raise ValueError(f"{name} is {_short(value)}, which is not supported here")
+                raise ValueError(f"{name} is {short(value)}, which is not supported here")
         kept = {
             name: value
             for name, value in fields.items()
@@ -401,8 +396,8 @@ class GenerationConfig:
             FileNotFoundError: there is no such folder or repository.
             ValueError: what ``from_dict`` raises, naming the file.
         """
-        names = ("revision", "cache_dir", "local_files_only", "token", "force_download")
-        hub = {name: changes.pop(name) for name in names if name in changes}
+        names = HubOptions.__annotations__
+        hub: Any = {name: changes.pop(name) for name in names if name in changes}
         folder = resolve(path, weights=False, **hub)
         fields = read_generation_config(folder)
         try:
@@ -442,20 +437,16 @@ def as_ids(ids: int | Sequence[int] | None) -> tuple[int, ...]:
     return (ids,) if isinstance(ids, (int, np.integer)) else tuple(ids)
 
 
-def _short(value: Any) -> str:
-    from gpt1_jax._conversion import json_file
+def _frozen(value: object, depth: int = 2) -> object:
+    """Return iterables as tuples, to a depth of two, and numbers of numpy and JAX as Python's."""
+    if type(value) is int:  # most of them
+        return value
+    to_list = getattr(value, "tolist", None)
+    value = to_list() if to_list else value
+    if not depth or not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        return value
+    return tuple(_frozen(item, depth - 1) for item in value)
 
-    return json_file.short(value)
 
-
-def _lists(value: Any) -> Any:
+def _lists(value: object) -> object:
     return [_lists(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return numeric and abs(value) < math.inf

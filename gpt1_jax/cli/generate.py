@@ -10,6 +10,7 @@ import numpy as np
 import tyro
 
 from gpt1_jax._conversion import conversion
+from gpt1_jax.checks import INTEGER, at_least, check
 from gpt1_jax.cli.arguments import DType, Model
 from gpt1_jax.cli.compilation_cache import enable_compilation_cache
 from gpt1_jax.cli.generation_flags import (
@@ -89,8 +90,7 @@ def generate(
         compilation_cache: keep compiled programs in this folder, for the next run.
     """
     enable_compilation_cache(compilation_cache)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, but must be at least 1")
+    check("batch_size", batch_size, INTEGER, at_least(1))
     as_json = output_format == "jsonl"
     if as_json and print_ids:
         raise ValueError("--print-ids has no effect with --output-format jsonl, which has the ids")

@@ -2,13 +2,25 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
 DEMO = "demo"
 FOLDER = Path(__file__).parent
 
 
-def resolve(path: str | os.PathLike[str], **options: Any) -> Path:
+class HubOptions(TypedDict, total=False):
+    """How to get a checkpoint from the hub; ``conversion.resolve`` describes each."""
+
+    revision: str | None
+    cache_dir: str | os.PathLike[str] | None
+    local_files_only: bool
+    token: str | bool | None
+    force_download: bool
+
+
+def resolve(
+    path: str | os.PathLike[str], *, weights: bool = True, **hub: Unpack[HubOptions]
+) -> Path:
     """Return the folder of a checkpoint: the demo's, or ``conversion.resolve``'s.
 
     A folder of that name where the program runs comes first.
@@ -17,4 +29,4 @@ def resolve(path: str | os.PathLike[str], **options: Any) -> Path:
         return FOLDER
     from gpt1_jax._conversion import conversion
 
-    return conversion.resolve(path, **options)
+    return conversion.resolve(path, weights=weights, **hub)

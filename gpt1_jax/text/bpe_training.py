@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
+from gpt1_jax.checks import INTEGER, at_least, check
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import END_OF_WORD, pipeline
 
@@ -31,8 +32,7 @@ def train_tokenizer(texts: Iterable[str], merges: int) -> Tokenizer:
     """
     from tokenizers import models, trainers
 
-    if merges < 1:
-        raise ValueError(f"merges is {merges}, but must be at least 1")
+    check("merges", merges, INTEGER, at_least(1))
     words: Counter[str] = Counter()
     for text in texts:
         words.update(text.replace("\n", " ").split(" "))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import jax
 import numpy as np
 
+from gpt1_jax.checks import is_integer, wrong
 from gpt1_jax.demo import resolve
 from gpt1_jax.text.detokenize import detokenized
 from gpt1_jax.text.original import OriginalText, check_installed
@@ -560,8 +561,8 @@ class Tokenizer:
         length = self.model_max_length if max_length is None else max_length
         if length is None:
             raise ValueError(f"{wanted_by} needs max_length: model_max_length is not known")
-        if isinstance(length, bool) or not isinstance(length, int | np.integer) or length < 1:
-            raise ValueError(f"max_length is {length!r}, but must be a positive integer")
+        if not is_integer(length) or length < 1:
+            raise wrong("max_length", length, "a positive integer")
         return int(length)
 
     def _checked(self, ids: Any) -> list[int]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt1_jax.checks import NotNegative, Positive, Rule, check_fields, is_number
+from gpt1_jax.checks import NotNegative, Positive, Rule, check_fields, is_integer, is_number, wrong
 from gpt1_jax.pretrained import Params
 
 Optimizer = Literal["adamw", "openai"]
@@ -106,10 +106,8 @@ def learning_rate(settings: OptimizerSettings, total_steps: int) -> Callable[[An
     Raises:
         ValueError: no steps, more than can be counted, or fewer than those of the warm-up.
     """
-    if not isinstance(total_steps, int) or not 1 <= total_steps <= MOST_STEPS:
-        raise ValueError(
-            f"total_steps is {total_steps!r}, but must be an integer in [1, {MOST_STEPS}]"
-        )
+    if not is_integer(total_steps) or not 1 <= total_steps <= MOST_STEPS:
+        raise wrong("total_steps", total_steps, f"an integer in [1, {MOST_STEPS}]")
     warmup = settings.warmup if settings.warmup >= 1 else settings.warmup * total_steps
     if warmup > total_steps:
         raise ValueError(

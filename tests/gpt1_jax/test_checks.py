@@ -67,10 +67,7 @@ WRONG: list[tuple[str, Any, str]] = [
 def test_check_fields_rejects_what_the_type_excludes(name: str, value: Any, right: str) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011
         Settings(**{name: value})
-    shown = repr(value)
-    if len(shown) > 500:
-        shown = f"{shown[:500]} ... (401 characters)"
-    assert str(caught.value) == f"{name} is {shown}, but must be {right}"
+    assert str(caught.value) == f"{name} is {value!r}, but must be {right}"
 
 
 def test_check_fields_accepts_what_the_type_admits() -> None:

@@ -62,7 +62,8 @@ NAN, INF = float("nan"), float("inf")
             for value in (None, "1", True, NAN, INF, [1.0])
         ),
         *(
-            ({**SAMPLE, **BEAMS, name: 10**400}, "000, but must be in")
+            # An integer that no float holds.
+            ({**SAMPLE, **BEAMS, name: 10**400}, "000, but must be a number")
             for name in ("temperature", "top_p", "min_p", "length_penalty")
         ),
         *(

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from gpt1_jax.checks import INTEGER, check
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.data.labelled import LABEL, Row
@@ -193,8 +194,8 @@ class Task:
             raise ValueError(f"classes are {self.classes}, but must be at least 2 names")
         for name in ("choices", "max_tokens"):
             number = getattr(self, name)
-            if type(number) is not int and (number is not None or name == "choices"):
-                raise ValueError(f"{name} is {number!r}, but must be an integer")
+            if number is not None or name == "choices":
+                check(name, number, INTEGER)
         if self.name == "multiple-choice" and self.choices < 2:
             raise ValueError(f"choices is {self.choices}, but for {self.name} must be at least 2")
         if self.name != "multiple-choice" and self.choices:
