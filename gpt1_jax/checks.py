@@ -1,20 +1,19 @@
 """Checks of settings: the type of a field says what its value must be, and the error repeats it.
 
-Rules stand beside a type, ``Annotated[int, INTEGER, at_least(1)]``, and hold one after another.
-None is right where the type admits it, and a ``Literal`` is a rule of its own.
+Rules stand beside a type, ``Annotated[int | None, INTEGER, at_least(1)]``, and hold one after
+another; a ``Literal`` is a rule of its own. None is right where the type admits it.
 """
 
 import functools
 import sys
-import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
+from types import NoneType
 from typing import (
     Annotated,
     Any,
     Literal,
     NamedTuple,
     TypeGuard,
-    Union,
     get_args,
     get_origin,
     get_type_hints,
@@ -52,18 +51,20 @@ def at_most(high: int) -> Rule:
     return Rule(f"at most {high}", lambda value: value <= high)
 
 
-def one_of(choices: Iterable[object]) -> Rule:
+def one_of(choices: Sequence[object]) -> Rule:
     """Return the rule for a few values."""
-    known = tuple(choices)
-    return Rule("one of " + ", ".join(map(repr, known)), lambda value: value in known)
+    return Rule("one of " + ", ".join(map(repr, choices)), lambda value: value in choices)
 
 
 INTEGER = Rule("an integer", is_integer)
 NUMBER = Rule("a number", is_number)
 
 Count = Annotated[int, INTEGER, at_least(1)]
+MaybeCount = Annotated[int | None, INTEGER, at_least(1)]
 PositiveInteger = Annotated[int, Rule("a positive integer", lambda n: is_integer(n) and n >= 1)]
-Positive = Annotated[float, Rule("a number above 0", lambda x: is_number(x) and x > 0)]
+ABOVE_0 = Rule("a number above 0", lambda x: is_number(x) and x > 0)
+Positive = Annotated[float, ABOVE_0]
+MaybePositive = Annotated[float | None, ABOVE_0]
 NotNegative = Annotated[float, Rule("a number, at least 0", lambda x: is_number(x) and x >= 0)]
 DropoutRate = Annotated[
     float, Rule("a dropout rate in [0, 1)", lambda p: is_number(p) and 0 <= p < 1)
@@ -111,19 +112,17 @@ def check_fields(settings: object) -> None:
 
 @functools.cache
 def _rules(settings: type) -> dict[str, tuple[bool, list[Rule]]]:
-    """Return of each field whether its type admits None, and the rules in the type."""
+    """Return of each field whether its type admits None, and the rules beside the type."""
+    types = get_type_hints(settings)
     found = {}
     for name, kind in get_type_hints(settings, include_extras=True).items():
-        members = get_args(kind) if get_origin(kind) in (Union, types.UnionType) else (kind,)
-        rules = [_literal_rule(member) for member in members if get_origin(member) is Literal]
-        notes = [note for member in members for note in getattr(member, "__metadata__", ())]
-        rules += [note for note in notes if isinstance(note, Rule)]
+        rules = [note for note in getattr(kind, "__metadata__", ()) if isinstance(note, Rule)]
+        members = get_args(types[name])
+        if get_origin(types[name]) is Literal:
+            words = " or ".join(f'"{choice}"' for choice in members)
+            rules.append(Rule(words, members.__contains__))
+        if optional := NoneType in members:
+            rules = [Rule(f"{rule.right}, or None", rule.holds) for rule in rules]
         if rules:
-            found[name] = types.NoneType in members, rules
+            found[name] = optional, rules
     return found
-
-
-def _literal_rule(kind: object) -> Rule:
-    choices = get_args(kind)
-    words = " or ".join(f'"{choice}"' for choice in choices)
-    return Rule(words, lambda value: value in choices)

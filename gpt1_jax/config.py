@@ -37,8 +37,8 @@ def _is_id_or_ids(value: object) -> bool:
 
 
 # Ids may lie beyond the vocabulary until the embedding is resized, so only the type counts.
-TokenId = Annotated[int, Rule("a token id or null", is_integer)]
-TokenIds = Annotated[int | tuple[int, ...], Rule("a token id or null", _is_id_or_ids)]
+TokenId = Annotated[int | None, Rule("a token id", is_integer)]
+TokenIds = Annotated[int | tuple[int, ...] | None, Rule("a token id", _is_id_or_ids)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +91,15 @@ class OpenAIGPTConfig:
     initializer_range: Number = 0.02
     summary_type: Annotated[str, one_of(SUMMARY_TYPES)] = "cls_index"
     summary_use_proj: Switch = True
-    summary_activation: Annotated[str | None, one_of(("tanh", None))] = None
+    summary_activation: Annotated[str | None, one_of(("tanh",))] = None
     summary_proj_to_labels: Switch = True
     summary_first_dropout: DropoutRate = 0.1
     summary_last_dropout: DropoutRate = 0.0
     num_labels: Size = 2
-    problem_type: Annotated[str | None, one_of((*PROBLEM_TYPES, None))] = None
-    pad_token_id: TokenId | None = None
-    bos_token_id: TokenId | None = None
-    eos_token_id: TokenIds | None = None
+    problem_type: Annotated[str | None, one_of(PROBLEM_TYPES)] = None
+    pad_token_id: TokenId = None
+    bos_token_id: TokenId = None
+    eos_token_id: TokenIds = None
     tie_word_embeddings: Switch = True
     output_attentions: Switch = False
     output_hidden_states: Switch = False

@@ -14,6 +14,7 @@ from gpt1_jax.checks import (
     INTEGER,
     NUMBER,
     Count,
+    MaybeCount,
     Rule,
     at_least,
     at_most,
@@ -82,15 +83,13 @@ def _are_seeds(value: object) -> bool:
 
 Amount = Annotated[Count, at_most(MAX_INT)]
 AmountOrZero = Annotated[int, INTEGER, at_least(0), at_most(MAX_INT)]
-OptionalCount = Annotated[
-    int, Rule("an integer, or None", is_integer), Rule("at least 1, or None", lambda n: n >= 1)
-]
 # Beyond these, logits divided or multiplied by it leave float32's range.
 Factor = Annotated[float, NUMBER, _within(1e-6, 1e6)]
 Share = Annotated[float, NUMBER, Rule("in (0, 1]", lambda p: 0 < p <= 1)]
-Id = Annotated[int, Rule("an id, or None", is_integer)]
+Id = Annotated[int | None, Rule("an id", is_integer)]
 Ids = Annotated[
-    int | Sequence[int], Rule("an id or several", lambda ids: is_integer(ids) or _are_ids(ids))
+    int | Sequence[int] | None,
+    Rule("an id or several", lambda ids: is_integer(ids) or _are_ids(ids)),
 ]
 Words = Annotated[
     Sequence[Sequence[int]],
@@ -106,7 +105,7 @@ Texts = Annotated[
     ),
 ]
 Seeds = Annotated[
-    int | Sequence[int], Rule("an integer in [0, 2**32), or one a prompt", _are_seeds)
+    int | Sequence[int] | None, Rule("an integer in [0, 2**32), or one a prompt", _are_seeds)
 ]
 
 
@@ -116,58 +115,67 @@ class GenerationConfig:
 
     But for top_k: what it takes for unset is 50.
 
+    The command line shows the descriptions of the attributes as help.
+
     Attributes:
-        max_new_tokens: how many tokens to add to each prompt at most.
-        min_new_tokens: no end token is chosen before so many.
-        do_sample: draw the next token (True) or take the likeliest (False).
-        temperature: divides the logits before they are sampled from.
-        top_k: sample from the so many likeliest tokens; None for all.
-        top_p: sample from the likeliest tokens that together have this probability
-            (arXiv:1904.09751).
-        min_p: sample from the tokens at least so likely relative to the likeliest
-            (arXiv:2407.01082).
-        typical_p: sample from the tokens whose information is nearest to the entropy and that
-            together have this probability (arXiv:2202.00666).
-        repetition_penalty: divides the positive and multiplies the negative logits of tokens that
-            the text, prompt included, holds already (arXiv:1909.05858, section 4.1).
-        no_repeat_ngram_size: no sequence of so many tokens occurs twice, prompt included; 0 to
-            allow it.
-        bad_words_ids: sequences of tokens that are not completed.
-        suppress_tokens: tokens that are never chosen. (Where the rules come to leave none, the
-            text goes on with id 0 and a score of NaN.)
-        forced_bos_token_id: the token chosen after a prompt of one token.
-        forced_eos_token_id: the token, or one of the tokens, chosen last if max_new_tokens is
-            reached.
-        eos_token_id: the token, or tokens, that end a text. None takes the model configuration's;
-            an empty sequence is for none.
-        pad_token_id: what follows the end of a text in an array; by default the model
-            configuration's, else the (first) end token.
-        stop_strings: a text ends with the token that completes one of these in the decoded text,
-            which is lower-case and has spaces around punctuation; needs a tokenizer.
-        num_beams: how many texts to follow at once, keeping the likeliest.
-        length_penalty: a text's score is its log-probability over its number of new tokens to this
-            power; within bounds that depend on max_new_tokens, where scores are numbers apart.
-        early_stopping: with beams: stop as soon as num_beams texts have ended (True), when a
-            running one is unlikely to become better (False), or cannot ("never").
-        num_return_sequences: how many texts to return for each prompt: draws, or the best beams.
-        sliding_window: what to do where prompt and new tokens are more than the model's positions.
-            None makes it an error. Otherwise a text that has used up all positions is cut to its
-            last so many tokens; these are read again, from position 0, and the text goes on from
-            them: what lies before is forgotten. n_positions forgets one token at a time, and reads
-            the whole window for each.
-        prompt_lookup_num_tokens: read up to so many tokens at once, guessed from what the text
-            holds already, where its last token occurs earlier. In float32 it changes no text (see
-            ``generate``). It is faster for a text that repeats itself or its prompt, as fast for
-            one without any repetition, and slower where the guesses are wrong.
-        seed: of the draws; row i of a batch draws with seed + i, so that a row can be had again
-            alone. Or a sequence, one a prompt. 0 by default.
+        max_new_tokens: the most tokens to add to a prompt; 20 by default, and 40 in gpt1 generate.
+        min_new_tokens: how many tokens to add before an end token may be chosen; 0 by default.
+        do_sample: draw each token by its probability, in place of taking the most likely one.
+        temperature: what the logits are divided by before a token is drawn; 1 by default. A larger
+            value makes less likely tokens more frequent.
+        top_k: draw from this many of the most likely tokens; by default, or with None, from all.
+        top_p: draw from the most likely tokens that together have this probability
+            (arXiv:1904.09751); 1 by default, for all.
+        min_p: draw from the tokens that have at least this share of the most likely token's
+            probability (arXiv:2407.01082); 0 by default, for all.
+        typical_p: draw from the tokens whose information is nearest to the entropy and that
+            together have this probability (arXiv:2202.00666); 1 by default, for all.
+        repetition_penalty: divides the positive logits of tokens that the text, prompt included,
+            already has, and multiplies their negative ones (arXiv:1909.05858, section 4.1); 1 by
+            default. A larger value makes repetitions less likely.
+        no_repeat_ngram_size: let no sequence of this many tokens occur twice in a text, prompt
+            included; 0 by default, for no limit.
+        bad_words_ids: a sequence of token ids that is never completed, or several; by default, or
+            with None on the command line, there are none.
+        suppress_tokens: token ids that are never chosen; none by default. If the constraints leave
+            no token to choose, the text goes on with id 0 and a score of NaN.
+        forced_bos_token_id: the token id that follows a prompt of one token; by default any may.
+        forced_eos_token_id: the token ids of which one comes last in a text that reaches
+            max_new_tokens; by default any may.
+        eos_token_id: the token ids that end a text; those of the model's configuration by default.
+            An empty sequence, or None on the command line, stands for no ids.
+        pad_token_id: the token id that fills an array up after the end of a text; by default that
+            of the model's configuration, or else the first end token.
+        stop_strings: a string that ends a text, or several, by the token that completes it in the
+            decoded text, which is lower-case and has spaces around punctuation. It takes a
+            tokenizer.
+        num_beams: how many texts beam search follows at once, of which it keeps the most likely; 1
+            by default, for no beam search.
+        length_penalty: the power of a text's number of new tokens that beam search divides its
+            log-probability by; 1 by default. A larger value favours longer texts; the limits depend
+            on max_new_tokens, and keep the scores of texts apart.
+        early_stopping: when beam search ends: as soon as num_beams texts have ended (True), when
+            a running text is unlikely to become better (False, the default), or when none can
+            become better (never).
+        num_return_sequences: how many texts to return for each prompt, draws or the best beams; 1
+            by default.
+        sliding_window: how many of its last tokens a text keeps when it has used up the model's
+            positions. They are read again, from position 0, and what lies before is forgotten. By
+            default, or with None, a text that might grow so long is an error. n_positions forgets
+            one token at a time, and reads the whole window for each.
+        prompt_lookup_num_tokens: how many draft tokens to read at once, copied from where the last
+            token occurs earlier in the text; by default, or with None, none. In float32 the text
+            stays the same. It comes faster if it repeats itself or its prompt, and slower if the
+            draft tokens are rejected.
+        seed: the seed of the draws, 0 by default. Text i, counted from 0 over all prompts, is drawn
+            with seed + i, so that it can be drawn again alone. A sequence holds one seed a prompt.
     """
 
     max_new_tokens: Amount = 20
     min_new_tokens: AmountOrZero = 0
     do_sample: Annotated[bool, Rule("True or False", lambda value: isinstance(value, bool))] = False
     temperature: Factor = 1.0
-    top_k: OptionalCount | None = None
+    top_k: MaybeCount = None
     top_p: Share = 1.0
     min_p: Annotated[float, NUMBER, _within(0, 1)] = 0.0
     typical_p: Share = 1.0
@@ -175,10 +183,10 @@ class GenerationConfig:
     no_repeat_ngram_size: AmountOrZero = 0
     bad_words_ids: Words = ()
     suppress_tokens: Annotated[Sequence[int], Rule("ids", _are_ids)] = ()
-    forced_bos_token_id: Id | None = None
-    forced_eos_token_id: Ids | None = None
-    eos_token_id: Ids | None = None
-    pad_token_id: Id | None = None
+    forced_bos_token_id: Id = None
+    forced_eos_token_id: Ids = None
+    eos_token_id: Ids = None
+    pad_token_id: Id = None
     stop_strings: Texts = ()
     num_beams: Amount = 1
     length_penalty: Annotated[float, NUMBER, _within(-100, 100)] = 1.0
@@ -187,9 +195,9 @@ class GenerationConfig:
         Rule('True, False or "never"', lambda when: isinstance(when, bool) or when == "never"),
     ] = False
     num_return_sequences: Amount = 1
-    sliding_window: OptionalCount | None = None
-    prompt_lookup_num_tokens: OptionalCount | None = None
-    seed: Seeds | None = None
+    sliding_window: MaybeCount = None
+    prompt_lookup_num_tokens: MaybeCount = None
+    seed: Seeds = None
 
     def __post_init__(self) -> None:
         if isinstance(self.stop_strings, str):

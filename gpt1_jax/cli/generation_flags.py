@@ -2,22 +2,19 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Required, TypedDict, TypeVar
+from typing import Annotated, Required, TypedDict, get_type_hints
 
 import tyro
 
 from gpt1_jax.generation_config import GenerationConfig, read_generation_config
 
 MAX_NEW_TOKENS = 40  # where neither the flags nor the checkpoint say
-Value = TypeVar("Value")
 
 
 def _read_ids(words: list[str]) -> tuple[int, ...]:
     return () if words == ["None"] else tuple(map(int, words[0].split(",")))
 
 
-# A flag that may be left out, of which tyro need not say so.
-Flag = Annotated[Value, tyro.conf.arg(help_behavior_hint="")]
 Ids = Annotated[
     tuple[int, ...],
     tyro.constructors.PrimitiveConstructorSpec(
@@ -28,99 +25,68 @@ Ids = Annotated[
         str_from_instance=lambda ids: [",".join(map(str, ids))],
     ),
 ]
+# The types of flags, where these are not the fields' own.
+TYPES = get_type_hints(GenerationConfig) | {
+    "eos_token_id": Ids,
+    "forced_eos_token_id": Ids,
+    "suppress_tokens": Ids,
+    "seed": int,
+}
 # One value a flag: a flag that took several words could take a prompt for one of them. Such a flag
 # is empty, not missing, where it is not given.
-Repeated = Required[tyro.conf.UseAppendAction[tuple[Value, ...]]]
+REPEATED = {"stop_strings": str, "bad_words_ids": Ids}
+GROUPS = {
+    "length": (
+        "max_new_tokens",
+        "min_new_tokens",
+        "eos_token_id",
+        "stop_strings",
+        "forced_eos_token_id",
+        "pad_token_id",
+        "sliding_window",
+        "prompt_lookup_num_tokens",
+    ),
+    "sampling": (
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "seed",
+        "num_return_sequences",
+    ),
+    "beams": ("num_beams", "length_penalty", "early_stopping"),
+    "constraints": (
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "bad_words_ids",
+        "suppress_tokens",
+        "forced_bos_token_id",
+    ),
+}
 
 
-class LengthFlags(TypedDict, total=False):
-    """Flags for when a text ends.
-
-    Attributes:
-        max_new_tokens: how many tokens to add at most; 40 by default.
-        min_new_tokens: add no end token before so many.
-        eos_token_id: tokens that end a text; None for none. By default those of the model.
-        stop_strings: a text ends with the token that completes this string in the printed text,
-            which is lower-case and has spaces around punctuation.
-        forced_eos_token_id: tokens of which one is the last if max-new-tokens is reached.
-        pad_token_id: what fills up a batch after the end of a text; never printed.
-        sliding_window: where a text uses up the model's positions, forget all but its last so many
-            tokens, and go on; otherwise a text that might is an error.
-        prompt_lookup_num_tokens: read so many tokens at once, guessed from what the text holds
-            already: in float32 the same text, faster if it repeats itself.
-    """
-
-    max_new_tokens: Flag[int]
-    min_new_tokens: Flag[int]
-    eos_token_id: Flag[Ids]
-    stop_strings: Repeated[str]
-    forced_eos_token_id: Flag[Ids]
-    pad_token_id: Flag[int | None]
-    sliding_window: Flag[int | None]
-    prompt_lookup_num_tokens: Flag[int | None]
+def flags(group: str) -> object:
+    """Return what tyro makes the flags of a group from: a dict of those that are given."""
+    kinds: dict[str, object] = {}
+    for name in GROUPS[group]:
+        if name in REPEATED:
+            kinds[name] = Required[tyro.conf.UseAppendAction[tuple[REPEATED[name], ...]]]
+        else:  # tyro need not say that the flag may be left out
+            kinds[name] = Annotated[TYPES[name], tyro.conf.arg(help_behavior_hint="")]
+    made = TypedDict(group, kinds, total=False)  # pyright: ignore[reportArgumentType]
+    made.__doc__ = GenerationConfig.__doc__
+    return tyro.conf.arg(constructor=made)
 
 
-class SamplingFlags(TypedDict, total=False):
-    """Flags for draws.
-
-    Attributes:
-        do_sample: draw tokens instead of taking the likeliest.
-        temperature: below 1 for likelier tokens, above 1 for more surprising ones.
-        top_k: draw from so many likeliest tokens.
-        top_p: draw from the likeliest tokens that together have this probability.
-        min_p: draw from the tokens at least so likely relative to the likeliest.
-        typical_p: draw from the tokens that are about as surprising as is to be expected and that
-            together have this probability.
-        seed: of the draws, 0 by default. Text n, counted from 0 over all prompts, draws with
-            seed + n, whatever the batches.
-        num_return_sequences: texts for each prompt: draws, or the best beams.
-    """
-
-    do_sample: Flag[bool]
-    temperature: Flag[float]
-    top_k: Flag[int | None]
-    top_p: Flag[float]
-    min_p: Flag[float]
-    typical_p: Flag[float]
-    seed: Flag[int]
-    num_return_sequences: Flag[int]
+LengthFlags = Annotated[Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("length")]
+SamplingFlags = Annotated[Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("sampling")]
+BeamFlags = Annotated[Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("beams")]
+ConstraintFlags = Annotated[Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("constraints")]
 
 
-class BeamFlags(TypedDict, total=False):
-    """Flags for beam search.
-
-    Attributes:
-        num_beams: follow so many texts at once, and keep the likeliest.
-        length_penalty: a text's score is its log-probability over its number of new tokens to this
-            power; 1 by default.
-        early_stopping: stop when num-beams texts have ended (True), when a running one is unlikely
-            to become better (False, the default), or when none can (never).
-    """
-
-    num_beams: Flag[int]
-    length_penalty: Flag[float]
-    early_stopping: Flag[bool | Literal["never"]]
-
-
-class ConstraintFlags(TypedDict, total=False):
-    """Flags for constraints.
-
-    Attributes:
-        repetition_penalty: above 1 for fewer tokens that the text holds already.
-        no_repeat_ngram_size: no sequence of so many tokens twice.
-        bad_words_ids: a sequence of tokens that is never completed; None for none.
-        suppress_tokens: tokens that are never chosen.
-        forced_bos_token_id: the token that follows a prompt of one token.
-    """
-
-    repetition_penalty: Flag[float]
-    no_repeat_ngram_size: Flag[int]
-    bad_words_ids: Repeated[Ids]
-    suppress_tokens: Flag[Ids]
-    forced_bos_token_id: Flag[int | None]
-
-
-def read_settings(folder: Path, *groups: Mapping[str, Any]) -> GenerationConfig:
+def read_settings(folder: Path, *groups: Mapping[str, object]) -> GenerationConfig:
     """Return what the flags say, else the checkpoint's ``generation_config.json``, else defaults.
 
     Args:

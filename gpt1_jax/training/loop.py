@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from gpt1_jax.checks import Count, check_fields
+from gpt1_jax.checks import Count, MaybeCount, check_fields
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import first_non_finite
 from gpt1_jax.sharding.mesh import gather, make_global_batch, mesh_of, param_shardings, shard
@@ -41,9 +41,9 @@ class LoopSettings:
 
     accumulate: Count = 1
     log_every: Count = 10
-    eval_every: Count | None = None
+    eval_every: MaybeCount = None
     checkpoint_every: Count = 500
-    patience: Count | None = None
+    patience: MaybeCount = None
 
     def __post_init__(self) -> None:
         check_fields(self)

@@ -14,7 +14,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from gpt1_jax.checks import NotNegative, Positive, Rule, check_fields, is_integer, is_number, wrong
+from gpt1_jax.checks import (
+    MaybePositive,
+    NotNegative,
+    Positive,
+    Rule,
+    check_fields,
+    is_integer,
+    is_number,
+    wrong,
+)
 from gpt1_jax.pretrained import Params
 
 Optimizer = Literal["adamw", "openai"]
@@ -24,7 +33,6 @@ Schedule = Literal["linear", "cosine", "constant"]
 MOST_STEPS = 2**24
 
 Decay = Annotated[float, Rule("a number in (0, 1)", lambda b: is_number(b) and 0 < b < 1)]
-GradNorm = Annotated[float, Rule("a number above 0, or None", lambda x: is_number(x) and x > 0)]
 Warmup = Annotated[
     float,
     Rule(
@@ -73,7 +81,7 @@ class OptimizerSettings:
     schedule: Schedule
     warmup: Warmup
     weight_decay: NotNegative = 0.01
-    max_grad_norm: GradNorm | None = 1.0
+    max_grad_norm: MaybePositive = 1.0
     b1: Decay = 0.9
     b2: Decay = 0.999
     eps: Positive = 1e-8

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gpt1_jax._conversion import files
-from gpt1_jax.checks import Count, Positive, check_fields
+from gpt1_jax.checks import Count, MaybeCount, Positive, check_fields
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import OpenAIGPTLMHeadModel
@@ -116,7 +116,7 @@ class PretrainSettings(RunSettings):
     """
 
     epochs: Positive = 100.0
-    steps: Count | None = None
+    steps: MaybeCount = None
     batch_size: Count = 64
 
 

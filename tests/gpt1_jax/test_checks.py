@@ -11,6 +11,8 @@ import pytest
 from gpt1_jax.checks import (
     Count,
     DropoutRate,
+    MaybeCount,
+    MaybePositive,
     NotNegative,
     Positive,
     PositiveInteger,
@@ -27,14 +29,15 @@ from gpt1_jax.training.pretrain import OPTIMIZER, NewModel, PretrainSettings
 @dataclasses.dataclass(frozen=True)
 class Settings:
     count: Count = 1
-    more: Count | None = None
+    more: MaybeCount = None
     whole: PositiveInteger = 1
     positive: Positive = 1.0
     not_negative: NotNegative = 0
     rate: DropoutRate = 0.0
     switch: Switch = False
     word: Literal["a", "b"] = "a"
-    maybe: Annotated[str, Rule("a letter, or None", str.isalpha)] | None = None
+    limit: MaybePositive = 1.0
+    maybe: Annotated[str | None, Rule("a letter", str.isalpha)] = None
     free: object = None
 
     def __post_init__(self) -> None:
@@ -44,8 +47,9 @@ class Settings:
 WRONG: list[tuple[str, Any, str]] = [
     *(("count", value, "an integer") for value in (1.0, "1", True, None, math.nan, [1])),
     ("count", 0, "at least 1"),
-    *(("more", value, "an integer") for value in (2.0, False)),
-    ("more", -3, "at least 1"),
+    *(("more", value, "an integer, or None") for value in (2.0, False)),
+    ("more", -3, "at least 1, or None"),
+    *(("limit", value, "a number above 0, or None") for value in (0, "1")),
     *(("whole", value, "a positive integer") for value in (0, 2.0, True, None)),
     # The last is an integer beyond every float.
     *(
@@ -78,6 +82,7 @@ def test_check_fields_accepts_what_the_type_admits() -> None:
         "switch": True,
         "word": "b",
         "maybe": "x",
+        "limit": None,
         "free": {1, 2},
     }
     settings = Settings(**fields)

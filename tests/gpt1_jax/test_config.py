@@ -87,13 +87,13 @@ WRONG: list[tuple[str, Any, str]] = [
     ("afn", None, "one of 'gelu'"),
     ("afn", ["gelu"], "one of 'gelu'"),
     ("summary_type", "attn", "one of 'cls_index', 'last', 'first', 'mean'"),
-    ("summary_activation", "relu", "one of 'tanh', None"),
+    ("summary_activation", "relu", "one of 'tanh', or None"),
     ("problem_type", "multi_label", "one of 'regression', 'single_label_classification'"),
-    *((n, v, "a token id or null") for n in ("pad_token_id", "bos_token_id") for v in (1.0, "0")),
-    ("pad_token_id", True, "a token id or null"),
-    ("pad_token_id", (1, 2), "a token id or null"),
-    ("eos_token_id", [1, "2"], "a token id or null"),
-    ("eos_token_id", 1.5, "a token id or null"),
+    *((n, v, "a token id, or None") for n in ("pad_token_id", "bos_token_id") for v in (1.0, "0")),
+    ("pad_token_id", True, "a token id, or None"),
+    ("pad_token_id", (1, 2), "a token id, or None"),
+    ("eos_token_id", [1, "2"], "a token id, or None"),
+    ("eos_token_id", 1.5, "a token id, or None"),
 ]
 
 

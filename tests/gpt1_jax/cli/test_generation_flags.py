@@ -1,23 +1,21 @@
 """The settings of generation on the command line: all are there, and who has the last word."""
 
 import dataclasses
-import inspect
 import json
+import re
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
+import docstring_parser
 import pytest
 
 from gpt1_jax import GenerationConfig
-from gpt1_jax.cli.generation_flags import (
-    BeamFlags,
-    ConstraintFlags,
-    LengthFlags,
-    SamplingFlags,
-    read_settings,
-)
+from gpt1_jax.cli.generation_flags import GROUPS, read_settings
 
-GROUPS = (LengthFlags, SamplingFlags, BeamFlags, ConstraintFlags)
+Run = Callable[..., tuple[int, str, str]]
+
 NONE_GIVEN: dict[str, Any] = {"stop_strings": (), "bad_words_ids": ()}
 
 
@@ -27,11 +25,25 @@ def config(folder: Path, fields: object) -> Path:
 
 
 def test_generation_flags_cover_every_setting() -> None:
-    names = [name for group in GROUPS for name in get_type_hints(group)]
-    assert sorted(names) == sorted(field.name for field in dataclasses.fields(GenerationConfig))
-    for group in GROUPS:
-        for name in get_type_hints(group):
-            assert f"    {name}: " in (inspect.getdoc(group) or "")
+    names = [field.name for field in dataclasses.fields(GenerationConfig)]
+    assert sorted(chain(*GROUPS.values())) == sorted(names)
+
+
+def test_generation_flags_help_is_the_description_of_the_setting(run: Run) -> None:
+    """Each flag in its group, with the words of ``GenerationConfig`` and nothing else."""
+    status, out, _ = run("generate", "--help")
+    assert status == 0
+    described = docstring_parser.parse(GenerationConfig.__doc__ or "").params
+    descriptions = {param.arg_name: param.description or "" for param in described}
+    # The help without its frame and its line breaks, cut where a group begins.
+    _, *shown = re.split(r"(\w+) options ", " ".join(re.sub("[─-╿]", " ", out).split()))
+    texts = dict(zip(shown[::2], shown[1::2], strict=True))
+    for group, names in GROUPS.items():
+        for name in names:
+            description = " ".join(descriptions[name].split())
+            assert f"--{name.replace('_', '-')}" in texts[group]
+            assert description in texts[group], name
+            assert "`" not in description, name
 
 
 def test_generation_flags_default_to_40_new_tokens(tmp_path: Path) -> None:

@@ -507,5 +507,6 @@ def test_run_training_prints_validation_losses(
 @pytest.mark.parametrize("value", [0, -1])
 def test_loop_settings_reject_invalid_values(name: str, value: int) -> None:
     fields: dict[str, Any] = {name: value}
-    with pytest.raises(ValueError, match=f"^{name} is {value}, but must be at least 1$"):
+    right = "at least 1, or None" if name in ("eval_every", "patience") else "at least 1"
+    with pytest.raises(ValueError, match=f"^{name} is {value}, but must be {right}$"):
         LoopSettings(**fields)
