@@ -6,7 +6,8 @@ import itertools
 import json as json_format
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from types import NoneType
+from typing import get_args, get_origin, get_type_hints
 
 from gpt1_jax._conversion import json_file
 
@@ -39,55 +40,50 @@ def with_config(arguments: Sequence[str], function: Callable[..., None]) -> list
     fields = json_file.read_json(path)
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold a JSON object of flags")
-    flags = _flags(function)
-    if unknown := sorted(fields.keys() - flags.keys()):
-        right = ", ".join(sorted(flags))
+    kinds = _kinds(function)
+    if unknown := sorted(fields.keys() - kinds.keys()):
+        right = ", ".join(sorted(kinds))
         raise ValueError(f"{path}: gpt1 {command} has no {unknown[0]!r}; it has {right}")
     read_files, read_flags = [], []
     for name, value in fields.items():
         try:
-            spelled = _words(value, flags[name])
+            read = _words(name, value, kinds[name])
         except ValueError as error:
             raise ValueError(f"{path}: {name} is {json_format.dumps(value)}, {error}") from None
-        if name in POSITIONAL:
-            read_files += spelled or []
-        elif isinstance(value, bool):
-            read_flags.append(_flag(name if value else f"no_{name}"))
-        elif spelled is not None:
-            read_flags += [_flag(name), *spelled]
+        (read_files if name in POSITIONAL else read_flags).extend(read)
     files = list(itertools.takewhile(lambda word: not word.startswith("-"), given))
     return [command, *(files or read_files), *read_flags, *given[len(files) :]]
 
 
-def _flags(command: Callable[..., None]) -> dict[str, Any]:
-    """Return the types of a command's arguments, by their names."""
-    types = {}
+def _kinds(command: Callable[..., None]) -> dict[str, object]:
+    """Return the types of a command's flags, by their names."""
+    kinds = {}
     for name, kind in get_type_hints(command).items():
-        types |= get_type_hints(kind) if dataclasses.is_dataclass(kind) else {name: kind}
-    del types["return"]
-    return types
+        kinds |= get_type_hints(kind) if dataclasses.is_dataclass(kind) else {name: kind}
+    del kinds["return"]
+    return kinds
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _words(value: Any, kind: Any) -> list[str] | None:
-    """Return a value of a --config file as on the command line; None to leave the flag out.
+def _words(name: str, value: object, kind: object) -> list[str]:
+    """Return a value of a --config file as on the command line, the flag included.
 
     Args:
-        value: as JSON has it.
+        name: the flag's.
+        value: as JSON has it; None is None where the flag takes it, and else the flag's default.
         kind: the type of the flag.
 
     Raises:
         ValueError: another kind of value than the flag takes.
     """
     if value is None:
-        return ["None"] if type(None) in get_args(kind) else None
+        return [f"--{name}", "None"] if NoneType in get_args(kind) else []
     if isinstance(value, bool) != (kind is bool):
         raise ValueError("but must be true or false" if kind is bool else "but is no switch")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no_{name}"]
     if isinstance(value, Mapping | list) and get_origin(kind) is not tuple:
         raise ValueError("but must be a single value")
     if isinstance(value, Mapping):
-        return [f"{key}={item}" for key, item in value.items()]
-    return list(map(str, value if isinstance(value, list) else [value]))
+        value = [f"{key}={item}" for key, item in value.items()]
+    words = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return words if name in POSITIONAL else [f"--{name}", *words]
