@@ -285,11 +285,11 @@ def round_up_to_mesh(mesh: AnyMesh, rows: int) -> int:
     return -(-rows // parts) * parts
 
 
-def process_local_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray:
+def process_local_rows(mesh: Mesh | None, rows: int, accumulate: int = 1) -> np.ndarray:
     """Return which rows of a batch this process has to read.
 
     Args:
-        mesh: of devices, which may be of several processes.
+        mesh: of devices, which may be of several processes; None for one device.
         rows: of the whole batch.
         accumulate: micro-batches that it is computed in, each of which is split over the mesh.
 
@@ -299,6 +299,8 @@ def process_local_rows(mesh: Mesh, rows: int, accumulate: int = 1) -> np.ndarray
     Raises:
         ValueError: the mesh does not divide the micro-batches.
     """
+    if mesh is None:
+        return np.arange(rows)
     parts = round_up_to_mesh(mesh, 1)
     if rows // accumulate % parts:
         times = "" if accumulate == 1 else f" x accumulate = {accumulate}"

@@ -119,6 +119,8 @@ def devices(settings: DeviceSettings, *, start: int = START) -> Iterator[Mesh | 
 def _join(settings: DeviceSettings, start: int) -> None:
     # Without an accelerator processes talk over gloo; for others JAX has its own ways.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # It would take SIGTERM away from Python, and nothing here asks it.
+    jax.config.update("jax_enable_preemption_service", False)
     if settings.coordinator is not None:
         assert settings.process_id is not None
         assert settings.num_processes is not None
@@ -175,7 +177,7 @@ def _meet(**told: Any) -> list[dict[str, Any]]:
     everyones = _tell(told)
     for number, one in enumerate(everyones):
         if "error" in one:
-            raise ProcessesError(f"process {number} could not begin: {one['error']}")
+            raise ProcessesError(f"process {number} failed: {one['error']}")
     return everyones
 
 
@@ -186,6 +188,15 @@ def _tell(told: dict[str, Any]) -> list[dict[str, Any]]:
     message = json.dumps(told).encode()
     everyones = process_allgather(np.frombuffer(message.ljust(MESSAGE), np.uint8), tiled=True)
     return [json.loads(one.tobytes()) for one in np.asarray(everyones).reshape(-1, MESSAGE)]
+
+
+def largest(value: int) -> int:
+    """Return the largest of the values that the processes call this with."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental.multihost_utils import process_allgather
+
+    return int(process_allgather(np.int32(value)).max())
 
 
 def assert_same_on_all_processes(settings: Mapping[str, Any], mesh: Mesh | None) -> None:

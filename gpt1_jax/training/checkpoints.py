@@ -3,6 +3,7 @@
 import errno
 import logging
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -61,19 +62,23 @@ class Checkpoints:
     ) -> None:
         self._manager.close()
 
-    def save(self, state: TrainState, rest: dict[str, Any]) -> None:
+    def save(self, state: TrainState, rest: Mapping[str, object]) -> Path:
         """Write a checkpoint, unless there is one of this step.
 
         Args:
             state: of training.
             rest: what else has to go on, as JSON holds it.
 
+        Returns:
+            The folder of the checkpoint.
+
         Raises:
             OSError: it cannot be written; the checkpoints before are as they were.
         """
         step = int(state.step)
+        path = self._folder / str(step)
         if step == self._manager.latest_step():
-            return
+            return path
         args, arrays = self._orbax.args, _arrays(state)
         message = f"cannot write the checkpoint of step {step} to {self._folder}"
         # Asked before: orbax's writers, many at once, would each report on the full disk.
@@ -92,6 +97,7 @@ class Checkpoints:
         except Exception as error:  # orbax and tensorstore raise what they like
             raise files.os_error(f"{message}: {_reason(error)}", error) from error
         self._remove_obsolete()
+        return path
 
     def _remove_obsolete(self) -> None:
         # orbax has moved them here: a kill in the midst of removing leaves no half of a checkpoint

@@ -1,7 +1,7 @@
 """Fine-tuning: from a language model and a labelled set to a model for the task."""
 
-import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -31,15 +31,11 @@ from gpt1_jax.sharding.mesh import (
     round_up_to_mesh,
     shard,
 )
-from gpt1_jax.sharding.processes import (
-    assert_same_folder,
-    assert_same_on_all_processes,
-    fail_together,
-    is_main_process,
-)
+from gpt1_jax.sharding.processes import is_main_process
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import lora, metrics, run_folder
-from gpt1_jax.training.data.batches import shuffled_batches
+from gpt1_jax.training.callbacks import Callback
+from gpt1_jax.training.data.batches import BatchIterator, shuffled_batches
 from gpt1_jax.training.data.labelled import Row, read_rows
 from gpt1_jax.training.data.tasks import (
     Example,
@@ -53,7 +49,7 @@ from gpt1_jax.training.data.tasks import (
 )
 from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.freezing import combine_params, split_frozen
-from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, run_training
+from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.run_settings import (
     RunSettings,
@@ -61,6 +57,7 @@ from gpt1_jax.training.run_settings import (
     check_vocabulary,
     fields_of,
 )
+from gpt1_jax.training.step import Batch
 from gpt1_jax.training.task_objective import (
     TaskModel,
     prediction_loss,
@@ -135,6 +132,7 @@ def finetune(
     optimizer: OptimizerSettings = OPTIMIZER,
     loop: LoopSettings = LoopSettings(),
     mesh: Mesh | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainProgress:
     """Train a model for a task; run again, a killed run goes on, bit by bit the same.
 
@@ -151,6 +149,7 @@ def finetune(
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
         mesh: the devices to train on, see ``pretrain``.
+        callbacks: see ``pretrain``.
 
     Returns:
         How the validations went.
@@ -161,157 +160,168 @@ def finetune(
         BlockingIOError: another process is training into ``out``.
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
     """
-    with contextlib.ExitStack() as stack:
-        with fail_together():
-            out = files.output_path(out)
-            stack.enter_context(run_folder.locked(out))
-            training, loop = _prepare(
-                task,
-                train,
-                valid,
-                out,
-                model=model,
-                columns=columns,
-                choices=choices,
-                settings=settings,
-                optimizer=optimizer,
-                loop=loop,
-                mesh=mesh,
+    job = _Finetuning(task, train, valid, model, columns, choices, settings, optimizer, loop, mesh)
+    return train_into(out, job.prepare, callbacks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Finetuning:
+    """The arguments of ``finetune``, and the steps that lead from them to the first batch."""
+
+    task_name: TaskName
+    train: str | os.PathLike[str]
+    valid: str | os.PathLike[str] | None
+    model: str | os.PathLike[str]
+    columns: Mapping[str, str] | None
+    choices: Sequence[str]
+    settings: FinetuneSettings
+    optimizer: OptimizerSettings
+    loop: LoopSettings
+    mesh: Mesh | None
+
+    def prepare(self, out: Path) -> tuple[TrainSpec, LoopSettings]:
+        """Return what is trained, and when to do what; the output folder is the run's then."""
+        own_rows = self.check()
+        columns = task_columns(self.task_name, self.columns, self.choices)
+        rows = read_rows(self.train, columns)
+        valid_rows = None if self.valid is None else read_rows(self.valid, columns)
+        folder = resolve(self.model)
+        config = OpenAIGPTConfig.from_pretrained(folder)
+        tokenizer = Tokenizer.from_pretrained(folder)
+        check_vocabulary(folder, tokenizer, config.vocab_size)
+        if self.mesh is not None:
+            check_heads(self.mesh, config)
+        task = self.make_task(tokenizer, config, rows)
+        examples = [task.encode(row) for row in rows]
+        run = self.describe(folder, columns)
+        run_folder.claim(out, run, self.mesh)
+        model = _model(folder, task, config, self.settings, self.mesh)
+        spec = self.specify(model, task, examples, valid_rows, own_rows, out)
+        if is_main_process():
+            tokenizer.save_pretrained(out)
+            _write_task(out, task, columns)
+            run_folder.begin(out, run)
+        epoch = math.ceil(len(examples) / self.settings.batch_size)
+        return spec, dataclasses.replace(self.loop, eval_every=self.loop.eval_every or epoch)
+
+    def check(self) -> np.ndarray:
+        """Check what needs no reading, and return the rows of a batch that this process reads."""
+        check_modules("grain", "matplotlib", "sklearn", "scipy")
+        self.loop.check_for(self.settings.batch_size, validates=self.valid is not None)
+        rows = process_local_rows(self.mesh, self.settings.batch_size, self.loop.accumulate)
+        if self.settings.numbers and self.task_name != "similarity":
+            raise ValueError(
+                f"numbers says what the labels of a similarity are, but this is {self.task_name}"
             )
-        return run_training(training, loop, out)
+        return rows
 
+    def make_task(self, tokenizer: Tokenizer, config: OpenAIGPTConfig, rows: Sequence[Row]) -> Task:
+        """Return the task with the classes of the training set; the tokenizer gets its tokens."""
+        scored = self.task_name == "similarity" and not self.settings.numbers
+        by_class = scored or self.task_name in ("classification", "entailment")
+        task = Task(
+            name=self.task_name,
+            tokenizer=tokenizer,
+            special=prepare_tokenizer(tokenizer),
+            n_positions=config.n_positions,
+            classes=find_classes(rows) if by_class else None,
+            choices=len(self.choices),
+            max_tokens=self.settings.max_tokens,
+        )
+        if scored:
+            check_no_numbers(rows)
+        return task
 
-def _prepare(
-    task: TaskName,
-    train: str | os.PathLike[str],
-    valid: str | os.PathLike[str] | None,
-    out: Path,
-    *,
-    model: str | os.PathLike[str],
-    columns: Mapping[str, str] | None,
-    choices: Sequence[str],
-    settings: FinetuneSettings,
-    optimizer: OptimizerSettings,
-    loop: LoopSettings,
-    mesh: Mesh | None,
-) -> tuple[TrainSpec, LoopSettings]:
-    """Return what ``finetune`` trains, and when to do what; the output folder is the run's then."""
-    check_modules("grain", "matplotlib", "sklearn", "scipy")
-    loop.check_for(settings.batch_size, validates=valid is not None)
-    own = (
-        slice(None)
-        if mesh is None
-        else process_local_rows(mesh, settings.batch_size, loop.accumulate)
-    )
-    if settings.numbers and task != "similarity":
-        raise ValueError(f"numbers says what the labels of a similarity are, but this is {task}")
-    named = task_columns(task, columns, choices)
-    rows = read_rows(train, named)
-    valid_rows = None if valid is None else read_rows(valid, named)
-    folder = resolve(model)
-    config = OpenAIGPTConfig.from_pretrained(folder)
-    tokenizer = Tokenizer.from_pretrained(folder)
-    check_vocabulary(folder, tokenizer, config.vocab_size)
-    if mesh is not None:
-        check_heads(mesh, config)
-    by_class = task in ("classification", "entailment") or (
-        task == "similarity" and not settings.numbers
-    )
-    transformed = Task(
-        name=task,
-        tokenizer=tokenizer,
-        special=prepare_tokenizer(tokenizer),
-        n_positions=config.n_positions,
-        classes=find_classes(rows) if by_class else None,
-        choices=len(choices),
-        max_tokens=settings.max_tokens,
-    )
-    if task == "similarity" and by_class:
-        check_no_numbers(rows)
-    examples = [transformed.encode(row) for row in rows]
-    run = {
-        "task": task,
-        "train": str(train),
-        "train_content": run_folder.content(train),
-        "valid": None if valid is None else str(valid),
-        "valid_content": None if valid is None else run_folder.content(valid),
-        "model": str(model),
-        "model_content": run_folder.checkpoint_content(folder),
-        "columns": named,
-        **fields_of(settings, optimizer, loop),
-    }
-    assert_same_on_all_processes(run, mesh)
-    assert_same_folder(out)
-    run_folder.check(out, run)
+    def describe(self, folder: Path, columns: Mapping[str, str]) -> dict[str, object]:
+        """Return all that the result depends on, as run.json holds it."""
+        return {
+            "task": self.task_name,
+            "train": str(self.train),
+            "train_content": run_folder.content(self.train),
+            "valid": None if self.valid is None else str(self.valid),
+            "valid_content": None if self.valid is None else run_folder.content(self.valid),
+            "model": str(self.model),
+            "model_content": run_folder.checkpoint_content(folder),
+            "columns": columns,
+            **fields_of(self.settings, self.optimizer, self.loop),
+        }
 
-    task_model = _model(folder, transformed, config, settings, mesh)
-    dropped = configure_dropout(task_model, settings.embedding_dropout, settings.dropout)
-    graphdef, params = split(task_model)
-    trained, frozen, combine = _trained(params, settings)
+    def specify(
+        self,
+        model: TaskModel,
+        task: Task,
+        examples: Sequence[Example],
+        valid_rows: Sequence[Row] | None,
+        own_rows: np.ndarray,
+        out: Path,
+    ) -> TrainSpec:
+        """Return what is trained, and on what."""
+        settings, batch_size = self.settings, self.settings.batch_size
+        dropped = configure_dropout(model, settings.embedding_dropout, settings.dropout)
+        graphdef, params = split(model)
+        trained, frozen, combine = _trained(params, settings)
+        steps = max(1, round(settings.epochs * len(examples) / batch_size))
 
-    def objective(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return task_loss(
-            merge(graphdef, params),
-            batch,
-            key,
-            lm_weight=settings.lm_weight,
-            classifier_dropout=settings.dropout,
+        def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return task_loss(
+                merge(graphdef, params),
+                batch,
+                key,
+                lm_weight=settings.lm_weight,
+                classifier_dropout=settings.dropout,
+            )
+
+        def tokens(batch: Batch) -> int:
+            # As if other processes had rows as long as those of this one.
+            own = float((batch["classify_at"] + 1).sum())
+            return round(own * (batch_size / len(batch["classify_at"])))
+
+        return TrainSpec(
+            params=trained,
+            frozen=frozen,
+            combine=combine,
+            objective=dropped(objective),
+            optimizer=make_optimizer(self.optimizer, steps),
+            learning_rate=learning_rate(self.optimizer, steps),
+            batches=batches(examples, task, batch_size, settings.seed, own_rows),
+            tokens=tokens,
+            steps=steps,
+            seed=settings.seed,
+            save=functools.partial(self.save, model, task, out),
+            evaluate=None if valid_rows is None else task_measures(model, task, valid_rows),
+            chosen=metrics.DEFAULTS[task.predicts][0],
+            better="high",
+            mesh=self.mesh,
+            batch_size=batch_size,
         )
 
-    def save(trained: Params, params: Params) -> None:
-        if settings.lora is not None:
+    def save(
+        self, model: TaskModel, task: Task, out: Path, trained: Params, params: Params
+    ) -> None:
+        """Write the model, and its adapters apart."""
+        if self.settings.lora is not None:
             lora.save_adapters(
                 out / ADAPTER,
-                settings.lora,
+                self.settings.lora,
                 trained["adapters"],
-                architecture=transformed.architecture,
-                base=str(model),
+                architecture=task.architecture,
+                base=str(self.model),
                 # The embeddings of the special tokens are new, and the base lacks them.
                 saved_modules={
                     **trained["head"],
                     "transformer": {"tokens_embed": params["transformer"]["tokens_embed"]},
                 },
             )
-        task_model.save_pretrained(out, params=params)
-
-    per_epoch = math.ceil(len(examples) / settings.batch_size)
-    steps = max(1, round(settings.epochs * len(examples) / settings.batch_size))
-    evaluate = None
-    if valid_rows is not None:
-        evaluate = task_measures(task_model, transformed, valid_rows)
-    chosen = metrics.DEFAULTS[transformed.predicts][0]
-    training = TrainSpec(
-        params=trained,
-        frozen=frozen,
-        combine=combine,
-        objective=dropped(objective),
-        optimizer=make_optimizer(optimizer, steps),
-        learning_rate=learning_rate(optimizer, steps),
-        batches=batches(examples, transformed, settings.batch_size, settings.seed, own),
-        # As if other processes had rows as long as those of this one.
-        tokens=lambda batch: round(
-            float((batch["classify_at"] + 1).sum())
-            * (settings.batch_size / len(batch["classify_at"]))
-        ),
-        steps=steps,
-        seed=settings.seed,
-        save=save,
-        evaluate=evaluate,
-        chosen=chosen,
-        better="high",
-        mesh=mesh,
-        batch_size=settings.batch_size,
-    )
-    if is_main_process():
-        tokenizer.save_pretrained(out)
-        _write_task(out, transformed, named)
-        run_folder.begin(out, run)
-    return training, dataclasses.replace(loop, eval_every=loop.eval_every or per_epoch)
+        model.save_pretrained(out, params=params)
 
 
 def batches(
-    examples: Sequence[Example], task: Task, batch_size: int, seed: int, rows: Any = slice(None)
-) -> Any:
+    examples: Sequence[Example],
+    task: Task,
+    batch_size: int,
+    seed: int,
+    rows: np.ndarray | slice = slice(None),
+) -> BatchIterator:
     """Return grain's iterator over shuffled batches, without end: each epoch in another order.
 
     Of each batch only ``rows`` are returned, as long as the longest of the whole.
@@ -347,7 +357,7 @@ def task_measures(
     examples = sorted((task.encode(row) for row in rows), key=lambda e: max(map(len, e.sequences)))
 
     @jax.jit
-    def outputs(params: Params, batch: Mapping[str, Any]) -> tuple[jax.Array, jax.Array]:
+    def outputs(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         logits = task_outputs(merge(graphdef, params), batch)
         return logits, prediction_loss(logits, batch)
 
@@ -357,7 +367,7 @@ def task_measures(
         rows = batch_size if mesh is None else round_up_to_mesh(mesh, batch_size)
         for start in range(0, len(examples), batch_size):
             group = examples[start : start + batch_size]
-            batch: Any = collate(group, n_positions=task.n_positions, rows=rows)
+            batch: Batch = collate(group, n_positions=task.n_positions, rows=rows)
             labels.append(batch["label"][: len(group)])
             if mesh is not None:
                 batch = shard(batch, batch_shardings(mesh, batch))

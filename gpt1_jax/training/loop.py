@@ -1,14 +1,15 @@
-"""The loop: steps, log, validation, checkpoints; a run that was killed goes on where it was."""
+"""The training loop: steps, log, validation, checkpoints; a run that was killed is resumed."""
 
+import contextlib
 import dataclasses
 import functools
+import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import jax
@@ -16,15 +17,28 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from gpt1_jax._conversion import files
 from gpt1_jax.checks import Count, MaybeCount, check_fields
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import first_non_finite
 from gpt1_jax.sharding.mesh import gather, make_global_batch, mesh_of, param_shardings, shard
-from gpt1_jax.sharding.processes import fail_together, is_main_process
+from gpt1_jax.sharding.processes import fail_together, is_main_process, largest
+from gpt1_jax.training import run_folder
+from gpt1_jax.training.callbacks import (
+    Callback,
+    Event,
+    LogFile,
+    LossPicture,
+    ProgressBar,
+    check_callbacks,
+    says_stop,
+)
 from gpt1_jax.training.checkpoints import Checkpoints
+from gpt1_jax.training.data.batches import BatchIterator
 from gpt1_jax.training.freezing import combine_params
-from gpt1_jax.training.log import Log, draw_losses
 from gpt1_jax.training.step import Batch, Combine, Objective, TrainState, make_step, micro_batches
+
+STOP = 1  # what a callback asks for, beside the numbers of SIGINT and SIGTERM
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,8 +110,8 @@ class TrainSpec:
     combine: Combine = combine_params
     objective: Objective
     optimizer: optax.GradientTransformation
-    learning_rate: Callable[[Any], Any]
-    batches: Any
+    learning_rate: Callable[[int], jax.Array]
+    batches: BatchIterator
     tokens: Callable[[Batch], int]
     steps: int
     seed: int
@@ -107,6 +121,13 @@ class TrainSpec:
     better: Literal["high", "low"] = "low"
     mesh: Mesh | None = None
     batch_size: int | None = None
+
+    def worth(self, measures: Mapping[str, float]) -> float:
+        """Return how good measures are: the higher, the better."""
+        score = measures[self.chosen]
+        if np.isnan(score):
+            return -np.inf  # never better, but as the first it is better than nothing
+        return score if self.better == "high" else -score
 
 
 @dataclasses.dataclass
@@ -126,7 +147,35 @@ class TrainProgress:
     stopped: bool = False
 
 
-def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainProgress:
+def train_into(
+    out: str | os.PathLike[str],
+    prepare: Callable[[Path], tuple[TrainSpec, LoopSettings]],
+    callbacks: Sequence[Callback],
+) -> TrainProgress:
+    """Hold an output folder while a training is prepared, and then train; in all processes.
+
+    Args:
+        out: the output folder; made if need be.
+        prepare: what returns the arguments of ``train``, given the folder.
+        callbacks: see ``train``.
+
+    Raises:
+        BlockingIOError: another training holds the folder.
+        ValueError: a callback is none; see also ``train`` and ``prepare``.
+        OSError: see ``train`` and ``prepare``.
+    """
+    check_callbacks(callbacks)
+    with contextlib.ExitStack() as stack:
+        with fail_together():
+            folder = files.output_path(out)
+            stack.enter_context(run_folder.locked(folder))
+            spec, settings = prepare(folder)
+        return train(spec, settings, folder, callbacks)
+
+
+def train(
+    spec: TrainSpec, settings: LoopSettings, out: Path, callbacks: Sequence[Callback] = ()
+) -> TrainProgress:
     """Train, from the latest checkpoint in ``out`` if there is one.
 
     ``out`` gets ``log.jsonl``, ``loss.png``, ``checkpoints/`` and what ``spec.save`` writes:
@@ -139,6 +188,7 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
         spec: what to train.
         settings: when to do what.
         out: the output folder; made if need be.
+        callbacks: called while training runs; see ``Callback``.
 
     Returns:
         How the validations went.
@@ -148,113 +198,158 @@ def run_training(spec: TrainSpec, settings: LoopSettings, out: Path) -> TrainPro
         OSError: something cannot be written; earlier checkpoints stay.
         KeyboardInterrupt: after SIGINT or SIGTERM, whose number is its argument.
     """
-    from tqdm import tqdm
+    with Checkpoints(out / "checkpoints") as checkpoints, _interruption() as received:
+        return TrainRun(spec, settings, out, callbacks, checkpoints, received).run()
 
-    frozen, mesh = spec.frozen, spec.mesh
-    if mesh is not None:
-        frozen = shard(frozen, param_shardings(mesh, frozen))
-    progress = TrainProgress()
-    first = is_main_process()
-    step = make_step(spec.objective, spec.optimizer, spec.combine)
-    eval_every = settings.eval_every or spec.steps
 
-    def worth(measures: dict[str, float]) -> float:
-        score = measures[spec.chosen]
-        if np.isnan(score):
-            return -np.inf  # never better, but as the first it is better than nothing
-        return score if spec.better == "high" else -score
+class TrainRun:
+    """A training that runs.
 
-    def save() -> None:
-        params = state.params, spec.combine(state.params, frozen)
-        if mesh is not None:
-            params = gather(params)
-        if first:
-            spec.save(*params)
+    Attributes:
+        spec: what is trained.
+        settings: when to do what.
+        out: the output folder.
+        step: how many steps have been taken.
+        progress: how the validations went so far.
+    """
 
-    def validate(at: int) -> None:
-        assert spec.evaluate is not None
-        measures = spec.evaluate(spec.combine(state.params, frozen))
-        if log is not None:
-            log.write(step=at, **{f"valid_{name}": value for name, value in measures.items()})
-        if progress.best is None or worth(measures) > worth(progress.best):
-            progress.best, progress.best_step, progress.stale = measures, at, 0
-            save()
-        else:
-            progress.stale += 1
-            progress.stopped = progress.stale == settings.patience
-        if not first:
-            return
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in measures.items())
-        mark = " (best)" if progress.best_step == at else ""
-        tqdm.write(f"step {at}: {shown}{mark}", file=sys.stderr)
-        draw_losses(path, out / "loss.png")
-
-    with Checkpoints(out / "checkpoints") as checkpoints, _interruption() as interrupted:
-        state, rest = _first_state(spec, checkpoints)
+    def __init__(
+        self,
+        spec: TrainSpec,
+        settings: LoopSettings,
+        out: Path,
+        callbacks: Sequence[Callback],
+        checkpoints: Checkpoints,
+        received: list[int],
+    ):
+        self.spec, self.settings, self.out = spec, settings, out
+        self._checkpoints, self._received = checkpoints, received
+        self._ending = 0  # STOP, or the number of a signal; the same in all processes
+        self._bar = ProgressBar()
+        self._callbacks: Sequence[Callback] = ()
+        if is_main_process():
+            self._callbacks = (self._bar, LogFile(), LossPicture(), *callbacks)
+        self._frozen = spec.frozen
+        if spec.mesh is not None:
+            self._frozen = shard(spec.frozen, param_shardings(spec.mesh, spec.frozen))
+        self._compiled_step = make_step(spec.objective, spec.optimizer, spec.combine)
+        self._state, rest = _first_state(spec, checkpoints)
+        self.step = int(self._state.step)
+        self.progress = TrainProgress()
         if rest is not None:
             spec.batches.set_state(rest["position"])
-            progress = TrainProgress(**rest["progress"])
-        done = int(state.step)
-        path = out / "log.jsonl"
-        with fail_together():
-            log = Log(path, done) if first else None
+            self.progress = TrainProgress(**rest["progress"])
+        self._window = _Window()
 
-        def checkpoint() -> None:
-            position = spec.batches.get_state()
-            checkpoints.save(
-                state, {"position": position, "progress": dataclasses.asdict(progress)}
-            )
+    @property
+    def params(self) -> Params:
+        """The model's parameters as they are now, which the next step overwrites."""
+        return self.spec.combine(self._state.params, self._frozen)
 
-        window = _Window()
-        # Shown by the first process, on a terminal.
-        hidden = None if first else True
-        bar = tqdm(total=spec.steps, initial=done, unit="step", disable=hidden)
-        with bar:
-            while done < spec.steps and not progress.stopped:
-                batch = next(spec.batches)
-                micro = micro_batches(batch, settings.accumulate)
-                if mesh is not None:
-                    assert spec.batch_size is not None
-                    micro = make_global_batch(mesh, micro, spec.batch_size // settings.accumulate)
-                state, measures = step(state, frozen, micro)
-                done += 1
-                window.add(measures, spec.tokens(batch))
-                last = done == spec.steps
-                validates = spec.evaluate is not None and (done % eval_every == 0 or last)
-                saves = done % settings.checkpoint_every == 0 or last
-                due = done % settings.log_every == 0 or validates or saves
-                # Asked once, lest the run end without a checkpoint.
-                ends = _anywhere(interrupted[0] if interrupted else 0, due)
-                saves |= bool(ends)
-                if due or ends:
-                    record = window.close()
-                    _check_finite(record, done, spec)
-                    rate = float(spec.learning_rate(done - 1))  # which counts from 0
-                    if log is not None:
-                        log.write(step=done, learning_rate=rate, **record)
-                    bar.set_postfix(
-                        loss=f"{record['loss']:.4f}",
-                        lr=f"{rate:.2e}",
-                        tokens_per_second=f"{record['tokens_per_second']:.0f}",
-                        refresh=False,
+    def run(self) -> TrainProgress:
+        """Train to the end, see ``train``."""
+        try:
+            self._call("on_start", self)
+            self._train()
+            if self._ending > STOP:
+                if is_main_process():
+                    self._bar.tell(
+                        f"stopped after step {self.step}; run the same command to resume"
                     )
-                if validates:
-                    validate(done)
-                    window.restart()
-                if saves or progress.stopped:
-                    checkpoint()
-                    window.restart()
-                bar.update()
-                if ends:
-                    if first:
-                        message = f"stopped after step {done}; run again, it goes on"
-                        tqdm.write(message, file=sys.stderr)
-                    raise KeyboardInterrupt(ends)
-        if spec.evaluate is None:
-            save()
-        if first:
-            draw_losses(path, out / "loss.png")
-    return progress
+                raise KeyboardInterrupt(self._ending)
+            if self.progress.best is None:
+                self._save()
+        except BaseException as error:
+            self._end(None, error)
+            raise
+        with fail_together():
+            self._end(self.progress, None)
+        return self.progress
+
+    def _train(self) -> None:
+        self._window.restart()
+        while self.step < self.spec.steps and not self.progress.stopped and not self._ending:
+            self._take_step()
+            evaluates = self.spec.evaluate is not None and self._is_every(self.settings.eval_every)
+            saves = self._is_every(self.settings.checkpoint_every)
+            interrupted = jax.process_count() == 1 and self._received  # else at the next log line
+            if evaluates or saves or interrupted or self._is_every(self.settings.log_every):
+                self._log()
+                if evaluates:
+                    self._evaluate()
+                if saves or self._ending or self.progress.stopped:
+                    self._checkpoint()
+                self._window.restart()  # which is of the steps alone
+
+    def _is_every(self, steps: int | None) -> bool:
+        """Return whether something is due that is done every so many steps, and at the last."""
+        return self.step == self.spec.steps or (steps is not None and self.step % steps == 0)
+
+    def _take_step(self) -> None:
+        spec, accumulate = self.spec, self.settings.accumulate
+        batch = next(spec.batches)
+        micro = micro_batches(batch, accumulate)
+        if spec.mesh is not None:
+            assert spec.batch_size is not None
+            micro = make_global_batch(spec.mesh, micro, spec.batch_size // accumulate)
+        self._state, measures = self._compiled_step(self._state, self._frozen, micro)
+        self.step += 1
+        self._window.add(measures, spec.tokens(batch))
+        if is_main_process():
+            self._bar.advance()
+
+    def _log(self) -> None:
+        record = self._window.means()
+        _check_finite(record, self.step, self.spec)
+        rate = float(self.spec.learning_rate(self.step - 1))  # which counts from 0
+        self._call("on_step", self.step, {"learning_rate": rate, **record})
+
+    def _evaluate(self) -> None:
+        """Validate, keep the best parameters, and stop when patience is at its end.
+
+        This is no callback: all processes take part in computing, gathering and deciding, and the
+        progress is part of a checkpoint.
+        """
+        assert self.spec.evaluate is not None
+        measures, progress = self.spec.evaluate(self.params), self.progress
+        if progress.best is None or self.spec.worth(measures) > self.spec.worth(progress.best):
+            progress.best, progress.best_step, progress.stale = measures, self.step, 0
+            self._save()
+        else:
+            progress.stale += 1
+            progress.stopped = progress.stale == self.settings.patience
+        self._call("on_evaluate", self.step, measures)
+
+    def _save(self) -> None:
+        params = self._state.params, self.params
+        if self.spec.mesh is not None:
+            params = gather(params)
+        with fail_together():
+            if is_main_process():
+                self.spec.save(*params)
+
+    def _checkpoint(self) -> None:
+        position = self.spec.batches.get_state()
+        progress = dataclasses.asdict(self.progress)
+        path = self._checkpoints.save(self._state, {"position": position, "progress": progress})
+        self._call("on_checkpoint", self.step, path)
+
+    def _call(self, event: Event, *args: object) -> None:
+        """Call the callbacks, and agree on whether to end: all processes come here together.
+
+        JAX's own ``reached_preemption_sync_point`` is asked at every step, hears SIGTERM alone and
+        up to a second late, and keeps a second one from ending the process; and what callbacks
+        answer would need this exchange anyway.
+        """
+        with fail_together():
+            answers = [says_stop(callback, event, *args) for callback in self._callbacks]
+        self._ending = largest(max(self._ending, STOP * any(answers), *self._received))
+
+    def _end(self, result: TrainProgress | None, error: BaseException | None) -> None:
+        with contextlib.ExitStack() as stack:  # each is called, whatever another one raises
+            for callback in reversed(self._callbacks):
+                stack.callback(says_stop, callback, "on_end", result, error)
+        self._callbacks = ()  # one that keeps the run would keep itself, and so the parameters
 
 
 def _first_state(
@@ -282,13 +377,6 @@ def _first_state(
     return jax.jit(create, out_shardings=shardings, donate_argnums=0)(params), None
 
 
-def _anywhere(received: int, due: bool) -> int:
-    """Return a signal that any process has received, or 0; of several they ask when due."""
-    if jax.process_count() == 1:
-        return received
-    return int(gather(np.asarray(received)[None]).max()) if due else 0
-
-
 def _check_finite(means: dict[str, float], step: int, spec: TrainSpec) -> None:
     """Check that the loss and the gradient are finite; the error says what may help."""
     for name in ("loss", "grad_norm"):
@@ -304,32 +392,28 @@ def _check_finite(means: dict[str, float], step: int, spec: TrainSpec) -> None:
 class _Window:
     """Measures of the steps between two lines of the log."""
 
-    def __init__(self) -> None:
-        self.restart()
-
     def restart(self) -> None:
-        self.measures: list[dict[str, Any]] = []
+        self.measures: list[dict[str, jax.Array]] = []
         self.tokens = 0
         self.start = time.perf_counter()
 
-    def add(self, measures: dict[str, Any], tokens: int) -> None:
+    def add(self, measures: dict[str, jax.Array], tokens: int) -> None:
         # Fetched when the line is written: the device need not wait for the host.
         self.measures.append(measures)
         self.tokens += tokens
 
-    def close(self) -> dict[str, float]:
-        """Return the means since the last line, and start anew."""
+    def means(self) -> dict[str, float]:
+        """Return the means since the last line."""
         means = {
             name: float(np.mean([np.asarray(measures[name]) for measures in self.measures]))
             for name in ("loss", "grad_norm")
         }
         seconds = time.perf_counter() - self.start
         means["tokens_per_second"] = round(self.tokens / seconds, 1)
-        self.restart()
         return means
 
 
-@contextmanager
+@contextlib.contextmanager
 def _interruption() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM in a list instead of dying of the first one."""
     received: list[int] = []
@@ -337,7 +421,7 @@ def _interruption() -> Iterator[list[int]]:
         yield received  # signals reach the main thread alone
         return
 
-    def receive(number: int, frame: Any) -> None:
+    def receive(number: int, frame: FrameType | None) -> None:
         if received:
             raise KeyboardInterrupt(number)
         received.append(number)

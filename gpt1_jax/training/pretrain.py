@@ -1,19 +1,16 @@
 """Pre-training: from plain text to a language model."""
 
-import contextlib
 import dataclasses
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gpt1_jax._conversion import files
 from gpt1_jax.checks import Count, MaybeCount, Positive, check_fields
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
@@ -21,21 +18,16 @@ from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
 from gpt1_jax.sharding.mesh import init_sharded, process_local_rows
-from gpt1_jax.sharding.processes import (
-    assert_same_folder,
-    assert_same_on_all_processes,
-    fail_together,
-    is_main_process,
-    main_process_first,
-)
+from gpt1_jax.sharding.processes import is_main_process, main_process_first
 from gpt1_jax.text.bpe_training import train_tokenizer
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import run_folder
-from gpt1_jax.training.data.batches import shuffled_batches
-from gpt1_jax.training.data.corpus import PackedBlocks, load_tokens, read_pieces
+from gpt1_jax.training.callbacks import Callback
+from gpt1_jax.training.data.batches import BatchIterator, shuffled_batches
+from gpt1_jax.training.data.corpus import PackedBlocks, TokenizedText, load_tokens, read_pieces
 from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.lm_objective import lm_loss
-from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, run_training
+from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.perplexity import text_measures
 from gpt1_jax.training.run_settings import (
@@ -45,6 +37,7 @@ from gpt1_jax.training.run_settings import (
     check_vocabulary,
     fields_of,
 )
+from gpt1_jax.training.step import Batch
 
 OPTIMIZER = OptimizerSettings(
     optimizer="openai", learning_rate=2.5e-4, schedule="cosine", warmup=2000
@@ -132,6 +125,7 @@ def pretrain(
     optimizer: OptimizerSettings = OPTIMIZER,
     loop: LoopSettings = LoopSettings(),
     mesh: Mesh | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainProgress:
     """Train a language model on text files; run again, a killed run goes on, bit by bit the same.
 
@@ -152,6 +146,7 @@ def pretrain(
         loop: when to log, validate and save.
         mesh: the devices to train on, of all processes that call this; one device by default. It is
             no part of the run: another one may go on with it.
+        callbacks: called while training runs, see ``Callback``; no part of the run either.
 
     Returns:
         How the validations went.
@@ -162,111 +157,143 @@ def pretrain(
         BlockingIOError: another process is training into ``out``.
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
     """
-    with contextlib.ExitStack() as stack:
-        with fail_together():
-            out = files.output_path(out)
-            stack.enter_context(run_folder.locked(out))
-            training, loop = _prepare(
-                texts,
-                out,
-                valid=valid,
-                model=model,
-                tokenizer=tokenizer,
-                new=new,
-                settings=settings,
-                optimizer=optimizer,
-                loop=loop,
-                mesh=mesh,
+    job = _Pretraining(texts, valid, model, tokenizer, new, settings, optimizer, loop, mesh)
+    return train_into(out, job.prepare, callbacks)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pretraining:
+    """The arguments of ``pretrain``, and the steps that lead from them to the first batch."""
+
+    texts: Sequence[str | os.PathLike[str]]
+    valid: Sequence[str | os.PathLike[str]]
+    model: str | os.PathLike[str] | None
+    tokenizer: str | os.PathLike[str] | None
+    new: NewModel
+    settings: PretrainSettings
+    optimizer: OptimizerSettings
+    loop: LoopSettings
+    mesh: Mesh | None
+
+    def prepare(self, out: Path) -> tuple[TrainSpec, LoopSettings]:
+        """Return what is trained, and when to do what; the output folder is the run's then."""
+        rows = self.check()
+        given = self.tokenizer if self.model is None else self.model
+        source = None if given is None else resolve(given, weights=self.model is not None)
+        run = self.describe(source)
+        begun = run_folder.claim(out, run, self.mesh)
+        tokenizer = self.make_tokenizer(out if begun else source)
+        model = self.make_model(source, tokenizer)
+        with main_process_first():
+            text = load_tokens(self.texts, tokenizer, out / "tokens")
+            valid = load_tokens(self.valid, tokenizer, out / "tokens") if self.valid else None
+        blocks = PackedBlocks(text.ids, model.config.n_positions, text.files)
+        spec = self.specify(model, blocks, valid, rows, out)
+        if is_main_process():
+            tokenizer.save_pretrained(out)  # which a run that goes on reads
+            run_folder.begin(out, run)
+        epoch = math.ceil(len(blocks) / self.settings.batch_size)
+        return spec, dataclasses.replace(self.loop, eval_every=self.loop.eval_every or epoch)
+
+    def check(self) -> np.ndarray:
+        """Check what needs no reading, and return the rows of a batch that this process reads."""
+        if not self.texts:
+            raise ValueError("give at least one text file")
+        check_modules("grain", "matplotlib")
+        check_files([*self.texts, *self.valid])
+        self.new.check_for(self.model, self.tokenizer)
+        self.loop.check_for(self.settings.batch_size, validates=bool(self.valid))
+        return process_local_rows(self.mesh, self.settings.batch_size, self.loop.accumulate)
+
+    def describe(self, source: Path | None) -> dict[str, object]:
+        """Return all that the result depends on, as run.json holds it."""
+        return {
+            "texts": [str(path) for path in self.texts],
+            "valid": [str(path) for path in self.valid],
+            "contents": [run_folder.content(path) for path in (*self.texts, *self.valid)],
+            "model": None if self.model is None else str(self.model),
+            "tokenizer": None if self.tokenizer is None else str(self.tokenizer),
+            "given_content": None if source is None else run_folder.checkpoint_content(source),
+            **fields_of(self.new, self.settings, self.optimizer, self.loop),
+        }
+
+    def make_tokenizer(self, known: Path | None) -> Tokenizer:
+        """Return the tokenizer in a folder, or else one that is learned from the texts."""
+        if known is not None:
+            return Tokenizer.from_pretrained(known)
+        pieces = (piece for path in self.texts for piece in read_pieces(path))
+        return train_tokenizer(
+            (line for piece in pieces for line in piece.split("\n")), self.new.merges
+        )
+
+    def make_model(self, source: Path | None, tokenizer: Tokenizer) -> OpenAIGPTLMHeadModel:
+        """Return the model to go on from, or a new one."""
+        settings, mesh = self.settings, self.mesh
+        rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings.dropout)
+        if self.model is None or source is None:
+            config = dataclasses.replace(self.new.config(len(tokenizer)), **rates)
+            if mesh is not None:
+                return init_sharded(
+                    OpenAIGPTLMHeadModel,
+                    config,
+                    mesh,
+                    seed=settings.seed,
+                    dtype=settings.dtype,
+                    remat=settings.remat,
+                )
+            rngs = nnx.Rngs(settings.seed)
+            return OpenAIGPTLMHeadModel(
+                config, rngs=rngs, dtype=settings.dtype, remat=settings.remat
             )
-        return run_training(training, loop, out)
+        model = OpenAIGPTLMHeadModel.from_pretrained(
+            source,
+            dtype=settings.dtype,
+            param_dtype="float32",
+            remat=settings.remat,
+            mesh=mesh,
+            **rates,
+        )
+        check_vocabulary(source, tokenizer, model.config.vocab_size)
+        return model
+
+    def specify(
+        self,
+        model: OpenAIGPTLMHeadModel,
+        blocks: PackedBlocks,
+        valid: TokenizedText | None,
+        rows: np.ndarray,
+        out: Path,
+    ) -> TrainSpec:
+        """Return what is trained, and on what."""
+        settings, T = self.settings, model.config.n_positions
+        steps = settings.steps or max(1, round(settings.epochs * len(blocks) / settings.batch_size))
+        evaluate = None if valid is None else text_measures(model, valid)
+        dropped = configure_dropout(model, settings.embedding_dropout, settings.dropout)
+        graphdef, params = split(model)
+
+        def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return lm_loss(merge(graphdef, params), batch, key)
+
+        return TrainSpec(
+            params=params,
+            frozen={},
+            objective=dropped(objective),
+            optimizer=make_optimizer(self.optimizer, steps),
+            learning_rate=learning_rate(self.optimizer, steps),
+            batches=batches(blocks, settings.batch_size, settings.seed, rows),
+            tokens=lambda batch: settings.batch_size * T,
+            steps=steps,
+            seed=settings.seed,
+            save=lambda _, params: model.save_pretrained(out, params=params),
+            evaluate=evaluate,
+            mesh=self.mesh,
+            batch_size=settings.batch_size,
+        )
 
 
-def _prepare(
-    texts: Sequence[str | os.PathLike[str]],
-    out: Path,
-    *,
-    valid: Sequence[str | os.PathLike[str]],
-    model: str | os.PathLike[str] | None,
-    tokenizer: str | os.PathLike[str] | None,
-    new: NewModel,
-    settings: PretrainSettings,
-    optimizer: OptimizerSettings,
-    loop: LoopSettings,
-    mesh: Mesh | None,
-) -> tuple[TrainSpec, LoopSettings]:
-    """Return what ``pretrain`` trains, and when to do what; the output folder is the run's then."""
-    if not texts:
-        raise ValueError("give at least one text file")
-    check_modules("grain", "matplotlib")
-    check_files([*texts, *valid])
-    new.check_for(model, tokenizer)
-    loop.check_for(settings.batch_size, validates=bool(valid))
-    rows = (
-        slice(None)
-        if mesh is None
-        else process_local_rows(mesh, settings.batch_size, loop.accumulate)
-    )
-    given = tokenizer if model is None else model
-    source = None if given is None else resolve(given, weights=model is not None)
-    run = {
-        "texts": [str(path) for path in texts],
-        "valid": [str(path) for path in valid],
-        "contents": [run_folder.content(path) for path in (*texts, *valid)],
-        "model": None if model is None else str(model),
-        "tokenizer": None if tokenizer is None else str(tokenizer),
-        "given_content": None if source is None else run_folder.checkpoint_content(source),
-        **fields_of(new, settings, optimizer, loop),
-    }
-    assert_same_on_all_processes(run, mesh)
-    assert_same_folder(out)
-    known = out if run_folder.check(out, run) else source
-    if known is None:
-        text_tokenizer = _learned_tokenizer(texts, new.merges)
-    else:
-        text_tokenizer = Tokenizer.from_pretrained(known)
-    language_model = _model(None if model is None else source, text_tokenizer, new, settings, mesh)
-    config = language_model.config
-    with main_process_first():
-        text = load_tokens(texts, text_tokenizer, out / "tokens")
-        valid_text = load_tokens(valid, text_tokenizer, out / "tokens") if valid else None
-    blocks = PackedBlocks(text.ids, config.n_positions, text.files)
-    epoch = math.ceil(len(blocks) / settings.batch_size)
-    steps = settings.steps or max(1, round(settings.epochs * len(blocks) / settings.batch_size))
-    evaluate = None
-    if valid_text is not None:
-        evaluate = text_measures(language_model, valid_text)
-
-    dropped = configure_dropout(language_model, settings.embedding_dropout, settings.dropout)
-    graphdef, params = split(language_model)
-
-    def objective(params: Params, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return lm_loss(merge(graphdef, params), batch, key)
-
-    def save(_: Params, params: Params) -> None:
-        language_model.save_pretrained(out, params=params)
-
-    training = TrainSpec(
-        params=params,
-        frozen={},
-        objective=dropped(objective),
-        optimizer=make_optimizer(optimizer, steps),
-        learning_rate=learning_rate(optimizer, steps),
-        batches=batches(blocks, settings.batch_size, settings.seed, rows),
-        tokens=lambda batch: settings.batch_size * config.n_positions,
-        steps=steps,
-        seed=settings.seed,
-        save=save,
-        evaluate=evaluate,
-        mesh=mesh,
-        batch_size=settings.batch_size,
-    )
-    if is_main_process():
-        text_tokenizer.save_pretrained(out)  # which a run that goes on reads
-        run_folder.begin(out, run)
-    return training, dataclasses.replace(loop, eval_every=loop.eval_every or epoch)
-
-
-def batches(blocks: PackedBlocks, batch_size: int, seed: int, rows: Any = slice(None)) -> Any:
+def batches(
+    blocks: PackedBlocks, batch_size: int, seed: int, rows: np.ndarray | slice = slice(None)
+) -> BatchIterator:
     """Return grain's iterator over shuffled batches, without end: each epoch in another order.
 
     Of each batch ``rows`` alone are read. The position is that of whole batches, so another number
@@ -277,30 +304,3 @@ def batches(blocks: PackedBlocks, batch_size: int, seed: int, rows: Any = slice(
         return {"tokens": np.stack([blocks[number] for number in np.asarray(numbers)[rows]])}
 
     return shuffled_batches(range(len(blocks)), batch_size, seed, read)
-
-
-def _learned_tokenizer(texts: Sequence[str | os.PathLike[str]], merges: int) -> Tokenizer:
-    pieces = (line for path in texts for piece in read_pieces(path) for line in piece.split("\n"))
-    return train_tokenizer(pieces, merges)
-
-
-def _model(
-    path: Path | None,
-    tokenizer: Tokenizer,
-    new: NewModel,
-    settings: PretrainSettings,
-    mesh: Mesh | None,
-) -> OpenAIGPTLMHeadModel:
-    """Return the model to go on from, or a new one."""
-    rates = dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), settings.dropout)
-    if path is None:
-        config = dataclasses.replace(new.config(len(tokenizer)), **rates)
-        numerics: Any = {"dtype": settings.dtype, "remat": settings.remat}
-        if mesh is not None:
-            return init_sharded(OpenAIGPTLMHeadModel, config, mesh, seed=settings.seed, **numerics)
-        return OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(settings.seed), **numerics)
-    model = OpenAIGPTLMHeadModel.from_pretrained(
-        path, dtype=settings.dtype, param_dtype="float32", remat=settings.remat, mesh=mesh, **rates
-    )
-    check_vocabulary(path, tokenizer, model.config.vocab_size)
-    return model

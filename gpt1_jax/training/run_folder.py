@@ -3,13 +3,18 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+
+from jax.sharding import Mesh
 
 from gpt1_jax._conversion import files, json_file, locks, match
-from gpt1_jax.sharding.processes import is_main_process
+from gpt1_jax.sharding.processes import (
+    assert_same_folder,
+    assert_same_on_all_processes,
+    is_main_process,
+)
 
 LOCK = ".gpt1-jax.run.lock"
 SETTINGS = "run.json"
@@ -57,7 +62,27 @@ def locked(out: Path) -> Iterator[None]:
         yield
 
 
-def check(out: Path, settings: dict[str, Any]) -> bool:
+def claim(out: Path, settings: Mapping[str, object], mesh: Mesh | None) -> bool:
+    """Check that all processes are to train the same into one folder that is free for the run.
+
+    Args:
+        out: see ``check``.
+        settings: likewise.
+        mesh: the devices to train on.
+
+    Returns:
+        Whether the run was begun before.
+
+    Raises:
+        ValueError: see ``check`` and ``processes.assert_same_on_all_processes``.
+        OSError: see ``processes.assert_same_folder``.
+    """
+    assert_same_on_all_processes(settings, mesh)
+    assert_same_folder(out)
+    return check(out, settings)
+
+
+def check(out: Path, settings: Mapping[str, object]) -> bool:
     """Check that a folder is free for a run, or holds what this very run has written.
 
     Args:
@@ -95,7 +120,7 @@ def check(out: Path, settings: dict[str, Any]) -> bool:
     return True
 
 
-def begin(out: Path, settings: dict[str, Any]) -> bool:
+def begin(out: Path, settings: Mapping[str, object]) -> bool:
     """Write down a run's settings in its folder, unless they are there.
 
     From here on the folder is the run's: so do it when all that can be wrong has been checked.

@@ -29,9 +29,7 @@ from support.small_training import finetune, pretrain, write_checkpoint, write_r
 
 import gpt1_jax as gpt1
 from gpt1_jax.sharding.mesh import init_sharded, make_mesh
-from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import loop
-from gpt1_jax.training import pretrain as pretraining
 
 # Wide enough that biases, which every device has, are a small part.
 SIZES = {"n_layer": 1, "n_embd": 128, "n_head": 8}
@@ -109,11 +107,11 @@ def trainings(folder: Path, sizes: dict[str, Any], base: dict[str, Any]) -> dict
         run = ""
         steps = 0
 
-        def run_training(spec: Any, *args: Any) -> Any:
+        def train(spec: Any, *args: Any) -> Any:
             stages.begin(f"{run}: before the first step")
             evaluate = stages.before(f"{run}: evaluate", spec.evaluate)
             save = stages.before(f"{run}: save", spec.save)
-            return RUN_TRAINING(dataclasses.replace(spec, evaluate=evaluate, save=save), *args)
+            return TRAIN(dataclasses.replace(spec, evaluate=evaluate, save=save), *args)
 
         def make_step(*args: Any) -> Any:
             step = stages.before(f"{run}: step", MAKE_STEP(*args))
@@ -128,8 +126,7 @@ def trainings(folder: Path, sizes: dict[str, Any], base: dict[str, Any]) -> dict
             return counted
 
         patch.setattr(loop, "make_step", make_step)
-        for module in (pretraining, finetuning):
-            patch.setattr(module, "run_training", run_training)
+        patch.setattr(loop, "train", train)
         run = "pretrain"
         stages.begin(f"{run}: initialise")
         with contextlib.suppress(KilledError):
@@ -164,7 +161,7 @@ def trainings(folder: Path, sizes: dict[str, Any], base: dict[str, Any]) -> dict
     }
 
 
-RUN_TRAINING, MAKE_STEP = loop.run_training, loop.make_step
+TRAIN, MAKE_STEP = loop.train, loop.make_step
 
 if __name__ == "__main__":
     base = FULL_SIZE if "--full-size" in sys.argv else {}

@@ -17,6 +17,7 @@ from flax import nnx
 import gpt1_jax as gpt1
 from gpt1_jax.text.bpe_training import train_tokenizer
 from gpt1_jax.training import finetune as finetuning
+from gpt1_jax.training import loop
 from gpt1_jax.training import pretrain as pretraining
 from gpt1_jax.training.finetune import FinetuneSettings
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec
@@ -168,8 +169,8 @@ def checksum(tree: Any) -> int:
     return zlib.crc32(b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(tree)))
 
 
-def save_unchanged(training: TrainSpec, settings: LoopSettings, out: Path) -> None:
-    """In place of ``run_training``: save what it would begin with."""
+def save_unchanged(training: TrainSpec, *_: Any) -> None:
+    """In place of ``train``: save what it would begin with."""
     training.save(training.params, training.combine(training.params, training.frozen))
 
 
@@ -177,13 +178,12 @@ def prepare(run: Callable[[], object]) -> Prepared:
     """Run pre-training or fine-tuning up to the first step."""
     handed_over: list[TrainSpec] = []
 
-    def record(training: TrainSpec, settings: LoopSettings, out: Path) -> TrainProgress:
+    def record(training: TrainSpec, *_: Any) -> TrainProgress:
         handed_over.append(training)
         return TrainProgress()
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (pretraining, finetuning):
-            patch.setattr(module, "run_training", record)
+        patch.setattr(loop, "train", record)
         run()
     return Prepared.of(handed_over[0])
 

@@ -1,15 +1,35 @@
 """The order of training data: shuffled anew in each epoch, and known by a position."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+from gpt1_jax.training.step import Batch
+
+Record = TypeVar("Record")
+
+
+class BatchIterator(Protocol):
+    """An iterator of grain's over batches without end; its state is its position."""
+
+    def __next__(self) -> Batch:
+        """Return the next batch."""
+        ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Return the position, as JSON holds it."""
+        ...
+
+    def set_state(self, state: dict[str, Any], /) -> None:
+        """Go to a position."""
 
 
 def shuffled_batches(
-    source: Any, batch_size: int, seed: int, collate: Callable[[Sequence[Any]], Any]
-) -> Any:
+    source: Sequence[Record],
+    batch_size: int,
+    seed: int,
+    collate: Callable[[Sequence[Record]], Batch],
+) -> BatchIterator:
     """Return grain's iterator over shuffled batches, without end: each epoch in another order.
-
-    ``get_state`` and ``set_state`` of it tell and set its position.
 
     Args:
         source: of records, by their index: it has a length.

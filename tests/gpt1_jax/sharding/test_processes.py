@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -164,11 +165,12 @@ def test_pretrain_rejects_different_settings_per_process(tmp_path: Path) -> None
     assert not out.exists()
 
 
-def test_error_of_one_process_reaches_the_other(tmp_path: Path) -> None:
+def reports(module: str, folder: Path) -> list[list[Any]]:
+    """Run a module of tests/support in two processes, and return the lines that each reports."""
     coordinator = str(free_port())
     runs = [
         subprocess.Popen(
-            [sys.executable, "-m", "support.two_processes", coordinator, str(i), "2", tmp_path],
+            [sys.executable, "-m", f"support.{module}", coordinator, str(i), "2", folder],
             cwd=Path(__file__).parents[2],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -181,6 +183,26 @@ def test_error_of_one_process_reaches_the_other(tmp_path: Path) -> None:
         out, errors = run.communicate(timeout=TIMEOUT)
         assert run.returncode == 0, errors
         lines.append([json.loads(line) for line in out.splitlines() if line.startswith('["')])
+    return lines
+
+
+def test_trainings_end_alike_in_two_processes(tmp_path: Path) -> None:
+    """At "stop" and an error of a callback in process 0, and at a signal to process 1."""
+    lines = reports("two_trainings", tmp_path)
+    for i, error in enumerate(["FileNotFoundError: ", "ProcessesError: process 0 failed: "]):
+        assert lines[i] == [
+            ["heard outside of a training", [signal.SIGTERM], 0],
+            ["stop", None, 2],
+            ["stop", None, 6],
+            ["error", f"{error}no target", 2],
+            ["signal", f"KeyboardInterrupt: {signal.SIGTERM}", 4],
+        ]
+    for case, steps in {"stop": ["2", "6"], "signal": ["4"]}.items():
+        assert sorted(path.name for path in (tmp_path / case / "checkpoints").iterdir()) == steps
+
+
+def test_error_of_one_process_reaches_the_other(tmp_path: Path) -> None:
+    lines = reports("two_processes", tmp_path)
     missing = f"no file \N{GRINNING FACE}{'x' * 2000}"
     differing = "the processes of this training were given different settings (of 0, of 1, seed): "
     folders = f"the output folder {tmp_path / '1'} is not that of process 0, {tmp_path / '0'}: "
@@ -189,7 +211,7 @@ def test_error_of_one_process_reaches_the_other(tmp_path: Path) -> None:
         def told(process: int, i: int = i) -> list[str]:
             if process == i:
                 return ["FileNotFoundError", missing]
-            return ["ProcessesError", f"process {process} could not begin: {missing}"]
+            return ["ProcessesError", f"process {process} failed: {missing}"]
 
         expected = [
             ["nothing is wrong", None, None],
@@ -202,7 +224,7 @@ def test_error_of_one_process_reaches_the_other(tmp_path: Path) -> None:
             ["nothing is wrong any more", None, None],
         ]
         if i == 0:
-            expected[3][1:] = ["ProcessesError", f"process 1 could not begin: {folders}"]
+            expected[3][1:] = ["ProcessesError", f"process 1 failed: {folders}"]
         assert [case for case, *_ in lines[i]] == [case for case, *_ in expected]
         for (case, kind, message), (_, right_kind, right) in zip(lines[i], expected, strict=True):
             assert kind == right_kind, case

@@ -19,7 +19,7 @@ from support.small_training import (
 )
 
 import gpt1_jax as gpt1
-from gpt1_jax.training import finetune as finetuning
+from gpt1_jax.training import loop
 from gpt1_jax.training.data.corpus import load_tokens
 from gpt1_jax.training.evaluate import evaluate
 from gpt1_jax.training.perplexity import text_measures
@@ -47,7 +47,7 @@ def classifier(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("classifier")
     train = write_rows(folder / "train.csv", ROWS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetuning, "run_training", save_unchanged)
+        patch.setattr(loop, "train", save_unchanged)
         finetune(
             "classification",
             train,

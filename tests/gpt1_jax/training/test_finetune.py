@@ -19,9 +19,9 @@ from support.small_training import (
 
 import conversion
 import gpt1_jax as gpt1
-import gpt1_jax.training.finetune as finetuning
 from gpt1_jax.pretrained import flatten
 from gpt1_jax.pure import split
+from gpt1_jax.training import loop
 from gpt1_jax.training.data.labelled import read_rows
 from gpt1_jax.training.finetune import FinetuneSettings, read_task, task_measures
 from gpt1_jax.training.log import read_log
@@ -203,7 +203,7 @@ def trained_names(
     """The names of the parameters that a run changes, and the parameters that it begins with."""
     common: dict[str, Any] = {"validates": False, "epochs": 1, "batch_size": 16, **fields}
     _, end = run(deep, folder / "end", "classification", **common)
-    monkeypatch.setattr(finetuning, "run_training", save_unchanged)
+    monkeypatch.setattr(loop, "train", save_unchanged)
     _, start = run(deep, folder / "start", "classification", **common)
     before, after = params_of(start), params_of(end)
     assert before.keys() == after.keys()

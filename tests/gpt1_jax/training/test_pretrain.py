@@ -357,7 +357,7 @@ def test_pretrain_rejects_changed_text_on_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text, out = write_text(tmp_path / "text.txt"), tmp_path / "run"
-    monkeypatch.setattr("gpt1_jax.training.pretrain.run_training", lambda *_: TrainProgress())
+    monkeypatch.setattr("gpt1_jax.training.loop.train", lambda *_: TrainProgress())
     pretrain([text], out, steps=1)
     write_text(text, seed=9)
     with pytest.raises(ValueError, match=r"contents: .* there, .* now"):
