@@ -188,7 +188,7 @@ def _by_saved_names(
             "attention is 'cudnn', which no program for other platforms can hold: "
             "load the model with attention='manual' or 'xla' to export it"
         )
-    graphdef, params = split(model)
+    structure, params = split(model)
     leaves = flatten(params)
     config, architecture = model.config.to_dict(), type(model).__name__
     table = conversion.param_specs(config, architecture)
@@ -199,7 +199,7 @@ def _by_saved_names(
             row.path: weights[name].T if row.transposed else weights[name]
             for name, row in rows.items()
         }
-        return merge(graphdef, unflatten_dict(arrays))
+        return merge(structure, unflatten_dict(arrays))
 
     shapes = {
         name: jax.ShapeDtypeStruct(row.torch_shape, leaves[row.path].dtype)

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
-from typing import Any, Protocol
+import operator
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +25,9 @@ from gpt1_jax.nn.validation import (
     without_device_values,
 )
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, check_params, flatten
+
+Model = TypeVar("Model", bound=OpenAIGPTPreTrainedModel)
+Fields = Callable[[Any], Mapping[Any, object]]
 
 # What chooses the function that is compiled, in place of being an input of it.
 FLAGS = ("output_attentions", "output_hidden_states", "positions_from_mask", "deterministic")
@@ -57,26 +63,135 @@ def functional(model: OpenAIGPTPreTrainedModel) -> tuple[Apply, Params]:
     Returns:
         ``apply`` and ``params``, a plain nested dict: see ``OpenAIGPTPreTrainedModel.params``.
     """
-    graphdef, params = split(model)
+    structure, params = split(model)
     shapes = tuple((path, leaf.shape) for path, leaf in flatten(params).items())
-    return _apply(graphdef, type(model), model.config, shapes), params
+    return _apply(structure, type(model), model.config, shapes), params
 
 
-def split(model: OpenAIGPTPreTrainedModel) -> tuple[nnx.GraphDef[Any], Params]:
-    """Return a model's structure and its parameters: what ``merge`` takes."""
-    graphdef, state = nnx.split(model)
-    variables = {tuple(map(str, path)): v.get_value() for path, v in nnx.to_flat_state(state)}
-    return graphdef, unflatten_dict(variables)
+class ModelStructure(Generic[Model]):
+    """What a model is apart from its parameters: hashable, and so a static argument of ``jax.jit``.
+
+    Those of equal models are equal, so that these share what is compiled. Flax's GraphDef, which it
+    holds, takes a millisecond to hash: it is done once.
+    """
+
+    def __init__(self, graphdef: nnx.GraphDef[Model]):
+        self.graphdef = graphdef
+        self._hash = hash(graphdef)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (
+            isinstance(other, ModelStructure)
+            and self._hash == other._hash
+            and self.graphdef == other.graphdef
+        )
 
 
-def merge(graphdef: nnx.GraphDef[Any], params: Params) -> Any:
-    """Return the model of ``graphdef`` with ``params``: for use inside a compiled function."""
+@dataclasses.dataclass(frozen=True)
+class _Prepared(Generic[Model]):
+    """What ``split`` has found out about a model.
+
+    Attributes:
+        structure: of the model.
+        parts: see ``_contents``.
+        ids: likewise.
+        paths: of each parameter, and its number among the model's variables.
+    """
+
+    structure: ModelStructure[Model]
+    parts: list[object]
+    ids: list[int]
+    paths: list[tuple[tuple[str, ...], int]]
+
+    def is_of(self, parts: list[object], ids: list[int]) -> bool:
+        """Whether a model with these ``_contents`` still has this structure."""
+        same_length = len(parts) == len(self.parts)
+        return same_length and ids == self.ids and all(map(operator.is_, parts, self.parts))
+
+
+_prepared: weakref.WeakKeyDictionary[OpenAIGPTPreTrainedModel, _Prepared[Any]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def split(model: Model) -> tuple[ModelStructure[Model], Params]:
+    """Return a model's structure and its parameters: what ``merge`` takes.
+
+    The structure is found once for a model, and again after any change but one of values.
+    """
+    parts, ids, variables = _contents(model)
+    prepared = _prepared.get(model)
+    if prepared is None or not prepared.is_of(parts, ids):
+        graphdef, state = nnx.split(model)
+        numbers = {id(variable): number for number, variable in enumerate(variables)}
+        paths = [
+            (tuple(map(str, path)), numbers[id(variable)])
+            for path, variable in nnx.to_flat_state(state)
+        ]
+        prepared = _Prepared(ModelStructure(graphdef), parts, ids, paths)
+        _prepared[model] = prepared
+    values = {path: variables[number].get_value() for path, number in prepared.paths}
+    return prepared.structure, unflatten_dict(values)
+
+
+def _contents(
+    model: OpenAIGPTPreTrainedModel,
+) -> tuple[list[object], list[int], list[nnx.Variable[jax.Array]]]:
+    """Return what a model consists of, in an order that follows from its attributes.
+
+    Returns:
+        The types of its modules and variables, with names and values of their attributes and
+        metadata; the ids of these modules and variables, which are not to be kept alive; and the
+        variables. Of two models, or of one at two times, whose first two are identical, Flax's
+        GraphDefs are equal.
+    """
+    parts: list[object] = []
+    ids: list[int] = []
+    variables: list[nnx.Variable[jax.Array]] = []
+    seen: set[int] = set()
+
+    def visit(node: Any, fields_of: Fields) -> None:
+        ids.append(id(node))
+        if id(node) in seen:  # one module, or one variable, in two places
+            return
+        seen.add(id(node))
+        parts.append(type(node))
+        if fields_of is nnx.Variable.get_metadata:
+            variables.append(node)
+        for name, value in fields_of(node).items():
+            parts.append(name)
+            if inner := _fields_of(type(value)):
+                visit(value, inner)
+            else:
+                parts.append(value)
+
+    visit(model, vars)
+    return parts, ids, variables
+
+
+@functools.cache  # by class, since Flax's own isinstance takes longer than all else here
+def _fields_of(cls: type) -> Fields | None:
+    """Return what gives the fields of such a node of a model; None for a mere value."""
+    if issubclass(cls, nnx.Variable):
+        return nnx.Variable.get_metadata
+    if issubclass(cls, nnx.Pytree):
+        return vars
+    if issubclass(cls, (list, tuple)):
+        return lambda items: dict(enumerate(items))
+    return dict if issubclass(cls, dict) else None
+
+
+def merge(structure: ModelStructure[Model], params: Params) -> Model:
+    """Return the model of ``structure`` with ``params``: for use inside a compiled function."""
     # Flax indexes the blocks by integers.
     flat = {
         tuple(int(key) if key.isdigit() else key for key in path): leaf
         for path, leaf in flatten(params).items()
     }
-    model = nnx.merge(graphdef, nnx.State(unflatten_dict(flat)))
+    model = nnx.merge(structure.graphdef, nnx.State(unflatten_dict(flat)))
     if any(axis_size(leaf, AXES) > 1 for leaf in flat.values()):
         _lay_out(model)
     return model
@@ -125,7 +240,7 @@ def _lay_out(model: Any) -> None:
 
 @functools.lru_cache(maxsize=32)
 def _apply(
-    graphdef: nnx.GraphDef[Any],
+    structure: ModelStructure[Any],
     cls: type[OpenAIGPTPreTrainedModel],
     config: OpenAIGPTConfig,
     shapes: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...],
@@ -139,7 +254,7 @@ def _apply(
         arguments = {**arrays, **dict(flags)}
         if cache is not None:
             arguments["cache"] = cache
-        return merge(graphdef, params).forward(**arguments)
+        return merge(structure, params).forward(**arguments)
 
     def apply(params: Params, *args: Any, **kwargs: Any) -> Any:
         arguments = bind_arguments(cls.__call__, None, *args, **kwargs)

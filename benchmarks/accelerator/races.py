@@ -87,12 +87,12 @@ def forward(bench: Bench, shape: tuple[int, int], dtype: str, precision: Any = N
     # A precision of its own keeps attention to the formula.
     attention: Any = "auto" if precision is None else "manual"
     model = bench.load(param_dtype=dtype, precision=precision, attention=attention)
-    graphdef, params = split(model)
+    structure, params = split(model)
     ids = jax.device_put(work.random_ids(bench.config, *shape))
 
     @jax.jit
     def logits(params: Any, ids: jax.Array) -> jax.Array:
-        return merge(graphdef, params)(ids).logits
+        return merge(structure, params)(ids).logits
 
     begin = clock()
     compiled = logits.lower(params, ids).compile()

@@ -168,13 +168,13 @@ class Training:
     @classmethod
     def build(cls, model: gpt1.OpenAIGPTLMHeadModel, ids: np.ndarray) -> "Training":
         """Compile a step of ``model``, whose parameters are float32, for ids (B, T)."""
-        graphdef, params = split(model)
+        structure, params = split(model)
         transform = make_optimizer(OPTIMIZER, total_steps=10_000)
         state = TrainState.create(params, transform, seed=0)
 
         def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             dropout = model.config.resid_pdrop > 0
-            return lm_loss(merge(graphdef, params), batch, key if dropout else None)
+            return lm_loss(merge(structure, params), batch, key if dropout else None)
 
         batch = jax.device_put(training_batch(ids))
         step: Any = make_step(objective, transform)

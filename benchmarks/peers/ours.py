@@ -77,14 +77,14 @@ def train(
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(
         folder, dtype=dtype, precision=PRECISION, remat=remat, **fields
     )
-    graphdef, params = split(model)
+    structure, params = split(model)
     transform = make_optimizer(optimizer, total_steps=10_000)
     state = TrainState.create(params, transform, seed=0)
     dropout = any(rate > 0 for rate in rates.values())
     del model, params
 
     def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return lm_loss(merge(graphdef, params), batch, key if dropout else None)
+        return lm_loss(merge(structure, params), batch, key if dropout else None)
 
     step = make_step(objective, transform)
 

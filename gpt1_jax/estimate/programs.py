@@ -85,7 +85,7 @@ def program(
             config, dtype=dtype, param_dtype=kept, remat=remat, attention=attention, rngs=rngs
         )
     )
-    graphdef, params = split(model)
+    structure, params = split(model)
     batch = rows * round_up_to_mesh(mesh, 1)
 
     def ids(*shape: int) -> Any:
@@ -103,7 +103,7 @@ def program(
 
     if name == "train":
         tokens = ids(1, batch, length + 1)
-        step, arguments = _training(graphdef, params, mesh, tokens, placed, rows_placed)
+        step, arguments = _training(structure, params, mesh, tokens, placed, rows_placed)
         flops = 3 * _flops(config, batch * length, length, batch * length)
         return Program(name, step, arguments, batch * length, flops)
     params = placed(params, param_shardings(mesh, params))
@@ -111,7 +111,7 @@ def program(
 
         @jax.jit
         def forward(params: Any, ids: jax.Array) -> jax.Array:
-            return merge(graphdef, params).forward(ids).logits
+            return merge(structure, params).forward(ids).logits
 
         arguments = params, rows_placed(ids(batch, length))
         tokens = batch * length
@@ -120,7 +120,7 @@ def program(
     cache = rows_placed(jax.eval_shape(lambda: Cache.empty(config, batch, length, dtype)))
 
     def read(params: Any, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        out = merge(graphdef, params).forward(ids, cache=cache, logits_to_keep=1)
+        out = merge(structure, params).forward(ids, cache=cache, logits_to_keep=1)
         return out.logits, out.cache
 
     run = jax.jit(read, donate_argnums=2)
@@ -136,13 +136,13 @@ def _flops(config: OpenAIGPTConfig, tokens: int, keys: int, predicted: int) -> f
 
 
 def _training(
-    graphdef: Any, params: Any, mesh: Mesh, ids: Any, placed: Callable[..., Any], rows_placed: Any
+    structure: Any, params: Any, mesh: Mesh, ids: Any, placed: Callable[..., Any], rows_placed: Any
 ) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """The step of ``gpt1 pretrain``, and what it takes."""
     optimizer = make_optimizer(OPTIMIZER, total_steps=10_000)
 
     def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return lm_loss(merge(graphdef, params), batch, key)
+        return lm_loss(merge(structure, params), batch, key)
 
     state = jax.eval_shape(lambda: TrainState.create(_zeros(params), optimizer, 0))
     state = placed(state, param_shardings(mesh, state))

@@ -14,7 +14,6 @@ from typing import Any, Self, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from gpt1_jax.generation.decode import DecodeProgress, SamplingParams, prefill
 from gpt1_jax.generation.processors import Array, DecodeContext, process
@@ -201,7 +200,7 @@ def beam_search(
 
 
 @functools.lru_cache(maxsize=32)
-def _searcher(graphdef: nnx.GraphDef[Any], transpose: bool) -> Callable[..., Any]:
+def _searcher(graphdef: Any, transpose: bool) -> Callable[..., Any]:
     """Return the compiled search of a model, whose kernels may be transposed."""
 
     @functools.partial(jax.jit, static_argnames=("num_beams", "candidates", "do_sample"))

@@ -15,7 +15,6 @@ from typing import Any, Self, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from gpt1_jax.generation.processors import (
     Array,
@@ -310,9 +309,7 @@ def prefill(
 
 
 @functools.lru_cache(maxsize=32)
-def _decoder(
-    graphdef: nnx.GraphDef[Any], num_draft_tokens: int, transpose: bool
-) -> Callable[..., State]:
+def _decoder(graphdef: Any, num_draft_tokens: int, transpose: bool) -> Callable[..., State]:
     """Return the compiled loop of a model.
 
     Args:

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import nnx
 from hypothesis import given, settings
 
 torch = pytest.importorskip("torch")
@@ -31,7 +30,7 @@ from support.torch_reference import (  # noqa: E402
 import conversion  # noqa: E402
 from gpt1_jax.nn.attention import Mask  # noqa: E402
 from gpt1_jax.pretrained import flatten  # noqa: E402
-from gpt1_jax.pure import merge  # noqa: E402
+from gpt1_jax.pure import merge, split  # noqa: E402
 
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
 # Float64 shows that the formula is right, so its programs are left as they are; float32 runs the
@@ -281,10 +280,10 @@ def test_positions_from_mask_match_transformers_generate() -> None:
 def compare_training(reference: Any, arguments: dict[str, Any], dtype: str) -> Any:
     """Compare the losses and every gradient; return the model. Torch's gradients are kept."""
     model = flax_model(reference, dtype)
-    graphdef, params = nnx.graphdef(model), model.params
+    structure, params = split(model)
 
     def total(params: Any) -> Any:
-        out = merge(graphdef, params)(**arguments)
+        out = merge(structure, params)(**arguments)
         losses = [getattr(out, name, None) for name in ("loss", "mc_loss")]
         return sum(loss for loss in losses if loss is not None), out
 

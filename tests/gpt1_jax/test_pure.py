@@ -1,5 +1,8 @@
 """A model as a pure function: its parameters, what it compiles and when, and training with it."""
 
+import functools
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -23,7 +26,8 @@ from support.small_models import (
 
 import conversion
 import gpt1_jax as gpt1
-from gpt1_jax.pure import first_non_finite, merge, not_finite
+from gpt1_jax import pure
+from gpt1_jax.pure import first_non_finite, merge, not_finite, split
 
 pytestmark = pytest.mark.unoptimized
 
@@ -82,10 +86,121 @@ def test_merge_keeps_order_of_more_than_ten_blocks() -> None:
     model = small_model(gpt1.OpenAIGPTModel, n_layer=11, n_embd=2, n_head=1)
     params = model.params
     assert list(params["h"]) == [str(i) for i in range(11)]
-    merged = merge(nnx.graphdef(model), params)
+    merged = merge(split(model)[0], params)
     for i, block in enumerate(merged.h):
         np.testing.assert_array_equal(block.ln_1.scale, params["h"][str(i)]["ln_1"]["scale"])
     assert leaves_equal(merged.params, params)
+
+
+def replace_mlp(model: LM) -> None:
+    model.transformer.h[1].mlp = small_model(LM, afn="relu").transformer.h[1].mlp
+
+
+def untie_head(model: LM) -> None:
+    model.lm_head = nnx.Linear(8, 13, use_bias=False, rngs=nnx.Rngs(0))
+
+
+def add_adapters(model: LM) -> None:
+    linear = model.transformer.h[0].mlp.c_fc
+    adapted: Any = nnx.LoRA(8, 2, 32, base_module=linear, rngs=nnx.Rngs(0))
+    model.transformer.h[0].mlp.c_fc = adapted
+
+
+def drop_in_list(model: LM) -> None:
+    """Modules in a plain list, which Flax finds too."""
+    model.transformer.drops[0].rate = 0.3  # pyright: ignore
+
+
+CHANGES: dict[str, Callable[[LM], object]] = {
+    "submodule": replace_mlp,
+    "block": lambda model: model.transformer.h.append(small_model(LM).transformer.h[0]),
+    "order of blocks": lambda model: model.transformer.h.insert(0, model.transformer.h[1]),
+    "dropout": lambda model: setattr(model.transformer.h[0].attn.attn_dropout, "rate", 0.5),
+    "dropout in a list": drop_in_list,
+    "vocabulary": lambda model: model.resize_token_embeddings(15, rngs=nnx.Rngs(0)),
+    "config": lambda model: setattr(model, "config", small_config(n_positions=7)),
+    "attention": lambda model: setattr(model.transformer.h[0].attn, "backend", "xla"),
+    "rematerialisation": lambda model: setattr(model.transformer, "remat", "all"),
+    "adapters": add_adapters,
+    "head": untie_head,
+    "metadata": lambda model: model.transformer.tokens_embed.embedding.set_metadata(note="new"),
+    "new attribute": lambda model: setattr(model, "note", "new"),
+    "kind of variable": lambda model: setattr(
+        model.transformer.h[0].ln_1, "scale", nnx.BatchStat(jnp.ones(8))
+    ),
+    "shared variable": lambda model: setattr(
+        model.transformer.h[0].ln_1, "scale", model.transformer.h[0].ln_2.scale
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_split_sees_each_change_of_a_model(change: Callable[[LM], object]) -> None:
+    model = small_model(LM)
+    setattr(model.transformer, "drops", nnx.data([nnx.Dropout(0.1)]))  # noqa: B010
+    before, _ = split(model)
+    assert split(model)[0] is before
+    change(model)
+    structure, params = split(model)
+    assert structure != before
+    assert structure.graphdef == nnx.graphdef(model)
+    state = {tuple(map(str, p)): v.get_value() for p, v in nnx.to_flat_state(nnx.state(model))}
+    found = flatten_dict(params)
+    assert list(found) == list(state)
+    assert all(found[path] is leaf for path, leaf in state.items())
+
+
+def test_split_sees_values_of_unchanged_structure() -> None:
+    model = small_model(LM)
+    structure, params = split(model)
+    table = model.transformer.tokens_embed
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, params)
+    ones = jnp.ones_like(table.embedding.get_value())
+    for change in (
+        lambda: model.load_params(doubled),
+        lambda: table.embedding.set_value(ones),
+        lambda: nnx.update(model, nnx.state(small_model(LM, seed=1))),
+        lambda: setattr(table, "embedding", nnx.Param(ones, **table.embedding.get_metadata())),
+    ):
+        change()
+        same, params = split(model)
+        assert same == structure
+        assert params["transformer"]["tokens_embed"]["embedding"] is table.embedding.get_value()
+        assert leaves_equal(params, model.params)
+
+
+def test_split_keeps_no_parameters_alive() -> None:
+    model = small_model(LM)
+    split(model)
+    head = nnx.Linear(8, 13, use_bias=False, rngs=nnx.Rngs(0))
+    model.lm_head = head
+    split(model)
+    dropped = weakref.ref(head.kernel.get_value())
+    model.lm_head = nnx.Linear(8, 13, use_bias=False, rngs=nnx.Rngs(1))
+    del head
+    gc.collect()
+    assert dropped() is None
+    table = weakref.ref(model.transformer.tokens_embed.embedding.get_value())
+    number = len(pure._prepared)
+    del model
+    gc.collect()
+    assert table() is None
+    assert len(pure._prepared) == number - 1
+
+
+def test_split_gives_equal_models_equal_structures() -> None:
+    (one, _), (other, params) = split(small_model(LM)), split(small_model(LM, seed=1))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != split(small_model(LM, afn="relu"))[0]
+    assert one != one.graphdef
+
+    @functools.partial(jax.jit, static_argnames="structure")
+    def logits(structure: Any, params: Any) -> Any:
+        return merge(structure, params)(IDS).logits
+
+    assert count(lambda: logits(one, params)) == 1
+    assert count(lambda: logits(other, params)) == 0
 
 
 def test_params_do_not_change_when_model_is_updated() -> None:

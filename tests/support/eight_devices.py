@@ -149,10 +149,10 @@ def train(mesh: Any) -> tuple[list[float], Any, dict[str, Any]]:
     """Losses and parameters of some steps with dropout, and what became of the buffers."""
     model = model_on(mesh, gpt1.OpenAIGPTLMHeadModel)
     model.transformer.remat = "linear"  # as trainings have it by default
-    graphdef, params = split(model)
+    structure, params = split(model)
 
     def objective(params: Any, batch: Any, key: Any) -> Any:
-        return lm_loss(merge(graphdef, params), batch, key)
+        return lm_loss(merge(structure, params), batch, key)
 
     optimizer = make_optimizer(OPTIMIZER, STEPS)
     step: Any = make_step(objective, optimizer)
@@ -177,10 +177,10 @@ def train(mesh: Any) -> tuple[list[float], Any, dict[str, Any]]:
 
 def gradients(mesh: Any) -> Any:
     """The gradients of the mean loss of a batch, without dropout."""
-    graphdef, params = split(model_on(mesh, gpt1.OpenAIGPTLMHeadModel))
+    structure, params = split(model_on(mesh, gpt1.OpenAIGPTLMHeadModel))
 
     def loss(params: Any, tokens: Any) -> Any:
-        total, weight = lm_loss(merge(graphdef, params), {"tokens": tokens})
+        total, weight = lm_loss(merge(structure, params), {"tokens": tokens})
         return total / weight
 
     found = jax.jit(jax.grad(loss))(params, by_rows(mesh, TEXTS[0]))

@@ -28,11 +28,11 @@ def gradients(remat: Any, dtype: str) -> Any:
     fields = {**RATES, "n_layer": 1}
     params = small_model(LM, param_dtype=dtype, **fields).params
     config = small_config(**fields)
-    graphdef, _ = split(LM(config, rngs=nnx.Rngs(0), param_dtype=dtype, remat=remat))
+    structure, _ = split(LM(config, rngs=nnx.Rngs(0), param_dtype=dtype, remat=remat))
 
     def loss(params: Any) -> jax.Array:
         key = jax.random.key(7)
-        out = merge(graphdef, params)(IDS, MASK, labels=IDS, deterministic=False, dropout_key=key)
+        out = merge(structure, params)(IDS, MASK, labels=IDS, deterministic=False, dropout_key=key)
         return out.loss
 
     return jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options())(params)
@@ -80,10 +80,10 @@ def kept(remat: Any) -> int:
     """The bytes that a compiled step of one training batch needs besides its arguments."""
     config = small_config(n_embd=16, n_positions=64, n_layer=4)
     model = nnx.eval_shape(lambda: LM(config, rngs=nnx.Rngs(0), remat=remat))
-    graphdef, params = split(model)
+    structure, params = split(model)
 
     def loss(params: Any, ids: jax.Array) -> jax.Array:
-        return merge(graphdef, params)(ids, labels=ids).loss
+        return merge(structure, params)(ids, labels=ids).loss
 
     ids = jax.ShapeDtypeStruct((16, 64), jnp.int32)
     step = jax.jit(jax.grad(loss), compiler_options=compiler_options())
