@@ -12,7 +12,7 @@ looks at padding, so this shows nowhere else.
 import dataclasses
 import math
 import os
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,9 @@ class Cache:
     """Keys and values of the tokens read so far: a value that the model takes and returns.
 
     Attributes:
-        keys: n_layer arrays (B, N, S, H), S slots of which the first ``index`` are filled.
-        values: n_layer arrays (B, N, S, H).
+        keys: n_layer arrays (B, N, S, H), S slots of which the first ``index`` are filled; or
+            (N, S, H), the one row of a squeezed cache.
+        values: n_layer arrays of the same shape.
         mask: (B, S) the attention mask of the filled slots, in the dtype of the scores.
         index: () int32, the slot that the next token goes to; shared by all rows.
     """
@@ -56,9 +57,24 @@ class Cache:
         batch: int,
         length: int,
         dtype: jax.typing.DTypeLike = "float32",
-    ) -> "Cache":
-        """Return a cache with room for ``length`` tokens in each of ``batch`` rows."""
+        *,
+        squeeze: bool = False,
+    ) -> Self:
+        """Return a cache with room for ``length`` tokens in each of ``batch`` rows.
+
+        Args:
+            config: of the model.
+            batch: number of rows B.
+            length: number of slots S.
+            dtype: of keys and values; the model's.
+            squeeze: whether to leave the dimension of rows out where there is but one row. A
+                compiled loop that carries a cache takes less time so: of arrays with a dimension
+                of 1 XLA's CPU compiler makes two, one to keep and one to compute with, and copies
+                both at every step.
+        """
         shape = (batch, config.n_head, length, config.n_embd // config.n_head)
+        if squeeze and batch == 1:
+            shape = shape[1:]
         return cls(
             keys=tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layer)),
             values=tuple(jnp.zeros(shape, dtype) for _ in range(config.n_layer)),
@@ -73,22 +89,36 @@ class Cache:
 
     def layer(self, i: int) -> "LayerCache":
         """Return what block ``i`` reads and extends."""
-        return LayerCache(self.keys[i], self.values[i], self.index)
+        shape = (len(self.mask), *self.keys[i].shape[-3:])
+        return LayerCache(self.keys[i].reshape(shape), self.values[i].reshape(shape), self.index)
 
-    def extend_mask(self, mask: jax.Array) -> "Cache":
+    def extend_mask(self, mask: jax.Array) -> Self:
         """Return the cache with the attention mask (B, T) of the tokens about to be read."""
         mask = jax.lax.dynamic_update_slice(
             self.mask, mask.astype(self.mask.dtype), (jnp.int32(0), self.index)
         )
         return dataclasses.replace(self, mask=mask)
 
-    def advance(self, layers: "list[LayerCache]", tokens: int) -> "Cache":
+    def advance(self, layers: "list[LayerCache]", tokens: int) -> Self:
         """Return the cache with ``tokens`` more slots filled by the blocks."""
         return dataclasses.replace(
             self,
-            keys=tuple(layer.keys for layer in layers),
-            values=tuple(layer.values for layer in layers),
+            keys=tuple(layer.keys.reshape(self.keys[0].shape) for layer in layers),
+            values=tuple(layer.values.reshape(self.values[0].shape) for layer in layers),
             index=self.index + tokens,
+        )
+
+    def take(self, rows: jax.Array) -> Self:
+        """Return a cache whose row i is row ``rows[i]`` of this one; it is not squeezed."""
+
+        def taken(array: jax.Array) -> jax.Array:
+            return array.reshape(len(self.mask), *array.shape[-3:])[rows]
+
+        return dataclasses.replace(
+            self,
+            keys=tuple(map(taken, self.keys)),
+            values=tuple(map(taken, self.values)),
+            mask=self.mask[rows],
         )
 
 
@@ -100,7 +130,7 @@ class LayerCache:
     values: jax.Array
     index: jax.Array
 
-    def append(self, keys: jax.Array, values: jax.Array) -> "LayerCache":
+    def append(self, keys: jax.Array, values: jax.Array) -> Self:
         """Return the part with ``keys`` and ``values`` (B, N, T, H) in the next T slots."""
         zero = jnp.int32(0)
         place = (zero, zero, self.index, zero)
@@ -138,7 +168,7 @@ class Mask:
     padding: jax.Array | None
 
     @classmethod
-    def build(cls, attention_mask: jax.Array | None, tokens: int, cache: Cache | None) -> "Mask":
+    def build(cls, attention_mask: jax.Array | None, tokens: int, cache: Cache | None) -> Self:
         """Build for ``tokens`` queries and (B, S) ``attention_mask`` (1 token, 0 padding)."""
         index = jnp.int32(0) if cache is None else cache.index
         slots = jnp.arange(tokens if cache is None else cache.length, dtype=jnp.int32)

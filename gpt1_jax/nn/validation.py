@@ -355,7 +355,8 @@ def _check_cache(call: _Call, cache: Cache) -> None:
         check_not_donated(cache)
         check_mask("the cache's mask", cache.mask)
     expected = (rows, config.n_head, cache.length, config.n_embd // config.n_head)
-    if len(cache.keys) != config.n_layer or cache.keys[0].shape != expected:
+    allowed = (expected, expected[1:]) if rows == 1 else (expected,)
+    if len(cache.keys) != config.n_layer or cache.keys[0].shape not in allowed:
         raise ValueError(
             f"the cache holds {len(cache.keys)} layers of {cache.keys[0].shape}, "
             f"but these tokens need {config.n_layer} of {expected}"

@@ -183,7 +183,9 @@ def batch_shardings(mesh: AnyMesh, tree: Tree, axis: int = 0) -> Tree:
 
     def sharding(node: Any) -> Any:
         if isinstance(node, Cache):
-            heads = _sharding(mesh, "a cache", node.keys[0].shape, P(ROWS, TENSOR))
+            shape = node.keys[0].shape
+            spec = P(TENSOR) if len(shape) == 3 else P(ROWS, TENSOR)  # squeezed, or not
+            heads = _sharding(mesh, "a cache", shape, spec)
             whole: Any = (heads,) * len(node.keys)
             return Cache(whole, whole, sharding(node.mask), sharding(node.index))
         spec = P(*[None] * axis, ROWS) if node.shape else P()

@@ -277,3 +277,38 @@ def test_cache_empty_has_requested_shape() -> None:
     assert [array.shape for array in cache.values] == [(4, 2, 6, 4)] * 3
     assert (cache.mask.shape, cache.length) == ((4, 6), 6)
     assert (cache.index.shape, cache.index.dtype, int(cache.index)) == ((), jnp.int32, 0)
+
+
+def test_cache_of_one_row_may_be_squeezed() -> None:
+    apply, params = gpt1.functional(MODEL)
+    plain = gpt1.Cache.empty(MODEL.config, 1, SLOTS)
+    squeezed = gpt1.Cache.empty(MODEL.config, 1, SLOTS, squeeze=True)
+    shape = plain.keys[0].shape
+    for start, end in ((0, 3), (3, 4)):
+        expected = apply(params, IDS[:1, start:end], cache=plain)
+        found = apply(params, IDS[:1, start:end], cache=squeezed)
+        np.testing.assert_array_equal(found.logits, expected.logits)
+        plain, squeezed = expected.cache, found.cache
+        assert squeezed.keys[0].shape == squeezed.values[0].shape == shape[1:]
+        for one, other in zip(jax.tree.leaves(squeezed), jax.tree.leaves(plain), strict=True):
+            np.testing.assert_array_equal(one, other.reshape(one.shape))
+    assert gpt1.Cache.empty(MODEL.config, 2, SLOTS, squeeze=True).keys[0].shape == (2, *shape[1:])
+    message = f"but these tokens need {MODEL.config.n_layer} of "
+    with pytest.raises(ValueError, match=message):
+        apply(params, IDS[:2, :1], cache=squeezed)
+
+
+def test_cache_take_repeats_and_reorders_rows() -> None:
+    apply, params = gpt1.functional(MODEL)
+    squeezed = gpt1.Cache.empty(MODEL.config, 1, SLOTS, squeeze=True)
+    for rows, cache, numbers in ((2, empty(), [1, 0, 1]), (1, squeezed, [0, 0])):
+        cache = apply(params, IDS[:rows, :3], cache=cache).cache
+        taken = cache.take(jnp.asarray(numbers))
+        assert (taken.length, int(taken.index)) == (SLOTS, 3)
+        for before, after in (
+            (cache.keys[0], taken.keys[0]),
+            (cache.values[0], taken.values[0]),
+            (cache.mask, taken.mask),
+        ):
+            before = np.asarray(before).reshape(rows, *after.shape[1:])
+            np.testing.assert_array_equal(after, before[numbers])

@@ -163,6 +163,9 @@ def test_batch_shardings_split_batch_and_cache_by_rows() -> None:
     where = found["cache"]
     assert where.keys[0].spec == where.values[1].spec == P(("data", "fsdp"), "tensor")
     assert (where.mask.spec, where.index.spec) == (P(("data", "fsdp")), P())
+    squeezed = gpt1.Cache.empty(small_config(), 1, 8, squeeze=True)
+    alone: Any = sharding.batch_shardings(mesh_of("tensor=2"), squeezed)
+    assert alone.keys[0].spec == alone.values[1].spec == P("tensor")
     micro: Any = sharding.batch_shardings(mesh, np.zeros((3, 4, 2)), axis=1)
     assert micro.spec == P(None, ("data", "fsdp"))
 
