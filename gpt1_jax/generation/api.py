@@ -1,19 +1,17 @@
 """``generate``: prompts and settings in, texts out."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
 
 from gpt1_jax.generation.beam import beam_search
-from gpt1_jax.generation.decode import DecodeProgress, decode
+from gpt1_jax.generation.decode import DecodeProgress, Decoder, decode
 from gpt1_jax.generation.prompts import append_new_tokens, read_prompts
 from gpt1_jax.generation.stop_strings import StopStrings
 from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.validation import ArrayLike
-from gpt1_jax.sharding.mesh import mesh_of, round_up_to_mesh
 from gpt1_jax.text.tokenizer import Tokenizer
 
 # An array (batch, ...), or, for prompts of unequal lengths, a list of rows.
@@ -156,9 +154,10 @@ def run(
         steps: tokens a compiled call, where an interruption is to be heard in between.
     """
     texts = len(prompts) * settings.num_return_sequences
-    prompts, settings = pad_prompts_to_mesh(model, prompts, settings)
+    decoder = Decoder.prepare(model, max(texts, len(prompts) * settings.num_beams))
+    prompts, settings = decoder.pad_to_mesh(prompts, settings)
     if settings.num_beams > 1:
-        beams = beam_search(model, prompts, settings)
+        beams = beam_search(decoder, prompts, settings)
         return _first(beams.progress, texts), beams.scores[:texts]
     rows = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
     ended = None
@@ -167,20 +166,8 @@ def run(
             raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
         ended, steps = StopStrings(tokenizer, rows, settings.stop_strings), STEPS_PER_CALL
     seeds = settings.seeds(len(prompts))
-    *_, last = decode(model, rows, settings, seeds, steps=steps, ended=ended)
+    *_, last = decode(decoder, rows, settings, seeds, steps=steps, ended=ended)
     return _first(last, texts), None
-
-
-def pad_prompts_to_mesh(
-    model: OpenAIGPTLMHeadModel, prompts: list[np.ndarray], settings: GenerationConfig
-) -> tuple[list[np.ndarray], GenerationConfig]:
-    """Return the prompts, the last of them repeated until the model's mesh divides their number."""
-    mesh = mesh_of(model.transformer.tokens_embed.embedding.get_value())  # where all of it lies
-    more = 0 if mesh is None else round_up_to_mesh(mesh, len(prompts)) - len(prompts)
-    if more and isinstance(settings.seed, Sequence):
-        seeds = [*settings.seed, *[settings.seed[-1]] * more]
-        settings = dataclasses.replace(settings, seed=seeds)
-    return prompts + prompts[-1:] * more, settings
 
 
 def _first(progress: DecodeProgress, texts: int) -> DecodeProgress:

@@ -8,28 +8,28 @@ Dimensions: B prompts, K beams each, M candidates each, C slots for tokens, V vo
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any, Self, cast
+from collections.abc import Sequence
+from typing import Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from gpt1_jax.generation.decode import DecodeProgress, SamplingParams, prefill
+from gpt1_jax.generation.decode import (
+    DecodeProgress,
+    Decoder,
+    SamplingParams,
+    decode_step,
+    prefill,
+)
 from gpt1_jax.generation.processors import Array, DecodeContext, process
 from gpt1_jax.generation.prompts import PREFILL_CHUNK, align, bucket, pieces
-from gpt1_jax.generation.transposed_kernels import (
-    should_transpose,
-    transpose_kernels,
-    with_transposed_kernels,
-)
 from gpt1_jax.generation_config import GenerationConfig, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.pretrained import Params
-from gpt1_jax.pure import merge, not_finite, split
-from gpt1_jax.sharding.mesh import batch_shardings, mesh_of, shard
+from gpt1_jax.pure import ModelStructure, merge
 
 # In place of -inf for texts that are out of the running, as Hugging Face has it: added to a score,
 # it leaves it comparable.
@@ -41,7 +41,7 @@ class Search:
     """The settings of a search, traced.
 
     Attributes:
-        rules: of the choice of a token; the seeds are one a prompt.
+        sampling: of the choice of a token; the seeds are one a prompt.
         max_new_tokens: () int32.
         length_penalty: () float32.
         stop_early: () bool, whether K ended texts end a search (early_stopping=True).
@@ -108,6 +108,23 @@ class Beams:
         """Return the texts numbered by ``beams`` (B, N) in each prompt."""
         return jax.vmap(lambda texts, index: jax.tree.map(lambda x: x[index], texts))(self, beams)
 
+    def append(
+        self, place: jax.Array, token: jax.Array, score: jax.Array, log_prob: jax.Array
+    ) -> Self:
+        """Return the texts with one more token (B, K) each, at ``place`` ()."""
+
+        def put(array: jax.Array, column: jax.Array) -> jax.Array:
+            zero = jnp.int32(0)
+            return jax.lax.dynamic_update_slice(array, column[:, :, None], (zero, zero, place))
+
+        return dataclasses.replace(
+            self,
+            tokens=put(self.tokens, token),
+            scores=put(self.scores, score),
+            log_probs=put(self.log_probs, log_prob),
+            length=self.length + 1,
+        )
+
     def best(self, K: int) -> tuple[Self, jax.Array]:
         """Return the K texts with the highest scores, and their numbers (B, K)."""
         _, index = jax.lax.top_k(self.total, K)
@@ -144,49 +161,39 @@ class BeamOutput:
 
 
 def beam_search(
-    model: OpenAIGPTLMHeadModel, prompts: Sequence[np.ndarray], settings: GenerationConfig
+    decoder: Decoder, prompts: Sequence[np.ndarray], settings: GenerationConfig
 ) -> BeamOutput:
     """Return the ``num_return_sequences`` best of ``num_beams`` texts for each prompt.
 
     Args:
-        model: a language model.
+        decoder: prepared for ``num_beams`` rows a prompt.
         prompts: (T,) int32 each.
         settings: checked, with end and padding filled in.
 
     Raises:
         ValueError: the logits are not finite.
     """
-    V, new = model.config.vocab_size, settings.max_new_tokens
+    config, new, each = decoder.config, settings.max_new_tokens, settings.num_return_sequences
     tokens, start = align(prompts)
     width = tokens.shape[1]
-    most = pieces(model.config.n_positions) + PREFILL_CHUNK
-    slots = min(bucket(width + new - 1), most)
-    seeds = settings.seeds(len(prompts))[:: settings.num_return_sequences]
+    slots = min(bucket(width + new - 1), pieces(config.n_positions) + PREFILL_CHUNK)
+    tokens = np.pad(tokens, ((0, 0), (0, slots + 1 - width)))
     # As many that even if every end token is a candidate of every beam, K others are left.
     candidates = max(2, 1 + len(as_ids(settings.eos_token_id)))
-    graphdef, params = split(model)
-    transpose = should_transpose(model, params, rows=len(prompts) * settings.num_beams)
-    if transpose:
-        params = transpose_kernels(model, params)
-    texts = np.pad(tokens, ((0, 0), (0, slots + 1 - width))), start
-    if (mesh := mesh_of(params)) is not None:
-        texts = shard(texts, batch_shardings(mesh, texts))
-    ended, finite = _searcher(graphdef, transpose)(
-        params,
-        *texts,
+    ended, finite = _search(
+        decoder.structure,
+        decoder.params,
+        *decoder.place((tokens, start)),
         np.asarray(width, np.int32),
-        Search.build(settings, V, seeds),
+        Search.build(settings, config.vocab_size, settings.seeds(len(prompts))[::each]),
         num_beams=settings.num_beams,
-        candidates=min(candidates * settings.num_beams, V * settings.num_beams),
+        candidates=min(candidates, config.vocab_size) * settings.num_beams,
         do_sample=settings.do_sample,
     )
     if not np.asarray(finite).all():
-        raise not_finite("the logits", params)
-    rows = len(prompts) * settings.num_return_sequences
-    best = jax.tree.map(
-        lambda x: np.asarray(x)[:, : settings.num_return_sequences].reshape(rows, *x.shape[2:]),
-        ended,
-    )
+        raise decoder.not_finite()
+    rows = len(prompts) * each
+    best = jax.tree.map(lambda x: np.asarray(x)[:, :each].reshape(rows, *x.shape[2:]), ended)
     T = int(best.length.max())
     after = np.arange(T)[None, :] >= best.length[:, None]
     progress = DecodeProgress(
@@ -199,162 +206,152 @@ def beam_search(
     return BeamOutput(progress, best.total)
 
 
-@functools.lru_cache(maxsize=32)
-def _searcher(graphdef: Any, transpose: bool) -> Callable[..., Any]:
-    """Return the compiled search of a model, whose kernels may be transposed."""
+@functools.partial(jax.jit, static_argnames=("structure", "num_beams", "candidates", "do_sample"))
+def _search(
+    structure: ModelStructure[OpenAIGPTLMHeadModel],
+    params: Params,
+    tokens: jax.Array,
+    start: jax.Array,
+    length: jax.Array,
+    search: Search,
+    *,
+    num_beams: int,
+    candidates: int,
+    do_sample: bool,
+) -> tuple[Beams, jax.Array]:
+    """Search to the end: (B, C) prompts -> their best texts, and whether all logits were finite."""
+    model = merge(structure, params)
+    prompts = DecodeContext(tokens, start, length, jnp.int32(0))
 
-    @functools.partial(jax.jit, static_argnames=("num_beams", "candidates", "do_sample"))
-    def run(
-        params: Params,
-        tokens: jax.Array,
-        start: jax.Array,
-        length: jax.Array,
-        search: Search,
-        *,
-        num_beams: int,
-        candidates: int,
-        do_sample: bool,
-    ) -> tuple[Beams, jax.Array]:
-        model: OpenAIGPTLMHeadModel = merge(graphdef, params)
-        if transpose:
-            model = with_transposed_kernels(model)
-        B, K, M, C = len(tokens), num_beams, candidates, tokens.shape[1]
-        V, sampling = model.config.vocab_size, search.sampling
+    def step(state: SearchState) -> SearchState:
+        return _step(model, search, state, candidates, do_sample)
 
-        def each(x: jax.Array) -> jax.Array:
-            """(B, ...) -> (B * K, ...), every row K times."""
-            return jnp.repeat(x, K, axis=0)
+    state = _start(model, prompts, num_beams)
+    state = jax.lax.while_loop(lambda state: state.open.any(), step, state)
+    return state.ended, state.finite
 
-        def flat(x: jax.Array) -> jax.Array:
-            """(B, K, ...) -> (B * K, ...)."""
-            return x.reshape(B * K, *x.shape[2:])
 
-        def continuations(state: SearchState) -> tuple[Beams, jax.Array, Cache, jax.Array]:
-            """The M best texts one token longer, the beams (B, M) they come from, the cache, and
-            whether the logits were finite (B,).
-            """
-            context = state.context
-            last = context.before(jnp.int32(1))[:, None]
-            out = model(last, positions_from_mask=True, cache=state.cache)
-            log_probs = jax.nn.log_softmax(cast(jax.Array, out.logits)[:, -1], axis=-1)
-            scores = process(sampling.processors, log_probs, context)
-            if do_sample:
-                scores = process(sampling.warpers, scores, context)
-            totals = (scores.reshape(B, K, V) + state.running.total[:, :, None]).reshape(B, K * V)
-            if do_sample:
-                # The M largest of logits with Gumbel noise are M draws without replacement, in
-                # order (arXiv:1903.06059).
-                noise = jax.vmap(lambda key: jax.random.gumbel(key, (K * V,)))
-                _, index = jax.lax.top_k(totals + noise(sampling.keys(context.new)), M)
-            else:
-                _, index = jax.lax.top_k(totals, M)
-            beams, token = index // V, (index % V).astype(jnp.int32)
-            longer = state.running.take(beams)
+def _start(model: OpenAIGPTLMHeadModel, prompts: DecodeContext, num_beams: int) -> SearchState:
+    """Return the state with the prompts read, K times each."""
+    (B, C), K = prompts.tokens.shape, num_beams
+    cache = Cache.empty(model.config, B, C - 1, model.dtype, squeeze=True)
+    cache = prefill(model, prompts, cache, jnp.int32(0))
+    running = Beams.empty(B, K, C - 1)
+    return SearchState(
+        # All beams begin alike: only one may go on, or they would stay alike.
+        running=dataclasses.replace(running, total=running.total.at[:, 0].set(0)),
+        ended=Beams.empty(B, K, C - 1),
+        open=jnp.ones(B, bool),
+        finite=jnp.ones(B, bool),
+        context=dataclasses.replace(
+            prompts,
+            tokens=jnp.repeat(prompts.tokens, K, axis=0),
+            start=jnp.repeat(prompts.start, K, axis=0),
+        ),
+        cache=cache.take(jnp.repeat(jnp.arange(B), K)),
+    )
 
-            def put(array: jax.Array, column: jax.Array) -> jax.Array:
-                place = (jnp.int32(0), jnp.int32(0), context.new)
-                return jax.lax.dynamic_update_slice(array, column[:, :, None], place)
 
-            def of(table: jax.Array) -> jax.Array:
-                return jnp.take_along_axis(table.reshape(B, K * V), index, axis=1)
+def _step(
+    model: OpenAIGPTLMHeadModel,
+    search: Search,
+    state: SearchState,
+    candidates: int,
+    do_sample: bool,
+) -> SearchState:
+    """Return the state with a token more in each running text."""
+    B, K = state.running.total.shape
+    context, new = state.context, state.context.new + 1
+    longer, beams, cache, finite = _continue(model, search, state, candidates, do_sample)
+    ended = _keep_ended(search, state, longer)
 
-            longer = Beams(
-                tokens=put(longer.tokens, token),
-                scores=put(longer.scores, of(scores)),
-                log_probs=put(longer.log_probs, of(log_probs)),
-                total=of(totals.reshape(B, K, V)),
-                length=longer.length + 1,
-                ended=sampling.eos[token] | (context.new + 1 >= search.max_new_tokens),
-            )
-            # A NaN or inf among a row's logits makes all of its log-probabilities NaN.
-            finite = jnp.isfinite(log_probs[:, :1]).reshape(B, K).all(axis=1)
-            return longer, beams, cast(Cache, out.cache), finite
+    # Go on with the best K that have not ended.
+    in_running = dataclasses.replace(longer, total=longer.total + out_where(longer.ended))
+    running, index = in_running.best(K)
+    parent = jnp.take_along_axis(beams, index, axis=1)
+    rows = (parent + jnp.arange(B, dtype=parent.dtype)[:, None] * K).reshape(B * K)
+    last = jnp.take_along_axis(running.tokens, (running.length - 1)[:, :, None], axis=2)
+    tokens = jax.lax.dynamic_update_slice(
+        context.tokens[rows], last.reshape(B * K, 1), (jnp.int32(0), context.length)
+    )
 
-        def step(state: SearchState) -> SearchState:
-            longer, beams, cache, finite = continuations(state)
-            new = state.context.new + 1
-            hits = longer.ended
+    # Could the best running text become better than the worst that ended?
+    length = jnp.where(search.to_the_end, search.max_new_tokens, new)
+    hope = search.score(running.total[:, :1], length)
+    worst = jnp.where(ended.ended, ended.total.min(axis=1, keepdims=True), OUT)
+    improvable = (hope > worst).any(axis=1)
+    settled = ended.ended.all(axis=1) & search.stop_early
+    return SearchState(
+        running=running,
+        ended=ended,
+        open=state.open & improvable & ~settled & ~longer.ended.all(axis=1),
+        finite=state.finite & (finite | ~state.open),
+        context=DecodeContext(tokens, context.start, context.length + 1, new),
+        cache=cache.take(rows),
+    )
 
-            # Go on with the best K that have not ended.
-            in_running = longer.total + out_where(hits)
-            running, index = dataclasses.replace(longer, total=in_running).best(K)
-            parent = jnp.take_along_axis(beams, index, axis=1)
-            rows = flat(parent + jnp.arange(B, dtype=parent.dtype)[:, None] * K)
 
-            # Texts among the best K candidates that have ended are kept while they are better than
-            # those that ended before.
-            counts = hits & (jnp.arange(M) < K)[None, :]
-            total = search.score(longer.total, new)
-            full = state.ended.ended.all(axis=1, keepdims=True) & search.stop_early
-            total = total + out_where(full | ~counts)
-            merged = jax.tree.map(
-                lambda a, b: jnp.concatenate([a, b], axis=1),
-                state.ended,
-                dataclasses.replace(longer, total=total, ended=counts),
-            )
-            ended, _ = merged.best(K)
-            ended = jax.tree.map(
-                lambda new, old: jnp.where(state.open.reshape(B, *[1] * (new.ndim - 1)), new, old),
-                ended,
-                state.ended,
-            )
+def _continue(
+    model: OpenAIGPTLMHeadModel,
+    search: Search,
+    state: SearchState,
+    candidates: int,
+    do_sample: bool,
+) -> tuple[Beams, jax.Array, Cache, jax.Array]:
+    """Return the M best, or drawn, texts that are one token longer than the running ones.
 
-            # Could the best running text become better than the worst that ended?
-            length = jnp.where(search.to_the_end, search.max_new_tokens, new)
-            hope = search.score(running.total[:, :1], length)
-            worst = jnp.where(ended.ended, ended.total.min(axis=1, keepdims=True), OUT)
-            improvable = (hope > worst).any(axis=1)
-            settled = ended.ended.all(axis=1) & search.stop_early
-            context = state.context
-            last = jnp.take_along_axis(running.tokens, (running.length - 1)[:, :, None], axis=2)
-            tokens = jax.lax.dynamic_update_slice(
-                context.tokens[rows], flat(last), (jnp.int32(0), context.length)
-            )
-            return SearchState(
-                running=running,
-                ended=ended,
-                open=state.open & improvable & ~settled & ~hits.all(axis=1),
-                finite=state.finite & (finite | ~state.open),
-                context=DecodeContext(tokens, context.start, context.length + 1, new),
-                cache=reorder_cache(cache, rows),
-            )
+    Returns:
+        These texts; the beams (B, M) they come from; the cache with the last tokens read; and
+        whether the logits were finite (B,).
+    """
+    (B, K), M, context = state.running.total.shape, candidates, state.context
+    sampling = search.sampling
+    logits, cache = decode_step(model, state.cache, context.before(jnp.int32(1))[:, None])
+    log_probs = jax.nn.log_softmax(logits[:, -1], axis=-1)
+    scores = process(sampling.processors, log_probs, context)
+    if do_sample:
+        scores = process(sampling.warpers, scores, context)
+    V = scores.shape[-1]
+    totals = (scores.reshape(B, K, V) + state.running.total[:, :, None]).reshape(B, K * V)
+    ranked = totals
+    if do_sample:
+        # The M largest of logits with Gumbel noise are M draws without replacement, in order
+        # (arXiv:1903.06059).
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, (K * V,)))
+        ranked = totals + noise(sampling.keys(context.new))
+    _, index = jax.lax.top_k(ranked, M)
+    beams, token = index // V, (index % V).astype(jnp.int32)
 
-        def goes_on(state: SearchState) -> jax.Array:
-            return state.open.any()
+    def of(table: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(table.reshape(B, K * V), index, axis=1)
 
-        prompts = DecodeContext(tokens, start, length, jnp.int32(0))
-        cache = Cache.empty(model.config, B, C - 1, model.dtype)
-        cache = prefill(model, prompts, cache, jnp.int32(0))
-        T = C - 1
-        running = Beams.empty(B, K, T)
-        state = SearchState(
-            # All beams begin alike: only one may go on, or they would stay alike.
-            running=dataclasses.replace(running, total=running.total.at[:, 0].set(0)),
-            ended=Beams.empty(B, K, T),
-            open=jnp.ones(B, bool),
-            finite=jnp.ones(B, bool),
-            context=dataclasses.replace(prompts, tokens=each(tokens), start=each(start)),
-            cache=dataclasses.replace(
-                jax.tree.map(each, dataclasses.replace(cache, index=jnp.zeros(B))),
-                index=cache.index,
-            ),
-        )
-        state = jax.lax.while_loop(goes_on, step, state)
-        return state.ended, state.finite
+    longer = state.running.take(beams).append(context.new, token, of(scores), of(log_probs))
+    longer = dataclasses.replace(
+        longer,
+        total=of(totals),
+        ended=sampling.eos[token] | (context.new + 1 >= search.max_new_tokens),
+    )
+    # A NaN or inf among a row's logits makes all of its log-probabilities NaN.
+    finite = jnp.isfinite(log_probs[:, :1]).reshape(B, K).all(axis=1)
+    return longer, beams, cache, finite
 
-    return run
+
+def _keep_ended(search: Search, state: SearchState, longer: Beams) -> Beams:
+    """Return the best K texts that have ended, before or among the best K candidates now."""
+    K = state.running.total.shape[1]
+    counts = longer.ended & (jnp.arange(longer.total.shape[1]) < K)[None, :]
+    full = state.ended.ended.all(axis=1, keepdims=True) & search.stop_early
+    total = search.score(longer.total, state.context.new + 1) + out_where(full | ~counts)
+    new = dataclasses.replace(longer, total=total, ended=counts)
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), state.ended, new)
+    best, _ = both.best(K)
+    return jax.tree.map(
+        lambda new, old: jnp.where(state.open.reshape(-1, *[1] * (new.ndim - 1)), new, old),
+        best,
+        state.ended,
+    )
 
 
 def out_where(condition: jax.Array) -> jax.Array:
     """Return what takes the texts where ``condition`` holds out of the running, by addition."""
     return jnp.where(condition, jnp.float32(OUT), jnp.float32(0))
-
-
-def reorder_cache(cache: Cache, rows: jax.Array) -> Cache:
-    """Return the cache whose row i is row ``rows[i]``."""
-    return dataclasses.replace(
-        cache,
-        keys=tuple(keys[rows] for keys in cache.keys),
-        values=tuple(values[rows] for values in cache.values),
-        mask=cache.mask[rows],
-    )

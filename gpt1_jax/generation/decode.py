@@ -1,4 +1,9 @@
-"""The loop: read the prompts, then choose and read one token after the other, in one compiled call.
+"""Decoding: read the prompts, then choose and read one token after the other, in one compiled call.
+
+``Decoder`` is a model prepared for it. ``decode_step`` is what one step computes, for greedy
+decoding, sampling, draft tokens and beams alike; ``prefill`` reads the prompts. ``decode`` is the
+loop on the host: a call of ``_decode_until``, which is compiled, or several, between which the host
+looks at the texts.
 
 Prompts of a batch are padded on the left, so that all rows end at the same slot; positions and
 attention leave the padding out, and each row is what it would be alone, but for rounding. The state
@@ -10,12 +15,14 @@ up: few compilations serve all calls.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Self, cast
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.generation.processors import (
     Array,
     DecodeContext,
@@ -27,19 +34,125 @@ from gpt1_jax.generation.processors import (
 )
 from gpt1_jax.generation.prompts import PREFILL_CHUNK, PREFILL_TOKENS, align, bucket, pieces
 from gpt1_jax.generation.speculation import draft
-from gpt1_jax.generation.transposed_kernels import (
-    should_transpose,
-    transpose_kernels,
-    with_transposed_kernels,
-)
+from gpt1_jax.generation.transposed_kernels import should_transpose, transpose_kernels
 from gpt1_jax.generation_config import GenerationConfig, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.keys import key_of
 from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.pretrained import Params
-from gpt1_jax.pure import merge, not_finite, split
-from gpt1_jax.sharding.mesh import batch_shardings, constrain_like, mesh_of, shard
+from gpt1_jax.pure import ModelStructure, merge, not_finite, split
+from gpt1_jax.sharding.mesh import (
+    batch_shardings,
+    constrain_like,
+    mesh_of,
+    round_up_to_mesh,
+    shard,
+)
+
+Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """A language model as all ways of decoding compute with it.
+
+    Attributes:
+        structure: of the model, for ``merge`` inside a compiled function.
+        params: laid out for decoding.
+        config: of the model.
+        dtype: of the computation, and of the cache.
+        mesh: that the model lies on, or None.
+    """
+
+    structure: ModelStructure[OpenAIGPTLMHeadModel]
+    params: Params
+    config: OpenAIGPTConfig
+    dtype: jnp.dtype
+    mesh: Mesh | None
+
+    @classmethod
+    def prepare(cls, model: OpenAIGPTLMHeadModel, rows: int) -> Self:
+        """Prepare a model to decode so many rows at a time."""
+        structure, params = split(model)
+        if should_transpose(model, rows):
+            structure, params = transpose_kernels(model, structure, params)
+        table = model.transformer.tokens_embed.embedding.get_value()  # where all of it lies
+        return cls(structure, params, model.config, model.dtype, mesh_of(table))
+
+    def pad_to_mesh(
+        self, prompts: list[np.ndarray], settings: GenerationConfig
+    ) -> tuple[list[np.ndarray], GenerationConfig]:
+        """Return the prompts, the last of them repeated until the mesh divides their number."""
+        rows = len(prompts) if self.mesh is None else round_up_to_mesh(self.mesh, len(prompts))
+        more = rows - len(prompts)
+        if more and isinstance(settings.seed, Sequence):
+            seeds = [*settings.seed, *[settings.seed[-1]] * more]
+            settings = dataclasses.replace(settings, seed=seeds)
+        return prompts + prompts[-1:] * more, settings
+
+    def place(self, rows: Tree) -> Tree:
+        """Return arrays (rows, ...) and caches on the mesh, if there is one."""
+        return rows if self.mesh is None else shard(rows, batch_shardings(self.mesh, rows))
+
+    def not_finite(self) -> ValueError:
+        """Return the error that the logits are not finite, with the reason."""
+        return not_finite("the logits", self.params)
+
+
+def decode_step(
+    model: OpenAIGPTLMHeadModel, cache: Cache, ids: jax.Array
+) -> tuple[jax.Array, Cache]:
+    """Read the next tokens of every text: the pure step that all decoding is made of.
+
+    The cache says which tokens came before, and which of them are padding; positions go on after
+    those that are not. The step itself knows nothing of settings, prompts or what is chosen.
+
+    Args:
+        model: merged inside a compiled function.
+        cache: of the tokens read so far, with room for T more.
+        ids: (B, T) int32, none of them padding; T is 1, or more with draft tokens.
+
+    Returns:
+        (B, T, V) float32 logits of what follows each of them, and the cache with them in it.
+    """
+    out = model(ids, positions_from_mask=True, cache=cache)
+    assert out.logits is not None
+    assert out.cache is not None
+    return out.logits, out.cache
+
+
+def prefill(
+    model: OpenAIGPTLMHeadModel, context: DecodeContext, cache: Cache, offset: jax.Array
+) -> Cache:
+    """Return the cache with all tokens of the texts but the last, read piece by piece.
+
+    Args:
+        model: merged inside a compiled function.
+        context: of texts whose unread tokens, the last apart, are whole pieces.
+        cache: of the tokens read so far.
+        offset: () int32, the slot of the first token in the cache.
+    """
+
+    def read_pieces(cache: Cache, piece: int) -> Cache:
+        def unread(cache: Cache) -> jax.Array:
+            return offset + cache.index + piece < context.length
+
+        def read(cache: Cache) -> Cache:
+            place = offset + cache.index
+            ids = jax.lax.dynamic_slice_in_dim(context.tokens, place, piece, axis=1)
+            slots = place + jnp.arange(piece, dtype=jnp.int32)
+            is_text = slots[None, :] >= context.start[:, None]
+            out = model.transformer(ids, is_text, positions_from_mask=True, cache=cache)
+            assert out.cache is not None
+            return out.cache
+
+        return jax.lax.while_loop(unread, read, cache)
+
+    long = PREFILL_TOKENS // len(context.tokens) // PREFILL_CHUNK * PREFILL_CHUNK
+    if PREFILL_CHUNK < long < cache.length:
+        cache = read_pieces(cache, long)
+    return read_pieces(cache, PREFILL_CHUNK)
 
 
 @pytree_dataclass
@@ -120,17 +233,21 @@ class State:
     cache: Cache
     offset: jax.Array
 
-    def append(
-        self, token: jax.Array, score: jax.Array, log_prob: jax.Array, sampling: SamplingParams
-    ) -> Self:
-        """Return the state after (B,) tokens were chosen; texts that have ended get padding."""
+    def last(self) -> jax.Array:
+        """(B, 1) the last token of each text, the one that is not read yet."""
+        return self.context.before(jnp.int32(1))[:, None]
+
+    def sample(self, logits: jax.Array, sampling: SamplingParams) -> Self:
+        """Return the state after a token was chosen by (B, V) logits; padding after an end."""
         context, done = self.context, self.done
+        token, score = sampling.sample(logits, context)
+        _, log_prob = gather_log_prob(logits, token)
+        token = jnp.where(done, sampling.pad, token)
         place = (jnp.int32(0), context.length)
 
         def put(array: jax.Array, column: jax.Array) -> jax.Array:
             return jax.lax.dynamic_update_slice(array, column[:, None], place)
 
-        token = jnp.where(done, sampling.pad, token)
         return dataclasses.replace(
             self,
             context=dataclasses.replace(
@@ -143,6 +260,10 @@ class State:
             log_probs=put(self.log_probs, jnp.where(done, 0, log_prob)),
             done=done | sampling.eos[token],
         )
+
+    def unfinished(self, until: jax.Array) -> jax.Array:
+        """() bool, whether there are tokens to choose before slot ``until`` ()."""
+        return (self.context.length < until) & ~self.done.all()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +285,90 @@ class DecodeProgress:
     done: np.ndarray
 
 
-def decode(
+def sample_next(model: OpenAIGPTLMHeadModel, sampling: SamplingParams, state: State) -> State:
+    """Return the state with the last tokens read, and the next ones chosen."""
+    logits, cache = decode_step(model, state.cache, state.last())
+    return dataclasses.replace(state, cache=cache).sample(logits[:, -1], sampling)
+
+
+def can_verify(model: OpenAIGPTLMHeadModel, state: State, num_draft_tokens: int) -> jax.Array:
+    """() bool, whether there are draft tokens for every row, and room to read them."""
+    context = state.context
+    _, found = draft(context, num_draft_tokens)
+    end = context.length + num_draft_tokens
+    fits = (end - state.offset <= state.cache.length) & (
+        end - context.start.min() <= model.config.n_positions
+    )
+    return fits & (found | state.done).all()
+
+
+def verify_draft(
     model: OpenAIGPTLMHeadModel,
+    sampling: SamplingParams,
+    state: State,
+    num_draft_tokens: int,
+    until: jax.Array,
+) -> State:
+    """Return the state after draft tokens were read at once: as many are chosen as are right."""
+    draft_tokens, _ = draft(state.context, num_draft_tokens)
+    ids = jnp.concatenate([state.last(), draft_tokens], axis=1)
+    logits, cache = decode_step(model, state.cache, ids)
+
+    def is_right(carry: tuple[jax.Array, State]) -> jax.Array:
+        chosen, state = carry
+        as_drafted = (state.last()[:, 0] == draft_tokens[:, chosen - 1]) | state.done
+        return state.unfinished(until) & (chosen <= num_draft_tokens) & as_drafted.all()
+
+    def go_on(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
+        chosen, state = carry
+        return chosen + 1, state.sample(logits[:, chosen], sampling)
+
+    state = dataclasses.replace(state, cache=cache)
+    _, state = jax.lax.while_loop(is_right, go_on, go_on((jnp.int32(0), state)))
+    # What was read of wrong draft tokens will be overwritten.
+    index = state.context.length - 1 - state.offset
+    return dataclasses.replace(state, cache=dataclasses.replace(state.cache, index=index))
+
+
+@functools.partial(
+    jax.jit, static_argnames=("structure", "num_draft_tokens"), donate_argnames="state"
+)
+def _decode_until(
+    structure: ModelStructure[OpenAIGPTLMHeadModel],
+    params: Params,
+    state: State,
+    sampling: SamplingParams,
+    until: jax.Array,
+    num_draft_tokens: int,
+) -> State:
+    """Read what is unread, and choose tokens up to slot ``until`` () or the ends of all texts."""
+    model = merge(structure, params)
+    cache = prefill(model, state.context, state.cache, state.offset)
+    state = dataclasses.replace(state, cache=cache)
+
+    def unfinished(state: State) -> jax.Array:
+        return state.unfinished(until)
+
+    def step(state: State) -> State:
+        return sample_next(model, sampling, state)
+
+    def steps_and_drafts(state: State) -> State:
+        # Loops within the loop, where branches would copy the cache.
+        state = jax.lax.while_loop(
+            lambda s: unfinished(s) & ~can_verify(model, s, num_draft_tokens), step, state
+        )
+        return jax.lax.while_loop(
+            lambda s: unfinished(s) & can_verify(model, s, num_draft_tokens),
+            lambda s: verify_draft(model, sampling, s, num_draft_tokens, until),
+            state,
+        )
+
+    state = jax.lax.while_loop(unfinished, steps_and_drafts if num_draft_tokens else step, state)
+    return constrain_like(state, batch_shardings)
+
+
+def decode(
+    decoder: Decoder,
     prompts: Sequence[np.ndarray],
     settings: GenerationConfig,
     seeds: np.ndarray,
@@ -176,7 +379,7 @@ def decode(
     """Decode greedily or by sampling, and yield after every compiled call.
 
     Args:
-        model: a language model.
+        decoder: prepared for so many rows.
         prompts: (T,) int32 each, one a row.
         settings: checked, with end and padding filled in.
         seeds: (B,) uint32.
@@ -190,31 +393,29 @@ def decode(
     Raises:
         ValueError: the logits are not finite.
     """
-    config, window = model.config, settings.sliding_window
-    graphdef, params = split(model)
-    num_draft_tokens = settings.prompt_lookup_num_tokens or 0
-    transpose = should_transpose(model, params, rows=len(prompts))
-    if transpose:
-        params = transpose_kernels(model, params)
-    run = _decoder(graphdef, num_draft_tokens, transpose)
-    sampling = SamplingParams.build(settings, config.vocab_size, seeds)
-    mesh = mesh_of(params)
-    state, width = _start(model, prompts, settings)
+    n_positions, window = decoder.config.n_positions, settings.sliding_window
+    sampling = SamplingParams.build(settings, decoder.config.vocab_size, seeds)
+    state, width = _start(decoder, prompts, settings)
     last = width + settings.max_new_tokens
     length, cut = width, np.full(len(prompts), -1)
     while True:
         until = last if steps is None else min(last, length + steps)
         if window is not None:
-            state = _slide(state, config.n_positions, window)
-            until = min(until, int(state.context.start.min()) + config.n_positions + 1)
-        if mesh is not None:
-            state = shard(state, batch_shardings(mesh, state))
-        state = run(params, state, sampling, np.asarray(until, np.int32))
+            state = _slide(state, n_positions, window)
+            until = min(until, int(state.context.start.min()) + n_positions + 1)
+        state = _decode_until(
+            decoder.structure,
+            decoder.params,
+            decoder.place(state),
+            sampling,
+            np.asarray(until, np.int32),
+            num_draft_tokens=settings.prompt_lookup_num_tokens or 0,
+        )
         length = int(state.context.length)
         progress = _progress(state, width, sampling, cut)
         # A NaN or inf among the logits is one in their sum: no step has to look at them once more.
         if not np.isfinite(progress.log_probs).all():
-            raise not_finite("the logits", params)
+            raise decoder.not_finite()
         if ended is not None:
             found = ended(progress)
             cut = np.where((cut < 0) & (found >= 0), found, cut)
@@ -227,34 +428,55 @@ def decode(
 
 
 def _start(
-    model: OpenAIGPTLMHeadModel, prompts: Sequence[np.ndarray], settings: GenerationConfig
+    decoder: Decoder, prompts: Sequence[np.ndarray], settings: GenerationConfig
 ) -> tuple[State, int]:
     """Return the state before anything is read, and the slot of the first new token."""
-    config, new = model.config, settings.max_new_tokens
+    new, n_positions = settings.max_new_tokens, decoder.config.n_positions
     tokens, start = align(prompts)
-    most = pieces(config.n_positions) + PREFILL_CHUNK
+    most = pieces(n_positions) + PREFILL_CHUNK
+    offset = 0
     if settings.sliding_window is None:
         num_draft_tokens = settings.prompt_lookup_num_tokens or 0
         room = min(bucket(tokens.shape[1] + new - 1 + num_draft_tokens), most)
         slots = room + 1  # the last token is not read
     else:
         # A window is read in whole pieces too: the first of them may begin before the text.
-        tokens, start = (
-            np.pad(tokens, ((0, 0), (PREFILL_CHUNK, 0))),
-            start + np.int32(PREFILL_CHUNK),
-        )
+        offset = PREFILL_CHUNK
+        tokens, start = np.pad(tokens, ((0, 0), (offset, 0))), start + np.int32(offset)
         room, slots = most, bucket(tokens.shape[1] + new)
     width = tokens.shape[1]
-    tokens = jnp.asarray(np.pad(tokens, ((0, 0), (0, slots - width))))
-    state = State(
-        context=DecodeContext(tokens, jnp.asarray(start), jnp.int32(width), jnp.int32(0)),
-        scores=jnp.zeros(tokens.shape, jnp.float32),
-        log_probs=jnp.zeros(tokens.shape, jnp.float32),
-        done=jnp.zeros(len(prompts), bool),
-        cache=Cache.empty(config, len(prompts), room, model.dtype),
-        offset=jnp.int32(0 if settings.sliding_window is None else PREFILL_CHUNK),
+    state = _empty_state(
+        np.pad(tokens, ((0, 0), (0, slots - width))),
+        start,
+        np.asarray(width, np.int32),
+        np.asarray(offset, np.int32),
+        config=decoder.config,
+        dtype=decoder.dtype,
+        room=room,
     )
     return state, width
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "room"))
+def _empty_state(
+    tokens: jax.Array,
+    start: jax.Array,
+    length: jax.Array,
+    offset: jax.Array,
+    *,
+    config: OpenAIGPTConfig,
+    dtype: jnp.dtype,
+    room: int,
+) -> State:
+    """Return the state of texts of which nothing is read; compiled, since it has many arrays."""
+    return State(
+        context=DecodeContext(tokens, start, length, jnp.int32(0)),
+        scores=jnp.zeros(tokens.shape, jnp.float32),
+        log_probs=jnp.zeros(tokens.shape, jnp.float32),
+        done=jnp.zeros(len(tokens), bool),
+        cache=Cache.empty(config, len(tokens), room, dtype, squeeze=True),
+        offset=offset,
+    )
 
 
 def _slide(state: State, n_positions: int, window: int) -> State:
@@ -273,140 +495,6 @@ def _slide(state: State, n_positions: int, window: int) -> State:
             state.cache, mask=jnp.zeros_like(state.cache.mask), index=jnp.int32(0)
         ),
         offset=jnp.int32(offset),
-    )
-
-
-def prefill(
-    model: OpenAIGPTLMHeadModel, context: DecodeContext, cache: Cache, offset: jax.Array
-) -> Cache:
-    """Return the cache with all tokens of the texts but the last, read piece by piece.
-
-    Args:
-        model: inside a compiled function.
-        context: of texts whose unread tokens, the last apart, are whole pieces.
-        cache: of the tokens read so far.
-        offset: () int32, the slot of the first token in the cache.
-    """
-
-    def read_pieces(cache: Cache, piece: int) -> Cache:
-        def unread(cache: Cache) -> jax.Array:
-            return offset + cache.index + piece < context.length
-
-        def step(cache: Cache) -> Cache:
-            place = offset + cache.index
-            ids = jax.lax.dynamic_slice_in_dim(context.tokens, place, piece, axis=1)
-            slots = place + jnp.arange(piece, dtype=jnp.int32)
-            is_text = slots[None, :] >= context.start[:, None]
-            out = model.transformer(ids, is_text, positions_from_mask=True, cache=unpack(cache))
-            return pack(cast(Cache, out.cache))
-
-        return unpack(jax.lax.while_loop(unread, step, pack(cache)))
-
-    long = PREFILL_TOKENS // len(context.tokens) // PREFILL_CHUNK * PREFILL_CHUNK
-    if PREFILL_CHUNK < long < cache.length:
-        cache = read_pieces(cache, long)
-    return read_pieces(cache, PREFILL_CHUNK)
-
-
-@functools.lru_cache(maxsize=32)
-def _decoder(graphdef: Any, num_draft_tokens: int, transpose: bool) -> Callable[..., State]:
-    """Return the compiled loop of a model.
-
-    Args:
-        graphdef: of the model.
-        num_draft_tokens: how many draft tokens it reads at once; 0 for none.
-        transpose: whether its kernels are transposed.
-    """
-
-    @functools.partial(jax.jit, donate_argnames="state")
-    def run(params: Params, state: State, sampling: SamplingParams, until: jax.Array) -> State:
-        model: OpenAIGPTLMHeadModel = merge(graphdef, params)
-        if transpose:
-            model = with_transposed_kernels(model)
-        cache = prefill(model, state.context, state.cache, state.offset)
-
-        def unfinished(state: State) -> jax.Array:
-            return (state.context.length < until) & ~state.done.all()
-
-        def forward(state: State, ids: jax.Array) -> tuple[State, jax.Array]:
-            """(B, T) ids -> the state with these read, and the (B, T, V) logits after each."""
-            out = model(ids, positions_from_mask=True, cache=unpack(state.cache))
-            state = dataclasses.replace(state, cache=pack(cast(Cache, out.cache)))
-            return state, cast(jax.Array, out.logits)
-
-        def sample(state: State, logits: jax.Array) -> State:
-            token, score = sampling.sample(logits, state.context)
-            _, log_prob = gather_log_prob(logits, token)
-            return state.append(token, score, log_prob, sampling)
-
-        def step(state: State) -> State:
-            last = state.context.before(jnp.int32(1))[:, None]
-            state, logits = forward(state, last)
-            return sample(state, logits[:, -1])
-
-        def can_verify(state: State) -> jax.Array:
-            """() bool, whether there is a guess for every row, and room to read it."""
-            context = state.context
-            _, found = draft(context, num_draft_tokens)
-            end = context.length + num_draft_tokens
-            fits = (end - state.offset <= state.cache.length) & (
-                end - context.start.min() <= model.config.n_positions
-            )
-            return fits & (found | state.done).all()
-
-        def verify_draft(state: State) -> State:
-            """Choose tokens for as long as the (B, D) guesses, read at once, are right."""
-            draft_tokens, _ = draft(state.context, num_draft_tokens)
-            last = state.context.before(jnp.int32(1))[:, None]
-            state, logits = forward(state, jnp.concatenate([last, draft_tokens], axis=1))
-
-            def right(carry: tuple[jax.Array, State]) -> jax.Array:
-                right, state = carry
-                chosen = state.context.before(jnp.int32(1))
-                as_drafted = (chosen == draft_tokens[:, right - 1]) | state.done
-                return unfinished(state) & (right <= num_draft_tokens) & as_drafted.all()
-
-            def go_on(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
-                right, state = carry
-                return right + 1, sample(state, logits[:, right])
-
-            _, state = jax.lax.while_loop(right, go_on, go_on((jnp.int32(0), state)))
-            # What was read of wrong guesses will be overwritten.
-            index = state.context.length - 1 - state.offset
-            return dataclasses.replace(state, cache=dataclasses.replace(state.cache, index=index))
-
-        def steps_and_drafts(state: State) -> State:
-            # Loops within the loop, where branches would copy the cache.
-            state = jax.lax.while_loop(lambda s: unfinished(s) & ~can_verify(s), step, state)
-            return jax.lax.while_loop(lambda s: unfinished(s) & can_verify(s), verify_draft, state)
-
-        advance = steps_and_drafts if num_draft_tokens else step
-        state = dataclasses.replace(state, cache=pack(cache))
-        state = jax.lax.while_loop(unfinished, advance, state)
-        return constrain_like(
-            dataclasses.replace(state, cache=unpack(state.cache)), batch_shardings
-        )
-
-    return run
-
-
-def pack(cache: Cache) -> Cache:
-    """Return the cache as a loop carries it: one row without the dimension of rows.
-
-    With a dimension of 1, XLA's CPU compiler makes two arrays of each, one to keep and one to
-    compute with, and copies both at every step.
-    """
-    return _each_array(cache, lambda array: array[0] if len(array) == 1 else array)
-
-
-def unpack(cache: Cache) -> Cache:
-    """Return what was packed."""
-    return _each_array(cache, lambda array: array[None] if array.ndim == 3 else array)
-
-
-def _each_array(cache: Cache, change: Callable[[jax.Array], jax.Array]) -> Cache:
-    return dataclasses.replace(
-        cache, keys=tuple(map(change, cache.keys)), values=tuple(map(change, cache.values))
     )
 
 

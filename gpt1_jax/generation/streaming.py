@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from gpt1_jax.checks import is_integer, wrong
-from gpt1_jax.generation.api import pad_prompts_to_mesh, prepare
-from gpt1_jax.generation.decode import decode
+from gpt1_jax.generation.api import prepare
+from gpt1_jax.generation.decode import Decoder, decode
 from gpt1_jax.generation.stop_strings import StopStrings
 from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
@@ -50,12 +50,13 @@ def stream(
             raise ValueError(f"{name} is {getattr(settings, name)}, but must be 1 to be streamed")
     if not is_integer(steps) or steps < 1:
         raise wrong("steps", steps, "an integer, at least 1")
-    prompts, settings = pad_prompts_to_mesh(model, prompts, settings)
+    decoder = Decoder.prepare(model, rows=1)
+    prompts, settings = decoder.pad_to_mesh(prompts, settings)
     ended = None
     if settings.stop_strings:
         ended = StopStrings(tokenizer, prompts, settings.stop_strings)
     progress = decode(
-        model, prompts, settings, settings.seeds(len(prompts)), steps=steps, ended=ended
+        decoder, prompts, settings, settings.seeds(len(prompts)), steps=steps, ended=ended
     )
 
     def pieces() -> Iterator[str]:

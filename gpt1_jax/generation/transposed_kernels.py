@@ -5,61 +5,73 @@ memory of a second kernel. It is therefore done once for a model, when several r
 decoded, and kept.
 """
 
+import dataclasses
 import weakref
-from typing import Any
 
 import jax
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
+from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.matmul import MAX_ROWS, dot_general, dot_general_transposed
-from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, flatten
+from gpt1_jax.pretrained import Params, flatten
+from gpt1_jax.pure import ModelStructure, merge
 
-# Of a model, by path: a kernel that it had, and its transpose.
-_kept: weakref.WeakKeyDictionary[
-    OpenAIGPTPreTrainedModel,
-    dict[tuple[str, ...], tuple[weakref.ref[jax.Array], jax.Array]],
-] = weakref.WeakKeyDictionary()
+Structure = ModelStructure[OpenAIGPTLMHeadModel]
 
 
-def should_transpose(model: OpenAIGPTPreTrainedModel, params: Params, rows: int) -> bool:
-    """Return whether decoding so many rows at a time is faster with transposed kernels."""
-    kernels = [leaf for path, leaf in flatten(params).items() if _is_kernel(path)]
-    # Kernels that are split over devices are split for the products as they are.
-    devices = {device for leaf in kernels for device in leaf.devices()}
-    on_cpu = len(devices) == 1 and devices.pop().platform == "cpu"
-    # In half precision both forms are alike.
-    return on_cpu and 1 < rows <= MAX_ROWS and model.dtype.itemsize > 2
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """What was made of a model.
 
-
-def transpose_kernels(model: OpenAIGPTPreTrainedModel, params: Params) -> Params:
-    """Return the parameters of a model with the kernels of its blocks transposed.
-
-    ``with_transposed_kernels`` makes a model of them.
+    Attributes:
+        source: the model's structure.
+        structure: the same, but for layers that read their kernels transposed.
+        kernels: of these layers by path, as the model has them and transposed; none at first.
     """
-    kept = _kept.setdefault(model, {})
+
+    source: Structure
+    structure: Structure
+    kernels: dict[tuple[str, ...], tuple[weakref.ref[jax.Array], jax.Array] | None]
+
+    @classmethod
+    def build(cls, source: Structure, params: Params) -> "_Kept":
+        """Find the layers, and have them read their kernels transposed."""
+        model = merge(source, params)
+        kernels = {}
+        for path, node in nnx.iter_graph(model):
+            if isinstance(node, nnx.Linear) and node.dot_general is dot_general:
+                node.dot_general = dot_general_transposed
+                kernels[(*map(str, path), "kernel")] = None
+        return cls(source, ModelStructure(nnx.graphdef(model)), kernels)
+
+
+_kept: weakref.WeakKeyDictionary[OpenAIGPTLMHeadModel, _Kept] = weakref.WeakKeyDictionary()
+
+
+def should_transpose(model: OpenAIGPTLMHeadModel, rows: int) -> bool:
+    """Return whether decoding so many rows at a time is faster with transposed kernels."""
+    # Kernels that are split over devices are split for the products as they are. In half precision
+    # both forms are alike.
+    if not 1 < rows <= MAX_ROWS or model.dtype.itemsize == 2:
+        return False
+    devices = model.transformer.tokens_embed.embedding.get_value().devices()
+    return [device.platform for device in devices] == ["cpu"]
+
+
+def transpose_kernels(
+    model: OpenAIGPTLMHeadModel, structure: Structure, params: Params
+) -> tuple[Structure, Params]:
+    """Return what ``split`` gave for a model, with the kernels of its blocks transposed."""
+    kept = _kept.get(model)
+    if kept is None or kept.source != structure:
+        kept = _kept[model] = _Kept.build(structure, params)
     leaves = flatten(params)
-    for path, leaf in leaves.items():
-        if _is_kernel(path):
-            source, kernel = kept.get(path, (None, leaf))
-            if source is None or source() is not leaf:
-                kernel = _transpose(leaf)
-                kept[path] = weakref.ref(leaf), kernel
-            leaves[path] = kernel
-    return unflatten_dict(leaves)
-
-
-def with_transposed_kernels(model: Any) -> Any:
-    """Return a model that was merged with transposed kernels, which its layers now read as such."""
-    for _, node in nnx.iter_graph(model):
-        if isinstance(node, nnx.Linear) and node.dot_general is dot_general:
-            node.kernel.set_value(node.kernel.get_value().T)
-            node.dot_general = dot_general_transposed
-    return model
-
-
-def _is_kernel(path: tuple[str, ...]) -> bool:
-    return "h" in path and path[-1] == "kernel"
+    for path, found in kept.kernels.items():
+        if found is None or found[0]() is not leaves[path]:
+            found = kept.kernels[path] = weakref.ref(leaves[path]), _transpose(leaves[path])
+        leaves[path] = found[1]
+    return kept.structure, unflatten_dict(leaves)
 
 
 @jax.jit

@@ -72,12 +72,12 @@ def _row_twice(product: Product, x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 def dot_general_transposed(lhs, rhs, dimension_numbers, precision=None, out_sharding=None):
-    """``dot_general`` on a CPU for a kernel (K, N) that is held as (N, K) and transposed here."""
+    """``dot_general`` on a CPU for a linear layer whose kernel (K, N) is held as (N, K)."""
     product = _summing(lhs.dtype, precision=precision, out_sharding=out_sharding)
-    K, N = rhs.shape
+    N, K = rhs.shape
     if lhs.size // K <= MAX_ROWS:
-        return _weights_first(product, lhs, rhs.T, math.gcd(N, N_PARTS)).astype(lhs.dtype)
-    return product(lhs, rhs.T, (((lhs.ndim - 1,), (1,)), ((), ()))).astype(lhs.dtype)
+        return _weights_first(product, lhs, rhs, math.gcd(N, N_PARTS)).astype(lhs.dtype)
+    return product(lhs, rhs, (((lhs.ndim - 1,), (1,)), ((), ()))).astype(lhs.dtype)
 
 
 def logits_matmul(

@@ -15,7 +15,6 @@ from support.compilations import compilations
 
 import gpt1_jax as gpt1
 from gpt1_jax.generation import decode
-from gpt1_jax.pure import split
 
 pytestmark = pytest.mark.unoptimized
 
@@ -103,15 +102,19 @@ def test_decode_step_does_not_copy_the_cache(model: gpt1.OpenAIGPTLMHeadModel, r
     One copy of each may be there for form's sake: where it comes to lie in its own place.
     """
     asked = gpt1.GenerationConfig().for_model(CONFIG)
-    graphdef, params = split(model)
+    decoder = decode.Decoder.prepare(model, rows)
     sampling = decode.SamplingParams.build(asked, CONFIG.vocab_size, asked.seeds(rows))
-    prompts = [np.ones(3, np.int32)] * rows
-    state, _ = decode._start(model, prompts, asked)
-    transpose = decode.should_transpose(model, params, rows)
-    assert transpose == (rows > 1)
-    params = decode.transpose_kernels(model, params) if transpose else params
-    run: Any = decode._decoder(graphdef, 0, transpose)
-    text = run.lower(params, state, sampling, np.asarray(40, np.int32)).compile().as_text()
+    state, _ = decode._start(decoder, [np.ones(3, np.int32)] * rows, asked)
+    lowered = decode._decode_until.lower(
+        decoder.structure,
+        decoder.params,
+        state,
+        sampling,
+        np.asarray(40, np.int32),
+        num_draft_tokens=0,
+    )
+    text = lowered.compile().as_text()
+    assert text is not None
     cached = rf"f32\[({rows},)?2,{state.cache.length},6\]"
     assert re.search(cached, text)
     loops = re.split(r"^}$", text, flags=re.MULTILINE)
@@ -228,7 +231,7 @@ def random_settings(rng: np.random.Generator) -> dict[str, Any]:
 
 def test_generate_compiles_once_per_cache_length(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     """100 prompts with settings of all kinds: one compilation for every length of the cache."""
-    decoder: Any = decode._decoder(nnx.graphdef(model), 0, False)
+    decoder: Any = decode._decode_until
     decoder.clear_cache()
     twin = gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(1))
     # Texts have at most 61 tokens and are read in pieces of 32: the cache has 32 or 64 slots.

@@ -111,12 +111,13 @@ def test_prompt_lookup_saves_forwards_on_repetitive_text(monkeypatch: pytest.Mon
 
     forward = gpt1.OpenAIGPTLMHeadModel.__call__
     monkeypatch.setattr(gpt1.OpenAIGPTLMHeadModel, "__call__", counted)
-    decode._decoder.cache_clear()
+    decode_until: Any = decode._decode_until
+    decode_until.clear_cache()
     script = [3, 4, 5] * 20
     asked = gpt1.GenerationConfig(max_new_tokens=40, prompt_lookup_num_tokens=5)
     out = gpt1.generate(scripted_model(script), [script[:1]], generation_config=asked)
     jax.effects_barrier()
-    decode._decoder.cache_clear()
+    decode_until.clear_cache()
     assert out[0].tolist() == script[:41]
     # Three tokens one by one; then the fourth is like the first, and 37 more follow.
     assert len(forwards) == 3 + 7

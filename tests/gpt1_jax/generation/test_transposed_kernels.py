@@ -14,7 +14,6 @@ from gpt1_jax.generation import transposed_kernels
 from gpt1_jax.generation.transposed_kernels import (
     should_transpose,
     transpose_kernels,
-    with_transposed_kernels,
 )
 from gpt1_jax.nn.matmul import MAX_ROWS
 from gpt1_jax.pretrained import flatten
@@ -25,16 +24,17 @@ pytestmark = pytest.mark.unoptimized
 IDS = np.array([[1, 5, 2], [3, 3, 9]], np.int32)
 
 
+def transposed(model: gpt1.OpenAIGPTLMHeadModel) -> Any:
+    return transpose_kernels(model, *split(model))
+
+
 def test_transposed_kernels_keep_model_outputs() -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel)
-    graphdef, params = split(model)
-    changed = transpose_kernels(model, params)
-    for path, leaf in flatten(params).items():
+    structure, changed = transposed(model)
+    for path, leaf in flatten(model.params).items():
         expected = leaf.T if path[1] == "h" and path[-1] == "kernel" else leaf
         np.testing.assert_array_equal(flatten(changed)[path], expected)
-    found: Any = jax.jit(
-        lambda params: with_transposed_kernels(merge(graphdef, params))(IDS).logits
-    )(changed)
+    found: Any = jax.jit(lambda params: merge(structure, params)(IDS).logits)(changed)
     expected: Any = model(IDS).logits
     # Measured: 5.4e-7.
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
@@ -47,28 +47,31 @@ def test_generate_transposes_without_changing_output(
     model = small_model(gpt1.OpenAIGPTLMHeadModel, n_positions=16)
     ids = gpt1.generate(model, IDS, max_new_tokens=5, **options)
     assert model in transposed_kernels._kept
-    for module in ("decode", "beam"):
-        monkeypatch.setattr(
-            f"gpt1_jax.generation.{module}.should_transpose", lambda *args, **rest: False
-        )
+    monkeypatch.setattr("gpt1_jax.generation.decode.should_transpose", lambda *args: False)
     np.testing.assert_array_equal(gpt1.generate(model, IDS, max_new_tokens=5, **options), ids)
 
 
-def test_transposed_kernels_follow_parameter_changes() -> None:
+def test_transposed_kernels_follow_model_changes() -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel)
-    first = flatten(transpose_kernels(model, split(model)[1]))
-    again = flatten(transpose_kernels(model, split(model)[1]))
-    assert all(again[path] is leaf for path, leaf in first.items())
+    structure, first = transposed(model)
+    same, again = transposed(model)
+    first = flatten(first)
+    assert same is structure
+    assert all(flatten(again)[path] is leaf for path, leaf in first.items())
     model.load_params(jax.tree.map(lambda leaf: leaf + 1, model.params))
-    for path, leaf in flatten(transpose_kernels(model, split(model)[1])).items():
+    same, again = transposed(model)
+    assert same is structure
+    for path, leaf in flatten(again).items():
         np.testing.assert_array_equal(leaf, first[path] + 1)
+    model.transformer.h[0].attn.resid_dropout.rate = 0.5
+    assert transposed(model)[0] != structure
 
 
 def test_transposed_kernels_are_freed_with_the_model() -> None:
     gc.collect()  # models of earlier tests
     model = small_model(gpt1.OpenAIGPTLMHeadModel)
     before = len(transposed_kernels._kept)
-    transpose_kernels(model, split(model)[1])
+    transposed(model)
     assert len(transposed_kernels._kept) == before + 1
     del model
     gc.collect()
@@ -78,6 +81,6 @@ def test_transposed_kernels_are_freed_with_the_model() -> None:
 def test_should_transpose_depends_on_rows_and_dtype() -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel)
     rows = (1, 2, MAX_ROWS, MAX_ROWS + 1)
-    assert [should_transpose(model, model.params, n) for n in rows] == [False, True, True, False]
+    assert [should_transpose(model, n) for n in rows] == [False, True, True, False]
     half = small_model(gpt1.OpenAIGPTLMHeadModel, dtype=jnp.bfloat16)
-    assert not should_transpose(half, half.params, 2)
+    assert not should_transpose(half, 2)
