@@ -133,8 +133,15 @@ def split(model: Model) -> tuple[ModelStructure[Model], Params]:
         ]
         prepared = _Prepared(ModelStructure(graphdef), parts, ids, paths)
         _prepared[model] = prepared
-    values = {path: variables[number].get_value() for path, number in prepared.paths}
+    values = {path: _value(variables[number]) for path, number in prepared.paths}
     return prepared.structure, unflatten_dict(values)
+
+
+def _value(variable: nnx.Variable[jax.Array]) -> jax.Array:
+    """Return ``variable.get_value()``, which takes 30 times as long for a plain array."""
+    if variable.ref or "on_get_value" in variable.get_metadata():
+        return variable.get_value()
+    return variable.get_raw_value()
 
 
 def _contents(
