@@ -1,6 +1,7 @@
 """``generate``: prompts and settings in, texts out."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -14,8 +15,10 @@ from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.validation import ArrayLike
 from gpt1_jax.text.tokenizer import Tokenizer
 
-# An array (batch, ...), or, for prompts of unequal lengths, a list of rows.
+# An array (batch, ...), or, for prompts of unequal lengths, a list of rows. A caller knows which of
+# them it gets, so this is no union of the two.
 Sequences = Any
+DEFAULT = GenerationConfig()
 STEPS_PER_CALL = 8  # tokens a compiled call where the host looks at the text in between
 
 
@@ -50,7 +53,7 @@ def generate(
     *,
     tokenizer: Tokenizer | None = None,
     return_dict: Literal[False] = False,
-    **changes: Any,
+    **changes: object,
 ) -> Sequences: ...
 
 
@@ -63,7 +66,7 @@ def generate(
     *,
     tokenizer: Tokenizer | None = None,
     return_dict: Literal[True],
-    **changes: Any,
+    **changes: object,
 ) -> GenerateOutput: ...
 
 
@@ -75,7 +78,7 @@ def generate(
     *,
     tokenizer: Tokenizer | None = None,
     return_dict: bool = False,
-    **changes: Any,
+    **changes: object,
 ) -> Sequences | GenerateOutput:
     """Continue each prompt.
 
@@ -122,7 +125,7 @@ def prepare(
     input_ids: ArrayLike,
     attention_mask: ArrayLike | None,
     generation_config: GenerationConfig | None,
-    changes: dict[str, Any],
+    changes: Mapping[str, object],
 ) -> tuple[list[np.ndarray], np.ndarray | None, GenerationConfig]:
     """Check what ``generate`` takes; return the prompts (``read_prompts``) and full settings."""
     if not isinstance(model, OpenAIGPTLMHeadModel):
@@ -130,7 +133,7 @@ def prepare(
     if generation_config is not None and not isinstance(generation_config, GenerationConfig):
         kind = type(generation_config).__name__
         raise TypeError(f"generation_config is a {kind}, but must be a GenerationConfig")
-    settings = dataclasses.replace(generation_config or GenerationConfig(), **changes)
+    settings = dataclasses.replace(generation_config or DEFAULT, **changes)
     prompts, given = read_prompts(model.config.vocab_size, input_ids, attention_mask)
     settings = settings.for_model(model.config)
     settings.check_for(model.config, len(prompts), max(map(len, prompts)))

@@ -9,7 +9,7 @@ Dimensions: B rows, C slots for tokens, V vocabulary.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from gpt1_jax.generation_config import GenerationConfig, as_ids
 from gpt1_jax.nn.pytree import pytree_dataclass
 
 Array = jax.Array | np.ndarray
-T = TypeVar("T")
 
 
 @pytree_dataclass
@@ -55,7 +54,7 @@ class DecodeContext:
 class Processor(Protocol):
     """One rule: (B, V) float32 logits and their context to (B, V) logits."""
 
-    def active(self, context: DecodeContext) -> jax.Array:
+    def active(self, context: DecodeContext) -> Array:
         """() bool, false where the rule would return the logits as they are."""
         ...
 
@@ -137,7 +136,7 @@ class RepetitionPenalty:
 
     penalty: Array  # () float32
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return self.penalty != 1
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -152,7 +151,7 @@ class NoRepeatNGram:
 
     size: Array  # () int32
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return (self.size > 0) & (self.size <= context.length)
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -190,7 +189,7 @@ class NoBadWords:
         single = token_mask([word[0] for word in words if len(word) == 1], vocab_size)
         return cls(single, table, lengths, np.asarray(bool(words)))
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return self.any
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -214,7 +213,7 @@ class MinNewTokens:
     least: Array  # () int32
     eos: Array  # (V,) bool
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return context.new < self.least
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -228,7 +227,7 @@ class ForcedBOS:
     any: Array  # () bool
     token: Array  # (V,) bool
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         # The one token that a sliding window may leave of a text is no prompt.
         return self.any & (context.new == 0) & (context.length - context.start == 1).any()
 
@@ -245,7 +244,7 @@ class ForcedEOS:
     last: Array  # () int32, the number of tokens chosen before
     tokens: Array  # (V,) bool
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return self.any & (context.new == self.last)
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -259,7 +258,7 @@ class SuppressTokens:
     any: Array  # () bool
     tokens: Array  # (V,) bool
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return self.any
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -272,7 +271,7 @@ class Temperature:
 
     temperature: Array  # () float32
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return self.temperature != 1
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -285,7 +284,7 @@ class TopK:
 
     k: Array  # () int32, 0 for all
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return self.k > 0
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -303,7 +302,7 @@ class TopP:
     rest: Array  # () float32
     at_least: Array  # () int32, so many tokens are kept in any case
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return self.rest > 0
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -323,7 +322,7 @@ class MinP:
     p: Array  # () float32
     at_least: Array  # () int32
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return self.p > 0
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -347,7 +346,7 @@ class Typical:
     p: Array  # () float32
     at_least: Array  # () int32
 
-    def active(self, context: DecodeContext) -> Any:
+    def active(self, context: DecodeContext) -> Array:
         return self.p < 1
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:

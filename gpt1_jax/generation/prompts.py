@@ -1,11 +1,10 @@
 """Prompts as users give them, and as the compiled functions take them: on the host, in numpy."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from gpt1_jax.nn.validation import check_ids, check_mask
+from gpt1_jax.nn.validation import ArrayLike, check_ids, check_mask
 
 # Prompts are read so many tokens at a time, each piece in one forward pass.
 PREFILL_CHUNK = 32
@@ -16,7 +15,7 @@ SHORTEST = 32  # below this, room that stays unused costs less than another comp
 
 
 def read_prompts(
-    vocab_size: int, input_ids: Any, attention_mask: Any
+    vocab_size: int, input_ids: ArrayLike, attention_mask: ArrayLike | None
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     """Return the prompts without padding, and, where they have one width, as they were given.
 
@@ -95,7 +94,7 @@ def append_new_tokens(
     given: np.ndarray | None,
     new: np.ndarray,
     lengths: np.ndarray,
-) -> Any:
+) -> np.ndarray | list[np.ndarray]:
     """Return texts in the form their prompts came in.
 
     Args:

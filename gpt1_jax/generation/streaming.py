@@ -1,7 +1,6 @@
 """Text while it is being decoded."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -21,7 +20,7 @@ def stream(
     generation_config: GenerationConfig | None = None,
     *,
     steps: int = 4,
-    **changes: Any,
+    **changes: object,
 ) -> Iterator[str]:
     """Continue one text, and yield its new pieces as they come.
 
