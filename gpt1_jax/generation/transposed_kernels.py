@@ -2,11 +2,16 @@
 
 ``nn/matmul.py`` says why. Transposing a kernel costs as much as several decoding steps, and the
 memory of a second kernel. It is therefore done once for a model, when several rows are first
-decoded, and kept.
+decoded, and kept. Whether a processor gains by it cannot be asked: it was measured (README), and
+the environment variable ``GPT1_TRANSPOSED_KERNELS`` decides otherwise.
 """
 
 import dataclasses
+import functools
+import os
+import re
 import weakref
+from pathlib import Path
 
 import jax
 from flax import nnx
@@ -18,6 +23,8 @@ from gpt1_jax.pretrained import Params, flatten
 from gpt1_jax.pure import ModelStructure, merge
 
 Structure = ModelStructure[OpenAIGPTLMHeadModel]
+
+VARIABLE, CHOICES = "GPT1_TRANSPOSED_KERNELS", ("auto", "always", "never")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,13 +57,32 @@ _kept: weakref.WeakKeyDictionary[OpenAIGPTLMHeadModel, _Kept] = weakref.WeakKeyD
 
 
 def should_transpose(model: OpenAIGPTLMHeadModel, rows: int) -> bool:
-    """Return whether decoding so many rows at a time is faster with transposed kernels."""
-    # Kernels that are split over devices are split for the products as they are. In half precision
-    # both forms are alike.
-    if not 1 < rows <= MAX_ROWS or model.dtype.itemsize == 2:
+    """Return whether to decode so many rows at a time with transposed kernels.
+
+    Raises:
+        ValueError: the environment variable has another value than its three.
+    """
+    choice = os.environ.get(VARIABLE, "auto")
+    if choice not in CHOICES:
+        raise ValueError(f"{VARIABLE} is {choice!r}, but must be one of {', '.join(CHOICES)}")
+    # In half precision both forms are alike.
+    if not 1 < rows <= MAX_ROWS or model.dtype.itemsize == 2 or choice == "never":
         return False
+    # Kernels that are split over devices are split for the products as they are.
     devices = model.transformer.tokens_embed.embedding.get_value().devices()
-    return [device.platform for device in devices] == ["cpu"]
+    on_cpu = [device.platform for device in devices] == ["cpu"]
+    return on_cpu and (choice == "always" or _processor_gains())
+
+
+@functools.cache
+def _processor_gains(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this processor multiplies faster so: all that were measured but AMD's Zen 5."""
+    try:
+        text = cpuinfo.read_text()
+    except OSError:  # not Linux
+        return True
+    zen_5 = re.search(r"^cpu family\s*: 26$", text, re.MULTILINE)
+    return "AuthenticAMD" not in text or zen_5 is None
 
 
 def transpose_kernels(

@@ -1,6 +1,7 @@
 """Decoding with transposed kernels, and what is kept of them."""
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,10 +45,11 @@ def test_transposed_kernels_keep_model_outputs() -> None:
 def test_generate_transposes_without_changing_output(
     options: dict, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv(transposed_kernels.VARIABLE, "always")
     model = small_model(gpt1.OpenAIGPTLMHeadModel, n_positions=16)
     ids = gpt1.generate(model, IDS, max_new_tokens=5, **options)
     assert model in transposed_kernels._kept
-    monkeypatch.setattr("gpt1_jax.generation.decode.should_transpose", lambda *args: False)
+    monkeypatch.setenv(transposed_kernels.VARIABLE, "never")
     np.testing.assert_array_equal(gpt1.generate(model, IDS, max_new_tokens=5, **options), ids)
 
 
@@ -78,9 +80,32 @@ def test_transposed_kernels_are_freed_with_the_model() -> None:
     assert len(transposed_kernels._kept) == before
 
 
-def test_should_transpose_depends_on_rows_and_dtype() -> None:
+def test_should_transpose_depends_on_rows_and_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transposed_kernels, "_processor_gains", lambda: True)
     model = small_model(gpt1.OpenAIGPTLMHeadModel)
     rows = (1, 2, MAX_ROWS, MAX_ROWS + 1)
     assert [should_transpose(model, n) for n in rows] == [False, True, True, False]
     half = small_model(gpt1.OpenAIGPTLMHeadModel, dtype=jnp.bfloat16)
     assert not should_transpose(half, 2)
+
+
+def test_should_transpose_obeys_processor_and_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model = small_model(gpt1.OpenAIGPTLMHeadModel)
+    gains = transposed_kernels._processor_gains
+    amd = "processor\t: 0\nvendor_id\t: AuthenticAMD\ncpu family\t: {}\nmodel\t\t: 17\n"
+    for family, expected in ((25, True), (26, False)):
+        file = tmp_path / str(family)
+        file.write_text(amd.format(family))
+        assert gains(file) == expected
+        monkeypatch.setattr(transposed_kernels, "_processor_gains", lambda file=file: gains(file))
+        assert should_transpose(model, 2) == expected
+        for choice, decided in (("auto", expected), ("always", True), ("never", False)):
+            monkeypatch.setenv(transposed_kernels.VARIABLE, choice)
+            assert should_transpose(model, 2) == decided
+        monkeypatch.delenv(transposed_kernels.VARIABLE)
+    assert gains(tmp_path / "none")
+    monkeypatch.setenv(transposed_kernels.VARIABLE, "yes")
+    with pytest.raises(ValueError, match="GPT1_TRANSPOSED_KERNELS is 'yes', but must be one of au"):
+        gpt1.generate(model, IDS, max_new_tokens=1)
