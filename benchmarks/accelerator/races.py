@@ -92,7 +92,7 @@ def forward(bench: Bench, shape: tuple[int, int], dtype: str, precision: Any = N
 
     @jax.jit
     def logits(params: Any, ids: jax.Array) -> jax.Array:
-        return merge(structure, params)(ids).logits
+        return merge(structure, params).forward(ids).logits
 
     begin = clock()
     compiled = logits.lower(params, ids).compile()

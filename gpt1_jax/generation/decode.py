@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float, Int32
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.generation.processors import (
@@ -101,8 +102,8 @@ class Decoder:
 
 
 def decode_step(
-    model: OpenAIGPTLMHeadModel, cache: Cache, ids: jax.Array
-) -> tuple[jax.Array, Cache]:
+    model: OpenAIGPTLMHeadModel, cache: Cache, ids: Int32[jax.Array, "B T"]
+) -> tuple[Float[jax.Array, "B T V"], Cache]:
     """Read the next tokens of every text: the pure step that all decoding is made of.
 
     The cache says which tokens came before, and which of them are padding; positions go on after
@@ -111,14 +112,12 @@ def decode_step(
     Args:
         model: merged inside a compiled function.
         cache: of the tokens read so far, with room for T more.
-        ids: (B, T) int32, none of them padding; T is 1, or more with draft tokens.
+        ids: of tokens, none of them padding; T is 1, or more with draft tokens.
 
     Returns:
-        (B, T, V) float32 logits of what follows each of them, and the cache with them in it.
+        The logits of what follows each of them, and the cache with them in it.
     """
-    out = model(ids, positions_from_mask=True, cache=cache)
-    assert out.logits is not None
-    assert out.cache is not None
+    out = model.forward(ids, positions_from_mask=True, cache=cache)
     return out.logits, out.cache
 
 
@@ -143,8 +142,7 @@ def prefill(
             ids = jax.lax.dynamic_slice_in_dim(context.tokens, place, piece, axis=1)
             slots = place + jnp.arange(piece, dtype=jnp.int32)
             is_text = slots[None, :] >= context.start[:, None]
-            out = model.transformer(ids, is_text, positions_from_mask=True, cache=cache)
-            assert out.cache is not None
+            out = model.transformer.forward(ids, is_text, positions_from_mask=True, cache=cache)
             return out.cache
 
         return jax.lax.while_loop(unread, read, cache)

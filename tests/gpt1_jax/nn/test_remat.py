@@ -32,7 +32,9 @@ def gradients(remat: Any, dtype: str) -> Any:
 
     def loss(params: Any) -> jax.Array:
         key = jax.random.key(7)
-        out = merge(structure, params)(IDS, MASK, labels=IDS, deterministic=False, dropout_key=key)
+        out = merge(structure, params).forward(
+            IDS, MASK, labels=IDS, deterministic=False, dropout_key=key
+        )
         return out.loss
 
     return jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options())(params)
@@ -83,7 +85,7 @@ def kept(remat: Any) -> int:
     structure, params = split(model)
 
     def loss(params: Any, ids: jax.Array) -> jax.Array:
-        return merge(structure, params)(ids, labels=ids).loss
+        return merge(structure, params).forward(ids, labels=ids).loss
 
     ids = jax.ShapeDtypeStruct((16, 64), jnp.int32)
     step = jax.jit(jax.grad(loss), compiler_options=compiler_options())

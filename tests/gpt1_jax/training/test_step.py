@@ -67,7 +67,7 @@ def test_step_gradient_matches_plain_mean_loss() -> None:
     graphdef, params = split(model)
 
     def mean_loss(params: Any) -> jax.Array:
-        logits = merge(graphdef, params)(TOKENS[:, :-1]).logits
+        logits = merge(graphdef, params).forward(TOKENS[:, :-1]).logits
         return cross_entropy(logits, jnp.where(WEIGHTS > 0, TOKENS[:, 1:], IGNORED))
 
     loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)
