@@ -89,7 +89,7 @@ class Cache:
 
     def layer(self, i: int) -> "LayerCache":
         """Return what block ``i`` reads and extends."""
-        shape = (len(self.mask), *self.keys[i].shape[-3:])
+        shape = (self.mask.shape[0], *self.keys[i].shape[-3:])
         return LayerCache(self.keys[i].reshape(shape), self.values[i].reshape(shape), self.index)
 
     def extend_mask(self, mask: jax.Array) -> Self:
@@ -112,7 +112,7 @@ class Cache:
         """Return a cache whose row i is row ``rows[i]`` of this one; it is not squeezed."""
 
         def taken(array: jax.Array) -> jax.Array:
-            return array.reshape(len(self.mask), *array.shape[-3:])[rows]
+            return array.reshape(self.mask.shape[0], *array.shape[-3:])[rows]
 
         return dataclasses.replace(
             self,
