@@ -382,7 +382,7 @@ class GenerationConfig:
         unused += () if both["num_beams"] != 1 else BEAMS
         return cls(**{name: v for name, v in kept.items() if name not in unused}, **changes)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the contents of a ``generation_config.json``: the length, and what is changed."""
         fields = {name: getattr(self, name) for name in DEFAULTS}
         changed = {name: _lists(value) for name, value in fields.items() if value != DEFAULTS[name]}
@@ -424,7 +424,7 @@ class GenerationConfig:
             new(FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
 
-def read_generation_config(folder: Path) -> dict[str, Any]:
+def read_generation_config(folder: Path) -> dict[str, object]:
     """Return what the folder's ``generation_config.json`` holds, nothing where there is none."""
     from gpt1_jax._conversion import json_file
 

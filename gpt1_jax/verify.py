@@ -8,19 +8,19 @@ TensorFlow model. No other checkpoint gives them.
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 import jax.numpy as jnp
 import numpy as np
 
 from gpt1_jax._conversion import conversion
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.demo import resolve
+from gpt1_jax.demo import HubOptions, resolve
 from gpt1_jax.generation import generate
 from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel
-from gpt1_jax.pretrained import flatten
+from gpt1_jax.pretrained import Params, flatten
 from gpt1_jax.pure import functional
 from gpt1_jax.text.tokenizer import Tokenizer
 
@@ -84,7 +84,7 @@ class Check:
 
 
 def verify(
-    path: str | os.PathLike[str], published: Published = GPT1, **hub: Any
+    path: str | os.PathLike[str], published: Published = GPT1, **hub: Unpack[HubOptions]
 ) -> Iterator[Check]:
     """Check a checkpoint, and yield the outcome of each check as soon as it is known.
 
@@ -114,7 +114,7 @@ def verify(
         yield from _against_published(folder, params, published)
 
 
-def _finite(params: Mapping[str, Any]) -> Check:
+def _finite(params: Params) -> Check:
     wrong = [
         ".".join(path)
         for path, array in flatten(params).items()
@@ -130,7 +130,7 @@ def _sample(config: OpenAIGPTConfig) -> np.ndarray:
 
 
 def _against_torch(
-    folder: Path, config: Mapping[str, Any], params: Any, ids: np.ndarray, ours: np.ndarray
+    folder: Path, config: Params, params: Params, ids: np.ndarray, ours: np.ndarray
 ) -> Check:
     name = "torch"
     missing = [p for p in ("torch", "transformers") if importlib.util.find_spec(p) is None]
@@ -156,7 +156,7 @@ def _against_torch(
     )
 
 
-def _against_published(folder: Path, params: Any, published: Published) -> Iterator[Check]:
+def _against_published(folder: Path, params: Params, published: Published) -> Iterator[Check]:
     name = "published outputs"
     body = params.get("transformer", params)
     id_, start = published.row

@@ -14,7 +14,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from types import FrameType
 
 import gpt1_jax
 
@@ -97,8 +97,8 @@ def run(arguments: Sequence[str]) -> None:
     widen_narrow_terminal()
     app = tyro.extras.SubcommandApp()
     for each, (_, summary) in COMMANDS.items():
-        function: Any = chosen if each == name else _only_described(summary)
-        app.command(function, name=each)
+        function = chosen if chosen is not None and each == name else _only_described(summary)
+        app.command(name=each)(function)
     app.cli(prog="gpt1", description="GPT-1 in Flax.", args=list(arguments), registry=PATHS)
 
 
@@ -133,7 +133,7 @@ def _interrupts_end_at_once() -> Iterator[None]:
             signal.signal(number, raising[number])
 
 
-def _raise_interrupt(number: int, frame: Any) -> None:
+def _raise_interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
@@ -143,7 +143,7 @@ def _status(interrupt: BaseException | None) -> int:
     return 128 + number
 
 
-def _hear_swallowed_interrupts(unraisable: Any) -> None:
+def _hear_swallowed_interrupts(unraisable: "sys.UnraisableHookArgs") -> None:
     """End the process where Python drops a KeyboardInterrupt, as in JAX's callback of the gc."""
     if issubclass(unraisable.exc_type, KeyboardInterrupt):
         os._exit(_status(unraisable.exc_value))

@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import tyro
@@ -22,7 +22,7 @@ from gpt1_jax.cli.generation_flags import (
 )
 from gpt1_jax.cli.prompts import Prompt, read_prompt_file
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.demo import DEMO, resolve
+from gpt1_jax.demo import DEMO, HubOptions, resolve
 from gpt1_jax.generation import GenerateOutput, GenerationConfig, stream
 from gpt1_jax.generation.batches import generate_batches, reorder
 from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
@@ -101,7 +101,7 @@ def generate(
         raise ValueError("give at least one prompt, or a file of them with --prompts")
     if as_json:
         _check_other_keys(given)
-    hub: dict[str, Any] = {"revision": revision, "local_files_only": local_files_only}
+    hub: HubOptions = {"revision": revision, "local_files_only": local_files_only}
     # All that can be wrong comes before the weights, which may have to be downloaded.
     folder = resolve(model, weights=False, **hub)
     held = conversion.named_architecture(conversion.read_config(folder))
@@ -171,7 +171,7 @@ def _check_other_keys(prompts: Sequence[Prompt]) -> None:
 
 def _json_objects(
     prompt: Prompt, encoded: Sequence[int], output: GenerateOutput, tokenizer: Tokenizer
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[dict[str, object]]:
     """Yield the JSON objects of the texts of one prompt."""
 
     def numbers(row: np.ndarray) -> list[float | None]:
@@ -179,7 +179,7 @@ def _json_objects(
         return [None if np.isnan(x) else float(str(x)) for x in row]
 
     for i, ids in enumerate(output.sequences):
-        fields: dict[str, Any] = {**prompt.other}
+        fields = dict(prompt.other)
         fields["prompt"] = tokenizer.decode(encoded) if prompt.text is None else prompt.text
         if len(output.sequences) > 1:
             fields["index"] = i

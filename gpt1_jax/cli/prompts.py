@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from gpt1_jax._conversion import json_file
 from gpt1_jax.text.tokenizer import Tokenizer
@@ -24,7 +23,7 @@ class Prompt:
     place: str
     text: str | None = None
     ids: Sequence[int] | None = None
-    other: dict[str, Any] = dataclasses.field(default_factory=dict)
+    other: dict[str, object] = dataclasses.field(default_factory=dict)
 
     def encode(self, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
         """Return the prompt's ids.

@@ -11,7 +11,7 @@ import importlib.util
 import re
 import threading
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gpt1_jax.text.offsets import Span, aligned, repaired
@@ -19,6 +19,7 @@ from gpt1_jax.text.offsets import Span, aligned, repaired
 if TYPE_CHECKING:  # importing them takes a second, which only this pipeline need pay
     import tokenizers
     from spacy.language import Language
+    from spacy.tokens import Doc
 
 NEWLINE = "\n"  # of text, and a word of GPT-1's vocabulary
 # Dashes (em, en, horizontal bar), the ellipsis, the acute accent.
@@ -312,7 +313,7 @@ def _words(chunks: Sequence[str]) -> list[list[tuple[str, str]]]:
         return [_chunk_words(language.tokenizer, chunk) for chunk in chunks]
 
 
-def _chunk_words(tokenizer: Any, chunk: str) -> list[tuple[str, str]]:
+def _chunk_words(tokenizer: Callable[[str], Doc], chunk: str) -> list[tuple[str, str]]:
     """The words of a chunk, as spaCy has them.
 
     From a run of one sign it takes one at each end at a time, and copies the rest each time. Only
@@ -334,7 +335,7 @@ def _is_one_sign(chunk: str) -> bool:
     return chunk.count(chunk[0]) == len(chunk)
 
 
-def _pairs(document: Any) -> list[tuple[str, str]]:
+def _pairs(document: Doc) -> list[tuple[str, str]]:
     return [(word.text, word.lower_) for word in document]
 
 

@@ -11,13 +11,14 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from gpt1_jax.checks import is_integer, wrong
-from gpt1_jax.demo import resolve
+from gpt1_jax.demo import HubOptions, resolve
 from gpt1_jax.text.detokenize import detokenized
 from gpt1_jax.text.original import OriginalText, check_installed
 from gpt1_jax.text.tokenizer_files import (
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not 
     import tokenizers
     from tokenizers import AddedToken
 
+Value = TypeVar("Value")
 Side = Literal["left", "right"]
 Padding = bool | Literal["longest", "max_length", "do_not_pad"]
 
@@ -56,13 +58,15 @@ class BatchEncoding(dict[str, Any]):
         """1 for a token, 0 for a pad; of the same shape as the ids."""
         return self["attention_mask"]
 
-    def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], tuple[str, ...]]:
+    def tree_flatten_with_keys(
+        self,
+    ) -> tuple[list[tuple[object, object]], tuple[str, ...]]:
         """The values with their keys, sorted as those of a dict are: JAX calls this."""
         keys = tuple(sorted(self))
         return [(jax.tree_util.DictKey(key), self[key]) for key in keys], keys
 
     @classmethod
-    def tree_unflatten(cls, keys: tuple[str, ...], values: Iterable[Any]) -> Self:
+    def tree_unflatten(cls, keys: tuple[str, ...], values: Iterable[object]) -> Self:
         """The inverse of flattening: JAX calls this."""
         return cls(zip(keys, values, strict=True))
 
@@ -169,7 +173,7 @@ class Tokenizer:
         *,
         pipeline: Pipeline | None = None,
         padding_side: Side | None = None,
-        **hub: Any,
+        **hub: Unpack[HubOptions],
     ) -> Self:
         """Load a tokenizer that transformers or ``save_pretrained`` saved, or OpenAI's own files.
 
@@ -208,7 +212,7 @@ class Tokenizer:
         Raises:
             OSError: the folder cannot be made or written.
         """
-        settings: dict[str, Any] = {
+        settings: dict[str, object] = {
             "tokenizer_class": "OpenAIGPTTokenizer",
             "text_pipeline": self.pipeline,
             "padding_side": self.padding_side,
@@ -264,7 +268,7 @@ class Tokenizer:
         (text,) = self._checked_texts([text])
         return self._backend.encode(text, add_special_tokens=False).tokens
 
-    def decode(self, ids: Any, *, skip_special_tokens: bool = False) -> str:
+    def decode(self, ids: ArrayLike, *, skip_special_tokens: bool = False) -> str:
         """The text of ``ids``: words and punctuation, separated by spaces.
 
         Args:
@@ -276,7 +280,7 @@ class Tokenizer:
         """
         return self._backend.decode(self._checked(ids), skip_special_tokens=skip_special_tokens)
 
-    def detokenize(self, ids: Any) -> str:
+    def detokenize(self, ids: ArrayLike) -> str:
         """The text of ``ids`` as a reader expects it, without special tokens.
 
         Punctuation closes up to its words and contractions are whole, lines end where they did.
@@ -291,7 +295,9 @@ class Tokenizer:
         """
         return detokenized(self.decode(ids, skip_special_tokens=True))
 
-    def batch_decode(self, sequences: Any, *, skip_special_tokens: bool = False) -> list[str]:
+    def batch_decode(
+        self, sequences: Iterable[ArrayLike], *, skip_special_tokens: bool = False
+    ) -> list[str]:
         """The texts of several sequences of ids; see ``decode``.
 
         Args:
@@ -299,7 +305,7 @@ class Tokenizer:
                 sequence is a batch of one.
             skip_special_tokens: as for ``decode``.
         """
-        rows = list(np.asarray(sequences) if hasattr(sequences, "__array__") else sequences)
+        rows = list(np.asarray(sequences) if isinstance(sequences, jax.Array) else sequences)
         if rows and np.ndim(rows[0]) == 0:
             rows = [rows]
         return self._backend.decode_batch(
@@ -374,7 +380,7 @@ class Tokenizer:
             right = "a bool, 'longest', 'max_length' or 'do_not_pad'"
             raise ValueError(f"padding is {padding!r}, but must be {right}")
         left = _checked_side(padding_side or self.padding_side, "padding_side") == "left"
-        fields: dict[str, list[list[Any]]] = {
+        fields: dict[str, Sequence[Sequence[object]]] = {
             "input_ids": [_padded(row, self.pad_token_id or 0, T, left) for row in rows],
             "attention_mask": [_padded([1] * len(row), 0, T, left) for row in rows],
         }
@@ -401,7 +407,7 @@ class Tokenizer:
         index = self._backend.token_to_id(tokens)
         return self.unk_token_id if index is None else index
 
-    def convert_ids_to_tokens(self, ids: Any, *, skip_special_tokens: bool = False) -> Any:
+    def convert_ids_to_tokens(self, ids: ArrayLike, *, skip_special_tokens: bool = False) -> Any:
         """The token of an id, or a list of the tokens of several, as the vocabulary spells them.
 
         Args:
@@ -417,7 +423,7 @@ class Tokenizer:
         skipped = self.all_special_ids if skip_special_tokens else ()
         return [self._backend.id_to_token(index) for index in indices if index not in skipped]
 
-    def add_special_tokens(self, special_tokens: Mapping[str, Any]) -> int:
+    def add_special_tokens(self, special_tokens: Mapping[str, object]) -> int:
         """Name special tokens, and append those that are new to the vocabulary.
 
         A special token is found in text as it is written, before lower-casing, and is left out by
@@ -565,7 +571,7 @@ class Tokenizer:
             raise wrong("max_length", length, "a positive integer")
         return int(length)
 
-    def _checked(self, ids: Any) -> list[int]:
+    def _checked(self, ids: object) -> list[int]:
         """One sequence of ids, or a single id, as a list."""
         values = np.asarray(ids)
         if values.ndim > 1:
@@ -579,7 +585,7 @@ class Tokenizer:
         return values.reshape(-1).astype(int).tolist()
 
 
-def _padded(row: list[Any], pad: Any, length: int, left: bool) -> list[Any]:
+def _padded(row: list[Value], pad: Value, length: int, left: bool) -> list[Value]:
     pads = [pad] * (length - len(row))
     return pads + row if left else row + pads
 

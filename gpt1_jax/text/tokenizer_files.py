@@ -13,6 +13,8 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
+from gpt1_jax.checks import short
+
 if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not pay
     import tokenizers
     from tokenizers import AddedToken, models
@@ -58,7 +60,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     special = [*named.values(), *extra]
     unk_token = named["unk_token"].content if "unk_token" in named else None
     if unk_token is None or model.token_to_id(unk_token) is None:
-        raise ValueError(f"{file}: the vocabulary has no unknown token {_short(unk_token)}")
+        raise ValueError(f"{file}: the vocabulary has no unknown token {short(unk_token)}")
 
     backend = pipeline(model, unk_token)
     _check_ids(found)
@@ -74,22 +76,22 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     for index, token in listed.items():
         if (made := backend.token_to_id(token.content)) != index:
             raise ValueError(
-                f"{folder}: the added token {_short(token.content)} should have the id "
-                f"{_short(index)}, but the vocabulary and the added tokens before it make that "
+                f"{folder}: the added token {short(token.content)} should have the id "
+                f"{short(index)}, but the vocabulary and the added tokens before it make that "
                 f"{made}"
             )
 
     sides = {name: settings.get(name, "right") for name in ("padding_side", "truncation_side")}
     for name, side in sides.items():
         if side not in ("left", "right"):
-            raise ValueError(f"{folder}: {name} is {_short(side)}, but must be 'left' or 'right'")
+            raise ValueError(f"{folder}: {name} is {short(side)}, but must be 'left' or 'right'")
     text_pipeline = settings.get("text_pipeline", PIPELINES[0])
     if text_pipeline not in PIPELINES:
         right = " or ".join(map(repr, PIPELINES))
-        raise ValueError(f"{folder}: text_pipeline is {_short(text_pipeline)}, but must be {right}")
+        raise ValueError(f"{folder}: text_pipeline is {short(text_pipeline)}, but must be {right}")
     length = settings.get("model_max_length")
     if isinstance(length, bool) or not isinstance(length, int | float | None):
-        raise ValueError(f"{folder}: model_max_length is {_short(length)}, but must be a number")
+        raise ValueError(f"{folder}: model_max_length is {short(length)}, but must be a number")
     if length is None or not 1 <= length < 1e20:
         length = None  # not known; transformers saves 1e30 then
     return {
@@ -103,7 +105,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def write_tokenizer(
-    folder: str | os.PathLike[str], backend: tokenizers.Tokenizer, settings: Mapping[str, Any]
+    folder: str | os.PathLike[str], backend: tokenizers.Tokenizer, settings: Mapping[str, object]
 ) -> None:
     """Write tokenizer.json, tokenizer_config.json, vocab.json and merges.txt: all, or none.
 
@@ -221,7 +223,7 @@ def _gpt1_model(saved: tokenizers.Tokenizer, file: Path) -> models.BPE:
     return model
 
 
-def _check_prefix(content: Any, file: Path) -> None:
+def _check_prefix(content: object, file: Path) -> None:
     """Check what the library, instead of raising an error, panics about."""
     model = content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
@@ -229,7 +231,7 @@ def _check_prefix(content: Any, file: Path) -> None:
     prefix = model.get("continuing_subword_prefix")
     if prefix not in (None, ""):
         raise ValueError(
-            f"{file} is not GPT-1's: continuing_subword_prefix is {_short(prefix)}, but must be ''"
+            f"{file} is not GPT-1's: continuing_subword_prefix is {short(prefix)}, but must be ''"
         )
 
 
@@ -272,7 +274,7 @@ def _check_merges(found: _Model, added: Collection[str]) -> None:
     if lacking:
         first = min(lacking, key=lambda token: found.vocabulary[token])
         raise ValueError(
-            f"{found.merges_file} has no merge that makes the token {_short(first)}; tokens of the "
+            f"{found.merges_file} has no merge that makes the token {short(first)}; tokens of the "
             f"vocabulary without a merge: {len(lacking)}. Every token of more than "
             f"one symbol needs one, unless it is an added token"
         )
@@ -292,15 +294,15 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     return settings | {"extra": extra}
 
 
-def _extra(fields: Mapping[str, Any], folder: Path) -> Iterable[object]:
+def _extra(fields: Mapping[str, object], folder: Path) -> Iterable[object]:
     extra = fields.get("extra_special_tokens") or fields.get("additional_special_tokens") or []
     if not isinstance(extra, list | dict):
-        raise ValueError(f"{folder}: extra_special_tokens is {_short(extra)}, but must be a list")
+        raise ValueError(f"{folder}: extra_special_tokens is {short(extra)}, but must be a list")
     return extra.values() if isinstance(extra, dict) else extra
 
 
 def _listed_tokens(
-    folder: Path, settings: Mapping[str, Any], saved: Mapping[int, AddedToken], special: set[str]
+    folder: Path, settings: Mapping[str, object], saved: Mapping[int, AddedToken], special: set[str]
 ) -> dict[int, AddedToken]:
     """The added tokens that the files list with their ids, from where transformers reads them."""
     if "added_tokens_decoder" not in settings:
@@ -319,7 +321,7 @@ def _by_id(found: Iterable[tuple[object, object]], folder: Path) -> dict[int, Ad
         # An id of added_tokens.json is a number, a key of added_tokens_decoder a string.
         if not re.fullmatch("[0-9]{1,10}", str(index)):
             raise ValueError(
-                f"{folder}: the added token {_short(fields)} has the id {_short(index)}, which "
+                f"{folder}: the added token {short(fields)} has the id {short(index)}, which "
                 f"must be a number from 0 on"
             )
         listed[int(str(index))] = _added_token(fields, folder)
@@ -335,20 +337,20 @@ def _added_token(value: object, folder: Path, *, special: bool = False) -> Added
         fields = {name: value[name] for name in ("content", *_FLAGS) if name in value}
     if not isinstance(fields.get("content"), str) or not fields["content"]:
         raise ValueError(
-            f"{folder}: {_short(value)} is not a token; it must be a text, or an object with one "
+            f"{folder}: {short(value)} is not a token; it must be a text, or an object with one "
             f"as its content"
         )
     for name in _FLAGS:
         if not isinstance(fields.get(name, False), bool):
             raise ValueError(
-                f"{folder}: {name} of the token {_short(fields['content'])} is "
-                f"{_short(fields[name])}, but must be true or false"
+                f"{folder}: {name} of the token {short(fields['content'])} is "
+                f"{short(fields[name])}, but must be true or false"
             )
     fields["special"] = special or fields.get("special", False)
     return AddedToken(**fields)
 
 
-def _read_object(file: Path) -> dict[str, Any]:
+def _read_object(file: Path) -> dict[str, object]:
     """The JSON object in a file; an empty one if there is no file."""
     from gpt1_jax._conversion import json_file
 
@@ -356,12 +358,6 @@ def _read_object(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold a JSON object")
     return content
-
-
-def _short(value: object) -> str:
-    from gpt1_jax._conversion import json_file
-
-    return json_file.short(value)
 
 
 def _json(content: object) -> str:

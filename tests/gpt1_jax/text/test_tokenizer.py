@@ -156,7 +156,7 @@ def test_batch_decode_accepts_arrays_and_lists(shared: Tokenizer):
         ([[1, 2], [3]], "inhomogeneous"),
     ],
 )
-def test_decode_rejects_bad_ids(shared: Tokenizer, ids: object, message: str):
+def test_decode_rejects_bad_ids(shared: Tokenizer, ids: Any, message: str):
     with pytest.raises(ValueError, match=message):
         shared.decode(ids)
     with pytest.raises(ValueError, match=message):
