@@ -6,18 +6,10 @@ another; a ``Literal`` is a rule of its own. None is right where the type admits
 
 import functools
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from types import NoneType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    NamedTuple,
-    TypeGuard,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, NamedTuple, TypeGuard
 
 import numpy as np
 
@@ -113,12 +105,12 @@ def check_fields(settings: object) -> None:
 @functools.cache
 def _rules(settings: type) -> dict[str, tuple[bool, list[Rule]]]:
     """Return of each field whether its type admits None, and the rules beside the type."""
-    types = get_type_hints(settings)
+    types = typing.get_type_hints(settings)
     found = {}
-    for name, kind in get_type_hints(settings, include_extras=True).items():
+    for name, kind in typing.get_type_hints(settings, include_extras=True).items():
         rules = [note for note in getattr(kind, "__metadata__", ()) if isinstance(note, Rule)]
-        members = get_args(types[name])
-        if get_origin(types[name]) is Literal:
+        members = typing.get_args(types[name])
+        if typing.get_origin(types[name]) is typing.Literal:
             words = " or ".join(f'"{choice}"' for choice in members)
             rules.append(Rule(words, members.__contains__))
         if optional := NoneType in members:

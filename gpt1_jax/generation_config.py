@@ -5,6 +5,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeGuard
 
@@ -30,14 +31,13 @@ FILE = "generation_config.json"
 MAX_INT = 2**20  # tokens or texts, beyond which memory could not hold them
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 BEAMS = ("length_penalty", "early_stopping")
-# Settings of several values, or perhaps of several.
-SEVERAL = (
-    "bad_words_ids",
-    "suppress_tokens",
-    "forced_eos_token_id",
+IDS = (
     "eos_token_id",
-    "stop_strings",
-    "seed",
+    "pad_token_id",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "suppress_tokens",
+    "bad_words_ids",
 )
 
 # What transformers knows besides and would change the text, with the values that change nothing.
@@ -81,6 +81,10 @@ def _are_seeds(value: object) -> bool:
     return _are_ids(seeds) and seeds != () and all(0 <= seed < 2**32 for seed in seeds)
 
 
+def _are_texts(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
+
+
 Amount = Annotated[Count, at_most(MAX_INT)]
 AmountOrZero = Annotated[int, INTEGER, at_least(0), at_most(MAX_INT)]
 # Beyond these, logits divided or multiplied by it leave float32's range.
@@ -96,14 +100,7 @@ Words = Annotated[
     Rule("sequences of ids", lambda words: isinstance(words, tuple) and all(map(_are_ids, words))),
     Rule("sequences of at least one id", all),
 ]
-Texts = Annotated[
-    str | Sequence[str],
-    Rule("strings", lambda texts: isinstance(texts, tuple)),
-    Rule(
-        "strings of at least one character",
-        lambda texts: all(isinstance(text, str) and text for text in texts),
-    ),
-]
+Texts = Annotated[str | Sequence[str], Rule("strings of at least one character", _are_texts)]
 Seeds = Annotated[
     int | Sequence[int] | None, Rule("an integer in [0, 2**32), or one a prompt", _are_seeds)
 ]
@@ -202,7 +199,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         if isinstance(self.stop_strings, str):
             object.__setattr__(self, "stop_strings", (self.stop_strings,))
-        for name in SEVERAL:
+        for name in (*IDS, "stop_strings", "seed"):
             object.__setattr__(self, name, _frozen(getattr(self, name)))
         check_fields(self)
         self._check_together()
@@ -273,18 +270,11 @@ class GenerationConfig:
             right = f"at most {limit}, the positions of the model"
             self._check("sliding_window", self.sliding_window <= limit, right)
         self.check_length(config, longest)
-        words = [id_ for word in self.bad_words_ids for id_ in word]
-        for name, ids in {
-            "eos_token_id": as_ids(self.eos_token_id),
-            "pad_token_id": as_ids(self.pad_token_id),
-            "forced_bos_token_id": as_ids(self.forced_bos_token_id),
-            "forced_eos_token_id": as_ids(self.forced_eos_token_id),
-            "suppress_tokens": tuple(self.suppress_tokens),
-            "bad_words_ids": tuple(words),
-        }.items():
-            for id_ in ids:
-                if not 0 <= id_ < V:
-                    raise wrong(name, id_, f"in [0, {V})")
+        for name in IDS:
+            value = getattr(self, name)
+            ids = chain(*value) if name == "bad_words_ids" else as_ids(value)
+            if outside := [id_ for id_ in ids if not 0 <= id_ < V]:
+                raise wrong(name, outside[0], f"in [0, {V})")
         most = config.n_positions - 1
         lookup = self.prompt_lookup_num_tokens
         right = f"at most {most}, the positions of the model but one"

@@ -36,41 +36,19 @@ TYPES = get_type_hints(GenerationConfig) | {
 # is empty, not missing, where it is not given.
 REPEATED = {"stop_strings": str, "bad_words_ids": Ids}
 GROUPS = {
-    "length": (
-        "max_new_tokens",
-        "min_new_tokens",
-        "eos_token_id",
-        "stop_strings",
-        "forced_eos_token_id",
-        "pad_token_id",
-        "sliding_window",
-        "prompt_lookup_num_tokens",
-    ),
-    "sampling": (
-        "do_sample",
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "typical_p",
-        "seed",
-        "num_return_sequences",
-    ),
-    "beams": ("num_beams", "length_penalty", "early_stopping"),
-    "constraints": (
-        "repetition_penalty",
-        "no_repeat_ngram_size",
-        "bad_words_ids",
-        "suppress_tokens",
-        "forced_bos_token_id",
-    ),
+    "length": """max_new_tokens min_new_tokens eos_token_id stop_strings forced_eos_token_id
+        pad_token_id sliding_window prompt_lookup_num_tokens""",
+    "sampling": "do_sample temperature top_k top_p min_p typical_p seed num_return_sequences",
+    "beams": "num_beams length_penalty early_stopping",
+    "constraints": """repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens
+        forced_bos_token_id""",
 }
 
 
 def flags(group: str) -> object:
     """Return what tyro makes the flags of a group from: a dict of those that are given."""
     kinds: dict[str, object] = {}
-    for name in GROUPS[group]:
+    for name in GROUPS[group].split():
         if name in REPEATED:
             kinds[name] = Required[tyro.conf.UseAppendAction[tuple[REPEATED[name], ...]]]
         else:  # tyro need not say that the flag may be left out
