@@ -70,15 +70,14 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
         attention=request["attention"],
     )
     try:
-        run: Any = chosen.run
-        compiled = run.lower(*chosen.arguments).compile()
+        compiled: Any = chosen.run.lower(*chosen.arguments).compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return {"oom_message": str(error).splitlines()[0]}
     memory = compiled.memory_analysis()
     text = compiled.as_text()
-    costs: Any = compiled.cost_analysis() or {}  # XLA's GPU compiler does not tell
+    costs = compiled.cost_analysis() or {}  # XLA's GPU compiler does not tell
     return {
         "arguments": memory.argument_size_in_bytes,
         "outputs": memory.output_size_in_bytes,

@@ -207,7 +207,7 @@ def _computing(attention: Backend, program: Name, length: int, config: OpenAIGPT
     return "xla" if attention == "cudnn" and odd else attention
 
 
-def _ask(request: dict[str, Any], target: Target, timeout: float) -> dict[str, Any]:
+def _ask(request: dict[str, object], target: Target, timeout: float) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file, errors = Path(folder) / "answer.json", Path(folder) / "errors"
         with (

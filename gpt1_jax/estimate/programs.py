@@ -1,7 +1,7 @@
 """The programs that a plan compiles, with the shapes and the places of what goes in."""
 
 import dataclasses
-from collections.abc import Callable
+import inspect
 from typing import Any
 
 import jax
@@ -13,13 +13,19 @@ from gpt1_jax.estimate.planning import DType, Name
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Backend, Cache
 from gpt1_jax.nn.remat import Remat
-from gpt1_jax.pretrained import abstract
-from gpt1_jax.pure import merge, split
-from gpt1_jax.sharding.mesh import batch_shardings, check_heads, param_shardings, round_up_to_mesh
+from gpt1_jax.pretrained import Params, abstract
+from gpt1_jax.pure import ModelStructure, merge, split
+from gpt1_jax.sharding.mesh import (
+    Tree,
+    batch_shardings,
+    check_heads,
+    param_shardings,
+    round_up_to_mesh,
+)
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.pretrain import OPTIMIZER
-from gpt1_jax.training.step import TrainState, make_step
+from gpt1_jax.training.step import Batch, TrainState, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +43,8 @@ class Program:
     """
 
     name: Name
-    run: Callable[..., Any]
-    arguments: tuple[Any, ...]
+    run: jax.stages.Wrapped
+    arguments: tuple[object, ...]
     tokens: int
     flops: float
 
@@ -88,36 +94,22 @@ def program(
     structure, params = split(model)
     batch = rows * round_up_to_mesh(mesh, 1)
 
-    def ids(*shape: int) -> Any:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
-
-    def placed(tree: Any, shardings: Any) -> Any:
-        return jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            tree,
-            shardings,
-        )
-
-    def rows_placed(tree: Any, axis: int = 0) -> Any:
-        return placed(tree, batch_shardings(mesh, tree, axis))
-
     if name == "train":
-        tokens = ids(1, batch, length + 1)
-        step, arguments = _training(structure, params, mesh, tokens, placed, rows_placed)
+        step, arguments = _training(structure, params, mesh, _ids(1, batch, length + 1))
         flops = 3 * _flops(config, batch * length, length, batch * length)
         return Program(name, step, arguments, batch * length, flops)
-    params = placed(params, param_shardings(mesh, params))
+    params = _placed(params, param_shardings(mesh, params))
     if name == "forward":
 
         @jax.jit
         def forward(params: Any, ids: jax.Array) -> jax.Array:
             return merge(structure, params).forward(ids).logits
 
-        arguments = params, rows_placed(ids(batch, length))
+        arguments = params, _rows_placed(mesh, _ids(batch, length))
         tokens = batch * length
         return Program(name, forward, arguments, tokens, _flops(config, tokens, length, tokens))
 
-    cache = rows_placed(jax.eval_shape(lambda: Cache.empty(config, batch, length, dtype)))
+    cache = _rows_placed(mesh, jax.eval_shape(lambda: Cache.empty(config, batch, length, dtype)))
 
     def read(params: Any, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         out = merge(structure, params).forward(ids, cache=cache, logits_to_keep=1)
@@ -125,7 +117,7 @@ def program(
 
     run = jax.jit(read, donate_argnums=2)
     new = length if name == "prefill" else 1
-    arguments = params, rows_placed(ids(batch, new)), cache
+    arguments = params, _rows_placed(mesh, _ids(batch, new)), cache
     return Program(name, run, arguments, batch * new, _flops(config, batch * new, length, batch))
 
 
@@ -136,21 +128,39 @@ def _flops(config: OpenAIGPTConfig, tokens: int, keys: int, predicted: int) -> f
 
 
 def _training(
-    structure: Any, params: Any, mesh: Mesh, ids: Any, placed: Callable[..., Any], rows_placed: Any
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    structure: ModelStructure[OpenAIGPTLMHeadModel],
+    params: Params,
+    mesh: Mesh,
+    ids: jax.ShapeDtypeStruct,
+) -> tuple[jax.stages.Wrapped, tuple[object, ...]]:
     """The step of ``gpt1 pretrain``, and what it takes."""
     optimizer = make_optimizer(OPTIMIZER, total_steps=10_000)
 
-    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return lm_loss(merge(structure, params), batch, key)
 
     state = jax.eval_shape(lambda: TrainState.create(_zeros(params), optimizer, 0))
-    state = placed(state, param_shardings(mesh, state))
+    state = _placed(state, param_shardings(mesh, state))
     # Without the options of the compiler that is at hand: it is another one that compiles here.
-    plain: Any = make_step(objective, optimizer)
-    step = jax.jit(plain.__wrapped__, donate_argnums=0)
-    return step, (state, {}, {"tokens": rows_placed(ids, axis=1)})
+    step = jax.jit(inspect.unwrap(make_step(objective, optimizer)), donate_argnums=0)
+    return step, (state, {}, {"tokens": _rows_placed(mesh, ids, axis=1)})
 
 
-def _zeros(shapes: Any) -> Any:
+def _ids(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _placed(tree: Tree, shardings: Tree) -> Tree:
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def _rows_placed(mesh: Mesh, tree: Tree, axis: int = 0) -> Tree:
+    return _placed(tree, batch_shardings(mesh, tree, axis))
+
+
+def _zeros(shapes: Params) -> Params:
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

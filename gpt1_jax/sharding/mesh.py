@@ -24,7 +24,7 @@ from jax.sharding import PartitionSpec as P
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.attention import Cache
-from gpt1_jax.nn.partitioning import AXES, FSDP, ROWS, TENSOR, place
+from gpt1_jax.nn.partitioning import AXES, FSDP, ROWS, TENSOR, Axes, place
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
 
 Tree = TypeVar("Tree")
@@ -103,7 +103,7 @@ def check_devices(text: str, devices: int) -> None:
         )
 
 
-def mesh_of(tree: Any) -> Mesh | None:
+def mesh_of(tree: object) -> Mesh | None:
     """Return the mesh that arrays lie on, or None if it is none of ``make_mesh``."""
     for leaf in jax.tree.leaves(tree):
         sharding = getattr(leaf, "sharding", None)
@@ -153,7 +153,7 @@ def param_shardings(mesh: AnyMesh, tree: Tree) -> Tree:
         ValueError: a parameter that no rule is for, or that an axis of the mesh does not divide.
     """
 
-    def sharding(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+    def sharding(path: tuple[Any, ...], leaf: jax.Array) -> NamedSharding:
         keys = [str(entry.key) for entry in path if isinstance(entry, jax.tree_util.DictKey)]
         name = ".".join(keys)
         if not keys or not leaf.shape:
@@ -196,7 +196,7 @@ def batch_shardings(mesh: AnyMesh, tree: Tree, axis: int = 0) -> Tree:
 
 def _sharding(mesh: AnyMesh, name: str, shape: tuple[int, ...], spec: P) -> NamedSharding:
     """Return the sharding as JAX spells that of results, without axes that split nothing."""
-    splitting: list[Any] = []
+    splitting: list[Axes] = []
     for dimension, axes in enumerate(spec):
         axes = (axes,) if isinstance(axes, str) else axes or ()
         axes = tuple(axis for axis in axes if mesh.shape[axis] > 1)
@@ -311,7 +311,7 @@ def process_local_rows(mesh: Mesh | None, rows: int, accumulate: int = 1) -> np.
             f"of data x fsdp = {parts}{times}"
         )
     numbers = np.arange(rows).reshape(accumulate, -1)
-    sharding: Any = batch_shardings(mesh, numbers, axis=1)
+    sharding = _sharding(mesh, "a batch", numbers.shape, P(None, ROWS))
     indices = sharding.addressable_devices_indices_map(numbers.shape).values()
     own = np.unique([numbers[index][0] for index in indices])
     return (own + numbers[:, :1]).ravel()
@@ -328,7 +328,7 @@ def make_global_batch(mesh: Mesh, batch: Tree, rows: int) -> Tree:
 
     def whole(own: np.ndarray) -> jax.Array:
         shape = (len(own), rows, *own.shape[2:])
-        sharding: Any = batch_shardings(mesh, jax.ShapeDtypeStruct(shape, own.dtype), axis=1)
+        sharding = _sharding(mesh, "a batch", shape, P(None, ROWS))
         return jax.make_array_from_process_local_data(sharding, own, shape)
 
     return jax.tree.map(whole, batch)

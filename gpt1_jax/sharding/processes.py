@@ -168,7 +168,7 @@ def fail_together() -> Iterator[None]:
     _meet()
 
 
-def _meet(**told: Any) -> list[dict[str, Any]]:
+def _meet(**told: object) -> list[dict[str, Any]]:
     """Wait for all processes, and return what each of them told.
 
     Raises:
@@ -181,7 +181,7 @@ def _meet(**told: Any) -> list[dict[str, Any]]:
     return everyones
 
 
-def _tell(told: dict[str, Any]) -> list[dict[str, Any]]:
+def _tell(told: dict[str, object]) -> list[dict[str, Any]]:
     """Send a short JSON object to all processes, and return those of all."""
     from jax.experimental.multihost_utils import process_allgather
 
@@ -199,7 +199,7 @@ def largest(value: int) -> int:
     return int(process_allgather(np.int32(value)).max())
 
 
-def assert_same_on_all_processes(settings: Mapping[str, Any], mesh: Mesh | None) -> None:
+def assert_same_on_all_processes(settings: Mapping[str, object], mesh: Mesh | None) -> None:
     """Check that all processes train the same: each would compute its part of something else.
 
     Args:

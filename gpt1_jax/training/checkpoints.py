@@ -3,7 +3,6 @@
 import errno
 import logging
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +14,7 @@ from gpt1_jax.training.step import TrainState
 
 KEPT = 2  # the latest, and the one before in case the disk loses the latest
 OBSOLETE = "obsolete"
+Rest = dict[str, Any]  # an object of JSON
 
 
 class Checkpoints:
@@ -35,7 +35,7 @@ class Checkpoints:
 
         # It reports every file, and the errors that are raised here as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._orbax: Any = ocp
+        self._orbax = ocp
         self._folder = folder
         # Synchronous: a step's state is donated to the next one.
         options = ocp.CheckpointManagerOptions(
@@ -62,7 +62,7 @@ class Checkpoints:
     ) -> None:
         self._manager.close()
 
-    def save(self, state: TrainState, rest: Mapping[str, object]) -> Path:
+    def save(self, state: TrainState, rest: Rest) -> Path:
         """Write a checkpoint, unless there is one of this step.
 
         Args:
@@ -109,7 +109,7 @@ class Checkpoints:
         """Whether there are checkpoints."""
         return self._manager.latest_step() is not None
 
-    def latest(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def latest(self, like: TrainState) -> tuple[TrainState, Rest] | None:
         """Read the latest checkpoint; None if there is none.
 
         Args:
@@ -142,7 +142,7 @@ class Checkpoints:
         leaves = [arrays[name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), found.rest
 
-    def _restore(self, path: Path, **items: Any) -> Any:
+    def _restore(self, path: Path, **items: object) -> Any:
         try:
             return self._manager.restore(int(path.name), args=self._orbax.args.Composite(**items))
         except Exception as error:  # as above
@@ -152,7 +152,7 @@ class Checkpoints:
             ) from error
 
 
-def _arrays(state: TrainState) -> dict[str, Any]:
+def _arrays(state: TrainState) -> dict[str, jax.Array]:
     """The leaves of a state by names such as "params.transformer.h.0.ln_1.bias", in order."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="."): leaf
@@ -160,7 +160,7 @@ def _arrays(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _types(arrays: dict[str, Any]) -> dict[str, str]:
+def _types(arrays: dict[str, jax.Array]) -> dict[str, str]:
     """Shapes and dtypes, such as "float32[768, 2304]"."""
     return {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
 

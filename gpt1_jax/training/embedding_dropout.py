@@ -7,22 +7,24 @@ row, in any sequence of the batch, and the softmax that is tied to the table, se
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from flax.traverse_util import unflatten_dict
 
+from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params, flatten
 from gpt1_jax.training.freezing import EMBEDDINGS
 from gpt1_jax.training.step import Batch, Objective
+from gpt1_jax.training.task_objective import TaskModel
 
 EmbeddingDropout = Literal["sum", "tables"]
 
 
 def configure_dropout(
-    model: Any, where: EmbeddingDropout, rate: float
+    model: OpenAIGPTLMHeadModel | TaskModel, where: EmbeddingDropout, rate: float
 ) -> Callable[[Objective], Objective]:
     """Have a model's dropout on the embeddings fall where it should.
 

@@ -26,7 +26,7 @@ class Log:
             text = "".join(json.dumps(record) + "\n" for record in kept)
             new.write_text(text, encoding="utf-8")
 
-    def write(self, **record: Any) -> None:
+    def write(self, **record: object) -> None:
         """Append one object.
 
         Raises:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import numpy as np
@@ -33,7 +33,7 @@ from gpt1_jax.training.callbacks import (
     check_callbacks,
     says_stop,
 )
-from gpt1_jax.training.checkpoints import Checkpoints
+from gpt1_jax.training.checkpoints import Checkpoints, Rest
 from gpt1_jax.training.data.batches import BatchIterator
 from gpt1_jax.training.freezing import combine_params
 from gpt1_jax.training.step import Batch, Combine, Objective, TrainState, make_step, micro_batches
@@ -352,9 +352,7 @@ class TrainRun:
         self._callbacks = ()  # one that keeps the run would keep itself, and so the parameters
 
 
-def _first_state(
-    spec: TrainSpec, checkpoints: Checkpoints
-) -> tuple[TrainState, dict[str, Any] | None]:
+def _first_state(spec: TrainSpec, checkpoints: Checkpoints) -> tuple[TrainState, Rest | None]:
     """Return the state of the latest checkpoint, and what else is in it; else a new state, None.
 
     On a mesh, each device gets its own shards of either, and nothing else.

@@ -3,9 +3,10 @@
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
@@ -51,7 +52,7 @@ def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> floa
         return float(getattr(stats, name)(predictions, labels).statistic)
 
 
-def _library(module: str) -> Any:
+def _library(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -74,7 +75,9 @@ DEFAULTS = {
 }
 
 
-def compute_metrics(names: Sequence[str], predictions: Any, labels: Any) -> dict[str, float]:
+def compute_metrics(
+    names: Sequence[str], predictions: ArrayLike, labels: ArrayLike
+) -> dict[str, float]:
     """Compare predictions with labels.
 
     Args:

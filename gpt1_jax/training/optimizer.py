@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from gpt1_jax.checks import (
     MaybePositive,
@@ -28,6 +29,7 @@ from gpt1_jax.pretrained import Params
 
 Optimizer = Literal["adamw", "openai"]
 Schedule = Literal["linear", "cosine", "constant"]
+LearningRate = Callable[[ArrayLike], jax.Array]
 
 # Up to here float32, which steps are counted in, holds every integer.
 MOST_STEPS = 2**24
@@ -90,7 +92,7 @@ class OptimizerSettings:
         check_fields(self)
 
 
-def learning_rate(settings: OptimizerSettings, total_steps: int) -> Callable[[Any], jax.Array]:
+def learning_rate(settings: OptimizerSettings, total_steps: int) -> LearningRate:
     """Return the learning rate as a function of the number of steps taken before.
 
     For "adamw" the schedules are those of transformers (``get_linear_schedule_with_warmup`` and its
@@ -126,7 +128,7 @@ def learning_rate(settings: OptimizerSettings, total_steps: int) -> Callable[[An
     else:
         factor = _schedule(settings.schedule, math.ceil(warmup), total_steps)
 
-    def rate(count: Any) -> jax.Array:
+    def rate(count: ArrayLike) -> jax.Array:
         step = jnp.asarray(count, jnp.float32)
         return settings.learning_rate * jnp.asarray(factor(step), jnp.float32)
 
@@ -149,12 +151,12 @@ def _schedule(kind: Schedule, warmup: int, total: int) -> optax.Schedule:
     return optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), decay], [warmup])
 
 
-def _openai_schedule(kind: Schedule, warmup: float, total: int) -> optax.Schedule:
+def _openai_schedule(kind: Schedule, warmup: float, total: int) -> Callable[[jax.Array], ArrayLike]:
     decay = _decay(kind, total)
     if not warmup:
         return decay
 
-    def factor(step: Any) -> jax.Array:
+    def factor(step: jax.Array) -> jax.Array:
         # In steps, not in shares of them: so no rounding moves the last step of the warm-up.
         rise = step / warmup
         if kind == "linear":
@@ -206,7 +208,7 @@ def weight_decay_mask(params: Params) -> Params:
         ValueError: a leaf whose name is none of these.
     """
 
-    def by_name(path: tuple[Any, ...], _: Any) -> bool:
+    def by_name(path: tuple[Any, ...], _: object) -> bool:
         *_, name = keys = [entry.key for entry in path]
         if name not in DECAY_BY_LEAF:
             raise ValueError(
@@ -237,7 +239,9 @@ def scale_by_openai_adam(
     def init(params: optax.Params) -> OpenAIAdamState:
         return OpenAIAdamState(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
 
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, OpenAIAdamState]:
+    def update(
+        updates: optax.Updates, state: Any, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, OpenAIAdamState]:
         del params
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment(updates, state.nu, b2, 2)
@@ -269,7 +273,7 @@ def openai_adam(
         mask: as ``optax.adamw`` takes it; None is for all.
     """
 
-    def corrected(count: Any) -> jax.Array:
+    def corrected(count: ArrayLike) -> jax.Array:
         step = jnp.asarray(count + 1, jnp.float32)
         # 1 - b^t by expm1: where b is near 1, the difference itself would lose most digits.
         first, second = (-jnp.expm1(step * math.log(b)) for b in (b1, b2))

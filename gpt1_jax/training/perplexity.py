@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import jax
 import numpy as np
@@ -90,12 +89,9 @@ def text_measures(
         rows = batch_size if mesh is None else round_up_to_mesh(mesh, batch_size)
         every = windows(text.ids, T, stride)
         while group := list(itertools.islice(every, rows)):
-            batch: Any = {
-                "tokens": np.zeros((rows, T + 1), np.int32),
-                "weights": np.zeros((rows, T), np.float32),
-            }
-            for row, (tokens, weights) in enumerate(group):
-                batch["tokens"][row], batch["weights"][row] = tokens, weights
+            group += [(np.zeros(T + 1, np.int32), np.zeros(T, np.float32))] * (rows - len(group))
+            tokens, weights = map(np.stack, zip(*group, strict=True))
+            batch = {"tokens": tokens, "weights": weights}
             if mesh is not None:
                 batch = shard(batch, batch_shardings(mesh, batch))
             total += float(losses(params, batch))

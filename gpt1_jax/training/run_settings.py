@@ -48,7 +48,7 @@ class RunSettings:
         check_fields(self)
 
 
-def fields_of(*parts: Any) -> dict[str, Any]:
+def fields_of(*parts: Any) -> dict[str, object]:
     """Return the fields of several settings, which no two of them share, by their names."""
     return {name: value for part in parts for name, value in dataclasses.asdict(part).items()}
 

@@ -21,6 +21,7 @@ Batch = Mapping[str, Any]
 Objective = Callable[[Params, Batch, jax.Array], tuple[jax.Array, jax.Array]]
 # (trained, frozen) -> the model's parameters.
 Combine = Callable[[Params, Params], Params]
+Sums = tuple[jax.Array, jax.Array, Params]  # of losses, of weights, of gradients
 
 
 @pytree_dataclass
@@ -78,7 +79,7 @@ def make_step(
 
         gradients_of = jax.value_and_grad(sums, has_aux=True)
 
-        def add(carry: Any, inputs: Any) -> tuple[Any, None]:
+        def add(carry: Sums, inputs: tuple[Batch, jax.Array]) -> tuple[Sums, None]:
             (loss, weight), gradients = gradients_of(state.params, *inputs)
             return jax.tree.map(jnp.add, carry, (loss, weight, gradients)), None
 

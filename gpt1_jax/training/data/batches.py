@@ -6,6 +6,7 @@ from typing import Any, Protocol, TypeVar
 from gpt1_jax.training.step import Batch
 
 Record = TypeVar("Record")
+Position = dict[str, Any]  # an object of JSON
 
 
 class BatchIterator(Protocol):
@@ -15,11 +16,11 @@ class BatchIterator(Protocol):
         """Return the next batch."""
         ...
 
-    def get_state(self) -> dict[str, Any]:
-        """Return the position, as JSON holds it."""
+    def get_state(self) -> Position:
+        """Return the position."""
         ...
 
-    def set_state(self, state: dict[str, Any], /) -> None:
+    def set_state(self, state: Position, /) -> None:
         """Go to a position."""
 
 

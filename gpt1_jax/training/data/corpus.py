@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -93,7 +92,7 @@ def load_tokens(
     description = cache / f"{name}.json"
     if not description.is_file():
         _encode(paths, tokenizer, cache, name)
-    fields: dict[str, Any] = json.loads(description.read_text(encoding="utf-8"))
+    fields = json.loads(description.read_text(encoding="utf-8"))
     ids = np.memmap(cache / f"{name}.bin", fields["dtype"], mode="r", shape=(fields["tokens"],))
     return TokenizedText(ids, fields["characters"], tuple(map(str, paths)))
 
@@ -163,7 +162,7 @@ class PackedBlocks:
     def __len__(self) -> int:
         return (len(self.ids) - 1) // self.length
 
-    def __getitem__(self, index: Any) -> np.ndarray:
+    def __getitem__(self, index: int) -> np.ndarray:
         """(T + 1,) int32."""
         start = int(index) * self.length
         return np.asarray(self.ids[start : start + self.length + 1], np.int32)

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from gpt1_jax._conversion import json_file
 
@@ -80,7 +79,7 @@ def _read_text(path: Path) -> str:
 
 def _json_records(
     path: Path, text: str, columns: Collection[str]
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, Mapping[str, object]]]:
     # Not splitlines, which also splits at characters that JSON allows inside a string.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -98,7 +97,7 @@ def _json_records(
 
 def _csv_records(
     path: Path, text: str, columns: Collection[str], delimiter: str
-) -> Iterator[tuple[str, dict[str, Any]]]:
+) -> Iterator[tuple[str, Mapping[str, object]]]:
     # strict, so that a quote that is never closed does not swallow the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
@@ -129,7 +128,7 @@ def _check_columns(place: str, there: Collection[str], columns: Collection[str])
             raise ValueError(f"{place}: there is no column {column!r}; the columns are {listed}")
 
 
-def _text(place: str, column: str, value: Any) -> str:
+def _text(place: str, column: str, value: object) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{place}: {column!r} is {json.dumps(value)[:60]}, but must be a string")
     if not value.strip():
@@ -137,7 +136,7 @@ def _text(place: str, column: str, value: Any) -> str:
     return value
 
 
-def _label(place: str, column: str, value: Any) -> str:
+def _label(place: str, column: str, value: object) -> str:
     """A label as CSV would spell it: JSON's 1 and "1" are the same."""
     if not isinstance(value, str | int | float):
         right = "a string or a number"

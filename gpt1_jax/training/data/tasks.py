@@ -15,7 +15,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -241,7 +241,8 @@ class Task:
         Raises:
             ValueError: a field of ``config`` has a value that no fine-tuning here heeds.
         """
-        needed: dict[str, Any] = {"tie_word_embeddings": True}  # the auxiliary loss reads the table
+        # The auxiliary loss reads the table.
+        needed: dict[str, object] = {"tie_word_embeddings": True}
         if self.predicts == "choices":
             needed |= {
                 "summary_type": "cls_index",

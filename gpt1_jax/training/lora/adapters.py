@@ -48,7 +48,7 @@ TASKS = {
 
 # What else peft can do to the weights, with the values that do nothing. The rest of its fields
 # (dropout, versions, how training started) changes no output of an adapter that is trained.
-UNSUPPORTED: dict[str, tuple[Any, ...]] = {
+UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "alora_invocation_tokens": (),
     "alpha_pattern": ({},),
     "arrow_config": (),
@@ -194,7 +194,7 @@ def save_adapters(
     *,
     architecture: str,
     base: str,
-    saved_modules: Mapping[str, Any] | None = None,
+    saved_modules: Params | None = None,
 ) -> None:
     """Write adapters as peft does: ``PeftModel.from_pretrained(torch_model, folder)`` reads them.
 
@@ -414,7 +414,7 @@ def _faults(
 
 def _read_config(path: Path) -> tuple[LoraSettings, tuple[str, ...]]:
     """The settings in peft's file, and the names of its modules_to_save."""
-    config: Any = json_file.read_json(path)
+    config = json_file.read_json(path)
     if not isinstance(config, dict) or config.get("peft_type") != "LORA":
         raise ValueError(f"{path} is no configuration of LoRA: its peft_type must be 'LORA'")
     whole = config.get("modules_to_save") or []
