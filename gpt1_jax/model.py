@@ -24,7 +24,6 @@ from flax.typing import PrecisionLike
 from jaxtyping import Array, Float, Integer
 
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.nn import layers
 from gpt1_jax.nn.attention import (
     AttentionBackend,
     Backend,
@@ -40,8 +39,18 @@ from gpt1_jax.nn.attention import (
 from gpt1_jax.nn.dtypes import at_least_float32, compute_dtype
 from gpt1_jax.nn.host_arrays import as_array, native_leaves
 from gpt1_jax.nn.indices import gather_indices
-from gpt1_jax.nn.layers import DType, TiedHead, dropout, split_key
+from gpt1_jax.nn.layers import (
+    DType,
+    TiedHead,
+    dropout,
+    head,
+    lm_head,
+    normal,
+    qkv_by_heads,
+    split_key,
+)
 from gpt1_jax.nn.losses import causal_lm_loss, classification_loss, cross_entropy
+from gpt1_jax.nn.matmul import dot_general
 from gpt1_jax.nn.partitioning import ROWS, constrain
 from gpt1_jax.nn.remat import Remat, check_remat, rematerialize
 from gpt1_jax.nn.validation import ArrayLike, checked
@@ -88,11 +97,12 @@ class Attention(nnx.Module):
     ):
         E, dtype = config.n_embd, compute_dtype(dtype, param_dtype)
         linear = functools.partial(
-            layers.linear,
-            config,
+            nnx.Linear,
             dtype=dtype,
             param_dtype=param_dtype,
             precision=precision,
+            kernel_init=normal(config.initializer_range),
+            dot_general=dot_general,
             rngs=rngs,
         )
         self.n_head = config.n_head
@@ -128,7 +138,7 @@ class Attention(nnx.Module):
         if mask is None:
             mask = Mask.build(None, x.shape[1], None)
         # (B, T, E) -> (B, T, 3, N, H) -> three of (B, N, T, H)
-        qkv = layers.qkv_by_heads(self.c_attn, x, self.n_head)
+        qkv = qkv_by_heads(self.c_attn, x, self.n_head)
         query, key, value = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
         if past is not None:
             past = past.append(key, value)
@@ -157,11 +167,12 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         linear = functools.partial(
-            layers.linear,
-            config,
+            nnx.Linear,
             dtype=compute_dtype(dtype, param_dtype),
             param_dtype=param_dtype,
             precision=precision,
+            kernel_init=normal(config.initializer_range),
+            dot_general=dot_general,
             rngs=rngs,
         )
         self.c_fc = linear(config.n_embd, config.n_inner)
@@ -190,13 +201,26 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         dtype = compute_dtype(dtype, param_dtype)
-        numerics = {"dtype": dtype, "param_dtype": param_dtype}
-        self.attn = Attention(
-            config, **numerics, precision=precision, attention=attention, rngs=rngs
+        layer_norm = functools.partial(
+            nnx.LayerNorm,
+            config.n_embd,
+            epsilon=config.layer_norm_epsilon,
+            dtype=at_least_float32(dtype),
+            param_dtype=param_dtype,
+            use_fast_variance=False,  # torch's variance takes two passes
+            rngs=rngs,
         )
-        self.ln_1 = layers.layer_norm(config, **numerics, rngs=rngs)
-        self.mlp = MLP(config, **numerics, precision=precision, rngs=rngs)
-        self.ln_2 = layers.layer_norm(config, **numerics, rngs=rngs)
+        self.attn = Attention(
+            config,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            attention=attention,
+            rngs=rngs,
+        )
+        self.ln_1 = layer_norm()
+        self.mlp = MLP(config, dtype=dtype, param_dtype=param_dtype, precision=precision, rngs=rngs)
+        self.ln_2 = layer_norm()
 
     def __call__(
         self,
@@ -231,8 +255,8 @@ class OpenAIGPTSequenceSummary(nnx.Module):
         precision: PrecisionLike = None,
         rngs: nnx.Rngs,
     ):
-        head = functools.partial(
-            layers.head,
+        projection = functools.partial(
+            head,
             config,
             use_bias=True,
             dtype=compute_dtype(dtype, param_dtype),
@@ -242,7 +266,7 @@ class OpenAIGPTSequenceSummary(nnx.Module):
         )
         width = 1 if config.summary_proj_to_labels else config.n_embd
         self.summary_type = config.summary_type
-        self.summary = head(width) if config.summary_use_proj else identity
+        self.summary = projection(width) if config.summary_use_proj else identity
         self.activation = jnp.tanh if config.summary_activation == "tanh" else identity
         self.first_dropout = nnx.Dropout(config.summary_first_dropout)
         self.last_dropout = nnx.Dropout(config.summary_last_dropout)
@@ -308,7 +332,14 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         self.dtype = compute_dtype(dtype, param_dtype)
         self.attention = choose_backend(attention, config, self.dtype, precision)
         self.remat = check_remat(remat)
-        embed = functools.partial(layers.embed, config, param_dtype=param_dtype, rngs=rngs)
+        embed = functools.partial(
+            nnx.Embed,
+            features=config.n_embd,
+            dtype=param_dtype,  # the rows that were looked up are cast, not the whole table
+            param_dtype=param_dtype,
+            embedding_init=normal(config.initializer_range),
+            rngs=rngs,
+        )
         block = functools.partial(
             Block,
             config,
@@ -454,7 +485,7 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
         self.config = config
         self.dtype, self.attention, self.remat = body.dtype, body.attention, body.remat
         self.transformer = body
-        self.lm_head = layers.lm_head(
+        self.lm_head = lm_head(
             config,
             dtype=self.dtype,
             param_dtype=param_dtype,
@@ -538,7 +569,7 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         self.config = config
         self.dtype, self.attention, self.remat = body.dtype, body.attention, body.remat
         self.transformer = body
-        self.lm_head = layers.lm_head(
+        self.lm_head = lm_head(
             config,
             dtype=self.dtype,
             param_dtype=param_dtype,
@@ -608,6 +639,8 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
 class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
     """GPT-1 with a linear layer on the last token that is not padding."""
 
+    classifies = True
+
     def __init__(
         self,
         config: OpenAIGPTConfig,
@@ -631,7 +664,7 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
         self.config = config
         self.dtype, self.attention, self.remat = body.dtype, body.attention, body.remat
         self.transformer = body
-        self.score = layers.head(
+        self.score = head(
             config,
             config.num_labels,
             dtype=self.dtype,
@@ -640,7 +673,7 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
             rngs=rngs,
         )
 
-    @checked(classify=True)
+    @checked
     def __call__(
         self,
         input_ids: ArrayLike | None = None,

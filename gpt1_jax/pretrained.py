@@ -5,7 +5,7 @@ import functools
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, Self, TypeVar, cast
+from typing import Any, ClassVar, Self, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +24,19 @@ from gpt1_jax.nn.partitioning import place_like
 from gpt1_jax.nn.remat import Remat
 
 Params = dict[str, Any]
+Leaves = dict[tuple[str, ...], Any]
 Model = TypeVar("Model", bound="OpenAIGPTPreTrainedModel")
 
 
-def flatten(params: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+def flatten(params: Mapping[str, object]) -> Leaves:
     """Return the leaves of a nested dict of parameters by their paths."""
-    return cast(dict[tuple[str, ...], Any], flatten_dict(params))
+    return cast(Leaves, flatten_dict(params))
 
 
 def check_params(
     name: str,
     shapes: Mapping[tuple[str, ...], tuple[int, ...]],
-    leaves: Mapping[tuple[str, ...], Any],
+    leaves: Leaves,
 ) -> None:
     """Check the leaves of a dict of parameters, traced or not, against a model's shapes.
 
@@ -58,7 +59,7 @@ def check_params(
         raise ValueError("\n".join([first, *match.first_faults(problems)]))
 
 
-def cast_params(params: Mapping[str, Any], dtype: str) -> Params:
+def cast_params(params: Mapping[str, object], dtype: str) -> Params:
     """Return numpy parameters in another of ``conversion.DTYPES``.
 
     Raises:
@@ -109,6 +110,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         dtype: of the computation.
         attention: the backend that computes it, "auto" resolved.
         remat: as given.
+        classifies: whether the labels are classes or numbers of whole texts, not next tokens.
 
     Raises:
         ValueError: dtypes, attention or rematerialisation that this model cannot have here.
@@ -118,6 +120,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     dtype: jnp.dtype
     attention: Backend
     remat: Remat
+    classifies: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -132,7 +135,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     ):
         raise NotImplementedError
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *args: object, **kwargs: object) -> Any:
         """Return what calling the model returns, without checking the arguments first."""
         call: Any = type(self).__call__
         return call.__wrapped__(self, *args, **kwargs)
@@ -145,7 +148,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         """
         return unflatten_dict({path: v.get_value() for path, v in self._variables().items()})
 
-    def load_params(self, params: Mapping[str, Any]) -> None:
+    def load_params(self, params: Mapping[str, object]) -> None:
         """Replace every parameter, after a training for example; dtypes stay the model's.
 
         Those of a model on a mesh stay there: arrays of numpy or of one device are split as the
@@ -200,7 +203,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         local_files_only: bool = False,
         token: str | bool | None = None,
         force_download: bool = False,
-        **fields: Any,
+        **fields: object,
     ) -> Self:
         """Load a checkpoint: a Hugging Face folder or hub id, or a folder of OpenAI's npy files.
 
@@ -250,7 +253,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         if mesh is not None:
             check_mesh(mesh, config)
 
-        def leaf(array: np.ndarray) -> Any:
+        def leaf(array: np.ndarray) -> np.ndarray | jax.Array:
             # Of a mesh, only the name tells where, so it waits on the host.
             return array if mesh is not None else jnp.asarray(array, param_dtype)
 
@@ -288,7 +291,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         self,
         folder: str | os.PathLike[str],
         *,
-        params: Mapping[str, Any] | None = None,
+        params: Mapping[str, object] | None = None,
         max_shard_size: int | str = "5GB",
         safe_serialization: bool = True,
     ) -> None:

@@ -14,11 +14,12 @@ from flax import nnx
 from flax.traverse_util import unflatten_dict
 
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTModel
+from gpt1_jax.model import OpenAIGPTModel
 from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.host_arrays import native, native_leaves
 from gpt1_jax.nn.partitioning import AXES, TENSOR, axis_size, constrain
 from gpt1_jax.nn.validation import (
+    Arguments,
     bind_arguments,
     check_arguments,
     check_not_donated,
@@ -28,6 +29,8 @@ from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params, check_params, 
 
 Model = TypeVar("Model", bound=OpenAIGPTPreTrainedModel)
 Fields = Callable[[Any], Mapping[Any, object]]
+
+Flags = tuple[tuple[str, object], ...]
 
 # What chooses the function that is compiled, in place of being an input of it.
 FLAGS = ("output_attentions", "output_hidden_states", "positions_from_mask", "deterministic")
@@ -41,7 +44,7 @@ class Apply(Protocol):
     its buffers become the returned cache's, and the one given must not be read again.
     """
 
-    def __call__(self, params: Params, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, params: Params, *args: object, **kwargs: object) -> Any:
         """Return the model's output with these parameters."""
         ...
 
@@ -228,7 +231,7 @@ def not_finite(what: str, params: Params) -> ValueError:
     )
 
 
-def _lay_out(model: Any) -> None:
+def _lay_out(model: nnx.Module) -> None:
     """Lay the tables of a model on a mesh out as it computes with them: each device its own tokens.
 
     They are kept in parts that are equal. Here, once a call, since look-up and head share a table.
@@ -247,15 +250,14 @@ def _lay_out(model: Any) -> None:
 
 @functools.lru_cache(maxsize=32)
 def _apply(
-    structure: ModelStructure[Any],
+    structure: ModelStructure[OpenAIGPTPreTrainedModel],
     cls: type[OpenAIGPTPreTrainedModel],
     config: OpenAIGPTConfig,
     shapes: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...],
 ) -> Apply:
-    classify = issubclass(cls, OpenAIGPTForSequenceClassification)
 
     @functools.partial(jax.jit, static_argnames="flags", donate_argnames="cache")
-    def run(params: Params, arrays: dict[str, Any], cache: Cache | None, flags: tuple[Any, ...]):
+    def run(params: Params, arrays: Arguments, cache: Cache | None, flags: Flags):
         # Parameters of other shapes are traced anew, so this costs nothing where they fit.
         check_params(cls.__name__, dict(shapes), flatten(params))
         arguments = {**arrays, **dict(flags)}
@@ -263,12 +265,12 @@ def _apply(
             arguments["cache"] = cache
         return merge(structure, params).forward(**arguments)
 
-    def apply(params: Params, *args: Any, **kwargs: Any) -> Any:
+    def apply(params: Params, *args: object, **kwargs: object) -> object:
         arguments = bind_arguments(cls.__call__, None, *args, **kwargs)
         cache = arguments.get("cache")
         if cache is not None:
             check_not_donated(cache)
-        check_arguments(config, classify=classify, **_to_check(arguments))
+        check_arguments(config, classify=cls.classifies, **_to_check(arguments))
         arguments.pop("cache", None)
         arrays, flags = {}, []
         for name, value in arguments.items():
@@ -285,13 +287,13 @@ def _apply(
     return apply
 
 
-def _to_check(arguments: dict[str, Any]) -> dict[str, Any]:
+def _to_check(arguments: Arguments) -> Arguments:
     """Return the arguments, of arrays on a device, unless they are flags, without the values."""
 
     def is_flag(name: str, value: Any) -> bool:
         return name in FLAGS or (name == "logits_to_keep" and np.ndim(value) == 0)
 
-    def to_check(value: Any) -> Any:
+    def to_check(value: object) -> object:
         if isinstance(value, Cache):  # only these two of its many arrays are looked into
             index, mask = without_device_values((value.index, value.mask))
             return dataclasses.replace(value, index=index, mask=mask)

@@ -13,33 +13,10 @@ from jaxtyping import Array, Float
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.nn.host_arrays import native
-from gpt1_jax.nn.matmul import dot_general, logits_matmul
+from gpt1_jax.nn.matmul import logits_matmul
 from gpt1_jax.nn.partitioning import TENSOR, axis_size, constrain
 
 DType = jax.typing.DTypeLike
-
-
-def linear(
-    config: OpenAIGPTConfig,
-    features: int,
-    outputs: int,
-    *,
-    dtype: DType,
-    param_dtype: DType,
-    precision: PrecisionLike,
-    rngs: nnx.Rngs,
-) -> nnx.Linear:
-    """Return x @ kernel + bias, Hugging Face's ``Conv1D``; N(0, initializer_range), zeros."""
-    return nnx.Linear(
-        features,
-        outputs,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        precision=precision,
-        kernel_init=normal(config.initializer_range),
-        dot_general=dot_general,
-        rngs=rngs,
-    )
 
 
 def head(
@@ -79,33 +56,6 @@ def lm_head(
     if config.tie_word_embeddings:
         return TiedHead(E, V, dtype=dtype, precision=precision)
     return head(config, V, dtype=dtype, param_dtype=param_dtype, precision=precision, rngs=rngs)
-
-
-def embed(config: OpenAIGPTConfig, rows: int, *, param_dtype: DType, rngs: nnx.Rngs) -> nnx.Embed:
-    """Return a table of ``rows`` vectors, looked up in the dtype it is stored in."""
-    return nnx.Embed(
-        rows,
-        config.n_embd,
-        # The rows that were looked up are cast, not the whole table at every call.
-        dtype=param_dtype,
-        param_dtype=param_dtype,
-        embedding_init=normal(config.initializer_range),
-        rngs=rngs,
-    )
-
-
-def layer_norm(
-    config: OpenAIGPTConfig, *, dtype: DType, param_dtype: DType, rngs: nnx.Rngs
-) -> nnx.LayerNorm:
-    """Return a layer norm with torch's two-pass variance; its output is float32 at least."""
-    return nnx.LayerNorm(
-        config.n_embd,
-        epsilon=config.layer_norm_epsilon,
-        dtype=at_least_float32(dtype),
-        param_dtype=param_dtype,
-        use_fast_variance=False,
-        rngs=rngs,
-    )
 
 
 def normal(scale: float) -> nnx.Initializer:

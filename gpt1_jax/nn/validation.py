@@ -13,8 +13,8 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar, overload
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.losses import IGNORED
 
 ArrayLike = jax.Array | np.ndarray | Sequence[Any]
+Arguments = dict[str, Any]
 # Arrays whose values are not known.
 ABSTRACT = (Tracer, jax.ShapeDtypeStruct)
 
@@ -35,41 +36,24 @@ Inputs = ParamSpec("Inputs")
 Output = TypeVar("Output")
 
 
-Call = Callable[Concatenate[Model, Inputs], Output]
-
-
-@overload
-def checked(call: Call[Model, Inputs, Output]) -> Call[Model, Inputs, Output]: ...
-
-
-@overload
 def checked(
-    *, classify: bool
-) -> Callable[[Call[Model, Inputs, Output]], Call[Model, Inputs, Output]]: ...
-
-
-def checked(call: Callable[..., Any] | None = None, *, classify: bool = False) -> Any:
+    call: Callable[Concatenate[Model, Inputs], Output],
+) -> Callable[Concatenate[Model, Inputs], Output]:
     """Return a model's ``__call__`` such that its arguments are checked first.
 
     What is decorated remains as ``__wrapped__``, which ``OpenAIGPTPreTrainedModel.forward`` calls.
-
-    Args:
-        call: the method; see ``check_arguments``.
-        classify: whether its ``labels`` are those of a classification.
     """
-    if call is None:
-        return functools.partial(checked, classify=classify)
 
     @functools.wraps(call)
-    def check_and_call(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def check_and_call(model: Any, *args: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
         arguments = bind_arguments(call, model, *args, **kwargs)
-        check_arguments(model.config, classify=classify, **arguments)
+        check_arguments(model.config, classify=model.classifies, **arguments)
         return call(model, *args, **kwargs)
 
     return check_and_call
 
 
-def bind_arguments(call: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[str, Any]:
+def bind_arguments(call: Callable[..., object], *args: object, **kwargs: object) -> Arguments:
     """Return the arguments of a model's ``__call__``, but for the model, by their names.
 
     Raises:
@@ -86,7 +70,7 @@ def bind_arguments(call: Callable[..., Any], *args: Any, **kwargs: Any) -> dict[
 
 
 @functools.cache
-def _signature(call: Callable[..., Any]) -> inspect.Signature:
+def _signature(call: Callable[..., object]) -> inspect.Signature:
     return inspect.signature(call)
 
 
@@ -96,7 +80,7 @@ class _Call:
 
     config: OpenAIGPTConfig
     classify: bool
-    arguments: Mapping[str, Any]
+    arguments: Arguments
     shape: tuple[int, ...]
 
     @property
@@ -109,7 +93,7 @@ class _Call:
 
 
 def check_arguments(
-    config: OpenAIGPTConfig, *, classify: bool = False, **arguments: Any
+    config: OpenAIGPTConfig, *, classify: bool = False, **arguments: object
 ) -> tuple[int, ...]:
     """Check the arguments of any of the four models.
 
@@ -138,7 +122,7 @@ def check_arguments(
     return call.shape
 
 
-def _check_tokens(config: OpenAIGPTConfig, given: Mapping[str, Any]) -> tuple[int, ...]:
+def _check_tokens(config: OpenAIGPTConfig, given: Arguments) -> tuple[int, ...]:
     """Check ``input_ids`` or ``inputs_embeds``; return the shape (..., T) of the tokens."""
     if ("input_ids" in given) == ("inputs_embeds" in given):
         got = "both" if "input_ids" in given else "neither"
@@ -178,7 +162,7 @@ def _check_position_ids(call: _Call, ids: ArrayLike) -> None:
     _check_shape("position_ids", ids, call.shape)
 
 
-def _check_dropout(deterministic: bool, key: Any) -> None:
+def _check_dropout(deterministic: object, key: object) -> None:
     if not deterministic and key is None:
         raise ValueError("deterministic=False needs a dropout_key: jax.random.key(seed)")
     if deterministic and key is not None:
@@ -188,7 +172,7 @@ def _check_dropout(deterministic: bool, key: Any) -> None:
         raise ValueError(f"dropout_key is {key!r}, but must be a key: jax.random.key(seed)")
 
 
-def _check_num_items(_: _Call, number: Any) -> None:
+def _check_num_items(_: _Call, number: object) -> None:
     items = _check_numbers("num_items_in_batch", number)
     if items.ndim:
         raise ValueError(f"num_items_in_batch has shape {items.shape}, but must be one number")
@@ -282,7 +266,7 @@ def check_mask(name: str, mask: ArrayLike) -> None:
         )
 
 
-def _check_numbers(name: str, value: Any) -> Any:
+def _check_numbers(name: str, value: object) -> Any:
     """Check that ``value`` is of bools, integers or floats; return it as an array.
 
     The values of a ``jax.Array`` are not read.
@@ -293,7 +277,7 @@ def _check_numbers(name: str, value: Any) -> Any:
     return array
 
 
-def _host_array(name: str, value: Any) -> np.ndarray:
+def _host_array(name: str, value: object) -> np.ndarray:
     """Return ``value`` as numpy's array, unless part of it would be left out or is missing."""
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError(f"{name} is a masked array of numpy's, but must be a plain one")
@@ -425,7 +409,7 @@ def check_not_donated(cache: Cache) -> None:
             )
 
 
-def without_device_values(value: Any) -> Any:
+def without_device_values(value: object) -> Any:
     """Return a ``ShapeDtypeStruct`` for each ``jax.Array`` of a pytree, to be checked by its shape.
 
     To read an array's values, the host has to wait until the device has computed them.

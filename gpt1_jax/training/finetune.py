@@ -258,13 +258,13 @@ class _Finetuning:
         """Return what is trained, and on what."""
         settings, batch_size = self.settings, self.settings.batch_size
         dropped = configure_dropout(model, settings.embedding_dropout, settings.dropout)
-        graphdef, params = split(model)
+        structure, params = split(model)
         trained, frozen, combine = _trained(params, settings)
         steps = max(1, round(settings.epochs * len(examples) / batch_size))
 
         def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             return task_loss(
-                merge(graphdef, params),
+                merge(structure, params),
                 batch,
                 key,
                 lm_weight=settings.lm_weight,
@@ -352,13 +352,13 @@ def task_measures(
     Raises:
         ValueError: a row is wrong; names the file and the line.
     """
-    graphdef, _ = split(model)
+    structure, _ = split(model)
     # Those of like length together, so that there is little padding.
     examples = sorted((task.encode(row) for row in rows), key=lambda e: max(map(len, e.sequences)))
 
     @jax.jit
     def outputs(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits = task_outputs(merge(graphdef, params), batch)
+        logits = task_outputs(merge(structure, params), batch)
         return logits, prediction_loss(logits, batch)
 
     def measure(params: Params) -> dict[str, float]:

@@ -77,11 +77,11 @@ def text_measures(
     if len(text.ids) < 2:
         raise ValueError(f"{', '.join(text.files)}: one token is no text to predict")
     check("batch_size", batch_size, INTEGER, at_least(1))
-    graphdef, _ = split(model)
+    structure, _ = split(model)
 
     @jax.jit
     def losses(params: Params, batch: dict[str, np.ndarray]) -> jax.Array:
-        return lm_loss(merge(graphdef, params), batch)[0]
+        return lm_loss(merge(structure, params), batch)[0]
 
     def measure(params: Params) -> dict[str, float]:
         total = 0.0

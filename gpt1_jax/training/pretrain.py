@@ -269,10 +269,10 @@ class _Pretraining:
         steps = settings.steps or max(1, round(settings.epochs * len(blocks) / settings.batch_size))
         evaluate = None if valid is None else text_measures(model, valid)
         dropped = configure_dropout(model, settings.embedding_dropout, settings.dropout)
-        graphdef, params = split(model)
+        structure, params = split(model)
 
         def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return lm_loss(merge(graphdef, params), batch, key)
+            return lm_loss(merge(structure, params), batch, key)
 
         return TrainSpec(
             params=params,

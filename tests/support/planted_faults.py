@@ -45,7 +45,7 @@ FAULTS = (
     ),
     Fault(
         "layer norms with Flax's own epsilon",
-        "gpt1_jax/nn/layers.py",
+        "gpt1_jax/model.py",
         "epsilon=config.layer_norm_epsilon,",
         "",
     ),

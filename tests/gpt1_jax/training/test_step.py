@@ -32,10 +32,10 @@ MOMENTUM = optax.chain(optax.clip_by_global_norm(5.0), optax.sgd(0.1, momentum=0
 
 
 def objective_of(model: Any) -> Any:
-    graphdef, _ = split(model)
+    structure, _ = split(model)
 
     def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return lm_loss(merge(graphdef, params), batch, dropout_key=None)
+        return lm_loss(merge(structure, params), batch, dropout_key=None)
 
     return objective
 
@@ -64,10 +64,10 @@ def openai(**fields: Any) -> optax.GradientTransformation:
 def test_step_gradient_matches_plain_mean_loss() -> None:
     """Of the whole logits at once: neither in chunks nor in micro-batches."""
     model = small()
-    graphdef, params = split(model)
+    structure, params = split(model)
 
     def mean_loss(params: Any) -> jax.Array:
-        logits = merge(graphdef, params).forward(TOKENS[:, :-1]).logits
+        logits = merge(structure, params).forward(TOKENS[:, :-1]).logits
         return cross_entropy(logits, jnp.where(WEIGHTS > 0, TOKENS[:, 1:], IGNORED))
 
     loss, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)

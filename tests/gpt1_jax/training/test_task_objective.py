@@ -39,11 +39,11 @@ def model_of(kind: str, **fields: Any) -> Any:
 @functools.cache
 def compiled(kind: str, classifier_dropout: float = 0.1, **fields: Any) -> Any:
     """Outputs, and the loss with the language-modelling loss at half weight and without it."""
-    graphdef, params = split(model_of(kind, **fields))
+    structure, params = split(model_of(kind, **fields))
 
     @jax.jit
     def run(params: Any, batch: Any, key: Any = None) -> dict[str, jax.Array]:
-        model, rate = merge(graphdef, params), classifier_dropout
+        model, rate = merge(structure, params), classifier_dropout
         outputs = task_outputs(model, batch, key, classifier_dropout=rate)
         loss, number = task_loss(model, batch, key, lm_weight=0.5, classifier_dropout=rate)
         task_alone, _ = task_loss(model, batch, key, lm_weight=0.0, classifier_dropout=rate)
@@ -172,11 +172,11 @@ def test_task_loss_skips_lm_loss_at_zero_weight(monkeypatch: pytest.MonkeyPatch)
         raise AssertionError("the language-modelling loss is computed")
 
     monkeypatch.setattr(task_objective, "chunked_cross_entropy", refuse)
-    graphdef, params = split(model_of("classes"))
+    structure, params = split(model_of("classes"))
     batch = collate(random_examples("classes", 2, 0), n_positions=POSITIONS)
 
     def trace(lm_weight: float) -> None:
-        jax.eval_shape(lambda p: task_loss(merge(graphdef, p), batch, lm_weight=lm_weight), params)
+        jax.eval_shape(lambda p: task_loss(merge(structure, p), batch, lm_weight=lm_weight), params)
 
     trace(0.0)
     with pytest.raises(AssertionError, match="is computed"):
@@ -200,15 +200,15 @@ def test_classifier_dropout_has_correct_rate_and_scale() -> None:
     model = model_of("numbers", **NO_BODY_DROPOUT)
     kernel = np.zeros(model.score.kernel.shape, np.float32)
     kernel[0] = 1  # the output is the first of the state's numbers
-    graphdef, params = split(model)
+    structure, params = split(model)
     params["score"]["kernel"] = jnp.asarray(kernel)
     batch = collate(random_examples("numbers", ROWS, 4), n_positions=POSITIONS)
 
     @jax.jit
     def outputs(keys: Any) -> jax.Array:
-        return jax.vmap(lambda key: task_outputs(merge(graphdef, params), batch, key))(keys)
+        return jax.vmap(lambda key: task_outputs(merge(structure, params), batch, key))(keys)
 
-    plain = np.asarray(jax.jit(lambda: task_outputs(merge(graphdef, params), batch))())
+    plain = np.asarray(jax.jit(lambda: task_outputs(merge(structure, params), batch))())
     dropped = np.asarray(outputs(jax.random.split(jax.random.key(0), 1000)))
     kept = dropped != 0
     assert difference(dropped[kept], np.broadcast_to(plain / 0.9, kept.shape)[kept]) <= TOLERANCE
@@ -240,11 +240,11 @@ def test_task_loss_is_float32_in_bfloat16(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["both orders", "choices"])
 def test_task_loss_gradients_reach_every_parameter(kind: str) -> None:
-    graphdef, params = split(model_of(kind))
+    structure, params = split(model_of(kind))
     batch = collate(random_examples(kind, ROWS, 7, 3), n_positions=POSITIONS)
 
     def loss(params: Any) -> jax.Array:
-        return task_loss(merge(graphdef, params), batch, lm_weight=0.5)[0]
+        return task_loss(merge(structure, params), batch, lm_weight=0.5)[0]
 
     gradients = jax.jit(jax.grad(loss))(params)
     assert all(np.isfinite(leaf).all() and leaf.any() for leaf in jax.tree.leaves(gradients))

@@ -51,11 +51,11 @@ def batch_of(sequences: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def compiled(model: Any, batch: dict[str, np.ndarray], lm_weight: float) -> Any:
-    graphdef, params = split(model)
+    structure, params = split(model)
 
     @jax.jit
     def run(params: Any) -> Any:
-        merged = merge(graphdef, params)
+        merged = merge(structure, params)
         return task_outputs(merged, batch), task_loss(merged, batch, lm_weight=lm_weight)
 
     return run(params)
