@@ -50,6 +50,7 @@ def one_of(choices: Sequence[object]) -> Rule:
 
 INTEGER = Rule("an integer", is_integer)
 NUMBER = Rule("a number", is_number)
+BOOL = Rule("true or false", lambda value: isinstance(value, bool))
 
 Count = Annotated[int, INTEGER, at_least(1)]
 MaybeCount = Annotated[int | None, INTEGER, at_least(1)]
@@ -61,7 +62,7 @@ NotNegative = Annotated[float, Rule("a number, at least 0", lambda x: is_number(
 DropoutRate = Annotated[
     float, Rule("a dropout rate in [0, 1)", lambda p: is_number(p) and 0 <= p < 1)
 ]
-Switch = Annotated[bool, Rule("true or false", lambda value: isinstance(value, bool))]
+Switch = Annotated[bool, BOOL]
 
 
 def short(value: object) -> str:

@@ -17,12 +17,13 @@ import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gpt1_jax.checks import is_integer, wrong
+from gpt1_jax.checks import check, is_integer, wrong
 from gpt1_jax.demo import HubOptions, resolve
 from gpt1_jax.text.detokenize import detokenized
 from gpt1_jax.text.original import OriginalText, check_installed
 from gpt1_jax.text.tokenizer_files import (
-    PIPELINES,
+    PIPELINE,
+    SIDE,
     SPECIAL_TOKENS,
     Pipeline,
     read_tokenizer,
@@ -598,18 +599,13 @@ def _content(token: object) -> str:
     return content
 
 
-def _checked_side(side: object, name: str) -> Side:
-    if side == "left":
-        return "left"
-    if side == "right":
-        return "right"
-    raise ValueError(f"{name} is {side!r}, but must be 'left' or 'right'")
+def _checked_side(side: Side, name: str) -> Side:
+    check(name, side, SIDE)
+    return side
 
 
 def _checked_pipeline(pipeline: Pipeline) -> Pipeline:
-    if pipeline not in PIPELINES:
-        right = " or ".join(map(repr, PIPELINES))
-        raise ValueError(f"pipeline is {pipeline!r}, but must be {right}")
+    check("pipeline", pipeline, PIPELINE)
     if pipeline == "original":
         check_installed()
     return pipeline

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
-from gpt1_jax.checks import short
+from gpt1_jax.checks import BOOL, Rule, check, short, wrong
 
 if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not pay
     import tokenizers
@@ -36,6 +36,8 @@ VOCABULARIES = (
 END_OF_WORD = "</w>"
 Pipeline = Literal["huggingface", "original"]
 PIPELINES = get_args(Pipeline)
+PIPELINE = Rule(" or ".join(map(repr, PIPELINES)), lambda name: name in PIPELINES)
+SIDE = Rule("'left' or 'right'", lambda side: side in ("left", "right"))
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # As special tokens are spelled: of GPT-1's merges, none makes such a token.
 _MARKER = re.compile(r"<.+>|\[.+\]|_.+_")
@@ -83,15 +85,12 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
     sides = {name: settings.get(name, "right") for name in ("padding_side", "truncation_side")}
     for name, side in sides.items():
-        if side not in ("left", "right"):
-            raise ValueError(f"{folder}: {name} is {short(side)}, but must be 'left' or 'right'")
+        check(f"{folder}: {name}", side, SIDE)
     text_pipeline = settings.get("text_pipeline", PIPELINES[0])
-    if text_pipeline not in PIPELINES:
-        right = " or ".join(map(repr, PIPELINES))
-        raise ValueError(f"{folder}: text_pipeline is {short(text_pipeline)}, but must be {right}")
+    check(f"{folder}: text_pipeline", text_pipeline, PIPELINE)
     length = settings.get("model_max_length")
     if isinstance(length, bool) or not isinstance(length, int | float | None):
-        raise ValueError(f"{folder}: model_max_length is {short(length)}, but must be a number")
+        raise wrong(f"{folder}: model_max_length", length, "a number")
     if length is None or not 1 <= length < 1e20:
         length = None  # not known; transformers saves 1e30 then
     return {
@@ -297,7 +296,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 def _extra(fields: Mapping[str, object], folder: Path) -> Iterable[object]:
     extra = fields.get("extra_special_tokens") or fields.get("additional_special_tokens") or []
     if not isinstance(extra, list | dict):
-        raise ValueError(f"{folder}: extra_special_tokens is {short(extra)}, but must be a list")
+        raise wrong(f"{folder}: extra_special_tokens", extra, "a list")
     return extra.values() if isinstance(extra, dict) else extra
 
 
@@ -341,11 +340,8 @@ def _added_token(value: object, folder: Path, *, special: bool = False) -> Added
             f"as its content"
         )
     for name in _FLAGS:
-        if not isinstance(fields.get(name, False), bool):
-            raise ValueError(
-                f"{folder}: {name} of the token {short(fields['content'])} is "
-                f"{short(fields[name])}, but must be true or false"
-            )
+        place = f"{folder}: {name} of the token {short(fields['content'])}"
+        check(place, fields.get(name, False), BOOL)
     fields["special"] = special or fields.get("special", False)
     return AddedToken(**fields)
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import gpt1_jax as gpt1
@@ -93,6 +94,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("pad_token_id", True, "a token id, or None"),
     ("pad_token_id", (1, 2), "a token id, or None"),
     ("eos_token_id", [1, "2"], "a token id, or None"),
+    ("eos_token_id", [1, None], "a token id, or None"),
     ("eos_token_id", 1.5, "a token id, or None"),
 ]
 
@@ -125,6 +127,12 @@ def test_config_from_pretrained_rejects_invalid_values(name: str, tmp_path: Path
 def test_config_keeps_unusual_values(fields: dict[str, Any]) -> None:
     config = made(fields)
     assert {name: getattr(config, name) for name in fields} == fields
+
+
+def test_config_makes_numbers_of_numpy_plain() -> None:
+    config = made({"n_layer": np.int64(3), "resid_pdrop": np.float32(0.5)})
+    assert config == Config(n_layer=3, resid_pdrop=0.5)
+    assert json.loads(json.dumps(config.to_dict()))["n_layer"] == 3
 
 
 def test_config_rejects_unknown_arguments() -> None:

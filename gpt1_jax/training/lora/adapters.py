@@ -29,7 +29,7 @@ from gpt1_jax._conversion import (
     match,
     tree,
 )
-from gpt1_jax.checks import Positive, PositiveInteger, Rule, Switch, check_fields
+from gpt1_jax.checks import Positive, PositiveInteger, Rule, Switch, check_fields, short, wrong
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.pretrained import Params, check_params, flatten
 
@@ -99,9 +99,7 @@ class LoraSettings:
         check_fields(self)
         names = self.target_modules
         if not names or len(set(names)) < len(names):
-            raise ValueError(
-                f"target_modules is {json_file.short(names)}, but must hold names, each once"
-            )
+            raise ValueError(f"target_modules is {short(names)}, but must hold names, each once")
 
     @property
     def scale(self) -> float:
@@ -423,19 +421,17 @@ def _read_config(path: Path) -> tuple[LoraSettings, tuple[str, ...]]:
         ("modules_to_save", whole),
     ):
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-            raise ValueError(
-                f"{path}: {name} is {json_file.short(value)}, but must be a list of names"
-            )
-    wrong = [
-        f"{name} is {json_file.short(config[name])}"
+            raise wrong(f"{path}: {name}", value, "a list of names")
+    more = [
+        f"{name} is {short(config[name])}"
         for name, neutral in UNSUPPORTED.items()
         if config.get(name) is not None and config[name] not in neutral
     ]
     headless = config.get("task_type") in (TASKS[layout.BASE], TASKS[layout.CLASSIFICATION])
     if not headless and any(_ends(name, "tokens_embed") for name in whole):
-        wrong.append("modules_to_save has tokens_embed, which peft does not tie to lm_head")
-    if wrong:
-        raise ValueError(f"{path} asks for more than plain LoRA: {'; '.join(wrong)}")
+        more.append("modules_to_save has tokens_embed, which peft does not tie to lm_head")
+    if more:
+        raise ValueError(f"{path} asks for more than plain LoRA: {'; '.join(more)}")
     # Where "all-linear" was asked for, peft spells it out, modules_to_save included; it does not
     # adapt those.
     targets = tuple(
