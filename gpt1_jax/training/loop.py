@@ -94,6 +94,7 @@ class TrainSpec:
         batches: an iterator of grain's, which knows its position; each batch is a dict of arrays,
             of the rows that are this process's own (``mesh.process_local_rows``).
         tokens: how many tokens of a batch are trained on.
+        batch_size: rows of a batch, of which this process may read a part.
         steps: how many to take.
         seed: of dropout.
         save: writes the result into the output folder, given the trained parameters and the
@@ -102,7 +103,6 @@ class TrainSpec:
         chosen: the measure that says which parameters are best.
         better: whether it should be high or low.
         mesh: the devices to train on; None for one.
-        batch_size: rows of a batch, of which this process may read a part.
     """
 
     params: Params
@@ -113,6 +113,7 @@ class TrainSpec:
     learning_rate: Callable[[int], jax.Array]
     batches: BatchIterator
     tokens: Callable[[Batch], int]
+    batch_size: int
     steps: int
     seed: int
     save: Callable[[Params, Params], None]
@@ -120,7 +121,6 @@ class TrainSpec:
     chosen: str = "loss"
     better: Literal["high", "low"] = "low"
     mesh: Mesh | None = None
-    batch_size: int | None = None
 
     def worth(self, measures: Mapping[str, float]) -> float:
         """Return how good measures are: the higher, the better."""
@@ -290,7 +290,6 @@ class TrainRun:
         batch = next(spec.batches)
         micro = micro_batches(batch, accumulate)
         if spec.mesh is not None:
-            assert spec.batch_size is not None
             micro = make_global_batch(spec.mesh, micro, spec.batch_size // accumulate)
         self._state, measures = self._compiled_step(self._state, self._frozen, micro)
         self.step += 1

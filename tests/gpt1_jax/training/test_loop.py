@@ -115,6 +115,7 @@ class Run:
             "learning_rate": learning_rate(SETTINGS, STEPS),
             "batches": Batches() if batches is None else batches,
             "tokens": lambda batch: batch["x"].size,
+            "batch_size": 4,
             "steps": STEPS,
             "seed": 0,
             "save": save,
