@@ -18,6 +18,8 @@ from gpt1_jax import pure
 from gpt1_jax.nn import validation
 from gpt1_jax.nn.validation import check_arguments, without_device_values
 
+pytestmark = pytest.mark.unoptimized
+
 V, P, E = SIZES["vocab_size"], SIZES["n_positions"], SIZES["n_embd"]
 IDS = [[1, 2, 3], [4, 5, 6]]
 EMBEDS = np.zeros((2, 3, E), np.float32)
