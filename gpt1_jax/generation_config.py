@@ -437,13 +437,14 @@ def as_ids(ids: int | Sequence[int] | None) -> tuple[int, ...]:
 
 def _frozen(value: object, depth: int = 2) -> object:
     """Return iterables as tuples, to a depth of two, and numbers of numpy and JAX as Python's."""
-    if type(value) is int:  # most of them
-        return value
     to_list = getattr(value, "tolist", None)
     value = to_list() if to_list else value
     if not depth or not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
         return value
-    return tuple(_frozen(item, depth - 1) for item in value)
+    items = tuple(value)
+    if set(map(type, items)) == {int}:  # there may be thousands
+        return items
+    return tuple(_frozen(item, depth - 1) for item in items)
 
 
 def _lists(value: object) -> object:
