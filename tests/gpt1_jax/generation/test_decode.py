@@ -15,6 +15,7 @@ from support.compilations import compilations
 
 import gpt1_jax as gpt1
 from gpt1_jax.generation import decode
+from gpt1_jax.pure import merge, split
 
 pytestmark = pytest.mark.unoptimized
 
@@ -93,6 +94,37 @@ def test_prefill_matches_full_forward_on_long_prompts(longest: int, rows: int) -
         assert ids[-2:].tolist() == expected.argmax(axis=-1).tolist()
         # measured: 1.4e-6
         np.testing.assert_allclose(got, expected.max(axis=-1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_decode_step_matches_full_forward(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> None:
+    """One token at a time, and several, whatever the shape that the cache is kept in."""
+    ids = np.random.default_rng(0).integers(29, size=(rows, 7)).astype(np.int32)
+    apply, params = gpt1.functional(model)
+    expected = np.asarray(apply(params, ids).logits)
+    structure, _ = split(model)
+    step = jax.jit(lambda cache, ids: decode.decode_step(merge(structure, params), cache, ids))
+    cache = gpt1.Cache.empty(CONFIG, rows, 8, squeeze=True)
+    for start, end in ((0, 1), (1, 2), (2, 6), (6, 7)):
+        logits, cache = step(cache, ids[:, start:end])
+        # measured: 9.5e-7
+        np.testing.assert_allclose(logits, expected[:, start:end], rtol=0, atol=5e-6)
+    assert cache.index == 7
+
+
+def test_generate_prepares_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However it decodes, until a module changes."""
+    model = gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(0))
+    flax_split, calls = nnx.split, []
+    monkeypatch.setattr(nnx, "split", lambda model: calls.append(1) or flax_split(model))
+    for beams in (1, 1, 2):
+        gpt1.generate(model, [[1, 2]], max_new_tokens=2, num_beams=beams)
+    assert len(calls) == 1
+    model.transformer.h[0] = gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(5)).transformer.h[0]
+    after = gpt1.generate(model, [[1, 2]], max_new_tokens=2, return_dict=True)
+    expected = jax.nn.log_softmax(np.asarray(model(after.sequences[:, :-1]).logits)[0, 1:])
+    np.testing.assert_allclose(after.log_probs[0], expected.max(axis=-1), rtol=0, atol=5e-6)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("rows", [1, 2])
