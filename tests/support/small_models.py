@@ -44,12 +44,26 @@ def small_model(
     **fields: Any,
 ) -> Model:
     """A model whose every parameter is random, biases and gains too, and far from uniform."""
-    config = small_config(**fields)
-    numerics = {"dtype": dtype, "param_dtype": param_dtype, "precision": precision}
-    make = functools.partial(cls, config, **numerics, attention=attention)
-    model = nnx.eval_shape(lambda: make(rngs=nnx.Rngs(0)))
+    shape = _shape if attention == "manual" else _shape.__wrapped__  # which may depend on JAX
+    model = nnx.clone(
+        shape(
+            cls,
+            small_config(**fields),
+            jax.config.jax_enable_x64,  # pyright: ignore[reportAttributeAccessIssue]
+            dtype=dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            attention=attention,
+        )
+    )
     model.load_params(random_params(model, seed))
     return model
+
+
+@functools.cache
+def _shape(cls: type[Model], config: gpt1.OpenAIGPTConfig, x64: bool, **numerics: Any) -> Model:
+    """A model without values, whose making takes five times as long as all else of it."""
+    return nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0), **numerics))
 
 
 def random_params(model: OpenAIGPTPreTrainedModel, seed: int) -> dict[str, Any]:
