@@ -14,6 +14,8 @@ import gpt1_jax as gpt1
 from gpt1_jax.nn.remat import compiler_options
 from gpt1_jax.pure import merge, split
 
+pytestmark = pytest.mark.unoptimized
+
 LM = gpt1.OpenAIGPTLMHeadModel
 KINDS: Any = ("none", "linear", "all")
 RATES: dict[str, Any] = {"embd_pdrop": 0.1, "attn_pdrop": 0.3, "resid_pdrop": 0.5}
@@ -41,10 +43,7 @@ def gradients(remat: Any, dtype: str) -> Any:
 
 
 @pytest.mark.parametrize("remat", ["linear", "all"])
-@pytest.mark.parametrize(
-    ("dtype", "tolerance"),
-    [("float32", 1e-6), pytest.param("float64", 1e-14, marks=pytest.mark.unoptimized)],
-)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-14)])
 def test_remat_preserves_loss_and_gradients(remat: str, dtype: str, tolerance: float) -> None:
     with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("standard"):
         expected = gradients("none", dtype)
