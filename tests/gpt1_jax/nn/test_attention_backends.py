@@ -48,10 +48,12 @@ def at_tokens(logits: Any, mask: np.ndarray = MASK) -> np.ndarray:
     return np.where(mask[..., None], np.asarray(logits), 0)
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-6), ("bfloat16", 3e-2)])
-@pytest.mark.parametrize("mask", [None, MASK])
+@pytest.mark.parametrize(
+    ("dtype", "mask", "bound"),
+    [("float32", None, 1e-6), ("float32", MASK, 1e-6), ("bfloat16", MASK, 3e-2)],
+)
 def test_xla_attention_matches_manual_at_tokens(
-    dtype: str, bound: float, mask: np.ndarray | None, fused: list[str]
+    dtype: str, mask: np.ndarray | None, bound: float, fused: list[str]
 ) -> None:
     manual, xla = (small(LM, dtype=dtype, attention=name) for name in ("manual", "xla"))
     where = np.ones_like(MASK) if mask is None else mask
@@ -64,6 +66,7 @@ def test_xla_attention_matches_manual_at_tokens(
     assert difference(at_tokens(found, where), expected) <= bound
 
 
+@pytest.mark.unoptimized
 def test_xla_attention_gradients_match_manual() -> None:
     labels = np.where(MASK, IDS, -100)
     labels[1, 3] = labels[3, 4] = -100  # what would be predicted at padding
@@ -152,15 +155,16 @@ def test_from_pretrained_sets_attention_backend(tmp_path: Path) -> None:
 def test_cli_generate_accepts_attention_flag(run: Run) -> None:
     texts = [
         run("generate", "He was", "--max-new-tokens", 5, "--attention", backend)
-        for backend in ("manual", "xla", "auto")
+        for backend in ("manual", "xla")
     ]
     assert texts[0][0] == 0
-    assert texts[0] == texts[1] == texts[2]
+    assert texts[0] == texts[1]
     status, _, err = run("generate", "He was", "--attention", "cudnn")
     assert status == 2
     assert "attention is 'cudnn', which computes in bfloat16 or float16" in err
 
 
+@pytest.mark.unoptimized
 @pytest.mark.parametrize(
     ("numerics", "message"),
     [
