@@ -19,7 +19,7 @@ FIRST_TIME = "original, first time"
 THEIRS = "transformers"
 
 
-def text(
+def text(  # noqa: PLR0915 (one measurement after another)
     texts: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE...")],
     tokenizer: Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")] = "demo",
     rounds: int = 5,

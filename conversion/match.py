@@ -84,7 +84,7 @@ def first_faults(faults: Sequence[str], indent: str = "") -> list[str]:
     return [*first, *([f"{indent}... and {rest} more"] if rest > 0 else [])]
 
 
-def match_tensors(
+def match_tensors(  # noqa: PLR0915 (one walk through the table collects all that is wrong)
     source: str,
     found: Iterable[LazyTensor],
     config: Mapping[str, Any],

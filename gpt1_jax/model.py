@@ -395,10 +395,8 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
             output_attentions = config.output_attentions
         if output_hidden_states is None:
             output_hidden_states = config.output_hidden_states
-        if inputs_embeds is None:
-            *rows, T = jnp.shape(as_array(input_ids))
-        else:
-            *rows, T, _ = jnp.shape(as_array(inputs_embeds))
+        given = as_array(input_ids if inputs_embeds is None else inputs_embeds)
+        *rows, T = given.shape if inputs_embeds is None else given.shape[:-1]
         B = math.prod(rows)
 
         # Which keys each token sees, and which position it has.
@@ -417,14 +415,7 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         if position_ids is None:
             position_ids = positions(attention_mask if positions_from_mask else None, T, cache)
 
-        # h_0 = U W_e + W_p
-        if inputs_embeds is None:
-            x = self.embed(self.tokens_embed, input_ids, T)
-        else:
-            x = jnp.asarray(inputs_embeds, self.dtype).reshape(B, T, config.n_embd)
-        x = x + self.embed(self.positions_embed, position_ids, T)
-        if token_type_ids is not None:
-            x = x + self.embed(self.tokens_embed, token_type_ids, T)
+        x = self.embed(T, input_ids, token_type_ids, position_ids, inputs_embeds)
         if valid is not None:
             x = jnp.where(valid[:, None, None], x, jnp.nan)
         if cache is not None:  # tokens beyond its end would take the places of earlier ones
@@ -432,7 +423,6 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         drop_key, *block_keys = split_key(None if deterministic else dropout_key, 1 + len(self.h))
         x = constrain(dropout(self.drop, x, drop_key), ROWS, None, None)
 
-        # h_l = block(h_{l-1})
         hidden_states, attentions, past = [x], [], []
         for i, (block, key) in enumerate(zip(self.h, block_keys, strict=True)):
             block = functools.partial(block, need_weights=output_attentions)
@@ -453,10 +443,26 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
             cache=None if cache is None else cache.advance(past, T),
         )
 
-    def embed(self, table: nnx.Embed, ids: ArrayLike | None, tokens: int) -> Float[Array, "B T E"]:
-        """Return the rows of a table for (..., T) ids, in the dtype of the computation."""
-        ids = gather_indices(ids, table.num_embeddings).reshape(-1, tokens)
-        return table(ids).astype(self.dtype)
+    def embed(
+        self,
+        tokens: int,
+        input_ids: ArrayLike | None,
+        token_type_ids: ArrayLike | None,
+        position_ids: ArrayLike,
+        inputs_embeds: ArrayLike | None,
+    ) -> Float[Array, "B T E"]:
+        """Return the sum of the embeddings, h_0 = U W_e + W_p, in the dtype of the computation."""
+
+        def look_up(table: nnx.Embed, ids: ArrayLike) -> jax.Array:
+            ids = gather_indices(ids, table.num_embeddings).reshape(-1, tokens)
+            return table(ids).astype(self.dtype)
+
+        if input_ids is not None:
+            x = look_up(self.tokens_embed, input_ids)
+        else:
+            x = jnp.asarray(inputs_embeds, self.dtype).reshape(-1, tokens, self.config.n_embd)
+        x = x + look_up(self.positions_embed, position_ids)
+        return x if token_type_ids is None else x + look_up(self.tokens_embed, token_type_ids)
 
 
 class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):

@@ -16,7 +16,7 @@ from conversion.files import output_path
 MINUTES = 8.0
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:  # noqa: PLR0915 (the steps, in the order that they run in)
     """Run the command, and return its exit status: 1 where a check failed.
 
     Args:

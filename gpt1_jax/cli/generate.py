@@ -31,7 +31,7 @@ from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import Pipeline
 
 
-def generate(
+def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     texts: Annotated[
         tuple[str, ...],
         tyro.conf.Positional,

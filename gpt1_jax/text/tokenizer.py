@@ -313,7 +313,7 @@ class Tokenizer:
             [self._checked(row) for row in rows], skip_special_tokens=skip_special_tokens
         )
 
-    def __call__(
+    def __call__(  # noqa: PLR0915 (Hugging Face's arguments, one after another)
         self,
         text: str | Sequence[str],
         *,
