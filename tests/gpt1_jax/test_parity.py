@@ -129,8 +129,8 @@ def test_model_modules_and_outputs_match_torch(
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-@settings(LADDER, max_examples=4)
-def test_lm_loss_gradients_and_adamw_step_match_torch(dtype: str, data: st.DataObject) -> None:
+@settings(LADDER, max_examples=3)
+def test_lm_loss_and_gradients_match_torch(dtype: str, data: st.DataObject) -> None:
     with computing_in(dtype):
         config = data.draw(configs(**TRAINED))
         reference = torch_model("OpenAIGPTLMHeadModel", data.draw(st.integers(0, 99)), **config)
@@ -143,13 +143,24 @@ def test_lm_loss_gradients_and_adamw_step_match_torch(dtype: str, data: st.DataO
         arguments["labels"] = labels
         if data.draw(st.booleans()):
             arguments["num_items_in_batch"] = 7
-        model = compare_training(reference, arguments, dtype)
-        compare_adamw_step(reference, model, dtype)
+        compare_training(reference, arguments, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_adamw_step_matches_torch(dtype: str) -> None:
+    """One model will do: the formula of a step asks for nothing but gradients."""
+    with computing_in(dtype):
+        sizes = {"vocab_size": VOCABULARY, "n_positions": POSITIONS, "n_embd": 6, "n_head": 2}
+        reference = torch_model("OpenAIGPTLMHeadModel", n_layer=1, **sizes)
+        ids = np.random.default_rng(0).integers(VOCABULARY, size=(3, POSITIONS))
+        arguments = {name: to_torch(ids) for name in ("input_ids", "labels")}
+        reference(**arguments).loss.backward()
+        compare_adamw_step(reference, flax_model(reference, dtype), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-@settings(LADDER, max_examples=4)
+@settings(LADDER, max_examples=3)
 def test_classifier_losses_and_gradients_match_torch(dtype: str, data: st.DataObject) -> None:
     with computing_in(dtype):
         problem = data.draw(
@@ -173,7 +184,7 @@ def test_classifier_losses_and_gradients_match_torch(dtype: str, data: st.DataOb
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
-@settings(LADDER, max_examples=4)
+@settings(LADDER, max_examples=3)
 def test_double_heads_with_choices_match_torch(dtype: str, data: st.DataObject) -> None:
     """Inputs (batch, choices, T): the case that Hugging Face has for "cls_index" alone."""
     with computing_in(dtype):
@@ -277,8 +288,8 @@ def test_positions_from_mask_match_transformers_generate() -> None:
     assert largest_difference(default.logits, theirs.logits) > 0.01
 
 
-def compare_training(reference: Any, arguments: dict[str, Any], dtype: str) -> Any:
-    """Compare the losses and every gradient; return the model. Torch's gradients are kept."""
+def compare_training(reference: Any, arguments: dict[str, Any], dtype: str) -> None:
+    """Compare the losses and every gradient."""
     model = flax_model(reference, dtype)
     structure, params = split(model)
 
@@ -306,7 +317,6 @@ def compare_training(reference: Any, arguments: dict[str, Any], dtype: str) -> A
         ours = np.asarray(leaves[row.path])
         ours = ours.T if row.transposed else ours
         assert largest_difference(ours, expected) <= TOLERANCE[dtype], f"gradient of {row.torch}"
-    return model
 
 
 def parameters_of(reference: Any, model: Any) -> list[tuple[Any, Any]]:
