@@ -172,7 +172,7 @@ class OpenAIGPTConfig:
             values["num_labels"] = len(names)
         return cls(**values, extra=extra)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Return the contents of a ``config.json`` for ``transformers``, ``extra`` included."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         fields = {**fields.pop("extra"), **fields, "model_type": "openai-gpt"}

@@ -15,7 +15,7 @@ class ModelOutput:
     Places count the fields that are not None, as Hugging Face's do.
     """
 
-    def to_tuple(self) -> tuple[Any, ...]:
+    def to_tuple(self) -> tuple[object, ...]:
         """Return the fields that are not None, in order."""
         values = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
         return tuple(value for value in values if value is not None)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -102,7 +101,7 @@ def program(
     if name == "forward":
 
         @jax.jit
-        def forward(params: Any, ids: jax.Array) -> jax.Array:
+        def forward(params: Params, ids: jax.Array) -> jax.Array:
             return merge(structure, params).forward(ids).logits
 
         arguments = params, _rows_placed(mesh, _ids(batch, length))
@@ -111,7 +110,7 @@ def program(
 
     cache = _rows_placed(mesh, jax.eval_shape(lambda: Cache.empty(config, batch, length, dtype)))
 
-    def read(params: Any, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+    def read(params: Params, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         out = merge(structure, params).forward(ids, cache=cache, logits_to_keep=1)
         return out.logits, out.cache
 

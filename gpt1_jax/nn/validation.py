@@ -291,7 +291,7 @@ def _first(wrong: np.ndarray) -> tuple[int, ...]:
     return tuple(int(places[0]) for places in wrong.nonzero())
 
 
-def _is_integer(dtype: Any) -> bool:
+def _is_integer(dtype: np.dtype) -> bool:
     return _is_any(dtype, jnp.integer) and dtype.kind != "m"  # to numpy, a timedelta64 is one
 
 

@@ -5,12 +5,12 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Unpack
 
 from gpt1_jax._conversion import conversion
 from gpt1_jax.checks import INTEGER, at_least, check
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.demo import resolve
+from gpt1_jax.demo import HubOptions, resolve
 from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import not_finite, split
@@ -29,7 +29,7 @@ def evaluate(
     stride: int | None = None,
     batch_size: int = 8,
     dtype: str | None = None,
-    **hub: Any,
+    **hub: Unpack[HubOptions],
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Measure a checkpoint on each of several files.
 
