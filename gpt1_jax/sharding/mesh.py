@@ -265,7 +265,7 @@ def init_sharded(
         config: its sizes.
         mesh: of ``make_mesh``.
         seed: of the initial weights.
-        **numerics: see ``pretrained.Numerics``.
+        **numerics: other keywords of ``cls``, ``dtype`` for example.
 
     Raises:
         ValueError: see ``shard_model``.
