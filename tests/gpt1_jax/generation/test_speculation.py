@@ -109,8 +109,8 @@ def test_prompt_lookup_saves_forwards_on_repetitive_text(monkeypatch: pytest.Mon
         jax.debug.callback(lambda: forwards.append(1))
         return forward(self, *args, **kwargs)
 
-    forward = gpt1.OpenAIGPTLMHeadModel.__call__
-    monkeypatch.setattr(gpt1.OpenAIGPTLMHeadModel, "__call__", counted)
+    forward = gpt1.OpenAIGPTLMHeadModel.forward
+    monkeypatch.setattr(gpt1.OpenAIGPTLMHeadModel, "forward", counted)
     decode_until: Any = decode._decode_until
     decode_until.clear_cache()
     script = [3, 4, 5] * 20
