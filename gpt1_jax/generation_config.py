@@ -115,7 +115,8 @@ class GenerationConfig:
     The command line shows the descriptions of the attributes as help.
 
     Attributes:
-        max_new_tokens: the most tokens to add to a prompt; 20 by default, and 40 in gpt1 generate.
+        max_new_tokens: the most tokens to add to a prompt; 20 by default in Python, and 40 on the
+            command line.
         min_new_tokens: how many tokens to add before an end token may be chosen; 0 by default.
         do_sample: draw each token by its probability, in place of taking the most likely one.
         temperature: what the logits are divided by before a token is drawn; 1 by default. A larger
@@ -137,17 +138,17 @@ class GenerationConfig:
         suppress_tokens: token ids that are never chosen; none by default. If the constraints leave
             no token to choose, the text goes on with id 0 and a score of NaN.
         forced_bos_token_id: the token id that follows a prompt of one token; by default any may.
-        forced_eos_token_id: the token ids of which one comes last in a text that reaches
-            max_new_tokens; by default any may.
+        forced_eos_token_id: the token id, or one of several, that a text which reaches
+            max_new_tokens ends with; by default any may.
         eos_token_id: the token ids that end a text; those of the model's configuration by default.
             An empty sequence, or None on the command line, stands for no ids.
         pad_token_id: the token id that fills an array up after the end of a text; by default that
             of the model's configuration, or else the first end token.
-        stop_strings: a string that ends a text, or several, by the token that completes it in the
-            decoded text, which is lower-case and has spaces around punctuation. It takes a
-            tokenizer.
-        num_beams: how many texts beam search follows at once, of which it keeps the most likely; 1
-            by default, for no beam search.
+        stop_strings: a string, or several, that ends a text: the token that completes it in the
+            decoded text, which is lower-case and has spaces around punctuation, is the last one. A
+            tokenizer is needed.
+        num_beams: how many of the most likely texts beam search follows at once; 1 by default, for
+            no beam search.
         length_penalty: the power of a text's number of new tokens that beam search divides its
             log-probability by; 1 by default. A larger value favours longer texts; the limits depend
             on max_new_tokens, and keep the scores of texts apart.
@@ -165,7 +166,8 @@ class GenerationConfig:
             stays the same. It comes faster if it repeats itself or its prompt, and slower if the
             draft tokens are rejected.
         seed: the seed of the draws, 0 by default. Text i, counted from 0 over all prompts, is drawn
-            with seed + i, so that it can be drawn again alone. A sequence holds one seed a prompt.
+            with seed + i, so that it can be drawn again alone. In Python, a sequence gives each
+            prompt its own.
     """
 
     max_new_tokens: Amount = 20

@@ -138,7 +138,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     def forward(self, *args: object, **kwargs: object) -> Any:
         """Return what calling the model returns, without checking the arguments first."""
         call: Any = type(self).__call__
-        return call.__wrapped__(self, *args, **kwargs)
+        # That of a subclass may have nothing to leave out.
+        return getattr(call, "__wrapped__", call)(self, *args, **kwargs)
 
     @property
     def params(self) -> Params:

@@ -130,10 +130,12 @@ def split(model: Model) -> tuple[ModelStructure[Model], Params]:
     if prepared is None or not prepared.is_of(parts, ids):
         graphdef, state = nnx.split(model)
         numbers = {id(variable): number for number, variable in enumerate(variables)}
-        paths = [
-            (tuple(map(str, path)), numbers[id(variable)])
-            for path, variable in nnx.to_flat_state(state)
-        ]
+        paths = []
+        for path, variable in nnx.to_flat_state(state):
+            name = tuple(map(str, path))
+            if id(variable) not in numbers:
+                raise ValueError(f"{'.'.join(name)} is a plain array, but must be an nnx.Param")
+            paths.append((name, numbers[id(variable)]))
         prepared = _Prepared(ModelStructure(graphdef), parts, ids, paths)
         _prepared[model] = prepared
     values = {path: _value(variables[number]) for path, number in prepared.paths}

@@ -56,7 +56,7 @@ Tree = TypeVar("Tree")
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """A language model as all ways of decoding compute with it.
+    """A language model prepared for decoding, in whichever way.
 
     Attributes:
         structure: of the model, for ``merge`` inside a compiled function.
@@ -466,7 +466,7 @@ def _empty_state(
     dtype: jnp.dtype,
     room: int,
 ) -> State:
-    """Return the state of texts of which nothing is read; compiled, since it has many arrays."""
+    """Return the state before any token is read; compiled, since it has many arrays."""
     return State(
         context=DecodeContext(tokens, start, length, jnp.int32(0)),
         scores=jnp.zeros(tokens.shape, jnp.float32),

@@ -38,7 +38,7 @@ class Cache:
     """Keys and values of the tokens read so far: a value that the model takes and returns.
 
     Attributes:
-        keys: n_layer arrays (B, N, S, H), S slots of which the first ``index`` are filled; or
+        keys: n_layer arrays (B, N, S, H), S slots, the first ``index`` of them filled; or
             (N, S, H), the one row of a squeezed cache.
         values: n_layer arrays of the same shape.
         mask: (B, S) the attention mask of the filled slots, in the dtype of the scores.
@@ -130,6 +130,11 @@ class LayerCache:
     values: jax.Array
     index: jax.Array
 
+    @property
+    def length(self) -> int:
+        """Number of slots S."""
+        return self.keys.shape[-2]
+
     def append(self, keys: jax.Array, values: jax.Array) -> Self:
         """Return the part with ``keys`` and ``values`` (B, N, T, H) in the next T slots."""
         zero = jnp.int32(0)
@@ -168,7 +173,9 @@ class Mask:
     padding: jax.Array | None
 
     @classmethod
-    def build(cls, attention_mask: jax.Array | None, tokens: int, cache: Cache | None) -> Self:
+    def build(
+        cls, attention_mask: jax.Array | None, tokens: int, cache: Cache | LayerCache | None
+    ) -> Self:
         """Build for ``tokens`` queries and (B, S) ``attention_mask`` (1 token, 0 padding)."""
         index = jnp.int32(0) if cache is None else cache.index
         slots = jnp.arange(tokens if cache is None else cache.length, dtype=jnp.int32)

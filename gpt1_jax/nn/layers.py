@@ -89,13 +89,15 @@ def qkv_by_heads(
     On a mesh with tensor parallelism each device computes its own heads of all three. Equal shares
     of the layer's columns would not be those of the same heads, so the columns are split as heads.
     """
-    kernel, bias = c_attn.kernel.get_value(), c_attn.bias
-    if axis_size(kernel, TENSOR) == 1 or bias is None:
+    is_plain = type(c_attn) is nnx.Linear and c_attn.bias is not None
+    if not is_plain or axis_size(c_attn.kernel.get_value(), TENSOR) == 1:
         return c_attn(x).reshape(*x.shape[:-1], 3, heads, -1)
     # Together over fsdp first, or XLA would copy the whole kernel to every device.
-    kernel = constrain(kernel, TENSOR, None).reshape(x.shape[-1], 3, heads, -1)
+    kernel = constrain(c_attn.kernel.get_value(), TENSOR, None)
+    kernel = kernel.reshape(x.shape[-1], 3, heads, -1)
     kernel = constrain(kernel, None, None, TENSOR, None)
-    bias = bias.get_value().reshape(1, 1, 3, heads, -1)
+    assert c_attn.bias is not None
+    bias = c_attn.bias.get_value().reshape(1, 1, 3, heads, -1)
     x, kernel, bias = c_attn.promote_dtype((x, kernel, bias), dtype=c_attn.dtype)
     over_width = ((x.ndim - 1,), (0,)), ((), ())
     return c_attn.dot_general(x, kernel, over_width, precision=c_attn.precision) + bias

@@ -39,9 +39,9 @@ Output = TypeVar("Output")
 def checked(
     call: Callable[Concatenate[Model, Inputs], Output],
 ) -> Callable[Concatenate[Model, Inputs], Output]:
-    """Return a model's ``__call__`` such that its arguments are checked first.
+    """Return a function that checks the arguments of a model's ``__call__`` and then calls it.
 
-    What is decorated remains as ``__wrapped__``, which ``OpenAIGPTPreTrainedModel.forward`` calls.
+    Its ``__wrapped__`` is the given method, which ``OpenAIGPTPreTrainedModel.forward`` calls.
     """
 
     @functools.wraps(call)
@@ -60,10 +60,15 @@ def bind_arguments(call: Callable[..., object], *args: object, **kwargs: object)
         TypeError: they are not its arguments.
     """
     signature = _signature(call)
-    _, *arguments = signature.bind(*args, **kwargs).arguments.items()
+    try:
+        _, *arguments = signature.bind(*args, **kwargs).arguments.items()
+    except TypeError as error:
+        raise TypeError(f"{call.__qualname__}() {error}") from None
     named = dict(arguments)
-    named |= named.pop("inputs", {})
-    if "cache" in named and "cache" not in signature.parameters:
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            named |= named.pop(parameter.name, {})
+    if "cache" not in signature.parameters and named.pop("cache", None) is not None:
         name = call.__qualname__.partition(".")[0]
         raise TypeError(f"{name} takes no cache, since it reads a text as a whole")
     return named
@@ -111,7 +116,12 @@ def check_arguments(
     """
     if unknown := sorted(arguments.keys() - {*_CHECKS, *_OTHERS}):
         raise TypeError(f"a model takes no argument {', '.join(unknown)}")
-    given = {name: value for name, value in arguments.items() if value is not None}
+    given = {
+        name: value
+        for name, value in arguments.items()
+        # None is a wrong value for these two; for all others it means that they are not given.
+        if value is not None or name in ("deterministic", "logits_to_keep")
+    }
     call = _Call(config, classify, given, _check_tokens(config, given))
     if classify:
         _check_classified_rows(call)
@@ -387,7 +397,7 @@ _CHECKS: dict[str, Callable[[_Call, Any], None]] = {
     "mc_token_ids": _check_mc_token_ids,
     "mc_labels": _check_mc_labels,
 }
-# What is checked by itself, or may be anything.
+# The other arguments: they are checked elsewhere in ``check_arguments``, or may have any value.
 _OTHERS = (
     "input_ids",
     "inputs_embeds",

@@ -19,34 +19,34 @@ class Callback:
     """The base class of callbacks: a subclass overrides the methods that it needs.
 
     They are called in the main process alone, in the order of the callbacks, after the line of the
-    log is written. A method that returns "stop" ends the training: a checkpoint is written, from
-    which the same call resumes, and the result is saved, which is the best model so far or, without
-    a validation so far, the current one. An exception ends the training in all processes at once;
-    earlier checkpoints stay.
+    log is written. A method that returns "stop" ends the training: after the first step or a later
+    one a checkpoint is written, from which the same call resumes, and the result is saved, which is
+    the best model so far or, without a validation so far, the current one. An exception ends the
+    training in all processes at once; earlier checkpoints stay.
     """
 
     def on_start(self, run: "TrainRun") -> Answer:
-        """Called before the first step, or the first one after a resumption.
+        """Act before the first step, or the first one after a resumption.
 
         ``run`` tells the state of the training at any time: ``run.step``, ``run.progress``,
         ``run.params``, ``run.spec``, ``run.settings`` and the output folder ``run.out``.
         """
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> Answer:
-        """Called every ``log_every`` steps, and whenever one of the next two is about to be called.
+        """Act every ``log_every`` steps, and before each call of the next two.
 
         ``metrics`` holds ``learning_rate`` and, over the steps since the last call, the means of
         ``loss``, ``grad_norm`` and ``tokens_per_second``.
         """
 
     def on_evaluate(self, step: int, metrics: Mapping[str, float]) -> Answer:
-        """Called after a validation, with its measures; the best model so far is saved by then."""
+        """Act after a validation, given its measures; the best model so far is saved by then."""
 
     def on_checkpoint(self, step: int, path: Path) -> Answer:
-        """Called after a checkpoint was written, with its folder."""
+        """Act after a checkpoint was written, given its folder."""
 
     def on_end(self, result: "TrainProgress | None", error: BaseException | None) -> None:
-        """Called once at the end, with either the result or the exception that ended the training.
+        """Act once at the end, given the result or the exception that ended the training.
 
         The exception is a KeyboardInterrupt with the signal's number after SIGINT or SIGTERM.
         """
@@ -58,6 +58,8 @@ def check_callbacks(callbacks: Sequence[Callback]) -> None:
     Raises:
         ValueError: one is not; the message names it.
     """
+    if not isinstance(callbacks, Sequence):
+        raise ValueError(f"callbacks is {callbacks!r}, but must be a sequence of callbacks")
     for callback in callbacks:
         if isinstance(callback, type) or not any(hasattr(callback, event) for event in EVENTS):
             raise ValueError(

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -15,7 +15,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from gpt1_jax._conversion import files, json_file
-from gpt1_jax.checks import Count, NotNegative, Positive
+from gpt1_jax.checks import (
+    INTEGER,
+    Count,
+    MaybeCount,
+    NotNegative,
+    Positive,
+    Switch,
+    at_least,
+)
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS
@@ -93,12 +101,12 @@ class FinetuneSettings(RunSettings):
     epochs: Positive = 3.0
     batch_size: Count = 32
     lm_weight: NotNegative = 0.5
-    max_tokens: int | None = None
-    numbers: bool = False
-    freeze_embeddings: bool = False
-    freeze_layers: int = 0
-    lora_rank: int | None = None
-    lora_alpha: float = 16.0
+    max_tokens: MaybeCount = None
+    numbers: Switch = False
+    freeze_embeddings: Switch = False
+    freeze_layers: Annotated[int, INTEGER, at_least(0)] = 0
+    lora_rank: MaybeCount = None
+    lora_alpha: Positive = 16.0
     lora_targets: tuple[str, ...] = ("c_attn",)
 
     def __post_init__(self) -> None:
@@ -180,7 +188,7 @@ class _Finetuning:
     mesh: Mesh | None
 
     def prepare(self, out: Path) -> tuple[TrainSpec, LoopSettings]:
-        """Return what is trained, and when to do what; the output folder is the run's then."""
+        """Return what is trained, and when to do what; claim the output folder."""
         own_rows = self.check()
         columns = task_columns(self.task_name, self.columns, self.choices)
         rows = read_rows(self.train, columns)

@@ -260,7 +260,10 @@ class TrainRun:
             if self.progress.best is None:
                 self._save()
         except BaseException as error:
-            self._end(None, error)
+            try:
+                self._end(None, error)
+            except Exception as second:
+                error.add_note(f"then a callback's on_end raised {second!r}")
             raise
         with fail_together():
             self._end(self.progress, None)
@@ -282,7 +285,7 @@ class TrainRun:
                 self._window.restart()  # which is of the steps alone
 
     def _is_every(self, steps: int | None) -> bool:
-        """Return whether something is due that is done every so many steps, and at the last."""
+        """Return whether this step is the last, or a multiple of ``steps``."""
         return self.step == self.spec.steps or (steps is not None and self.step % steps == 0)
 
     def _take_step(self) -> None:

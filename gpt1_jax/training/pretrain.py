@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gpt1_jax.checks import Count, MaybeCount, Positive, check_fields
+from gpt1_jax.checks import Count, MaybeCount, Positive, PositiveInteger, check_fields
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import OpenAIGPTLMHeadModel
@@ -60,10 +60,10 @@ class NewModel:
     """
 
     merges: Count = 40_000
-    n_layer: int = 12
-    n_embd: int = 768
-    n_head: int = 12
-    n_positions: int = 512
+    n_layer: PositiveInteger = 12
+    n_embd: PositiveInteger = 768
+    n_head: PositiveInteger = 12
+    n_positions: PositiveInteger = 512
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -176,7 +176,7 @@ class _Pretraining:
     mesh: Mesh | None
 
     def prepare(self, out: Path) -> tuple[TrainSpec, LoopSettings]:
-        """Return what is trained, and when to do what; the output folder is the run's then."""
+        """Return what is trained, and when to do what; claim the output folder."""
         rows = self.check()
         given = self.tokenizer if self.model is None else self.model
         source = None if given is None else resolve(given, weights=self.model is not None)

@@ -1,6 +1,7 @@
 """Rules beside types: what they let pass, and the error that repeats them."""
 
 import dataclasses
+import json
 import math
 from typing import Annotated, Any, Literal
 
@@ -22,8 +23,10 @@ from gpt1_jax.checks import (
     is_integer,
     is_number,
 )
+from gpt1_jax.training.finetune import FinetuneSettings
 from gpt1_jax.training.loop import LoopSettings
 from gpt1_jax.training.pretrain import OPTIMIZER, NewModel, PretrainSettings
+from gpt1_jax.training.run_settings import fields_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +124,11 @@ def test_is_integer_and_is_number_know_their_kinds() -> None:
         (PretrainSettings(), {"epochs": "9"}, "epochs is '9', but must be a number above 0"),
         (PretrainSettings(), {"seed": 0.5}, "seed is 0.5, but must be an integer"),
         (NewModel(), {"merges": 2.5}, "merges is 2.5, but must be an integer"),
+        (NewModel(), {"n_layer": 2.5}, "n_layer is 2.5, but must be a positive integer"),
+        (FinetuneSettings(), {"max_tokens": True}, "max_tokens is True, but must be an integer"),
+        (FinetuneSettings(), {"freeze_layers": -1}, "freeze_layers is -1, but must be at least 0"),
+        (FinetuneSettings(), {"numbers": "no"}, "numbers is 'no', but must be true or false"),
+        (FinetuneSettings(), {"lora_rank": 0}, "lora_rank is 0, but must be at least 1"),
         (OPTIMIZER, {"b1": None}, r"b1 is None, but must be a number in \(0, 1\)"),
         (OPTIMIZER, {"learning_rate": 10**400}, "learning_rate is 1000.*, but must be a number"),
     ],
@@ -130,3 +138,10 @@ def test_training_settings_reject_other_kinds(
 ) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         dataclasses.replace(settings, **fields)
+
+
+def test_settings_of_numpy_numbers_can_be_written_as_json() -> None:
+    new = NewModel(n_layer=np.int64(1), n_head=np.int32(2))  # pyright: ignore[reportArgumentType]
+    settings = FinetuneSettings(freeze_layers=np.int64(1))  # pyright: ignore[reportArgumentType]
+    fields = json.loads(json.dumps(fields_of(new, settings)))
+    assert (fields["n_layer"], fields["n_head"], fields["freeze_layers"]) == (1, 2, 1)

@@ -1,5 +1,6 @@
 """The four models: outputs, arguments, heads, precision and dropout, against plain numpy."""
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -189,6 +190,62 @@ def test_modules_alone_make_the_block_of_a_model() -> None:
     nnx.update(model.h[0], nnx.state(block))
     out = model(inputs_embeds=x - model.positions_embed.embedding[None, :T])
     assert difference(out.last_hidden_state, h) < TOLERANCE
+
+
+def test_attention_alone_reads_a_cache_token_by_token() -> None:
+    config = small_config(n_layer=1)
+    attn = Attention(config, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(1, T, E)), jnp.float32)
+    past: Any = gpt1.Cache.empty(config, 1, 2 * T).layer(0)
+    read = []
+    for t in range(T):
+        a, _, past = attn(x[:, t : t + 1], past=past)
+        past = dataclasses.replace(past, index=past.index + 1)
+        read.append(a)
+    assert difference(jnp.concatenate(read, axis=1), attn(x)[0]) < TOLERANCE
+
+
+class Doubled(nnx.Module):
+    """Twice a linear layer: some other module in its place."""
+
+    def __init__(self, layer: nnx.Linear):
+        self.layer = layer
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return 2 * self.layer(x)
+
+
+def test_model_takes_another_module_for_a_linear_layer() -> None:
+    model = small_model(LM, n_layer=1)
+    attn: Any = model.transformer.h[0].attn
+    expected = small_model(LM, n_layer=1)
+    for name in ("kernel", "bias"):
+        variable = getattr(expected.transformer.h[0].attn.c_attn, name)
+        variable.set_value(2 * variable.get_value())
+    attn.c_attn = Doubled(attn.c_attn)
+    ids = ids_for(LM)
+    assert difference(model(ids).logits, expected(ids).logits) < TOLERANCE
+    apply, params = gpt1.functional(model)
+    assert difference(apply(params, ids).logits, expected(ids).logits) < TOLERANCE
+
+
+class Overriding(LM):
+    """A model of a user's own, whose call is not checked."""
+
+    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
+        return super().__call__(input_ids, attention_mask, **rest)
+
+
+def test_subclass_may_override_the_call() -> None:
+    config = small_config(n_layer=1)
+    model, ids = Overriding(config, rngs=nnx.Rngs(0)), ids_for(LM)
+    expected = LM(config, rngs=nnx.Rngs(0))
+    apply, params = gpt1.functional(model)
+    out = apply(params, ids, labels=ids)
+    assert difference(out.loss, expected(ids, labels=ids).loss) < TOLERANCE
+    assert leaves_equal(
+        gpt1.generate(model, ids, max_new_tokens=2), gpt1.generate(expected, ids, max_new_tokens=2)
+    )
 
 
 @pytest.mark.parametrize("module", [Attention, MLP, Block])

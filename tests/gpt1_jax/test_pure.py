@@ -389,3 +389,11 @@ def test_apply_rejects_cache_for_models_without_decoding() -> None:
         with pytest.raises(TypeError, match=f"{cls.__name__} takes no cache"):
             apply(params, np.array([[1, 2]]), cache=cache)
         assert not cache.index.is_deleted()
+
+
+def test_split_rejects_plain_arrays_by_name() -> None:
+    model = small_model(gpt1.OpenAIGPTLMHeadModel)
+    mlp: Any = model.transformer.h[0].mlp
+    mlp.scale = nnx.data(jnp.ones(8))
+    with pytest.raises(ValueError, match=r"transformer\.h\.0\.mlp\.scale is a plain array"):
+        gpt1.functional(model)

@@ -706,3 +706,21 @@ def test_arguments_are_checked_once(
     apply, params = pure.functional(models[cls])
     apply(params, ids)
     assert len(checks) == 2
+
+
+@pytest.mark.parametrize("name", ["logits_to_keep", "deterministic"])
+def test_none_is_rejected_where_it_is_no_value(name: str, models: dict, applies: dict) -> None:
+    message = {"logits_to_keep": "logits_to_keep is None", "deterministic": "needs a dropout_key"}
+    for call in (models[LM], applies[LM]):
+        with pytest.raises(ValueError, match=message[name]):
+            call(input_ids=[[1, 2, 3]], **{name: None})
+
+
+def test_wrong_arguments_name_the_call(models: dict, applies: dict) -> None:
+    for call in (models[BASE], applies[BASE]):
+        with pytest.raises(TypeError, match=r"OpenAIGPTModel.__call__\(\) got .* 'labels'"):
+            call(input_ids=[[1, 2, 3]], labels=[[1, 2, 3]])
+    for cls in (DOUBLE, CLASSIFIER):  # no cache, which is what None says
+        ids = np.ones((1, 2, 3) if cls is DOUBLE else (1, 3), np.int32)
+        assert models[cls](input_ids=ids, cache=None) is not None
+        assert applies[cls](input_ids=ids, cache=None) is not None

@@ -22,7 +22,7 @@ import pytest
 from support.small_models import leaves_equal
 
 from gpt1_jax.training import callbacks, log, loop
-from gpt1_jax.training.callbacks import Callback
+from gpt1_jax.training.callbacks import Callback, check_callbacks
 from gpt1_jax.training.checkpoints import Checkpoints
 from gpt1_jax.training.log import read_log
 from gpt1_jax.training.loop import (
@@ -625,6 +625,25 @@ def test_train_into_rejects_what_is_no_callback(tmp_path: Path, wrong: Any) -> N
     with pytest.raises(ValueError, match=r"is not a callback: expected an object with at least on"):
         train_into(tmp_path / "out", never, [wrong])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("wrong", [None, Callback()])
+def test_check_callbacks_rejects_what_is_no_sequence(wrong: Any) -> None:
+    with pytest.raises(ValueError, match="but must be a sequence of callbacks"):
+        check_callbacks(wrong)
+
+
+def test_train_notes_an_error_in_on_end_beside_the_first_one(tmp_path: Path) -> None:
+    class Failing(Callback):
+        def on_start(self, run: object) -> None:
+            raise KilledError
+
+        def on_end(self, result: object, error: object) -> None:
+            raise OSError("no place left")
+
+    with pytest.raises(KilledError) as caught:
+        train(Run().training(), FREQUENT, tmp_path, [Failing()])
+    assert caught.value.__notes__ == ["then a callback's on_end raised OSError('no place left')"]
 
 
 def test_train_works_outside_main_thread(tmp_path: Path) -> None:
