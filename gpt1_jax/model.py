@@ -492,11 +492,7 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
         self.dtype, self.attention, self.remat = body.dtype, body.attention, body.remat
         self.transformer = body
         self.lm_head = lm_head(
-            config,
-            dtype=self.dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            rngs=rngs,
+            config, dtype=self.dtype, param_dtype=param_dtype, precision=precision, rngs=rngs
         )
 
     @checked
@@ -576,18 +572,10 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         self.dtype, self.attention, self.remat = body.dtype, body.attention, body.remat
         self.transformer = body
         self.lm_head = lm_head(
-            config,
-            dtype=self.dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            rngs=rngs,
+            config, dtype=self.dtype, param_dtype=param_dtype, precision=precision, rngs=rngs
         )
         self.multiple_choice_head = OpenAIGPTSequenceSummary(
-            config,
-            dtype=self.dtype,
-            param_dtype=param_dtype,
-            precision=precision,
-            rngs=rngs,
+            config, dtype=self.dtype, param_dtype=param_dtype, precision=precision, rngs=rngs
         )
 
     @checked
