@@ -352,7 +352,7 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
         ("classification", ROWS, ROWS, {"epochs": 0}, "epochs is 0, but must be a number above 0"),
         ("classification", ROWS, ROWS, {"lm_weight": -1}, "lm_weight is -1, but must be a number"),
         ("classification", ROWS, ROWS, {"freeze_layers": 2}, "2 layers cannot be frozen"),
-        ("classification", ROWS, ROWS, {"lora_rank": 0}, "rank is 0, but must be a positive"),
+        ("classification", ROWS, ROWS, {"lora_rank": 0}, "lora_rank is 0, but must be at least 1"),
         (
             "classification",
             ROWS,
