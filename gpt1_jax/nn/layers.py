@@ -82,21 +82,24 @@ def _scaled_normal(
 
 
 def qkv_by_heads(
-    c_attn: nnx.Linear, x: Float[Array, "B T E"], heads: int
+    c_attn: nnx.Module, x: Float[Array, "B T E"], heads: int
 ) -> Float[Array, "B T 3 N H"]:
     """Return ``c_attn(x)``, which is queries, keys and values side by side, by heads.
 
     On a mesh with tensor parallelism each device computes its own heads of all three. Equal shares
     of the layer's columns would not be those of the same heads, so the columns are split as heads.
     """
-    is_plain = type(c_attn) is nnx.Linear and c_attn.bias is not None
-    if not is_plain or axis_size(c_attn.kernel.get_value(), TENSOR) == 1:
+    # Another module in the layer's place computes what it will.
+    if (
+        type(c_attn) is not nnx.Linear
+        or c_attn.bias is None
+        or axis_size(c_attn.kernel.get_value(), TENSOR) == 1
+    ):
         return c_attn(x).reshape(*x.shape[:-1], 3, heads, -1)
     # Together over fsdp first, or XLA would copy the whole kernel to every device.
     kernel = constrain(c_attn.kernel.get_value(), TENSOR, None)
     kernel = kernel.reshape(x.shape[-1], 3, heads, -1)
     kernel = constrain(kernel, None, None, TENSOR, None)
-    assert c_attn.bias is not None
     bias = c_attn.bias.get_value().reshape(1, 1, 3, heads, -1)
     x, kernel, bias = c_attn.promote_dtype((x, kernel, bias), dtype=c_attn.dtype)
     over_width = ((x.ndim - 1,), (0,)), ((), ())
