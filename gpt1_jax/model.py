@@ -137,9 +137,9 @@ class Attention(nnx.Module):
         attn_key, resid_key = split_key(dropout_key, 2)
         if mask is None:
             mask = Mask.build(None, x.shape[1], past)
-        # (B, T, E) -> (B, T, 3, N, H) -> three of (B, N, T, H)
+        # (B, T, E) -> three of (B, T, N, H) -> three of (B, N, T, H)
         qkv = qkv_by_heads(self.c_attn, x, self.n_head)
-        query, key, value = (qkv[:, :, i].transpose(0, 2, 1, 3) for i in range(3))
+        query, key, value = (third.transpose(0, 2, 1, 3) for third in qkv)
         if past is not None:
             past = past.append(key, value)
             key, value = past.keys.astype(query.dtype), past.values.astype(query.dtype)
