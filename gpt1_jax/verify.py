@@ -8,9 +8,9 @@ TensorFlow model. No other checkpoint gives them.
 import dataclasses
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import jax.numpy as jnp
 import numpy as np
@@ -130,7 +130,7 @@ def _sample(config: OpenAIGPTConfig) -> np.ndarray:
 
 
 def _against_torch(
-    folder: Path, config: Params, params: Params, ids: np.ndarray, ours: np.ndarray
+    folder: Path, config: Mapping[str, Any], params: Params, ids: np.ndarray, ours: np.ndarray
 ) -> Check:
     name = "torch"
     missing = [p for p in ("torch", "transformers") if importlib.util.find_spec(p) is None]

@@ -15,8 +15,8 @@ from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.validation import ArrayLike
 from gpt1_jax.text.tokenizer import Tokenizer
 
-# An array (batch, ...), or, for prompts of unequal lengths, a list of rows. A caller knows which of
-# them it gets, so this is no union of the two.
+# An array (batch, ...), or, for prompts of unequal lengths, a list of rows. A caller knows
+# which it gets, so a union of the two would only be in the way.
 Sequences = Any
 DEFAULT = GenerationConfig()
 STEPS_PER_CALL = 8  # tokens a compiled call where the host looks at the text in between

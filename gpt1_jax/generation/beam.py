@@ -23,7 +23,7 @@ from gpt1_jax.generation.decode import (
     prefill,
 )
 from gpt1_jax.generation.processors import Array, DecodeContext, process
-from gpt1_jax.generation.prompts import PREFILL_CHUNK, align, bucket, pieces
+from gpt1_jax.generation.prompts import align, bucket, most_slots
 from gpt1_jax.generation_config import GenerationConfig, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Cache
@@ -176,7 +176,7 @@ def beam_search(
     config, new, each = decoder.config, settings.max_new_tokens, settings.num_return_sequences
     tokens, start = align(prompts)
     width = tokens.shape[1]
-    slots = min(bucket(width + new - 1), pieces(config.n_positions) + PREFILL_CHUNK)
+    slots = min(bucket(width + new - 1), most_slots(config.n_positions))
     tokens = np.pad(tokens, ((0, 0), (0, slots + 1 - width)))
     # As many that even if every end token is a candidate of every beam, K others are left.
     candidates = max(2, 1 + len(as_ids(settings.eos_token_id)))
@@ -194,14 +194,13 @@ def beam_search(
         raise decoder.not_finite()
     rows = len(prompts) * each
     best = jax.tree.map(lambda x: np.asarray(x)[:, :each].reshape(rows, *x.shape[2:]), ended)
-    T = int(best.length.max())
-    after = np.arange(T)[None, :] >= best.length[:, None]
-    progress = DecodeProgress(
-        tokens=np.where(after, np.int32(settings.pad_token_id or 0), best.tokens[:, :T]),
-        scores=np.where(after, np.float32(0), best.scores[:, :T]),
-        log_probs=np.where(after, np.float32(0), best.log_probs[:, :T]),
+    progress = DecodeProgress.cut(
+        best.tokens,
+        best.scores,
+        best.log_probs,
         lengths=best.length,
         done=np.ones(rows, bool),
+        pad=np.asarray(settings.pad_token_id or 0, np.int32),
     )
     return BeamOutput(progress, best.total)
 

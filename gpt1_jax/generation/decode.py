@@ -33,7 +33,14 @@ from gpt1_jax.generation.processors import (
     token_mask,
     warpers,
 )
-from gpt1_jax.generation.prompts import PREFILL_CHUNK, PREFILL_TOKENS, align, bucket, pieces
+from gpt1_jax.generation.prompts import (
+    PREFILL_CHUNK,
+    PREFILL_TOKENS,
+    align,
+    bucket,
+    most_slots,
+    pieces,
+)
 from gpt1_jax.generation.speculation import draft
 from gpt1_jax.generation.transposed_kernels import should_transpose, transpose_kernels
 from gpt1_jax.generation_config import GenerationConfig, as_ids
@@ -78,7 +85,7 @@ class Decoder:
         structure, params = split(model)
         if should_transpose(model, rows):
             structure, params = transpose_kernels(model, structure, params)
-        table = model.transformer.tokens_embed.embedding.get_value()  # where all of it lies
+        table = params["transformer"]["tokens_embed"]["embedding"]  # it lies where all of it does
         return cls(structure, params, model.config, model.dtype, mesh_of(table))
 
     def pad_to_mesh(
@@ -282,6 +289,28 @@ class DecodeProgress:
     lengths: np.ndarray
     done: np.ndarray
 
+    @classmethod
+    def cut(
+        cls,
+        tokens: np.ndarray,
+        scores: np.ndarray,
+        log_probs: np.ndarray,
+        *,
+        lengths: np.ndarray,
+        done: np.ndarray,
+        pad: Array,
+    ) -> Self:
+        """Return texts that end after ``lengths`` (B,) tokens, padded up to the longest."""
+        T = int(lengths.max())
+        after = np.arange(T)[None, :] >= lengths[:, None]
+        return cls(
+            tokens=np.where(after, pad, tokens[:, :T]),
+            scores=np.where(after, np.float32(0), scores[:, :T]),
+            log_probs=np.where(after, np.float32(0), log_probs[:, :T]),
+            lengths=lengths,
+            done=done,
+        )
+
 
 def sample_next(model: OpenAIGPTLMHeadModel, sampling: SamplingParams, state: State) -> State:
     """Return the state with the last tokens read, and the next ones chosen."""
@@ -431,7 +460,7 @@ def _start(
     """Return the state before anything is read, and the slot of the first new token."""
     new, n_positions = settings.max_new_tokens, decoder.config.n_positions
     tokens, start = align(prompts)
-    most = pieces(n_positions) + PREFILL_CHUNK
+    most = most_slots(n_positions)
     offset = 0
     if settings.sliding_window is None:
         num_draft_tokens = settings.prompt_lookup_num_tokens or 0
@@ -510,13 +539,7 @@ def _progress(
     T = tokens.shape[1]
     lengths = np.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, T)
     lengths = np.where(cut >= 0, np.minimum(lengths, cut), lengths)
-    T = int(lengths.max())  # less where the host found the ends of all texts before the last step
-    tokens, scores, log_probs = tokens[:, :T], scores[:, :T], log_probs[:, :T]
-    after = np.arange(T)[None, :] >= lengths[:, None]
-    return DecodeProgress(
-        tokens=np.where(after, sampling.pad, tokens),
-        scores=np.where(after, np.float32(0), scores),
-        log_probs=np.where(after, np.float32(0), log_probs),
-        lengths=lengths,
-        done=np.asarray(state.done) | (cut >= 0),
+    done = np.asarray(state.done) | (cut >= 0)
+    return DecodeProgress.cut(
+        tokens, scores, log_probs, lengths=lengths, done=done, pad=sampling.pad
     )

@@ -89,6 +89,11 @@ def bucket(length: int) -> int:
     return max(SHORTEST, 1 << max(0, length - 1).bit_length())
 
 
+def most_slots(n_positions: int) -> int:
+    """Return the most slots that a cache can use: pieces of padding may come before the text."""
+    return pieces(n_positions) + PREFILL_CHUNK
+
+
 def append_new_tokens(
     prompts: Sequence[np.ndarray],
     given: np.ndarray | None,

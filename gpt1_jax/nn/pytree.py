@@ -19,9 +19,6 @@ def pytree_dataclass(cls: type[T]) -> type[T]:
     the hashes share a slot, it ran the program of the other class.
     """
     cls = dataclasses.dataclass(frozen=True)(cls)
-    # jaxtyping's checker would look at the fields of each that is made, and a pytree's leaves may
-    # be anything while it is mapped.
-    cls.__no_type_check__ = True  # pyright: ignore[reportAttributeAccessIssue]
     names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
     keys = [jax.tree_util.GetAttrKey(name) for name in names]
 

@@ -59,15 +59,13 @@ def bind_arguments(call: Callable[..., object], *args: object, **kwargs: object)
     Raises:
         TypeError: they are not its arguments.
     """
-    signature = _signature(call)
+    signature, rest = _signature(call)
     try:
         _, *arguments = signature.bind(*args, **kwargs).arguments.items()
     except TypeError as error:
         raise TypeError(f"{call.__qualname__}() {error}") from None
     named = dict(arguments)
-    for parameter in signature.parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
-            named |= named.pop(parameter.name, {})
+    named |= named.pop(rest, {})
     if "cache" not in signature.parameters and named.pop("cache", None) is not None:
         name = call.__qualname__.partition(".")[0]
         raise TypeError(f"{name} takes no cache, since it reads a text as a whole")
@@ -75,8 +73,11 @@ def bind_arguments(call: Callable[..., object], *args: object, **kwargs: object)
 
 
 @functools.cache
-def _signature(call: Callable[..., object]) -> inspect.Signature:
-    return inspect.signature(call)
+def _signature(call: Callable[..., object]) -> tuple[inspect.Signature, str]:
+    """Return the signature of a function, and the name of its ``**keywords``, "" without them."""
+    signature = inspect.signature(call)
+    names = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
+    return signature, "".join(names)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -94,7 +94,7 @@ class TrainSpec:
         batches: an iterator of grain's, which knows its position; each batch is a dict of arrays,
             of the rows that are this process's own (``mesh.process_local_rows``).
         tokens: how many tokens of a batch are trained on.
-        batch_size: rows of a batch, of which this process may read a part.
+        batch_size: number of rows in a batch; this process may read only some of them.
         steps: how many to take.
         seed: of dropout.
         save: writes the result into the output folder, given the trained parameters and the
@@ -309,8 +309,8 @@ class TrainRun:
     def _evaluate(self) -> None:
         """Validate, keep the best parameters, and stop when patience is at its end.
 
-        This is no callback: all processes take part in computing, gathering and deciding, and the
-        progress is part of a checkpoint.
+        This is not a callback, because all processes take part in computing, gathering and
+        deciding, and the progress is part of a checkpoint.
         """
         assert self.spec.evaluate is not None
         measures, progress = self.spec.evaluate(self.params), self.progress
