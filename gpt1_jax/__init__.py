@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gpt1_jax.config import OpenAIGPTConfig
     from gpt1_jax.explore.module_tree import tree
     from gpt1_jax.generation.api import GenerateOutput, generate
+    from gpt1_jax.generation.processors import GenerationState
     from gpt1_jax.generation.streaming import stream
     from gpt1_jax.generation_config import GenerationConfig
     from gpt1_jax.model import (
@@ -29,6 +30,7 @@ _MODULES = {
     "Cache": "nn.attention",
     "GenerateOutput": "generation.api",
     "GenerationConfig": "generation_config",
+    "GenerationState": "generation.processors",
     "OpenAIGPTConfig": "config",
     "OpenAIGPTDoubleHeadsModel": "model",
     "OpenAIGPTForSequenceClassification": "model",
@@ -45,6 +47,7 @@ __all__ = [
     "Cache",
     "GenerateOutput",
     "GenerationConfig",
+    "GenerationState",
     "OpenAIGPTConfig",
     "OpenAIGPTDoubleHeadsModel",
     "OpenAIGPTForSequenceClassification",

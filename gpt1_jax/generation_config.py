@@ -17,6 +17,7 @@ from gpt1_jax.checks import (
     Count,
     MaybeCount,
     Rule,
+    Switch,
     at_least,
     at_most,
     check_fields,
@@ -165,6 +166,10 @@ class GenerationConfig:
             token occurs earlier in the text; by default, or with None, none. In float32 the text
             stays the same. It comes faster if it repeats itself or its prompt, and slower if the
             draft tokens are rejected.
+        return_dict_in_generate: return a ``GenerateOutput`` in place of the ids alone.
+        output_scores: whether that has the logits which each new token was chosen by, V float32 a
+            token and text.
+        output_logits: whether it has the model's own, likewise.
         seed: the seed of the draws, 0 by default. Text i, counted from 0 over all prompts, is drawn
             with seed + i, so that it can be drawn again alone. In Python, a sequence gives each
             prompt its own.
@@ -196,6 +201,9 @@ class GenerationConfig:
     num_return_sequences: Amount = 1
     sliding_window: MaybeCount = None
     prompt_lookup_num_tokens: MaybeCount = None
+    return_dict_in_generate: Switch = False
+    output_scores: Switch = False
+    output_logits: Switch = False
     seed: Seeds = None
 
     def __post_init__(self) -> None:
@@ -210,6 +218,10 @@ class GenerationConfig:
         """Check that no setting is without effect or contradicts another."""
         if not self.do_sample:
             self._check_unused(SAMPLING, "do_sample is True")
+        if not self.return_dict_in_generate:
+            self._check_unused(
+                ("output_scores", "output_logits"), "return_dict_in_generate is True"
+            )
         if self.num_beams == 1:
             self._check_unused(BEAMS, "num_beams is above 1")
         self._check(
@@ -223,7 +235,7 @@ class GenerationConfig:
                 self.num_return_sequences <= self.num_beams,
                 f"at most num_beams = {self.num_beams}",
             )
-            alone = ("stop_strings", "sliding_window", "prompt_lookup_num_tokens")
+            alone = ("sliding_window", "prompt_lookup_num_tokens")
             self._check_unused(alone, "num_beams is 1")
             self._check_length_penalty()
         elif not self.do_sample:
@@ -326,6 +338,12 @@ class GenerationConfig:
             return (first + np.arange(self.num_return_sequences, dtype=np.uint32)).reshape(-1)
         rows = prompts * self.num_return_sequences
         return np.arange(rows, dtype=np.uint32) + np.uint32(self.seed or 0)
+
+    def padding_of(self, config: OpenAIGPTConfig) -> int | None:
+        """Return the token that is padding in prompts without a mask; None where none can be."""
+        pad = config.pad_token_id if self.pad_token_id is None else self.pad_token_id
+        eos = config.eos_token_id if self.eos_token_id is None else self.eos_token_id
+        return None if pad in as_ids(eos) else pad
 
     def for_model(self, config: OpenAIGPTConfig) -> Self:
         """Return the settings with the model configuration's end and padding where these are None.

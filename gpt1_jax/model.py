@@ -543,6 +543,12 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
             loss = causal_lm_loss(logits, labels, num_items_in_batch)
         return CausalLMOutput(loss, logits, out.hidden_states, out.attentions, out.cache)
 
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Continue prompts: ``gpt1_jax.generate`` with this model."""
+        from gpt1_jax.generation.api import generate
+
+        return generate(self, *args, **kwargs)
+
 
 class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
     """GPT-1 with a language-modelling head and a head that scores choices."""

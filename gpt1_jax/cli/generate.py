@@ -160,7 +160,7 @@ def _check_lengths(
     settings.check_for(config, len(prompts), len(encoded[longest]))
 
 
-JSON_KEYS = ("prompt", "index", "text", "ids", "new_ids", "score", "scores", "log_probs")
+JSON_KEYS = ("prompt", "index", "text", "ids", "new_ids", "score", "transition_scores", "log_probs")
 
 
 def _check_other_keys(prompts: Sequence[Prompt]) -> None:
@@ -188,6 +188,6 @@ def _json_objects(
         fields["new_ids"] = ids[len(encoded) :].tolist()
         if output.sequences_scores is not None:
             fields["score"] = float(str(output.sequences_scores[i]))
-        fields["scores"] = numbers(output.scores[i])
+        fields["transition_scores"] = numbers(output.transition_scores[i])
         fields["log_probs"] = numbers(output.log_probs[i])
         yield fields

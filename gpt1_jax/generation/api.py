@@ -1,14 +1,18 @@
 """``generate``: prompts and settings in, texts out."""
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any, Literal, overload
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, overload
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from gpt1_jax.checks import short
 from gpt1_jax.generation.beam import beam_search
-from gpt1_jax.generation.decode import DecodeProgress, Decoder, decode
-from gpt1_jax.generation.prompts import append_new_tokens, read_prompts
+from gpt1_jax.generation.decode import DecodeProgress, Decoder, Extras, SamplingParams, decode
+from gpt1_jax.generation.processors import LogitsProcessor, StoppingCriterion
+from gpt1_jax.generation.prompts import Prompt, append_new_tokens, read_prompts
 from gpt1_jax.generation.stop_strings import StopStrings
 from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
@@ -18,66 +22,101 @@ from gpt1_jax.text.tokenizer import Tokenizer
 # An array (batch, ...), or, for prompts of unequal lengths, a list of rows. A caller knows
 # which it gets, so a union of the two would only be in the way.
 Sequences = Any
+Prompts = ArrayLike | str | Sequence[str]
 DEFAULT = GenerationConfig()
+NO_EXTRAS = Extras()
 STEPS_PER_CALL = 8  # tokens a compiled call where the host looks at the text in between
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerateOutput:
-    """What ``generate`` returns with ``return_dict=True``.
+    """What ``generate`` returns with ``return_dict_in_generate=True``.
 
     Attributes:
         sequences: what it returns otherwise.
-        scores: log-probability of each new token under the distribution it was chosen from, after
-            all settings; float32, 0 for padding; for each row of ``sequences``, without padding
-            where that is a list. As Hugging Face's normalised ``compute_transition_scores``. With
-            beams, the terms of the beam's score, which are not normalised again.
+        transition_scores: log-probability of each new token under the distribution it was chosen
+            from, after all settings; float32, 0 for padding; for each row of ``sequences``, without
+            padding where that is a list. As Hugging Face's normalised
+            ``compute_transition_scores``. With beams, the terms of the beam's score, which are not
+            normalised again.
         log_probs: the same under the model itself, whatever the settings.
-        sequences_scores: (rows,) float32 with beams: the sum of a row's scores over its number of
-            new tokens to the power length_penalty; None without. -1e9, as Hugging Face's, of an
-            empty row in place of a text where fewer are possible than were asked for.
+        sequences_scores: (rows,) float32 with beams: the sum of a row's transition scores over its
+            number of new tokens to the power length_penalty; None without. -1e9, as Hugging Face's,
+            of an empty row in place of a text where fewer are possible than were asked for.
+        scores: with ``output_scores``, for each step the logits that the tokens were chosen by,
+            (rows, V) float32; with beams log-probabilities, (prompts * num_beams, V). After the end
+            of a text they mean nothing.
+        logits: with ``output_logits``, the model's own, likewise.
+        beam_indices: (rows, T) int32 with beams: the row of ``scores`` that each new token was
+            chosen by, -1 after the end of a text; None without.
     """
 
     sequences: Sequences
-    scores: Sequences
+    transition_scores: Sequences
     log_probs: Sequences
     sequences_scores: np.ndarray | None = None
+    scores: tuple[np.ndarray, ...] | None = None
+    logits: tuple[np.ndarray, ...] | None = None
+    beam_indices: np.ndarray | None = None
+
+
+class Streamer(Protocol):
+    """Takes ids as they are chosen, as transformers' streamers do."""
+
+    def put(self, value: np.ndarray) -> None:
+        """Take the prompts (B, T), or the next token of each text (rows,), int32."""
+
+    def end(self) -> None:
+        """Learn that there are no more."""
 
 
 @overload
 def generate(
     model: OpenAIGPTLMHeadModel,
-    input_ids: ArrayLike,
+    input_ids: Prompts | None = None,
     attention_mask: ArrayLike | None = None,
     generation_config: GenerationConfig | None = None,
     *,
+    inputs_embeds: ArrayLike | None = None,
     tokenizer: Tokenizer | None = None,
-    return_dict: Literal[False] = False,
-    **changes: object,
-) -> Sequences: ...
-
-
-@overload
-def generate(
-    model: OpenAIGPTLMHeadModel,
-    input_ids: ArrayLike,
-    attention_mask: ArrayLike | None = None,
-    generation_config: GenerationConfig | None = None,
-    *,
-    tokenizer: Tokenizer | None = None,
-    return_dict: Literal[True],
+    logits_processor: Sequence[LogitsProcessor] = (),
+    stopping_criteria: Sequence[StoppingCriterion] = (),
+    streamer: Streamer | None = None,
+    key: jax.Array | None = None,
+    return_dict_in_generate: Literal[True],
     **changes: object,
 ) -> GenerateOutput: ...
 
 
+@overload
 def generate(
     model: OpenAIGPTLMHeadModel,
-    input_ids: ArrayLike,
+    input_ids: Prompts | None = None,
     attention_mask: ArrayLike | None = None,
     generation_config: GenerationConfig | None = None,
     *,
+    inputs_embeds: ArrayLike | None = None,
     tokenizer: Tokenizer | None = None,
-    return_dict: bool = False,
+    logits_processor: Sequence[LogitsProcessor] = (),
+    stopping_criteria: Sequence[StoppingCriterion] = (),
+    streamer: Streamer | None = None,
+    key: jax.Array | None = None,
+    **changes: object,
+) -> Sequences: ...
+
+
+def generate(
+    model: OpenAIGPTLMHeadModel,
+    input_ids: Prompts | None = None,
+    attention_mask: ArrayLike | None = None,
+    generation_config: GenerationConfig | None = None,
+    *,
+    inputs_embeds: ArrayLike | None = None,
+    tokenizer: Tokenizer | None = None,
+    logits_processor: Sequence[LogitsProcessor] = (),
+    stopping_criteria: Sequence[StoppingCriterion] = (),
+    streamer: Streamer | None = None,
+    key: jax.Array | None = None,
     **changes: object,
 ) -> Sequences | GenerateOutput:
     """Continue each prompt.
@@ -88,17 +127,28 @@ def generate(
 
     Args:
         model: a language model.
-        input_ids: (batch, T) prompts, or a list of prompts of any lengths.
-        attention_mask: (batch, T), 0 where a prompt is padding, on either side.
+        input_ids: (batch, T) prompts, or a list of prompts of any lengths; or a text, or several,
+            with a ``tokenizer``.
+        attention_mask: (batch, T), 0 where a prompt is padding, on either side. Without it, all
+            ``pad_token_id`` in an array of prompts are padding, if that is set and no end token.
         generation_config: how to choose tokens; by default greedily.
-        tokenizer: needed for ``stop_strings``.
-        return_dict: return the scores of the new tokens too.
+        inputs_embeds: (batch, T, E) embeddings to read in place of those of ``input_ids``; without
+            ids, the texts are the new tokens alone.
+        tokenizer: needed for ``stop_strings``, and for prompts that are texts.
+        logits_processor: functions from logits (B, V) float32 and a ``GenerationState`` to logits,
+            applied after the settings' own rules and before those of sampling. Like the criteria,
+            they are traced into the decoding loop, and compiled once for each function.
+        stopping_criteria: functions from a ``GenerationState`` to (B,) bool: texts that end with
+            the token chosen last.
+        streamer: takes the prompts, and then the next token of each text at every step.
+        key: a ``jax.random.key`` of the draws, in place of the setting ``seed``.
         **changes: fields of ``GenerationConfig`` that override those of ``generation_config``.
 
     Returns:
         int32 (batch * num_return_sequences, T + new), the prompts as given and the new tokens;
         after the end of a text, padding. For prompts of unequal lengths a list of such rows, ending
-        at their end. The texts of one prompt follow each other.
+        at their end. The texts of one prompt follow each other. With the setting
+        ``return_dict_in_generate``, a ``GenerateOutput``.
 
     Raises:
         ValueError: an empty prompt, ids out of range, settings that make no sense, or prompts too
@@ -106,10 +156,40 @@ def generate(
             that are not finite, with the parameter that is not.
         TypeError: a setting that does not exist.
     """
-    prompts, given, settings = prepare(model, input_ids, attention_mask, generation_config, changes)
-    progress, sequences_scores = run(model, prompts, settings, tokenizer)
-    sequences = append_new_tokens(prompts, given, progress.tokens, progress.lengths)
-    if not return_dict:
+    ids = _encode(input_ids, tokenizer)
+    embeds = None if inputs_embeds is None else _check_embeds(model, ids, inputs_embeds)
+    rows, given, settings = prepare(
+        model,
+        np.zeros(embeds.shape[:2], np.int32) if ids is None and embeds is not None else ids,
+        attention_mask,
+        generation_config,
+        changes,
+        infer_padding=embeds is None,
+    )
+    if key is not None:
+        settings = _with_key(settings, key, len(rows))
+    prompts = [Prompt(row) for row in rows]
+    if embeds is not None:
+        for name in ("sliding_window", "prompt_lookup_num_tokens"):
+            if getattr(settings, name) is not None:
+                raise ValueError(f"{name} needs input_ids alone, since it reads them again")
+        masks = np.ones(embeds.shape[:2]) if attention_mask is None else np.asarray(attention_mask)
+        prompts = [
+            Prompt(row, values[mask != 0], hidden=ids is None)
+            for row, values, mask in zip(rows, embeds, masks, strict=True)
+        ]
+        if ids is None:
+            given = np.zeros((len(rows), 0), np.int32)
+            rows = [row[:0] for row in rows]
+    if streamer is not None:
+        if settings.num_beams > 1 or given is None:
+            raise ValueError("a streamer needs num_beams = 1, and prompts of one width")
+        streamer.put(given)
+    functions = Extras(tuple(logits_processor), tuple(stopping_criteria))
+    texts = run(model, prompts, settings, tokenizer, functions, streamer=streamer)
+    progress = texts.progress
+    sequences = append_new_tokens(rows, given, progress.tokens, progress.lengths)
+    if not settings.return_dict_in_generate:
         return sequences
     scores, log_probs = progress.scores, progress.log_probs
     if given is None:
@@ -117,15 +197,65 @@ def generate(
             [row[:length] for row, length in zip(rows, progress.lengths, strict=True)]
             for rows in (scores, log_probs)
         )
-    return GenerateOutput(sequences, scores, log_probs, sequences_scores)
+    return GenerateOutput(
+        sequences,
+        scores,
+        log_probs,
+        sequences_scores=texts.sequences_scores,
+        scores=_by_step(texts.step_scores),
+        logits=_by_step(texts.step_logits),
+        beam_indices=texts.beam_indices,
+    )
+
+
+def _encode(prompts: Prompts | None, tokenizer: Tokenizer | None) -> Any:
+    """Return texts as lists of ids, and ids as they are."""
+    texts = [prompts] if isinstance(prompts, str) else prompts
+    if not isinstance(texts, list | tuple) or not any(isinstance(text, str) for text in texts):
+        return prompts
+    if tokenizer is None:
+        raise ValueError(f"the prompts are texts, {short(texts[0])} for one, and need a tokenizer")
+    return [tokenizer.encode(text) for text in texts]
+
+
+def _check_embeds(
+    model: OpenAIGPTLMHeadModel, ids: ArrayLike | None, inputs_embeds: ArrayLike
+) -> np.ndarray:
+    """Return embeddings (batch, T, E) as float32, if the model can read them."""
+    embeds = np.asarray(inputs_embeds)
+    E = model.config.n_embd
+    if embeds.ndim != 3 or embeds.shape[2] != E or 0 in embeds.shape:
+        raise ValueError(f"inputs_embeds has shape {embeds.shape}, but must have (batch, T, {E})")
+    if ids is not None and np.shape(ids) != embeds.shape[:2]:
+        raise ValueError(
+            f"input_ids has shape {np.shape(ids)}, but must have {embeds.shape[:2]}, those of "
+            "inputs_embeds, or be left out"
+        )
+    return embeds.astype(np.float32)
+
+
+def _with_key(settings: GenerationConfig, key: jax.Array, prompts: int) -> GenerationConfig:
+    """Return the settings with a seed for each prompt, drawn by ``key``."""
+    if not settings.do_sample:
+        raise ValueError("key has no effect without do_sample=True")
+    if settings.seed is not None:
+        raise ValueError("give either key or seed, not both")
+    return dataclasses.replace(settings, seed=jax.random.bits(key, (prompts,), jnp.uint32))
+
+
+def _by_step(logits: np.ndarray | None) -> tuple[np.ndarray, ...] | None:
+    """(rows, steps, V) -> (rows, V) of each step."""
+    return None if logits is None else tuple(np.moveaxis(logits, 1, 0))
 
 
 def prepare(
     model: OpenAIGPTLMHeadModel,
-    input_ids: ArrayLike,
+    input_ids: ArrayLike | None,
     attention_mask: ArrayLike | None,
     generation_config: GenerationConfig | None,
     changes: Mapping[str, object],
+    *,
+    infer_padding: bool = False,
 ) -> tuple[list[np.ndarray], np.ndarray | None, GenerationConfig]:
     """Check what ``generate`` takes; return the prompts (``read_prompts``) and full settings."""
     if not isinstance(model, OpenAIGPTLMHeadModel):
@@ -134,44 +264,109 @@ def prepare(
         kind = type(generation_config).__name__
         raise TypeError(f"generation_config is a {kind}, but must be a GenerationConfig")
     settings = dataclasses.replace(generation_config or DEFAULT, **changes)
-    prompts, given = read_prompts(model.config.vocab_size, input_ids, attention_mask)
+    padding = settings.padding_of(model.config) if infer_padding else None
+    prompts, given = read_prompts(model.config.vocab_size, input_ids, attention_mask, padding)
     settings = settings.for_model(model.config)
     settings.check_for(model.config, len(prompts), max(map(len, prompts)))
     return prompts, given, settings
 
 
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The texts of a call; see ``GenerateOutput``.
+
+    Attributes:
+        progress: at the end.
+        step_scores: (rows, steps, V).
+        step_logits: likewise.
+        sequences_scores: with beams.
+        beam_indices: with beams.
+    """
+
+    progress: DecodeProgress
+    step_scores: np.ndarray | None
+    step_logits: np.ndarray | None
+    sequences_scores: np.ndarray | None = None
+    beam_indices: np.ndarray | None = None
+
+
 def run(
     model: OpenAIGPTLMHeadModel,
-    prompts: list[np.ndarray],
+    prompts: list[Prompt],
     settings: GenerationConfig,
     tokenizer: Tokenizer | None,
+    extras: Extras = NO_EXTRAS,
+    *,
     steps: int | None = None,
-) -> tuple[DecodeProgress, np.ndarray | None]:
-    """Continue checked prompts to the end; return their texts, and with beams the texts' scores.
+    streamer: Streamer | None = None,
+) -> Texts:
+    """Continue checked prompts to the end.
 
     Args:
         model: a language model.
-        prompts: what ``prepare`` returned.
+        prompts: of the rows that ``prepare`` returned.
         settings: likewise.
         tokenizer: for stop strings.
+        extras: functions of the user's.
         steps: tokens a compiled call, where an interruption is to be heard in between.
+        streamer: see ``generate``.
     """
-    texts = len(prompts) * settings.num_return_sequences
-    decoder = Decoder.prepare(model, max(texts, len(prompts) * settings.num_beams))
+    K, each = settings.num_beams, settings.num_return_sequences
+    texts, beams = len(prompts) * each, len(prompts) * K
+    if K == 1:
+        steps = steps if streamer is None else 1
+        progress = progress_of(model, prompts, settings, tokenizer, extras, steps=steps)
+        *_, last = progress if streamer is None else _put(progress, streamer)
+        return Texts(last, last.step_scores, last.step_logits)
+    decoder = Decoder.prepare(model, max(texts, beams))
+    extras = _with_stop_strings(extras, settings, tokenizer, model.config.vocab_size)
     prompts, settings = decoder.pad_to_mesh(prompts, settings)
-    if settings.num_beams > 1:
-        beams = beam_search(decoder, prompts, settings)
-        return _first(beams.progress, texts), beams.scores[:texts]
-    rows = [prompt for prompt in prompts for _ in range(settings.num_return_sequences)]
-    ended = None
-    if settings.stop_strings:
-        if tokenizer is None:
-            raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
-        ended, steps = StopStrings(tokenizer, rows, settings.stop_strings), STEPS_PER_CALL
-    seeds = settings.seeds(len(prompts))
-    *_, last = decode(decoder, rows, settings, seeds, steps=steps, ended=ended)
-    return _first(last, texts), None
+    seeds = settings.seeds(len(prompts))[::each]
+    sampling = SamplingParams.build(settings, model.config.vocab_size, seeds, extras)
+    found = beam_search(decoder, prompts, settings, sampling)
+    return Texts(
+        found.progress.first(texts),
+        None if found.step_scores is None else found.step_scores[:beams],
+        None if found.step_logits is None else found.step_logits[:beams],
+        found.scores[:texts],
+        found.beam_indices[:texts],
+    )
 
 
-def _first(progress: DecodeProgress, texts: int) -> DecodeProgress:
-    return DecodeProgress(**{name: rows[:texts] for name, rows in vars(progress).items()})
+def _put(progress: Iterator[DecodeProgress], streamer: Streamer) -> Iterator[DecodeProgress]:
+    """Hand each token to a streamer on its way."""
+    for texts in progress:
+        streamer.put(texts.tokens[:, -1])
+        yield texts
+    streamer.end()
+
+
+def progress_of(
+    model: OpenAIGPTLMHeadModel,
+    prompts: list[Prompt],
+    settings: GenerationConfig,
+    tokenizer: Tokenizer | None,
+    extras: Extras = NO_EXTRAS,
+    *,
+    steps: int | None = None,
+) -> Iterator[DecodeProgress]:
+    """Yield the texts after every compiled call, without beams; see ``run``."""
+    each, V = settings.num_return_sequences, model.config.vocab_size
+    texts = len(prompts) * each
+    extras = _with_stop_strings(extras, settings, tokenizer, V)
+    decoder = Decoder.prepare(model, texts)
+    prompts, settings = decoder.pad_to_mesh(prompts, settings)
+    rows = [prompt for prompt in prompts for _ in range(each)]
+    sampling = SamplingParams.build(settings, V, settings.seeds(len(prompts)), extras)
+    return (found.first(texts) for found in decode(decoder, rows, settings, sampling, steps=steps))
+
+
+def _with_stop_strings(
+    extras: Extras, settings: GenerationConfig, tokenizer: Tokenizer | None, vocab_size: int
+) -> Extras:
+    if not settings.stop_strings:
+        return extras
+    if tokenizer is None:
+        raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
+    stops = StopStrings.build(tokenizer, settings.stop_strings, vocab_size)
+    return dataclasses.replace(extras, stop_strings=stops)

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt1_jax.checks import is_integer, wrong
 from gpt1_jax.generation.api import STEPS_PER_CALL, GenerateOutput, prepare, run
-from gpt1_jax.generation.prompts import append_new_tokens
+from gpt1_jax.generation.prompts import Prompt, append_new_tokens
 from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.text.tokenizer import Tokenizer
@@ -90,7 +90,9 @@ def _continue(
     tokenizer: Tokenizer | None,
 ) -> Iterator[GenerateOutput]:
     """Yield the texts of each prompt of a batch."""
-    progress, totals = run(model, rows, settings, tokenizer, steps=STEPS_PER_CALL)
+    prompts = [Prompt(row) for row in rows]
+    texts = run(model, prompts, settings, tokenizer, steps=STEPS_PER_CALL)
+    progress, totals = texts.progress, texts.sequences_scores
     each = settings.num_return_sequences
     sequences = append_new_tokens(rows, None, progress.tokens, progress.lengths)
     for i in range(len(rows)):
@@ -98,7 +100,7 @@ def _continue(
         lengths = progress.lengths[own]
         yield GenerateOutput(
             sequences=sequences[own],
-            scores=_cut(progress.scores[own], lengths),
+            transition_scores=_cut(progress.scores[own], lengths),
             log_probs=_cut(progress.log_probs[own], lengths),
             sequences_scores=None if totals is None else totals[own],
         )

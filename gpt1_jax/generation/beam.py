@@ -20,10 +20,13 @@ from gpt1_jax.generation.decode import (
     Decoder,
     SamplingParams,
     decode_step,
+    first_steps,
+    keep_step,
     prefill,
+    start_context,
 )
 from gpt1_jax.generation.processors import Array, DecodeContext, process
-from gpt1_jax.generation.prompts import align, bucket, most_slots
+from gpt1_jax.generation.prompts import Prompt, align, bucket, most_slots
 from gpt1_jax.generation_config import GenerationConfig, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Cache
@@ -56,11 +59,11 @@ class Search:
     to_the_end: Array
 
     @classmethod
-    def build(cls, settings: GenerationConfig, vocab_size: int, seeds: np.ndarray) -> Self:
-        """Build from settings whose end and padding are filled in, and the prompts' seeds."""
+    def build(cls, settings: GenerationConfig, sampling: SamplingParams) -> Self:
+        """Build from settings whose end and padding are filled in."""
         never = settings.early_stopping == "never"
         return cls(
-            sampling=SamplingParams.build(settings, vocab_size, seeds),
+            sampling=sampling,
             max_new_tokens=np.asarray(settings.max_new_tokens, np.int32),
             length_penalty=np.asarray(settings.length_penalty, np.float32),
             stop_early=np.asarray(settings.early_stopping is True),
@@ -83,6 +86,8 @@ class Beams:
         total: (B, K) float32, the text's score.
         length: (B, K) int32.
         ended: (B, K) bool.
+        parents: (B, K, T) int32, the number of the running beam that each token was added to.
+        stop_state: (B, K) int32, the state of the stop strings, if there are any.
     """
 
     tokens: jax.Array
@@ -91,10 +96,12 @@ class Beams:
     total: jax.Array
     length: jax.Array
     ended: jax.Array
+    parents: jax.Array
+    stop_state: jax.Array | None
 
     @classmethod
-    def empty(cls, B: int, K: int, T: int) -> Self:
-        """Return texts of no tokens, all out of the running."""
+    def empty(cls, B: int, K: int, T: int, stop_state: jax.Array | None) -> Self:
+        """Return texts of no tokens, all out of the running; ``stop_state`` is (B, K)."""
         return cls(
             tokens=jnp.zeros((B, K, T), jnp.int32),
             scores=jnp.zeros((B, K, T), jnp.float32),
@@ -102,6 +109,8 @@ class Beams:
             total=jnp.full((B, K), OUT, jnp.float32),
             length=jnp.zeros((B, K), jnp.int32),
             ended=jnp.zeros((B, K), bool),
+            parents=jnp.zeros((B, K, T), jnp.int32),
+            stop_state=stop_state,
         )
 
     def take(self, beams: jax.Array) -> Self:
@@ -109,7 +118,12 @@ class Beams:
         return jax.vmap(lambda texts, index: jax.tree.map(lambda x: x[index], texts))(self, beams)
 
     def append(
-        self, place: jax.Array, token: jax.Array, score: jax.Array, log_prob: jax.Array
+        self,
+        place: jax.Array,
+        token: jax.Array,
+        score: jax.Array,
+        log_prob: jax.Array,
+        parent: jax.Array,
     ) -> Self:
         """Return the texts with one more token (B, K) each, at ``place`` ()."""
 
@@ -122,6 +136,7 @@ class Beams:
             tokens=put(self.tokens, token),
             scores=put(self.scores, score),
             log_probs=put(self.log_probs, log_prob),
+            parents=put(self.parents, parent),
             length=self.length + 1,
         )
 
@@ -142,6 +157,9 @@ class SearchState:
         finite: (B,) bool, whether all logits of the search were finite.
         context: of the running texts, (B * K, C).
         cache: of the tokens read, (B * K) rows.
+        step_scores: (B * K, N, V) float32, the scores that the candidates of each step were chosen
+            by, if asked for.
+        step_logits: the model's logits, likewise.
     """
 
     running: Beams
@@ -150,50 +168,70 @@ class SearchState:
     finite: jax.Array
     context: DecodeContext
     cache: Cache
+    step_scores: jax.Array | None
+    step_logits: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True)
 class BeamOutput:
-    """The best texts: ``progress`` of (B * num_return_sequences) rows, and their ``scores``."""
+    """The best texts of a search.
+
+    Attributes:
+        progress: of (B * num_return_sequences) rows.
+        scores: (rows,) of the texts.
+        beam_indices: (rows, T) int32, the row of ``step_scores`` that each token was chosen by, -1
+            after the end of a text.
+        step_scores: (B * K, steps, V) float32, if asked for.
+        step_logits: likewise.
+    """
 
     progress: DecodeProgress
     scores: np.ndarray
+    beam_indices: np.ndarray
+    step_scores: np.ndarray | None
+    step_logits: np.ndarray | None
 
 
 def beam_search(
-    decoder: Decoder, prompts: Sequence[np.ndarray], settings: GenerationConfig
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    settings: GenerationConfig,
+    sampling: SamplingParams,
 ) -> BeamOutput:
     """Return the ``num_return_sequences`` best of ``num_beams`` texts for each prompt.
 
     Args:
         decoder: prepared for ``num_beams`` rows a prompt.
-        prompts: (T,) int32 each.
+        prompts: one a search.
         settings: checked, with end and padding filled in.
+        sampling: built from them, with a seed for each prompt.
 
     Raises:
         ValueError: the logits are not finite.
     """
     config, new, each = decoder.config, settings.max_new_tokens, settings.num_return_sequences
-    tokens, start = align(prompts)
+    K, stops = settings.num_beams, sampling.stop_strings
+    tokens, start = align([prompt.ids for prompt in prompts])
     width = tokens.shape[1]
     slots = min(bucket(width + new - 1), most_slots(config.n_positions))
     tokens = np.pad(tokens, ((0, 0), (0, slots + 1 - width)))
     # As many that even if every end token is a candidate of every beam, K others are left.
     candidates = max(2, 1 + len(as_ids(settings.eos_token_id)))
-    ended, finite = _search(
+    found = _search(
         decoder.structure,
         decoder.params,
-        *decoder.place((tokens, start)),
-        np.asarray(width, np.int32),
-        Search.build(settings, config.vocab_size, settings.seeds(len(prompts))[::each]),
-        num_beams=settings.num_beams,
-        candidates=min(candidates, config.vocab_size) * settings.num_beams,
+        decoder.place(start_context(prompts, tokens, start, width)),
+        None if stops is None else decoder.place(stops.after(prompts)),
+        Search.build(settings, sampling),
+        num_beams=K,
+        candidates=min(candidates, config.vocab_size) * K,
         do_sample=settings.do_sample,
+        kept_steps=bucket(new),
     )
-    if not np.asarray(finite).all():
+    if not np.asarray(found.finite).all():
         raise decoder.not_finite()
     rows = len(prompts) * each
-    best = jax.tree.map(lambda x: np.asarray(x)[:, :each].reshape(rows, *x.shape[2:]), ended)
+    best = jax.tree.map(lambda x: np.asarray(x)[:, :each].reshape(rows, *x.shape[2:]), found.ended)
     progress = DecodeProgress.cut(
         best.tokens,
         best.scores,
@@ -202,52 +240,112 @@ def beam_search(
         done=np.ones(rows, bool),
         pad=np.asarray(settings.pad_token_id or 0, np.int32),
     )
-    return BeamOutput(progress, best.total)
+    T = progress.tokens.shape[1]
+    after = np.arange(T)[None, :] >= best.length[:, None]
+    first = np.repeat(np.arange(len(prompts), dtype=np.int32) * np.int32(K), each)
+    steps = int(found.steps)
+    return BeamOutput(
+        progress,
+        best.total,
+        np.where(after, np.int32(-1), best.parents[:, :T] + first[:, None]),
+        first_steps(found.step_scores, steps),
+        first_steps(found.step_logits, steps),
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("structure", "num_beams", "candidates", "do_sample"))
+@pytree_dataclass
+class Found:
+    """What a search has found; see ``SearchState``.
+
+    Attributes:
+        ended: the best texts.
+        finite: (B,) bool.
+        steps: () int32, the number of steps.
+        step_scores: (B * K, N, V) float32, if asked for.
+        step_logits: likewise.
+    """
+
+    ended: Beams
+    finite: jax.Array
+    steps: jax.Array
+    step_scores: jax.Array | None
+    step_logits: jax.Array | None
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("structure", "num_beams", "candidates", "do_sample", "kept_steps"),
+)
 def _search(
     structure: ModelStructure[OpenAIGPTLMHeadModel],
     params: Params,
-    tokens: jax.Array,
-    start: jax.Array,
-    length: jax.Array,
+    prompts: DecodeContext,
+    stop_state: jax.Array | None,
     search: Search,
     *,
     num_beams: int,
     candidates: int,
     do_sample: bool,
-) -> tuple[Beams, jax.Array]:
-    """Search to the end: (B, C) prompts -> their best texts, and whether all logits were finite."""
+    kept_steps: int,
+) -> Found:
+    """Search to the end of the best texts of (B, C) prompts.
+
+    Args:
+        structure: of the model.
+        params: likewise.
+        prompts: before any new token.
+        stop_state: (B,) int32, the states of the stop strings after the prompts, if there are any.
+        search: the settings.
+        num_beams: K.
+        candidates: M.
+        do_sample: whether candidates are drawn.
+        kept_steps: room for the logits of so many steps, where these are asked for.
+    """
     model = merge(structure, params)
-    prompts = DecodeContext(tokens, start, length, jnp.int32(0))
 
     def step(state: SearchState) -> SearchState:
         return _step(model, search, state, candidates, do_sample)
 
-    state = _start(model, prompts, num_beams)
+    state = _start(model, prompts, stop_state, search.sampling, num_beams, kept_steps)
     state = jax.lax.while_loop(lambda state: state.open.any(), step, state)
-    return state.ended, state.finite
+    steps = state.context.new
+    return Found(state.ended, state.finite, steps, state.step_scores, state.step_logits)
 
 
-def _start(model: OpenAIGPTLMHeadModel, prompts: DecodeContext, num_beams: int) -> SearchState:
+def _start(
+    model: OpenAIGPTLMHeadModel,
+    prompts: DecodeContext,
+    stop_state: jax.Array | None,
+    sampling: SamplingParams,
+    num_beams: int,
+    kept_steps: int,
+) -> SearchState:
     """Return the state with the prompts read, K times each."""
     (B, C), K = prompts.tokens.shape, num_beams
     cache = Cache.empty(model.config, B, C - 1, model.dtype, squeeze=True)
     cache = prefill(model, prompts, cache, jnp.int32(0))
-    running = Beams.empty(B, K, C - 1)
+    rows = jnp.repeat(jnp.arange(B), K)
+    if stop_state is not None:
+        stop_state = stop_state[rows].reshape(B, K)
+    # All beams begin alike: only one may go on, or they would stay alike.
+    running = Beams.empty(B, K, C - 1, stop_state)
+    running = dataclasses.replace(running, total=running.total.at[:, 0].set(0))
+
+    def kept(wanted: bool) -> jax.Array | None:
+        shape = (B * K, kept_steps, model.config.vocab_size)
+        return jnp.zeros(shape, jnp.float32) if wanted else None
+
     return SearchState(
-        # All beams begin alike: only one may go on, or they would stay alike.
-        running=dataclasses.replace(running, total=running.total.at[:, 0].set(0)),
-        ended=Beams.empty(B, K, C - 1),
+        running=running,
+        ended=Beams.empty(B, K, C - 1, stop_state),
         open=jnp.ones(B, bool),
         finite=jnp.ones(B, bool),
         context=dataclasses.replace(
-            prompts,
-            tokens=jnp.repeat(prompts.tokens, K, axis=0),
-            start=jnp.repeat(prompts.start, K, axis=0),
+            prompts.take(rows), embeds=prompts.embeds and prompts.embeds.take(rows)
         ),
-        cache=cache.take(jnp.repeat(jnp.arange(B), K)),
+        cache=cache.take(rows),
+        step_scores=kept(sampling.output_scores),
+        step_logits=kept(sampling.output_logits),
     )
 
 
@@ -261,7 +359,13 @@ def _step(
     """Return the state with a token more in each running text."""
     B, K = state.running.total.shape
     context, new = state.context, state.context.new + 1
-    longer, beams, cache, finite = _continue(model, search, state, candidates, do_sample)
+    logits, cache = decode_step(model, state.cache, **context.inputs(model, context.length - 1, 1))
+    logits = logits[:, -1]
+    log_probs = jax.nn.log_softmax(logits, axis=-1)
+    scores = process(search.sampling.processors, log_probs, context)
+    if do_sample:
+        scores = process(search.sampling.warpers, scores, context)
+    longer, beams = _continue(search, state, scores, log_probs, candidates, do_sample)
     ended = _keep_ended(search, state, longer)
 
     # Go on with the best K that have not ended.
@@ -270,9 +374,6 @@ def _step(
     parent = jnp.take_along_axis(beams, index, axis=1)
     rows = (parent + jnp.arange(B, dtype=parent.dtype)[:, None] * K).reshape(B * K)
     last = jnp.take_along_axis(running.tokens, (running.length - 1)[:, :, None], axis=2)
-    tokens = jax.lax.dynamic_update_slice(
-        context.tokens[rows], last.reshape(B * K, 1), (jnp.int32(0), context.length)
-    )
 
     # Could the best running text become better than the worst that ended?
     length = jnp.where(search.to_the_end, search.max_new_tokens, new)
@@ -280,37 +381,43 @@ def _step(
     worst = jnp.where(ended.ended, ended.total.min(axis=1, keepdims=True), OUT)
     improvable = (hope > worst).any(axis=1)
     settled = ended.ended.all(axis=1) & search.stop_early
+    # A NaN or inf among a row's logits makes all of its log-probabilities NaN.
+    finite = jnp.isfinite(log_probs[:, :1]).reshape(B, K).all(axis=1)
     return SearchState(
         running=running,
         ended=ended,
         open=state.open & improvable & ~settled & ~longer.ended.all(axis=1),
         finite=state.finite & (finite | ~state.open),
-        context=DecodeContext(tokens, context.start, context.length + 1, new),
+        context=context.take(rows).append(last.reshape(B * K)),
         cache=cache.take(rows),
+        step_scores=keep_step(state.step_scores, scores, context),
+        step_logits=keep_step(state.step_logits, logits, context),
     )
 
 
 def _continue(
-    model: OpenAIGPTLMHeadModel,
     search: Search,
     state: SearchState,
+    scores: jax.Array,
+    log_probs: jax.Array,
     candidates: int,
     do_sample: bool,
-) -> tuple[Beams, jax.Array, Cache, jax.Array]:
+) -> tuple[Beams, jax.Array]:
     """Return the M best, or drawn, texts that are one token longer than the running ones.
 
+    Args:
+        search: the settings.
+        state: before this step.
+        scores: (B * K, V), the log-probabilities of the next tokens under the rules.
+        log_probs: the same under the model itself.
+        candidates: M.
+        do_sample: whether the texts are drawn.
+
     Returns:
-        These texts; the beams (B, M) they come from; the cache with the last tokens read; and
-        whether the logits were finite (B,).
+        These texts, and the beams (B, M) they come from.
     """
     (B, K), M, context = state.running.total.shape, candidates, state.context
-    sampling = search.sampling
-    logits, cache = decode_step(model, state.cache, context.before(jnp.int32(1))[:, None])
-    log_probs = jax.nn.log_softmax(logits[:, -1], axis=-1)
-    scores = process(sampling.processors, log_probs, context)
-    if do_sample:
-        scores = process(sampling.warpers, scores, context)
-    V = scores.shape[-1]
+    sampling, V = search.sampling, scores.shape[-1]
     totals = (scores.reshape(B, K, V) + state.running.total[:, :, None]).reshape(B, K * V)
     ranked = totals
     if do_sample:
@@ -324,15 +431,20 @@ def _continue(
     def of(table: jax.Array) -> jax.Array:
         return jnp.take_along_axis(table.reshape(B, K * V), index, axis=1)
 
-    longer = state.running.take(beams).append(context.new, token, of(scores), of(log_probs))
+    longer = state.running.take(beams)
+    longer = longer.append(context.new, token, of(scores), of(log_probs), beams.astype(jnp.int32))
+    stop_state = None if longer.stop_state is None else longer.stop_state.reshape(-1)
+    rows = (beams + jnp.arange(B, dtype=beams.dtype)[:, None] * K).reshape(-1)
+    ends, stop_state = sampling.ends(
+        token.reshape(-1), stop_state, context.take(rows).append(token.reshape(-1))
+    )
     longer = dataclasses.replace(
         longer,
         total=of(totals),
-        ended=sampling.eos[token] | (context.new + 1 >= search.max_new_tokens),
+        ended=ends.reshape(B, M) | (context.new + 1 >= search.max_new_tokens),
+        stop_state=None if stop_state is None else stop_state.reshape(B, M),
     )
-    # A NaN or inf among a row's logits makes all of its log-probabilities NaN.
-    finite = jnp.isfinite(log_probs[:, :1]).reshape(B, K).all(axis=1)
-    return longer, beams, cache, finite
+    return longer, beams
 
 
 def _keep_ended(search: Search, state: SearchState, longer: Beams) -> Beams:

@@ -14,8 +14,8 @@ up: few compilations serve all calls.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Self, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,10 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.generation.processors import (
     Array,
     DecodeContext,
+    LogitsProcessor,
     Processor,
+    PromptEmbeds,
+    StoppingCriterion,
     process,
     processors,
     token_mask,
@@ -36,18 +39,20 @@ from gpt1_jax.generation.processors import (
 from gpt1_jax.generation.prompts import (
     PREFILL_CHUNK,
     PREFILL_TOKENS,
+    Prompt,
     align,
     bucket,
     most_slots,
     pieces,
 )
 from gpt1_jax.generation.speculation import draft
+from gpt1_jax.generation.stop_strings import StopStrings
 from gpt1_jax.generation.transposed_kernels import should_transpose, transpose_kernels
 from gpt1_jax.generation_config import GenerationConfig, as_ids
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.keys import key_of
-from gpt1_jax.nn.pytree import pytree_dataclass
+from gpt1_jax.nn.pytree import pytree_dataclass, static
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import ModelStructure, merge, not_finite, split
 from gpt1_jax.sharding.mesh import (
@@ -89,8 +94,8 @@ class Decoder:
         return cls(structure, params, model.config, model.dtype, mesh_of(table))
 
     def pad_to_mesh(
-        self, prompts: list[np.ndarray], settings: GenerationConfig
-    ) -> tuple[list[np.ndarray], GenerationConfig]:
+        self, prompts: list[Prompt], settings: GenerationConfig
+    ) -> tuple[list[Prompt], GenerationConfig]:
         """Return the prompts, the last of them repeated until the mesh divides their number."""
         rows = len(prompts) if self.mesh is None else round_up_to_mesh(self.mesh, len(prompts))
         more = rows - len(prompts)
@@ -109,7 +114,10 @@ class Decoder:
 
 
 def decode_step(
-    model: OpenAIGPTLMHeadModel, cache: Cache, ids: Int32[jax.Array, "B T"]
+    model: OpenAIGPTLMHeadModel,
+    cache: Cache,
+    input_ids: Int32[jax.Array, "B T"] | None,
+    inputs_embeds: Float[jax.Array, "B T E"] | None = None,
 ) -> tuple[Float[jax.Array, "B T V"], Cache]:
     """Read the next tokens of every text: the pure step that all decoding is made of.
 
@@ -119,12 +127,15 @@ def decode_step(
     Args:
         model: merged inside a compiled function.
         cache: of the tokens read so far, with room for T more.
-        ids: of tokens, none of them padding; T is 1, or more with draft tokens.
+        input_ids: of tokens, none of them padding; T is 1, or more with draft tokens.
+        inputs_embeds: in place of the ids.
 
     Returns:
         The logits of what follows each of them, and the cache with them in it.
     """
-    out = model.forward(ids, positions_from_mask=True, cache=cache)
+    out = model.forward(
+        input_ids, inputs_embeds=inputs_embeds, positions_from_mask=True, cache=cache
+    )
     return out.logits, out.cache
 
 
@@ -145,11 +156,13 @@ def prefill(
             return offset + cache.index + piece < context.length
 
         def read(cache: Cache) -> Cache:
-            place = offset + cache.index
-            ids = jax.lax.dynamic_slice_in_dim(context.tokens, place, piece, axis=1)
-            slots = place + jnp.arange(piece, dtype=jnp.int32)
-            is_text = slots[None, :] >= context.start[:, None]
-            out = model.transformer.forward(ids, is_text, positions_from_mask=True, cache=cache)
+            slot = offset + cache.index
+            out = model.transformer.forward(
+                **context.inputs(model, slot, piece),
+                attention_mask=context.is_text(slot + jnp.arange(piece, dtype=jnp.int32)),
+                positions_from_mask=True,
+                cache=cache,
+            )
             return out.cache
 
         return jax.lax.while_loop(unread, read, cache)
@@ -158,6 +171,21 @@ def prefill(
     if PREFILL_CHUNK < long < cache.length:
         cache = read_pieces(cache, long)
     return read_pieces(cache, PREFILL_CHUNK)
+
+
+@dataclasses.dataclass(frozen=True)
+class Extras:
+    """What a call may bring besides its settings.
+
+    Attributes:
+        logits_processors: functions of the user's; each one compiles anew.
+        stopping_criteria: likewise.
+        stop_strings: that end a text.
+    """
+
+    logits_processors: tuple[LogitsProcessor, ...] = ()
+    stopping_criteria: tuple[StoppingCriterion, ...] = ()
+    stop_strings: StopStrings | None = None
 
 
 @pytree_dataclass
@@ -171,6 +199,10 @@ class SamplingParams:
         seeds: (B,) uint32.
         eos: (V,) bool, the tokens that end a text.
         pad: () int32, what follows the end.
+        stop_strings: that end a text, if any.
+        stopping_criteria: the user's functions that say of each text whether it ends.
+        output_scores: whether the logits that tokens were chosen by are kept.
+        output_logits: whether those of the model are kept.
     """
 
     processors: tuple[Processor, ...]
@@ -179,33 +211,80 @@ class SamplingParams:
     seeds: Array
     eos: Array
     pad: Array
+    stop_strings: StopStrings | None
+    stopping_criteria: tuple[StoppingCriterion, ...] = static()
+    output_scores: bool = static()
+    output_logits: bool = static()
 
     @classmethod
-    def build(cls, settings: GenerationConfig, vocab_size: int, seeds: np.ndarray) -> Self:
+    def build(
+        cls,
+        settings: GenerationConfig,
+        vocab_size: int,
+        seeds: np.ndarray,
+        extras: Extras,
+    ) -> Self:
         """Build from settings whose end and padding are filled in, and the rows' seeds."""
         return cls(
-            processors=processors(settings, vocab_size),
+            processors=processors(settings, vocab_size, extras.logits_processors),
             warpers=warpers(settings, vocab_size),
             do_sample=np.asarray(settings.do_sample),
             seeds=seeds,
             eos=token_mask(as_ids(settings.eos_token_id), vocab_size),
             pad=np.asarray(settings.pad_token_id, np.int32),
+            stop_strings=extras.stop_strings,
+            stopping_criteria=extras.stopping_criteria,
+            output_scores=settings.output_scores,
+            output_logits=settings.output_logits,
         )
 
-    def sample(self, logits: jax.Array, context: DecodeContext) -> tuple[jax.Array, jax.Array]:
-        """(B, V) float32 logits -> (B,) tokens and their log-probabilities under these rules."""
+    def sample(
+        self, logits: jax.Array, context: DecodeContext
+    ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+        """(B, V) float32 logits -> (B,) tokens and their log-probabilities under these rules.
+
+        And, with ``output_scores``, the logits under the rules.
+        """
         logits = process(self.processors, logits, context)
 
-        def draw(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def draw(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
             logits = process(self.warpers, logits, context)
-            return gather_log_prob(
-                logits, jax.vmap(jax.random.categorical)(self.keys(context.new), logits)
-            )
+            token = jax.vmap(jax.random.categorical)(self.keys(context.new), logits)
+            return *gather_log_prob(logits, token), logits if self.output_scores else None
 
-        def likeliest(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return gather_log_prob(logits, jnp.argmax(logits, axis=-1))
+        def likeliest(logits: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+            token = jnp.argmax(logits, axis=-1)
+            return *gather_log_prob(logits, token), logits if self.output_scores else None
 
         return jax.lax.cond(self.do_sample, draw, likeliest, logits)
+
+    def ends(
+        self, token: jax.Array, stop_state: jax.Array | None, context: DecodeContext
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Say which texts end with their last token.
+
+        Args:
+            token: (B,) the last token of each text.
+            stop_state: (B,) int32, the state of the stop strings before it; None without any.
+            context: of the texts with this token.
+
+        Returns:
+            (B,) bool, and the next states of the stop strings.
+        """
+        ends = jnp.asarray(self.eos)[token]
+        if self.stop_strings is not None and stop_state is not None:
+            stop_state, stops = self.stop_strings.next(stop_state, token)
+            ends |= stops
+        for criterion in self.stopping_criteria:
+            stops = criterion(context.for_user())
+            if jnp.shape(stops) != ends.shape or jnp.result_type(stops) != jnp.bool_:
+                name = getattr(criterion, "__qualname__", repr(criterion))
+                raise ValueError(
+                    f"stopping_criteria {name} returned {jnp.result_type(stops)} of shape "
+                    f"{jnp.shape(stops)}, but must return bool of shape {ends.shape}"
+                )
+            ends |= stops
+        return ends, stop_state
 
     def keys(self, step: jax.Array) -> jax.Array:
         """(B,) random keys, one a row, for the draw of step ()."""
@@ -218,6 +297,16 @@ def gather_log_prob(logits: jax.Array, token: jax.Array) -> tuple[jax.Array, jax
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
+def keep_step(
+    kept: jax.Array | None, logits: jax.Array | None, context: DecodeContext
+) -> jax.Array | None:
+    """Return the logits kept of each step, (B, N, V), with those of one more, if they are kept."""
+    if kept is None or logits is None:
+        return None
+    place = (jnp.int32(0), context.new, jnp.int32(0))
+    return jax.lax.dynamic_update_slice(kept, logits[:, None], place)
+
+
 @pytree_dataclass
 class State:
     """Where the loop stands.
@@ -227,43 +316,66 @@ class State:
         scores: (B, C) float32, at every new token its log-probability under the rules.
         log_probs: (B, C) float32, the same under the model itself.
         done: (B,) bool, texts that have ended; they go on with padding.
+        lengths: (B,) int32, the number of new tokens of each text.
         cache: of the tokens read.
         offset: () int32, the slot of the first token in the cache.
+        stop_state: (B,) int32, the state of the stop strings, if there are any.
+        step_scores: (B, N, V) float32, the logits that each new token was chosen by, if asked for.
+        step_logits: the model's, likewise.
     """
 
     context: DecodeContext
     scores: jax.Array
     log_probs: jax.Array
     done: jax.Array
+    lengths: jax.Array
     cache: Cache
     offset: jax.Array
+    stop_state: jax.Array | None
+    step_scores: jax.Array | None
+    step_logits: jax.Array | None
 
-    def last(self) -> jax.Array:
-        """(B, 1) the last token of each text, the one that is not read yet."""
-        return self.context.before(jnp.int32(1))[:, None]
+    def read(
+        self, model: OpenAIGPTLMHeadModel, draft_tokens: jax.Array | None = None
+    ) -> tuple[jax.Array, Self]:
+        """Read the last token of each text, and (B, D) draft tokens after it.
+
+        Returns:
+            The logits (B, 1 + D, V) of what follows each of them, and the state with these read.
+        """
+        context = self.context
+        if draft_tokens is None:
+            inputs = context.inputs(model, context.length - 1, 1)
+            logits, cache = decode_step(model, self.cache, **inputs)
+        else:
+            last = context.before(jnp.int32(1))[:, None]
+            ids = jnp.concatenate([last, draft_tokens], axis=1)
+            logits, cache = decode_step(model, self.cache, ids)
+        return logits, dataclasses.replace(self, cache=cache)
 
     def sample(self, logits: jax.Array, sampling: SamplingParams) -> Self:
         """Return the state after a token was chosen by (B, V) logits; padding after an end."""
         context, done = self.context, self.done
-        token, score = sampling.sample(logits, context)
+        token, score, step_scores = sampling.sample(logits, context)
         _, log_prob = gather_log_prob(logits, token)
         token = jnp.where(done, sampling.pad, token)
-        place = (jnp.int32(0), context.length)
 
         def put(array: jax.Array, column: jax.Array) -> jax.Array:
+            place = (jnp.int32(0), context.length)
             return jax.lax.dynamic_update_slice(array, column[:, None], place)
 
+        longer = context.append(token)
+        ends, stop_state = sampling.ends(token, self.stop_state, longer)
         return dataclasses.replace(
             self,
-            context=dataclasses.replace(
-                context,
-                tokens=put(context.tokens, token),
-                length=context.length + 1,
-                new=context.new + 1,
-            ),
+            context=longer,
             scores=put(self.scores, jnp.where(done, 0, score)),
             log_probs=put(self.log_probs, jnp.where(done, 0, log_prob)),
-            done=done | sampling.eos[token],
+            done=done | ends,
+            lengths=self.lengths + (~done).astype(jnp.int32),
+            stop_state=stop_state,
+            step_scores=keep_step(self.step_scores, step_scores, context),
+            step_logits=keep_step(self.step_logits, logits, context),
         )
 
     def unfinished(self, until: jax.Array) -> jax.Array:
@@ -281,6 +393,8 @@ class DecodeProgress:
         log_probs: (B, T) float32, see ``State``.
         lengths: (B,) how many of the tokens belong to each text.
         done: (B,) bool, texts that have ended.
+        step_scores: (B, T, V) float32, see ``State``.
+        step_logits: (B, T, V) float32, see ``State``.
     """
 
     tokens: np.ndarray
@@ -288,6 +402,8 @@ class DecodeProgress:
     log_probs: np.ndarray
     lengths: np.ndarray
     done: np.ndarray
+    step_scores: np.ndarray | None = None
+    step_logits: np.ndarray | None = None
 
     @classmethod
     def cut(
@@ -311,11 +427,17 @@ class DecodeProgress:
             done=done,
         )
 
+    def first(self, texts: int) -> Self:
+        """Return the first texts alone."""
+        return dataclasses.replace(
+            self, **{name: rows[:texts] for name, rows in vars(self).items() if rows is not None}
+        )
+
 
 def sample_next(model: OpenAIGPTLMHeadModel, sampling: SamplingParams, state: State) -> State:
     """Return the state with the last tokens read, and the next ones chosen."""
-    logits, cache = decode_step(model, state.cache, state.last())
-    return dataclasses.replace(state, cache=cache).sample(logits[:, -1], sampling)
+    logits, state = state.read(model)
+    return state.sample(logits[:, -1], sampling)
 
 
 def can_verify(model: OpenAIGPTLMHeadModel, state: State, num_draft_tokens: int) -> jax.Array:
@@ -338,19 +460,18 @@ def verify_draft(
 ) -> State:
     """Return the state after draft tokens were read at once: as many are chosen as are right."""
     draft_tokens, _ = draft(state.context, num_draft_tokens)
-    ids = jnp.concatenate([state.last(), draft_tokens], axis=1)
-    logits, cache = decode_step(model, state.cache, ids)
+    logits, state = state.read(model, draft_tokens)
 
     def is_right(carry: tuple[jax.Array, State]) -> jax.Array:
         chosen, state = carry
-        as_drafted = (state.last()[:, 0] == draft_tokens[:, chosen - 1]) | state.done
+        last = state.context.before(jnp.int32(1))
+        as_drafted = (last == draft_tokens[:, chosen - 1]) | state.done
         return state.unfinished(until) & (chosen <= num_draft_tokens) & as_drafted.all()
 
     def go_on(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
         chosen, state = carry
         return chosen + 1, state.sample(logits[:, chosen], sampling)
 
-    state = dataclasses.replace(state, cache=cache)
     _, state = jax.lax.while_loop(is_right, go_on, go_on((jnp.int32(0), state)))
     # What was read of wrong draft tokens will be overwritten.
     index = state.context.length - 1 - state.offset
@@ -396,23 +517,20 @@ def _decode_until(
 
 def decode(
     decoder: Decoder,
-    prompts: Sequence[np.ndarray],
+    prompts: Sequence[Prompt],
     settings: GenerationConfig,
-    seeds: np.ndarray,
+    sampling: SamplingParams,
     *,
     steps: int | None = None,
-    ended: Callable[[DecodeProgress], np.ndarray] | None = None,
 ) -> Iterator[DecodeProgress]:
     """Decode greedily or by sampling, and yield after every compiled call.
 
     Args:
         decoder: prepared for so many rows.
-        prompts: (T,) int32 each, one a row.
+        prompts: one a row.
         settings: checked, with end and padding filled in.
-        seeds: (B,) uint32.
+        sampling: built from them.
         steps: tokens a call; by default all.
-        ended: says of each row (B,) how many of its tokens are a whole text, or -1: a condition
-            that cannot be compiled, looked at between calls.
 
     Yields:
         All that has been decoded; the last time with every text at its end.
@@ -421,10 +539,9 @@ def decode(
         ValueError: the logits are not finite.
     """
     n_positions, window = decoder.config.n_positions, settings.sliding_window
-    sampling = SamplingParams.build(settings, decoder.config.vocab_size, seeds)
-    state, width = _start(decoder, prompts, settings)
+    state, width = _start(decoder, prompts, settings, sampling)
     last = width + settings.max_new_tokens
-    length, cut = width, np.full(len(prompts), -1)
+    length = width
     while True:
         until = last if steps is None else min(last, length + steps)
         if window is not None:
@@ -439,15 +556,10 @@ def decode(
             num_draft_tokens=settings.prompt_lookup_num_tokens or 0,
         )
         length = int(state.context.length)
-        progress = _progress(state, width, sampling, cut)
+        progress = _progress(state, width, sampling)
         # A NaN or inf among the logits is one in their sum: no step has to look at them once more.
         if not np.isfinite(progress.log_probs).all():
             raise decoder.not_finite()
-        if ended is not None:
-            found = ended(progress)
-            cut = np.where((cut < 0) & (found >= 0), found, cut)
-            progress = _progress(state, width, sampling, cut)
-            state = dataclasses.replace(state, done=jnp.asarray(progress.done))
         finished = length == last or bool(progress.done.all())
         yield progress
         if finished:
@@ -455,11 +567,14 @@ def decode(
 
 
 def _start(
-    decoder: Decoder, prompts: Sequence[np.ndarray], settings: GenerationConfig
+    decoder: Decoder,
+    prompts: Sequence[Prompt],
+    settings: GenerationConfig,
+    sampling: SamplingParams,
 ) -> tuple[State, int]:
     """Return the state before anything is read, and the slot of the first new token."""
     new, n_positions = settings.max_new_tokens, decoder.config.n_positions
-    tokens, start = align(prompts)
+    tokens, start = align([prompt.ids for prompt in prompts])
     most = most_slots(n_positions)
     offset = 0
     if settings.sliding_window is None:
@@ -472,37 +587,75 @@ def _start(
         tokens, start = np.pad(tokens, ((0, 0), (offset, 0))), start + np.int32(offset)
         room, slots = most, bucket(tokens.shape[1] + new)
     width = tokens.shape[1]
+    stops = sampling.stop_strings
     state = _empty_state(
-        np.pad(tokens, ((0, 0), (0, slots - width))),
-        start,
-        np.asarray(width, np.int32),
+        start_context(prompts, np.pad(tokens, ((0, 0), (0, slots - width))), start, width),
         np.asarray(offset, np.int32),
+        None if stops is None else stops.after(prompts),
         config=decoder.config,
         dtype=decoder.dtype,
         room=room,
+        kept_scores=bucket(new) if sampling.output_scores else 0,
+        kept_logits=bucket(new) if sampling.output_logits else 0,
     )
     return state, width
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "room"))
+def start_context(
+    prompts: Sequence[Prompt], tokens: np.ndarray, start: np.ndarray, width: int
+) -> DecodeContext:
+    """Return the context of prompts that lie in the first ``width`` slots, before any new token.
+
+    Its arrays are still numpy's: those that go into a compiled function next.
+    """
+    length, embeds = np.asarray(width, np.int32), None
+    if prompts[0].embeds is not None:
+        values = np.zeros((*tokens.shape, prompts[0].embeds.shape[-1]), np.float32)
+        for row, prompt in enumerate(prompts):
+            values[row, start[row] : width] = prompt.embeds
+        embeds = PromptEmbeds(*_uncopied(values, start, length))
+        if prompts[0].hidden:
+            start = np.full_like(start, width)
+    new = np.asarray(0, np.int32)
+    return DecodeContext(*_uncopied(tokens, start, length, new), embeds=embeds)
+
+
+def _uncopied(*arrays: np.ndarray) -> tuple[Any, ...]:
+    """Return arrays of numpy as what the types of a pytree ask for."""
+    return arrays
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "dtype", "room", "kept_scores", "kept_logits")
+)
 def _empty_state(
-    tokens: jax.Array,
-    start: jax.Array,
-    length: jax.Array,
+    context: DecodeContext,
     offset: jax.Array,
+    stop_state: jax.Array | None,
     *,
     config: OpenAIGPTConfig,
     dtype: jnp.dtype,
     room: int,
+    kept_scores: int,
+    kept_logits: int,
 ) -> State:
     """Return the state before any token is read; compiled, since it has many arrays."""
+    B = len(context.tokens)
+
+    def kept(steps: int) -> jax.Array | None:
+        return jnp.zeros((B, steps, config.vocab_size), jnp.float32) if steps else None
+
     return State(
-        context=DecodeContext(tokens, start, length, jnp.int32(0)),
-        scores=jnp.zeros(tokens.shape, jnp.float32),
-        log_probs=jnp.zeros(tokens.shape, jnp.float32),
-        done=jnp.zeros(len(tokens), bool),
-        cache=Cache.empty(config, len(tokens), room, dtype, squeeze=True),
+        context=context,
+        scores=jnp.zeros(context.tokens.shape, jnp.float32),
+        log_probs=jnp.zeros(context.tokens.shape, jnp.float32),
+        done=jnp.zeros(B, bool),
+        lengths=jnp.zeros(B, jnp.int32),
+        cache=Cache.empty(config, B, room, dtype, squeeze=True),
         offset=offset,
+        stop_state=stop_state,
+        step_scores=kept(kept_scores),
+        step_logits=kept(kept_logits),
     )
 
 
@@ -525,21 +678,29 @@ def _slide(state: State, n_positions: int, window: int) -> State:
     )
 
 
-def _progress(
-    state: State, width: int, sampling: SamplingParams, cut: np.ndarray
-) -> DecodeProgress:
-    """Return what the state holds; texts are cut where ``cut`` (B,) is not -1."""
+def _progress(state: State, width: int, sampling: SamplingParams) -> DecodeProgress:
+    """Return what the state holds."""
     # Slices of JAX's arrays would compile for every length: these are numpy's.
     end = int(state.context.length)
     tokens, scores, log_probs = (
         np.asarray(array)[:, width:end]
         for array in (state.context.tokens, state.scores, state.log_probs)
     )
-    is_end = np.asarray(sampling.eos)[tokens]
-    T = tokens.shape[1]
-    lengths = np.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, T)
-    lengths = np.where(cut >= 0, np.minimum(lengths, cut), lengths)
-    done = np.asarray(state.done) | (cut >= 0)
-    return DecodeProgress.cut(
-        tokens, scores, log_probs, lengths=lengths, done=done, pad=sampling.pad
+    progress = DecodeProgress.cut(
+        tokens,
+        scores,
+        log_probs,
+        lengths=np.asarray(state.lengths),
+        done=np.asarray(state.done),
+        pad=sampling.pad,
     )
+    return dataclasses.replace(
+        progress,
+        step_scores=first_steps(state.step_scores, end - width),
+        step_logits=first_steps(state.step_logits, end - width),
+    )
+
+
+def first_steps(kept: jax.Array | None, steps: int) -> np.ndarray | None:
+    """Return the logits that so many steps have kept, if any, (B, steps, V)."""
+    return None if kept is None else np.asarray(kept)[:, :steps]

@@ -7,18 +7,65 @@ order: ``processors`` always, ``warpers`` when sampling.
 Dimensions: B rows, C slots for tokens, V vocabulary.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, Self, TypedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from gpt1_jax.generation_config import GenerationConfig, as_ids
-from gpt1_jax.nn.pytree import pytree_dataclass
+from gpt1_jax.nn.pytree import pytree_dataclass, static
+from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
 
 Array = jax.Array | np.ndarray
+
+
+class Inputs(TypedDict):
+    """What a model reads: (B, T) ids or, in place of them, (B, T, E) embeddings."""
+
+    input_ids: jax.Array | None
+    inputs_embeds: jax.Array | None
+
+
+@pytree_dataclass
+class GenerationState:
+    """What a user's function of ``logits_processor`` or ``stopping_criteria`` is told of the texts.
+
+    Attributes:
+        tokens: (B, T) int32, every row's prompt and new tokens from place 0 on, then zeros.
+        lengths: (B,) int32, the number of its tokens.
+        step: () int32, the number of new tokens among them.
+    """
+
+    tokens: jax.Array
+    lengths: jax.Array
+    step: jax.Array
+
+
+LogitsProcessor = Callable[[jax.Array, GenerationState], jax.Array]
+StoppingCriterion = Callable[[GenerationState], jax.Array]
+
+
+@pytree_dataclass
+class PromptEmbeds:
+    """Embeddings that are read in place of the tokens of prompts.
+
+    Attributes:
+        values: (B, C, E), for the slots of the prompts.
+        start: (B,) int32, the slot of a row's first one.
+        end: () int32, the slot after the last one.
+    """
+
+    values: jax.Array
+    start: jax.Array
+    end: jax.Array
+
+    def take(self, rows: jax.Array) -> Self:
+        """Return the embeddings of the texts numbered by ``rows`` (N,)."""
+        return dataclasses.replace(self, values=self.values[rows], start=self.start[rows])
 
 
 @pytree_dataclass
@@ -30,12 +77,55 @@ class DecodeContext:
         start: (B,) int32, the slot of a row's first token.
         length: () int32, the number of slots filled.
         new: () int32, the number of tokens chosen so far.
+        embeds: of prompts that are given as embeddings. Without ids beside them, ``start`` is the
+            slot of the first new token.
     """
 
     tokens: jax.Array
     start: jax.Array
     length: jax.Array
     new: jax.Array
+    embeds: PromptEmbeds | None = None
+
+    def append(self, token: jax.Array) -> Self:
+        """Return the texts with one more token (B,) each."""
+        place = (jnp.int32(0), self.length)
+        return dataclasses.replace(
+            self,
+            tokens=jax.lax.dynamic_update_slice(self.tokens, token[:, None], place),
+            length=self.length + 1,
+            new=self.new + 1,
+        )
+
+    def take(self, rows: jax.Array) -> Self:
+        """Return the texts numbered by ``rows`` (N,), with the embeddings that these have now."""
+        return dataclasses.replace(self, tokens=self.tokens[rows], start=self.start[rows])
+
+    def inputs(self, model: OpenAIGPTPreTrainedModel, slot: jax.Array, tokens: int) -> Inputs:
+        """Return what a model reads for so many slots from ``slot`` () on: ids or embeddings."""
+        ids = jax.lax.dynamic_slice_in_dim(self.tokens, slot, tokens, axis=1)
+        if self.embeds is None:
+            return {"input_ids": ids, "inputs_embeds": None}
+        given = jax.lax.dynamic_slice_in_dim(self.embeds.values, slot, tokens, axis=1)
+        is_given = slot + jnp.arange(tokens, dtype=jnp.int32) < self.embeds.end
+        own = model.get_input_embeddings()(ids).astype(given.dtype)
+        embeds = jnp.where(is_given[None, :, None], given, own)
+        return {"input_ids": None, "inputs_embeds": embeds}
+
+    def is_text(self, slots: jax.Array) -> jax.Array:
+        """(T,) slots up to the end -> (B, T) bool, false where padding comes before a text."""
+        start = self.start if self.embeds is None else self.embeds.start
+        return slots[None, :] >= start[:, None]
+
+    def for_user(self) -> GenerationState:
+        """Return the texts as users' functions take them."""
+        slots = self.start[:, None] + jnp.arange(self.tokens.shape[1], dtype=jnp.int32)[None, :]
+        tokens = jnp.take_along_axis(self.tokens, slots, axis=1, mode="fill", fill_value=0)
+        return GenerationState(
+            tokens=jnp.where(slots < self.length, tokens, 0),
+            lengths=self.length - self.start,
+            step=self.new,
+        )
 
     def filled(self) -> jax.Array:
         """(B, C) bool, true for the slots that hold a token of the text."""
@@ -79,12 +169,15 @@ def process(
     return functools.reduce(one, processors, logits)
 
 
-def processors(settings: GenerationConfig, vocab_size: int) -> tuple[Processor, ...]:
+def processors(
+    settings: GenerationConfig, vocab_size: int, functions: Sequence[LogitsProcessor] = ()
+) -> tuple[Processor, ...]:
     """Return the rules that hold whether tokens are drawn or not.
 
     Args:
         settings: with the end tokens filled in (``GenerationConfig.for_model``).
         vocab_size: V.
+        functions: the user's own, which come last.
     """
     eos = as_ids(settings.eos_token_id)
     last = np.asarray(settings.max_new_tokens - 1, np.int32)
@@ -104,6 +197,7 @@ def processors(settings: GenerationConfig, vocab_size: int) -> tuple[Processor, 
             np.asarray(bool(settings.suppress_tokens)),
             token_mask(settings.suppress_tokens, vocab_size),
         ),
+        *map(UserProcessor, functions),
     )
 
 
@@ -263,6 +357,26 @@ class SuppressTokens:
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
         return jnp.where(self.tokens[None], -jnp.inf, logits)
+
+
+@pytree_dataclass
+class UserProcessor:
+    """A function of the user's, from (B, V) float32 logits and the state to (B, V) logits."""
+
+    function: LogitsProcessor = static()
+
+    def active(self, context: DecodeContext) -> Array:
+        return np.asarray(True)
+
+    def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
+        changed = self.function(logits, context.for_user())
+        if jnp.shape(changed) != logits.shape:
+            name = getattr(self.function, "__qualname__", repr(self.function))
+            raise ValueError(
+                f"logits_processor {name} returned shape {jnp.shape(changed)}, but must return "
+                f"logits of shape {logits.shape}"
+            )
+        return jnp.asarray(changed, logits.dtype)
 
 
 @pytree_dataclass

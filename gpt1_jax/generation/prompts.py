@@ -1,6 +1,7 @@
 """Prompts as users give them, and as the compiled functions take them: on the host, in numpy."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,19 +15,39 @@ PREFILL_TOKENS = 128
 SHORTEST = 32  # below this, room that stays unused costs less than another compilation
 
 
+class Prompt(NamedTuple):
+    """What a text begins with.
+
+    Attributes:
+        ids: (T,) int32.
+        embeds: (T, E), to be read in place of the embeddings of the ids, if any.
+        hidden: whether the ids stand for nothing, since only embeddings were given.
+    """
+
+    ids: np.ndarray
+    embeds: np.ndarray | None = None
+    hidden: bool = False
+
+
 def read_prompts(
-    vocab_size: int, input_ids: ArrayLike, attention_mask: ArrayLike | None
+    vocab_size: int,
+    input_ids: ArrayLike | None,
+    attention_mask: ArrayLike | None,
+    padding: int | None = None,
 ) -> tuple[list[np.ndarray], np.ndarray | None]:
     """Return the prompts without padding, and, where they have one width, as they were given.
 
     Args:
         vocab_size: V.
         input_ids: (T,) or (batch, T) integers, or a list of prompts of any lengths.
-        attention_mask: of the same shape, 0 where a prompt is padding; None for none.
+        attention_mask: of the same shape, 0 where a prompt is padding.
+        padding: without a mask, and in prompts of one width, the id that is padding; None for none.
 
     Raises:
         ValueError: an empty batch or prompt, shapes that do not fit, or ids out of range.
     """
+    if input_ids is None:
+        raise ValueError("give prompts: input_ids, a text, or inputs_embeds")
     if isinstance(input_ids, Mapping):
         names = ", ".join(map(repr, input_ids))
         raise ValueError(f"input_ids is a mapping of {names}: give its items, as **batch does")
@@ -48,6 +69,8 @@ def read_prompts(
         )
     for i, mask in enumerate(masks or ()):
         check_mask(f"attention_mask[{i}]", mask)
+    if masks is None and padding is not None and len(set(shapes)) == 1:
+        masks = [row != padding for row in rows]
     prompts = []
     for i, row in enumerate(rows):
         if row.size:

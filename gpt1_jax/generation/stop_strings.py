@@ -1,46 +1,151 @@
-"""Texts that end with a string: looked for on the host, between compiled calls."""
+"""Stop strings as a table: what each token adds to the part of a string that a text ends with.
 
-from collections.abc import Sequence
+A text is the pieces of its tokens, one after the other, with a space wherever a word ends and
+another token follows. So whether it holds a string can be found out token by token, on the device,
+by Aho and Corasick's automaton (https://doi.org/10.1145/360825.360855): its state is the longest
+beginning of a stop string that the text ends with.
 
+Dimensions: S states, V vocabulary.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
-from gpt1_jax.generation.decode import DecodeProgress
+from gpt1_jax.checks import short
+from gpt1_jax.generation.prompts import Prompt
+from gpt1_jax.nn.pytree import pytree_dataclass
 from gpt1_jax.text.tokenizer import Tokenizer
+from gpt1_jax.text.tokenizer_files import END_OF_WORD
+
+# Of all stop strings together: the table has two int32 a character for each token of the
+# vocabulary, 324 MB for this many at full size.
+MAX_CHARACTERS = 1000
 
 
+@pytree_dataclass
 class StopStrings:
-    """Says where texts end with one of the stop strings; see ``decode``'s ``ended``.
+    """Says where texts end with one of the stop strings.
 
     A string counts from where it reaches into the new tokens, so it may begin in the prompt.
 
-    Args:
-        tokenizer: whose text the strings are looked for in.
-        prompts: (T,) int32 each, one a row.
-        stop_strings: of at least one character each.
+    Attributes:
+        table: (S, V) int32, for each state and token twice the next state, and 1 more where the
+            token completes a string.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer, prompts: Sequence[np.ndarray], stop_strings: Sequence[str]
-    ):
-        self.tokenizer = tokenizer
-        self.prompts = prompts
-        self.stop_strings = stop_strings
-        self.beginnings = tokenizer.batch_decode(prompts)
-        self.searched = [0] * len(prompts)
+    table: np.ndarray | jax.Array
 
-    def __call__(self, progress: DecodeProgress) -> np.ndarray:
-        """(B,) number of new tokens up to and with the one that completes a string, or -1."""
-        found = np.full(len(self.prompts), -1)
-        for row, length in enumerate(progress.lengths):
-            if length <= self.searched[row]:
-                continue  # it has ended, and other rows go on
-            if self._stops(row, progress.tokens[row, :length]):
-                counts = range(self.searched[row] + 1, length + 1)
-                found[row] = next(n for n in counts if self._stops(row, progress.tokens[row, :n]))
-            self.searched[row] = int(length)
-        return found
+    @classmethod
+    def build(cls, tokenizer: Tokenizer, stop_strings: Sequence[str], vocab_size: int) -> Self:
+        """Build for strings of at least one character each.
 
-    def _stops(self, row: int, new: np.ndarray) -> bool:
-        text = self.tokenizer.decode(np.concatenate([self.prompts[row], new]))
-        begin = len(self.beginnings[row])
-        return any(text.find(s, max(0, begin - len(s) + 1)) >= 0 for s in self.stop_strings)
+        Raises:
+            ValueError: a string that no text of these tokens holds, or too many characters.
+        """
+        if sum(map(len, stop_strings)) > MAX_CHARACTERS:
+            raise ValueError(
+                f"stop_strings have {sum(map(len, stop_strings))} characters in all, but must have "
+                f"at most {MAX_CHARACTERS}"
+            )
+        pieces = _pieces(tokenizer.get_vocab(), vocab_size)
+        return cls(_table(tuple(stop_strings), pieces))
+
+    def after(self, prompts: Sequence[Prompt]) -> np.ndarray:
+        """Return the states (B,) int32 after prompts."""
+        states = []
+        for prompt in prompts:
+            state = 0
+            for token in () if prompt.hidden else prompt.ids:
+                state = int(self.table[state, token]) >> 1  # what the prompt alone holds is no end
+            states.append(state)
+        return np.asarray(states, np.int32)
+
+    def next(self, state: jax.Array, token: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """(...) states and the tokens after them -> the next states, and bool whether they end."""
+        entry = jnp.asarray(self.table)[state, token]
+        return entry >> 1, (entry & 1).astype(bool)
+
+
+def _pieces(vocabulary: Mapping[str, int], vocab_size: int) -> tuple[str | None, ...]:
+    """Return the text of each id, with a space at the end of a word; None for unknown ids."""
+    pieces: list[str | None] = [None] * vocab_size
+    for token, index in vocabulary.items():
+        if index < vocab_size:
+            pieces[index] = token.replace(END_OF_WORD, " ")
+    return tuple(pieces)
+
+
+def _can_occur(text: str, pieces: Sequence[str | None]) -> bool:
+    """Whether a text of such pieces can hold ``text``."""
+    joined = "\0".join(["", *(piece for piece in pieces if piece), ""])
+    if text in joined:
+        return True
+    n = len(text)
+    # Where a piece can end within the text: the first of them, or one that follows another.
+    borders = {end for end in range(1, n) if text[:end] + "\0" in joined}
+    for begin in range(1, n):
+        if begin in borders:
+            inner = range(begin + 1, n)
+            borders.update(end for end in inner if f"\0{text[begin:end]}\0" in joined)
+    return any("\0" + text[begin:] in joined for begin in borders)
+
+
+@functools.lru_cache(maxsize=8)
+def _table(stop_strings: tuple[str, ...], pieces: tuple[str | None, ...]) -> np.ndarray:
+    """Return ``StopStrings.table``, its states filled up to a power of two, so that few compile.
+
+    The space after a word is part of the text once another token follows. So a string that ends
+    with it is completed by that token, whichever it is: such states stand in the second half. But
+    a string of white space alone asks for the end of a word, which is there already.
+    """
+    for text in stop_strings:
+        if not _can_occur(text, pieces):
+            raise ValueError(
+                f"stop_strings has {short(text)}, which no text of this tokenizer holds; a decoded "
+                "text is lower-case and has spaces around words and punctuation"
+            )
+    beginnings = sorted({text[:n] for text in stop_strings for n in range(len(text) + 1)})
+    number = {text: state for state, text in enumerate(beginnings)}  # of "" it is 0
+    characters = sorted(set("".join(stop_strings) + " "))
+    half = 1 << (len(beginnings) - 1).bit_length()
+    go = np.zeros((half, len(characters) + 1), np.int32)  # the last one stands for all others
+    whole, blank = np.zeros(half, bool), np.zeros(half, bool)
+    for text, state in number.items():
+        found = [stop for stop in stop_strings if text.endswith(stop)]
+        whole[state], blank[state] = bool(found), any(map(str.isspace, found))
+        for column, character in enumerate(characters):
+            longer = text + character
+            go[state, column] = next(
+                number[longer[n:]] for n in range(len(longer) + 1) if longer[n:] in number
+            )
+
+    is_known = np.array([piece is not None for piece in pieces])
+    ends_word = np.array([bool(piece) and piece[-1] == " " for piece in pieces])
+    bodies = [piece[:-1] if piece and piece[-1] == " " else piece or "" for piece in pieces]
+    codes = np.frombuffer("".join(bodies).encode("utf-32-le"), np.uint32)
+    columns = np.full(0x110000, len(characters), np.int16)
+    columns[[ord(character) for character in characters]] = np.arange(len(characters))
+    lengths = np.array(list(map(len, bodies)))
+    first = np.cumsum(lengths) - lengths
+    # A token a row here, and of the tokens those first that are as long.
+    order = np.argsort(-lengths, kind="stable")
+    states = np.repeat(np.arange(half, dtype=np.int32)[None], len(pieces), axis=0)
+    ends = np.zeros(states.shape, bool)
+    for place in range(lengths.max(initial=0)):
+        longer = order[: np.count_nonzero(lengths > place)]
+        column = columns[codes[first[longer] + place]]
+        moved = go.take(states[longer] * go.shape[1] + column[:, None])
+        states[longer] = moved
+        ends[longer] |= whole.take(moved)
+    spaced = go[:, characters.index(" ")].take(states[ends_word])
+    ends[ends_word] |= blank.take(spaced)
+    states[ends_word] = spaced + half * whole.take(spaced)
+    table = np.concatenate([2 * states + ends, 2 * states + 1], axis=1).T.copy()
+    # An id that the tokenizer does not know adds nothing.
+    table[:, ~is_known] = 2 * np.arange(2 * half, dtype=np.int32)[:, None]
+    return table

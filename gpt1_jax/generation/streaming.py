@@ -5,9 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from gpt1_jax.checks import is_integer, wrong
-from gpt1_jax.generation.api import prepare
-from gpt1_jax.generation.decode import Decoder, decode
-from gpt1_jax.generation.stop_strings import StopStrings
+from gpt1_jax.generation.api import prepare, progress_of
+from gpt1_jax.generation.prompts import Prompt
 from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.text.tokenizer import Tokenizer
@@ -49,14 +48,7 @@ def stream(
             raise ValueError(f"{name} is {getattr(settings, name)}, but must be 1 to be streamed")
     if not is_integer(steps) or steps < 1:
         raise wrong("steps", steps, "an integer, at least 1")
-    decoder = Decoder.prepare(model, rows=1)
-    prompts, settings = decoder.pad_to_mesh(prompts, settings)
-    ended = None
-    if settings.stop_strings:
-        ended = StopStrings(tokenizer, prompts, settings.stop_strings)
-    progress = decode(
-        decoder, prompts, settings, settings.seeds(len(prompts)), steps=steps, ended=ended
-    )
+    progress = progress_of(model, [Prompt(prompts[0])], settings, tokenizer, steps=steps)
 
     def pieces() -> Iterator[str]:
         printed = len(tokenizer.decode(prompts[0]))

@@ -104,13 +104,15 @@ def test_cli_generate_continues_many_prompts(run: Run, folder: Path, tmp_path: P
     assert [found.get("name") for found in objects] == [None] * 4 + ["third"] * 2 + [None] * 6
     for i, prompt in enumerate(prompts):
         ids = tokenizer.encode(prompt)
-        expected = gpt1.generate(model, [ids], seed=5 + 2 * i, return_dict=True, **draw)
+        expected = gpt1.generate(model, [ids], seed=5 + 2 * i, return_dict_in_generate=True, **draw)
         for j, found in enumerate(objects[2 * i : 2 * i + 2]):
             assert found["ids"] == expected.sequences[j].tolist()
             assert found["new_ids"] == found["ids"][len(ids) :]
             assert found["text"] == tokenizer.decode(found["ids"])
             assert "score" not in found
-            np.testing.assert_allclose(found["scores"], expected.scores[j], atol=1e-5)
+            np.testing.assert_allclose(
+                found["transition_scores"], expected.transition_scores[j], atol=1e-5
+            )
             np.testing.assert_allclose(found["log_probs"], expected.log_probs[j], atol=1e-5)
     for batch_size in (1, 100):
         _, out, _ = run(*arguments, "--batch-size", batch_size, "--print-ids")
@@ -126,7 +128,7 @@ def test_cli_generate_supports_beam_search(run: Run, folder: Path) -> None:
     flags = ["--num-beams", 3, "--num-return-sequences", 2, "--max-new-tokens", 4]
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
     _, out, _ = run("generate", "abc", "--model", folder, *flags, "--output-format", "jsonl")
-    expected = gpt1.generate(model, [[22]], return_dict=True, **fields)
+    expected = gpt1.generate(model, [[22]], return_dict_in_generate=True, **fields)
     objects = [json.loads(line) for line in out.splitlines()]
     assert [found["ids"] for found in objects] == expected.sequences.tolist()
     scores: Any = expected.sequences_scores
@@ -446,7 +448,7 @@ def test_cli_generate_writes_non_finite_scores_as_null(run: Run, folder: Path) -
     text = json.loads(out, parse_constant=refuse)
     assert status == 0
     assert len(set(text["ids"])) == len(VOCABULARY)
-    assert text["scores"][-1] is None
+    assert text["transition_scores"][-1] is None
     assert None not in text["log_probs"]
 
 

@@ -41,7 +41,9 @@ def prompts() -> list[list[int]]:
 def alone(
     model: gpt1.OpenAIGPTLMHeadModel, tokenizer: gpt1.Tokenizer, prompt: list[int], settings: Any
 ) -> gpt1.GenerateOutput:
-    return gpt1.generate(model, [prompt], None, settings, tokenizer=tokenizer, return_dict=True)
+    return gpt1.generate(
+        model, [prompt], None, settings, tokenizer=tokenizer, return_dict_in_generate=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -76,8 +78,8 @@ def test_generate_batches_matches_single_prompts(
             np.testing.assert_array_equal(row, expected.sequences[j][:width])
             # What ``generate`` has beyond it is padding, whose scores are 0.
             new = width - len(prompt)
-            assert not expected.scores[j][new:].any()
-            for name in ("scores", "log_probs"):
+            assert not expected.transition_scores[j][new:].any()
+            for name in ("transition_scores", "log_probs"):
                 values = getattr(found[i], name)[j]
                 assert values.shape == (new,)
                 np.testing.assert_allclose(values, getattr(expected, name)[j][:new], atol=1e-5)

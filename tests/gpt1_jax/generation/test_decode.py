@@ -15,6 +15,7 @@ from support.compilations import compilations
 
 import gpt1_jax as gpt1
 from gpt1_jax.generation import decode
+from gpt1_jax.generation.prompts import Prompt
 from gpt1_jax.pure import merge, split
 
 pytestmark = pytest.mark.unoptimized
@@ -87,7 +88,7 @@ def test_prefill_matches_full_forward_on_long_prompts(longest: int, rows: int) -
     model = gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0))
     rng = np.random.default_rng(longest)
     prompts = [rng.integers(29, size=longest // (i + 1)).tolist() for i in range(rows)]
-    out = gpt1.generate(model, prompts, max_new_tokens=2, return_dict=True)
+    out = gpt1.generate(model, prompts, max_new_tokens=2, return_dict_in_generate=True)
     apply, params = gpt1.functional(model)
     for ids, got in zip(out.sequences, out.log_probs, strict=True):
         expected = jax.nn.log_softmax(apply(params, ids[None]).logits[0, -3:-1])
@@ -121,7 +122,7 @@ def test_generate_prepares_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None
         gpt1.generate(model, [[1, 2]], max_new_tokens=2, num_beams=beams)
     assert len(calls) == 1
     model.transformer.h[0] = gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(5)).transformer.h[0]
-    after = gpt1.generate(model, [[1, 2]], max_new_tokens=2, return_dict=True)
+    after = gpt1.generate(model, [[1, 2]], max_new_tokens=2, return_dict_in_generate=True)
     expected = jax.nn.log_softmax(np.asarray(model(after.sequences[:, :-1]).logits)[0, 1:])
     np.testing.assert_allclose(after.log_probs[0], expected.max(axis=-1), rtol=0, atol=5e-6)
     assert len(calls) == 2
@@ -135,8 +136,10 @@ def test_decode_step_does_not_copy_the_cache(model: gpt1.OpenAIGPTLMHeadModel, r
     """
     asked = gpt1.GenerationConfig().for_model(CONFIG)
     decoder = decode.Decoder.prepare(model, rows)
-    sampling = decode.SamplingParams.build(asked, CONFIG.vocab_size, asked.seeds(rows))
-    state, _ = decode._start(decoder, [np.ones(3, np.int32)] * rows, asked)
+    sampling = decode.SamplingParams.build(
+        asked, CONFIG.vocab_size, asked.seeds(rows), decode.Extras()
+    )
+    state, _ = decode._start(decoder, [Prompt(np.ones(3, np.int32))] * rows, asked, sampling)
     lowered = decode._decode_until.lower(
         decoder.structure,
         decoder.params,
@@ -170,11 +173,11 @@ def test_generate_accepts_left_and_right_padding(
 def test_scores_are_log_probs_of_generated_tokens(
     model: gpt1.OpenAIGPTLMHeadModel, next_logits: Any
 ) -> None:
-    out = gpt1.generate(model, [[3, 1, 4]], max_new_tokens=6, return_dict=True)
+    out = gpt1.generate(model, [[3, 1, 4]], max_new_tokens=6, return_dict_in_generate=True)
     ids = list(out.sequences[0])
     for i in range(6):
         expected = jax.nn.log_softmax(next_logits(ids[: 3 + i]))[ids[3 + i]]
-        assert abs(out.scores[0, i] - expected) <= 1e-5  # measured: 1.0e-6
+        assert abs(out.transition_scores[0, i] - expected) <= 1e-5  # measured: 1.0e-6
 
 
 def test_sampling_depends_only_on_the_row_seed(model: gpt1.OpenAIGPTLMHeadModel) -> None:

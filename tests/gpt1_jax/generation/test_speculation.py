@@ -93,10 +93,10 @@ def test_prompt_lookup_does_not_change_output(
     fields: dict[str, Any],
 ) -> None:
     asked = gpt1.GenerationConfig(max_new_tokens=44, **fields)
-    plain = gpt1.generate(model, rows, generation_config=asked, return_dict=True)
+    plain = gpt1.generate(model, rows, generation_config=asked, return_dict_in_generate=True)
     asked = dataclasses.replace(asked, prompt_lookup_num_tokens=4)
-    ours = gpt1.generate(model, rows, generation_config=asked, return_dict=True)
-    for name in ("sequences", "scores", "log_probs"):
+    ours = gpt1.generate(model, rows, generation_config=asked, return_dict_in_generate=True)
+    for name in ("sequences", "transition_scores", "log_probs"):
         for row, expected in zip(getattr(ours, name), getattr(plain, name), strict=True):
             np.testing.assert_allclose(row, expected, atol=5e-6)  # measured: 9.5e-7
 

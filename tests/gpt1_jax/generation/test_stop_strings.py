@@ -1,6 +1,6 @@
 """Stop strings: on a model that writes a known text, against plain Python, and transformers'."""
 
-import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +8,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
+from support.compilations import compilations
 from support.scripted_model import SIZES, scripted_model
 from support.small_models import small_model
 from support.small_tokenizer import SIZE, small_vocab, write_small
 
 import gpt1_jax as gpt1
+from gpt1_jax.generation import stop_strings
 
 pytestmark = pytest.mark.unoptimized
 
@@ -75,9 +77,7 @@ def test_scripted_model_writes_its_script(writer: Any, script: list[int]) -> Non
         ("the king", ("zzz", "it"), "the king is in the spring . this is it"),
         ("the king", ("ing .", "."), "the king is in the spring ."),
         # Texts are compared as they are decoded.
-        ("the king", "Spring", None),
         ("the king", "spring.", None),
-        ("the king", "is</w>", None),
     ],
 )
 def test_stop_strings_end_the_text(
@@ -110,41 +110,23 @@ def test_stop_strings_end_each_row_separately(
     assert texts[1] == texts[2] == "the king is in the spring . this is it , the press in"
 
 
-@pytest.mark.parametrize("steps", [1, 8])
-def test_decode_ends_soon_after_stop_strings(
-    writer: Any,
-    tokenizer: gpt1.Tokenizer,
-    script: list[int],
-    steps: int,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    module = importlib.import_module("gpt1_jax.generation.api")
-    decode, calls = module.decode, []
-
-    def spy(*arguments: Any, **options: Any) -> Any:
-        for progress in decode(*arguments, **options):
-            calls.append(progress)
-            yield progress
-
-    monkeypatch.setattr(module, "decode", spy)
-    monkeypatch.setattr(module, "STEPS_PER_CALL", steps)
-    # "in the s" is complete with the 5th, the 6th and the 5th new token.
-    prompts = [script[:3], script[:2], script[:3]]
-    options: dict[str, Any] = {"max_new_tokens": NEW, "tokenizer": tokenizer}
-    gpt1.generate(writer, prompts, stop_strings="in the s", **options)
-    assert len(calls) == (6 if steps == 1 else 1)
-
-
 def oracle(
     tokenizer: gpt1.Tokenizer, prompt: list[int], new: list[int], stops: tuple[str, ...]
 ) -> list[int]:
-    """Plain Python: one token after the other, and a look at every place of the text."""
+    """Plain Python: one token after the other, and a look at every place of the text.
+
+    A string of white space alone also ends a text with the token that ends a word.
+    """
     begin = len(tokenizer.decode(prompt))
     for n in range(1, len(new) + 1):
         text = tokenizer.decode(prompt + new[:n])
+        with_space = tokenizer.decode([*prompt, *new[:n], tokenizer.convert_tokens_to_ids("a")])[
+            :-1
+        ]
         for stop in stops:
-            for place in range(len(text)):
-                if text[place:].startswith(stop) and place + len(stop) > begin:
+            whole = with_space if stop.isspace() else text
+            for place in range(len(whole)):
+                if whole[place:].startswith(stop) and place + len(stop) > begin:
                     return new[:n]
     return new
 
@@ -175,21 +157,69 @@ def test_stop_strings_match_plain_python(
     draw: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "temperature": 2.0}
     draw |= {"seed": seed, "eos_token_id": sorted(eos)}
     rows[0] = rows[0] + [0] * (len(rows[0]) == len(rows[1]))  # unequal: a list comes back
-    free = gpt1.generate(model, rows, return_dict=True, **draw)
+    free = gpt1.generate(model, rows, return_dict_in_generate=True, **draw)
     texts = [tokenizer.decode(row) for row in free.sequences]
     found = [texts[row][place % len(texts[row]) :][:width] for row, place, width in cuts]
     stops = tuple(found)
     assume(all(stops))
     got = gpt1.generate(
-        model, rows, stop_strings=stops, tokenizer=tokenizer, return_dict=True, **draw
+        model, rows, stop_strings=stops, tokenizer=tokenizer, return_dict_in_generate=True, **draw
     )
     for i, prompt in enumerate(rows):
         new = free.sequences[i][len(prompt) :].tolist()
         expected = oracle(tokenizer, prompt, new, stops)
         assert got.sequences[i].tolist() == prompt + expected
         n = len(expected)
-        np.testing.assert_array_equal(got.scores[i], free.scores[i][:n])
+        np.testing.assert_array_equal(got.transition_scores[i], free.transition_scores[i][:n])
         np.testing.assert_array_equal(got.log_probs[i], free.log_probs[i][:n])
+
+
+@pytest.mark.parametrize("stop", ["SAID", "The", "✿", "the\tking"])
+def test_stop_strings_that_no_text_holds_are_refused(
+    writer: Any, tokenizer: gpt1.Tokenizer, script: list[int], stop: str
+) -> None:
+    message = re.escape(f"stop_strings has {stop!r}, which no text of this tokenizer holds")
+    for options in ({}, {"num_beams": 2}):
+        with pytest.raises(ValueError, match=message):
+            gpt1.generate(
+                writer,
+                [script[:3]],
+                max_new_tokens=3,
+                stop_strings=["is", stop],
+                tokenizer=tokenizer,
+                **options,
+            )
+
+
+@given(text=st.text(alphabet="ab \n", min_size=1, max_size=6), data=st.data())
+def test_stop_strings_are_refused_only_where_no_tokens_make_them(
+    text: str, data: st.DataObject
+) -> None:
+    """Against all texts of up to seven pieces of a few: each adds a character, or stands inside."""
+    pieces = data.draw(st.lists(st.sampled_from(["a", "b ", "ab ", "ba", "\n "]), unique=True))
+    texts = {""}
+    for _ in range(len(text) + 1):
+        texts |= {one[-8:] + piece for one in texts for piece in pieces}
+    assert stop_strings._can_occur(text, [*pieces, None]) == any(text in one for one in texts)
+
+
+def test_stop_string_of_a_space_ends_with_the_word(
+    writer: Any, tokenizer: gpt1.Tokenizer, script: list[int]
+) -> None:
+    """After a prompt that ends within a word."""
+    end = script.index(small_vocab()["ing</w>"])
+    prompt = [*script[:end]]
+    out = gpt1.generate(writer, [prompt], stop_strings=" ", tokenizer=tokenizer, max_new_tokens=5)
+    assert out[0].tolist() == script[: end + 1]
+
+
+def test_stop_strings_compile_once_for_many(tokenizer: gpt1.Tokenizer, model: Any) -> None:
+    options: dict[str, Any] = {"max_new_tokens": 5, "tokenizer": tokenizer}
+    gpt1.generate(model, [[1, 2]], stop_strings="in", **options)
+    with compilations() as compiled:
+        for stops in ("th", ["is", "a"], " "):
+            gpt1.generate(model, [[1, 2]], stop_strings=stops, **options)
+    assert compiled == []
 
 
 def test_stop_strings_apply_to_each_return_sequence(model: Any, tokenizer: gpt1.Tokenizer) -> None:
@@ -207,7 +237,11 @@ def test_stop_strings_apply_to_each_return_sequence(model: Any, tokenizer: gpt1.
 
 def test_scores_end_at_stop_strings(model: Any, tokenizer: gpt1.Tokenizer) -> None:
     """In an array, where prompts are of one width, padding and zeros follow."""
-    options: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "return_dict": True}
+    options: dict[str, Any] = {
+        "max_new_tokens": NEW,
+        "do_sample": True,
+        "return_dict_in_generate": True,
+    }
     free = gpt1.generate(model, [[5, 6], [7, 8], [9, 9]], **options)
     texts = [tokenizer.decode(row) for row in free.sequences]
     begin = len(tokenizer.decode(free.sequences[0][:5]))
@@ -216,16 +250,19 @@ def test_scores_end_at_stop_strings(model: Any, tokenizer: gpt1.Tokenizer) -> No
     got = gpt1.generate(
         model,
         [[5, 6], [7, 8], [9, 9]],
-        pad_token_id=9,
+        pad_token_id=0,
         stop_strings=stop,
         tokenizer=tokenizer,
         **options,
     )
     new = len(oracle(tokenizer, [5, 6], free.sequences[0][2:].tolist(), (stop,)))
     assert 0 < new < NEW
-    assert got.sequences[0].tolist() == free.sequences[0][: 2 + new].tolist() + [9] * (NEW - new)
+    assert got.sequences[0].tolist() == free.sequences[0][: 2 + new].tolist() + [0] * (NEW - new)
     assert got.sequences[1].tolist() == free.sequences[1].tolist()
-    for values, expected in ((got.scores, free.scores), (got.log_probs, free.log_probs)):
+    for values, expected in (
+        (got.transition_scores, free.transition_scores),
+        (got.log_probs, free.log_probs),
+    ):
         np.testing.assert_array_equal(values[0, :new], expected[0, :new])
         assert not values[0, new:].any()
         np.testing.assert_array_equal(values[1], expected[1])
@@ -241,10 +278,10 @@ def test_stop_strings_trim_array_to_longest_text(
         max_new_tokens=NEW,
         stop_strings="is",
         tokenizer=tokenizer,
-        return_dict=True,
+        return_dict_in_generate=True,
     )
     assert out.sequences.tolist() == [script[:4]] * 3
-    assert out.scores.shape == out.log_probs.shape == (3, 1)
+    assert out.transition_scores.shape == out.log_probs.shape == (3, 1)
 
 
 def test_stop_strings_are_ignored_after_eos_token(
@@ -351,6 +388,42 @@ def test_stop_strings_match_transformers_on_whole_words(
     stop = text[place % len(text) :][:width]
     ours, expected = continue_both(twins, tokenizer, theirs, prompt, [stop], **words)
     assert ours == expected
+
+
+@pytest.mark.parametrize("early_stopping", [True, False])
+def test_stop_strings_end_beams_as_in_transformers(
+    twins: Any, tokenizer: gpt1.Tokenizer, tmp_path: Path, early_stopping: bool
+) -> None:
+    import torch
+
+    theirs = transformers_tokenizer(tmp_path / "theirs")
+    options: dict[str, Any] = {
+        "suppress_tokens": PARTS,
+        "repetition_penalty": 1.5,
+        "num_beams": 3,
+        "num_return_sequences": 3,
+        "early_stopping": early_stopping,
+        "max_new_tokens": NEW,
+        "pad_token_id": 0,
+    }
+    ended = 0
+    for prompt in ([WHOLE[3], WHOLE[1]], WHOLE[4:8], WHOLE[-5:]):
+        free = gpt1.generate(twins[1], [prompt], **options)
+        text = tokenizer.decode(free[0])
+        stops = [text[-9:-5], tokenizer.decode(free[1][-4:-3])]
+        got = gpt1.generate(twins[1], [prompt], stop_strings=stops, tokenizer=tokenizer, **options)
+        ids = torch.tensor([prompt])
+        expected = twins[0].generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            stop_strings=stops,
+            tokenizer=theirs,
+            **options,
+        )
+        np.testing.assert_array_equal(got, expected)
+        ended += int(got.shape != free.shape or (got != free).any())
+    assert ended
 
 
 def test_stop_strings_differ_from_transformers_on_word_parts(

@@ -44,9 +44,11 @@ def expected_text(model: Any, tokenizer: gpt1.Tokenizer, prompt: str, **changes:
     ids = tokenizer.encode(prompt)
     if "stop_strings" in changes:
         changes["tokenizer"] = tokenizer
-    out = gpt1.generate(model, [ids], **changes, return_dict=True)
+    out = gpt1.generate(model, [ids], **changes, return_dict_in_generate=True)
     # Drawn tokens have probabilities below 1; after the end of a text the scores are 0.
-    length = len(ids) + (np.count_nonzero(out.scores[0]) if "do_sample" in changes else NEW)
+    length = len(ids) + (
+        np.count_nonzero(out.transition_scores[0]) if "do_sample" in changes else NEW
+    )
     return tokenizer.decode(out.sequences[0][:length])[len(tokenizer.decode(ids)) :]
 
 
@@ -124,7 +126,7 @@ def test_stream_keywords_override_generation_config(model: Any, tokenizer: gpt1.
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The number of tokens decoded after every compiled call."""
-    module = importlib.import_module("gpt1_jax.generation.streaming")
+    module = importlib.import_module("gpt1_jax.generation.api")
     decode, counts = module.decode, []
 
     def spy(*arguments: Any, **options: Any) -> Iterator[Any]:

@@ -80,7 +80,7 @@ def test_sliding_window_matches_full_forwards(
         no_repeat_ngram_size=ngram,
         eos_token_id=eos,
         forced_bos_token_id=5,  # follows a prompt of one token, not any text of one
-        return_dict=True,
+        return_dict_in_generate=True,
     )
     for row, prompt, got in zip(out.sequences, rows, out.log_probs, strict=True):
         text, T = row.tolist(), len(prompt)
