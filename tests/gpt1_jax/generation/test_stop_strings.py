@@ -404,7 +404,7 @@ def test_stop_strings_end_beams_as_in_transformers(
         "num_return_sequences": 3,
         "early_stopping": early_stopping,
         "max_new_tokens": NEW,
-        "pad_token_id": 0,
+        "pad_token_id": 1,  # of 0, transformers makes -1
     }
     ended = 0
     for prompt in ([WHOLE[3], WHOLE[1]], WHOLE[4:8], WHOLE[-5:]):
