@@ -1,6 +1,7 @@
 """What the models return: pytrees with Hugging Face's field names; absent fields are None."""
 
 import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -9,19 +10,39 @@ from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.pytree import pytree_dataclass
 
 
-class ModelOutput:
-    """Base of the outputs: fields by name (``out.logits``, ``["logits"]``) or place (``out[0]``).
+class ModelOutput(Mapping[str, Any]):
+    """Base of the outputs: a mapping of names to values that leaves out the fields that are None.
 
-    Places count the fields that are not None, as Hugging Face's do.
+    As Hugging Face's, an output is read by attribute (``out.logits``, None where it is absent), by
+    name (``out["logits"]``, a KeyError where it is absent) or by place among the fields that are
+    not None (``out[0]``), and iteration gives names. Any frozen dataclass may derive from it; those
+    that JAX traces are a ``pytree_dataclass`` besides.
     """
 
-    def to_tuple(self) -> tuple[object, ...]:
+    def __init_subclass__(cls) -> None:
+        """Keep the equality of mappings, in place of which ``dataclass`` would put its own."""
+        super().__init_subclass__()
+        cls.__eq__ = Mapping.__eq__  # type: ignore[method-assign]
+
+    def to_tuple(self) -> tuple[Any, ...]:
         """Return the fields that are not None, in order."""
-        values = (getattr(self, field.name) for field in dataclasses.fields(self))  # type: ignore[arg-type]
-        return tuple(value for value in values if value is not None)
+        return tuple(self._present().values())
+
+    def _present(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
+        return {name: value for name, value in values.items() if value is not None}
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        return getattr(self, key) if isinstance(key, str) else self.to_tuple()[key]
+        return self._present()[key] if isinstance(key, str) else self.to_tuple()[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._present()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._present())
+
+    def __len__(self) -> int:
+        return len(self._present())
 
 
 @pytree_dataclass

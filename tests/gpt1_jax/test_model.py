@@ -136,7 +136,7 @@ def test_model_output_is_a_pytree(cls: Any) -> None:
 
 
 def test_model_output_rejects_unknown_fields() -> None:
-    with pytest.raises(AttributeError):
+    with pytest.raises(KeyError):
         full(LM)["past_key_values"]
     with pytest.raises(IndexError):
         full(LM)[4]
