@@ -4,10 +4,11 @@ Rules stand beside a type, ``Annotated[int | None, INTEGER, at_least(1)]``, and 
 another; a ``Literal`` is a rule of its own. None is right where the type admits it.
 """
 
+import difflib
 import functools
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import NoneType
 from typing import Annotated, Any, NamedTuple, TypeGuard
 
@@ -119,3 +120,51 @@ def _rules(settings: type) -> dict[str, tuple[bool, list[Rule]]]:
         if rules:
             found[name] = optional, rules
     return found
+
+
+class ForeignKeyword(NamedTuple):
+    """A keyword of transformers that a function of this package does not have.
+
+    Attributes:
+        instead: what to write in its place, as the end of the error.
+        accepted: values that ask for nothing but what happens anyway.
+    """
+
+    instead: str
+    accepted: tuple[object, ...] = (None,)
+
+
+def check_keywords(
+    function: str,
+    given: Mapping[str, Any],
+    own: Collection[str],
+    foreign: Mapping[str, ForeignKeyword],
+) -> dict[str, Any]:
+    """Return the keywords that a function was given, without those that change nothing.
+
+    Args:
+        function: what the error calls it.
+        given: the keywords.
+        own: the names of its arguments.
+        foreign: transformers' keywords that are not among them.
+
+    Raises:
+        TypeError: keywords that the function does not have, each with what to write instead.
+    """
+    faults = []
+    for name, value in given.items():
+        if name in own:
+            continue
+        if name in foreign:
+            # Arrays, which compare element by element, are of another type.
+            if not any(
+                type(value) is type(each) and value == each for each in foreign[name].accepted
+            ):
+                faults.append(f"{function} takes no {name}: {foreign[name].instead}")
+        elif near := difflib.get_close_matches(name, own, n=1):
+            faults.append(f"{function} takes no {name}: did you mean {near[0]}?")
+        else:
+            faults.append(f"{function} takes no {name}; its arguments are {', '.join(own)}")
+    if faults:
+        raise TypeError("\n".join(faults))
+    return {name: value for name, value in given.items() if name in own}

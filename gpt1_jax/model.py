@@ -14,7 +14,7 @@ N heads, H = E / N, V ``vocab_size``.
 import dataclasses
 import functools
 import math
-from typing import Any, TypedDict, Unpack
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -292,28 +292,6 @@ class OpenAIGPTSequenceSummary(nnx.Module):
         return dropout(self.last_dropout, x, last_key)
 
 
-class Inputs(TypedDict, total=False):
-    """What every model takes besides ``input_ids`` and ``attention_mask``.
-
-    Attributes:
-        token_type_ids: (..., T) ids of tokens whose embeddings are added.
-        position_ids: (..., T) or (T,) in [0, n_positions); by default 0..T-1, or with a cache the
-            next T positions.
-        inputs_embeds: (..., T, E) in place of ``input_ids``.
-        output_attentions: whether to return the attention weights.
-        output_hidden_states: whether to return the state after the embedding and every block.
-        positions_from_mask: count positions over unpadded tokens alone, as Hugging Face's
-            ``generate`` does; for left-padded input.
-    """
-
-    token_type_ids: ArrayLike | None
-    position_ids: ArrayLike | None
-    inputs_embeds: ArrayLike | None
-    output_attentions: bool | None
-    output_hidden_states: bool | None
-    positions_from_mask: bool
-
-
 class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
     """The transformer without a head."""
 
@@ -375,12 +353,15 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         Args:
             input_ids: (..., T) integer in [0, V); all but the last dimension are rows.
             attention_mask: (..., T), 1 for a token and 0 for padding.
-            token_type_ids: see ``Inputs``, as the next five.
-            position_ids: by default 0..T-1, or with a cache the next T positions.
-            inputs_embeds: in place of ``input_ids``.
-            output_attentions: by default what the config says, as ``output_hidden_states``.
-            output_hidden_states: whether to return the states between the blocks.
-            positions_from_mask: whether to count positions over unpadded tokens alone.
+            token_type_ids: (..., T) ids of tokens whose embeddings are added.
+            position_ids: (..., T) or (T,) in [0, n_positions); by default 0..T-1, or with a cache
+                the next T positions.
+            inputs_embeds: (..., T, E) in place of ``input_ids``.
+            output_attentions: whether to return the attention weights; by default what the config
+                says, as ``output_hidden_states``.
+            output_hidden_states: whether to return the state after the embedding and every block.
+            positions_from_mask: count positions over unpadded tokens alone, as Hugging Face's
+                ``generate`` does; for left-padded input.
             cache: keys and values of earlier tokens; ``attention_mask`` is that of the new ones.
             deterministic: False turns dropout on.
             dropout_key: that every dropout mask is drawn from; needed with deterministic=False.
@@ -500,21 +481,32 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
         self,
         input_ids: ArrayLike | None = None,
         attention_mask: ArrayLike | None = None,
-        *,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
         labels: ArrayLike | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        positions_from_mask: bool = False,
         logits_to_keep: int | ArrayLike = 0,
         num_items_in_batch: jax.Array | float | None = None,
         cache: Cache | None = None,
         deterministic: bool = True,
         dropout_key: jax.Array | None = None,
-        **inputs: Unpack[Inputs],
     ) -> CausalLMOutput:
         """Return the logits of every next token, and their loss.
 
         Args:
             input_ids: (..., T) integer in [0, V).
             attention_mask: (..., T), 1 for a token and 0 for padding.
+            token_type_ids: see ``OpenAIGPTModel``, as the next two.
+            position_ids: by default 0..T-1, or with a cache the next T positions.
+            inputs_embeds: (..., T, E) in place of ``input_ids``.
             labels: (..., T), usually the input ids: shifted inside, -100 where not to be predicted.
+            output_attentions: see ``OpenAIGPTModel``, as the next two.
+            output_hidden_states: whether to return the states between the blocks.
+            positions_from_mask: whether to count positions over unpadded tokens alone.
             logits_to_keep: compute the logits of the last so many positions only (0: all), or of
                 the positions in a (K,) or, row by row, (B, K) integer array.
             num_items_in_batch: the number of predicted tokens that the loss is divided by, where
@@ -522,7 +514,6 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
             cache: see ``OpenAIGPTModel``, as the next two.
             deterministic: False turns dropout on.
             dropout_key: that every dropout mask is drawn from.
-            **inputs: see ``Inputs``.
 
         Raises:
             ValueError: as ``OpenAIGPTModel``; labels out of range; labels with ``logits_to_keep``.
@@ -530,10 +521,15 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
         out: BaseModelOutput = self.transformer.forward(
             input_ids,
             attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            positions_from_mask=positions_from_mask,
             cache=cache,
             deterministic=deterministic,
             dropout_key=dropout_key,
-            **inputs,
         )
         states = out.last_hidden_state
         logits = lm_logits(self, select_positions(states, logits_to_keep))
@@ -589,33 +585,52 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         self,
         input_ids: ArrayLike | None = None,
         attention_mask: ArrayLike | None = None,
-        *,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
         mc_token_ids: ArrayLike | None = None,
         labels: ArrayLike | None = None,
         mc_labels: ArrayLike | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        positions_from_mask: bool = False,
         deterministic: bool = True,
         dropout_key: jax.Array | None = None,
-        **inputs: Unpack[Inputs],
     ) -> OpenAIGPTDoubleHeadsModelOutput:
         """Return the logits of every next token and of every choice, and their losses.
 
         Args:
             input_ids: (batch, choices, T) integer in [0, V).
             attention_mask: (batch, choices, T), 1 for a token and 0 for padding.
+            token_type_ids: see ``OpenAIGPTModel``, as the next two.
+            position_ids: by default 0..T-1.
+            inputs_embeds: (batch, choices, T, E) in place of ``input_ids``.
             mc_token_ids: (batch, choices) place of the token that the choice is scored by; the
                 last one by default, padding or not.
             labels: (batch, choices, T), shifted inside, -100 where not to be predicted.
             mc_labels: (batch,) the right choices.
+            output_attentions: see ``OpenAIGPTModel``, as the next two.
+            output_hidden_states: whether to return the states between the blocks.
+            positions_from_mask: whether to count positions over unpadded tokens alone.
             deterministic: False turns dropout on.
             dropout_key: that every dropout mask is drawn from.
-            **inputs: see ``Inputs``.
 
         Raises:
             ValueError: as ``OpenAIGPTModel``; places or labels out of range.
         """
         body_key, head_key = split_key(None if deterministic else dropout_key, 2)
         out: BaseModelOutput = self.transformer.forward(
-            input_ids, attention_mask, deterministic=deterministic, dropout_key=body_key, **inputs
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            positions_from_mask=positions_from_mask,
+            deterministic=deterministic,
+            dropout_key=body_key,
         )
         states = out.last_hidden_state
         *rows, T, _ = states.shape
@@ -678,11 +693,16 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
         self,
         input_ids: ArrayLike | None = None,
         attention_mask: ArrayLike | None = None,
-        *,
+        token_type_ids: ArrayLike | None = None,
+        position_ids: ArrayLike | None = None,
+        inputs_embeds: ArrayLike | None = None,
         labels: ArrayLike | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        *,
+        positions_from_mask: bool = False,
         deterministic: bool = True,
         dropout_key: jax.Array | None = None,
-        **inputs: Unpack[Inputs],
     ) -> SequenceClassifierOutput:
         """Return the logits of the labels, and their loss.
 
@@ -692,10 +712,15 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
         Args:
             input_ids: (batch, T) integer in [0, V).
             attention_mask: (batch, T), 1 for a token and 0 for padding.
+            token_type_ids: see ``OpenAIGPTModel``, as the next two.
+            position_ids: by default 0..T-1.
+            inputs_embeds: (batch, T, E) in place of ``input_ids``.
             labels: (batch,) classes or numbers, or (batch, num_labels): see ``losses``.
+            output_attentions: see ``OpenAIGPTModel``, as the next two.
+            output_hidden_states: whether to return the states between the blocks.
+            positions_from_mask: whether to count positions over unpadded tokens alone.
             deterministic: False turns dropout on.
             dropout_key: that every dropout mask is drawn from.
-            **inputs: see ``Inputs``.
 
         Raises:
             ValueError: as ``OpenAIGPTModel``; several rows where the config has no pad token;
@@ -704,9 +729,14 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
         out: BaseModelOutput = self.transformer.forward(
             input_ids,
             attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            output_attentions,
+            output_hidden_states,
+            positions_from_mask=positions_from_mask,
             deterministic=deterministic,
             dropout_key=dropout_key,
-            **inputs,
         )
         B, T, _ = out.last_hidden_state.shape
         if self.config.pad_token_id is None or input_ids is None:

@@ -257,6 +257,7 @@ def _apply(
     config: OpenAIGPTConfig,
     shapes: tuple[tuple[tuple[str, ...], tuple[int, ...]], ...],
 ) -> Apply:
+    function = f"apply() of {cls.__name__}"
 
     @functools.partial(jax.jit, static_argnames="flags", donate_argnames="cache")
     def run(params: Params, arrays: Arguments, cache: Cache | None, flags: Flags):
@@ -268,7 +269,7 @@ def _apply(
         return merge(structure, params).forward(**arguments)
 
     def apply(params: Params, *args: object, **kwargs: object) -> object:
-        arguments = bind_arguments(cls.__call__, None, *args, **kwargs)
+        arguments = bind_arguments(function, cls.__call__, args, kwargs)
         cache = arguments.get("cache")
         if cache is not None:
             check_not_donated(cache)

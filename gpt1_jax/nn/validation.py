@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import jax
@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from gpt1_jax.checks import ForeignKeyword, check_keywords
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.losses import IGNORED
@@ -46,38 +47,66 @@ def checked(
 
     @functools.wraps(call)
     def check_and_call(model: Any, *args: Inputs.args, **kwargs: Inputs.kwargs) -> Output:
-        arguments = bind_arguments(call, model, *args, **kwargs)
+        arguments = bind_arguments(f"{call.__qualname__}()", call, args, kwargs)
         check_arguments(model.config, classify=model.classifies, **arguments)
-        return call(model, *args, **kwargs)
+        return call(model, **arguments)  # pyright: ignore[reportCallIssue]
 
     return check_and_call
 
 
-def bind_arguments(call: Callable[..., object], *args: object, **kwargs: object) -> Arguments:
+# What transformers' models are called with, and these are not.
+_CACHE = "pass cache=Cache.empty(config, rows, length), and then the cache of each output"
+_FOREIGN = {
+    "return_dict": ForeignKeyword(
+        "the output is a mapping, whose to_tuple() returns the tuple", accepted=(None, True)
+    ),
+    "past_key_values": ForeignKeyword(_CACHE),
+    "use_cache": ForeignKeyword(_CACHE, accepted=(None, False)),
+    "cache": ForeignKeyword("this model reads a text as a whole"),
+    "head_mask": ForeignKeyword("a head is left out by setting its rows of attn.c_proj to 0"),
+}
+
+
+def bind_arguments(
+    function: str,
+    call: Callable[..., object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+) -> Arguments:
     """Return the arguments of a model's ``__call__``, but for the model, by their names.
+
+    Args:
+        function: what an error calls it.
+        call: the ``__call__`` of its class.
+        args: by their places after the model.
+        kwargs: by their names.
 
     Raises:
         TypeError: they are not its arguments.
     """
-    signature, rest = _signature(call)
-    try:
-        _, *arguments = signature.bind(*args, **kwargs).arguments.items()
-    except TypeError as error:
-        raise TypeError(f"{call.__qualname__}() {error}") from None
-    named = dict(arguments)
-    named |= named.pop(rest, {})
-    if "cache" not in signature.parameters and named.pop("cache", None) is not None:
-        name = call.__qualname__.partition(".")[0]
-        raise TypeError(f"{name} takes no cache, since it reads a text as a whole")
-    return named
+    places, names = _parameters(call)
+    if not kwargs.keys() <= names.keys():
+        kwargs = check_keywords(function, kwargs, names, _FOREIGN)
+    if len(args) > len(places):
+        raise TypeError(f"{function} takes {len(places)} arguments by place, but got {len(args)}")
+    by_place = dict(zip(places, args, strict=False))
+    if twice := by_place.keys() & kwargs.keys():
+        raise TypeError(f"{function} got {', '.join(sorted(twice))} by place and by name")
+    return {**by_place, **kwargs}
 
 
 @functools.cache
-def _signature(call: Callable[..., object]) -> tuple[inspect.Signature, str]:
-    """Return the signature of a function, and the name of its ``**keywords``, "" without them."""
-    signature = inspect.signature(call)
-    names = [p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-    return signature, "".join(names)
+def _parameters(call: Callable[..., object]) -> tuple[list[str], dict[str, None]]:
+    """Return the names of a method's parameters that have a place, and of all that have a name.
+
+    What takes ``**rest``, as a subclass may, takes any argument that a model takes.
+    """
+    _, *parameters = inspect.signature(call).parameters.values()
+    places = [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        named += [*_OTHERS, *_CHECKS]
+    return places, dict.fromkeys(named)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,10 +142,7 @@ def check_arguments(
 
     Raises:
         ValueError: naming the argument, what it is, and what would be right.
-        TypeError: no model has such an argument.
     """
-    if unknown := sorted(arguments.keys() - {*_CHECKS, *_OTHERS}):
-        raise TypeError(f"a model takes no argument {', '.join(unknown)}")
     given = {
         name: value
         for name, value in arguments.items()

@@ -5,6 +5,7 @@ most), and in float32, where it is rounding (measured: 1.2e-6 at most). Everythi
 in few shapes, so that operations are compiled once and not once an example.
 """
 
+import inspect
 from typing import Any
 
 import hypothesis
@@ -30,7 +31,7 @@ from support.torch_reference import (  # noqa: E402
 import conversion  # noqa: E402
 from gpt1_jax.nn.attention import Mask  # noqa: E402
 from gpt1_jax.pretrained import flatten  # noqa: E402
-from gpt1_jax.pure import merge, split  # noqa: E402
+from gpt1_jax.pure import functional, merge, split  # noqa: E402
 
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
 # Float64 shows that the formula is right, so its programs are left as they are; float32 runs the
@@ -267,6 +268,37 @@ def test_logits_to_keep_matches_torch(keep: Any) -> None:
         reference, flax_model(reference), {"input_ids": ids, "logits_to_keep": keep}
     )
     assert largest_difference(ours.logits, theirs.logits) <= TOLERANCE["float32"]
+
+
+@pytest.mark.unoptimized
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_arguments_have_the_places_of_transformers(architecture: str) -> None:
+    sizes = {"vocab_size": VOCABULARY, "n_positions": POSITIONS, "n_embd": 6, "n_head": 2}
+    reference = torch_model(architecture, **sizes, n_layer=1, pad_token_id=0)
+    ours = flax_model(reference)
+    names = list(inspect.signature(type(reference).forward).parameters)
+    shape = (1, 2, 3) if "Double" in architecture else (1, 3)
+    ids = np.ones(shape, np.int32)
+    values = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids).reshape(-1, 3),
+        "token_type_ids": ids + 1,
+        "position_ids": (ids + np.arange(3, dtype=np.int32)).reshape(-1, 3),
+        "inputs_embeds": None,
+        "mc_token_ids": ids[..., 0],
+        "labels": ids[:, 0] if "Classification" in architecture else ids,
+        "mc_labels": ids[:, 0, 0] if "Double" in architecture else None,
+        "output_attentions": True,
+        "output_hidden_states": True,
+    }
+    given = [values[name] for name in names[1 : names.index("output_hidden_states") + 1]]
+    with torch.no_grad():
+        expected = reference(*map(to_torch, given))
+    apply, params = functional(ours)
+    for out in (ours(*given), apply(params, *given)):
+        assert list(out) == list(expected)
+        for name in set(out) - {"hidden_states", "attentions"}:
+            assert largest_difference(out[name], expected[name]) < TOLERANCE["float32"], name
 
 
 def test_positions_from_mask_match_transformers_generate() -> None:

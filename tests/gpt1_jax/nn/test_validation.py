@@ -364,7 +364,7 @@ def models() -> dict[type, Any]:
 def applies(models: dict[type, Any]) -> dict[type, Callable[..., Any]]:
     def with_params(model: Any) -> Callable[..., Any]:
         apply, params = gpt1.functional(model)
-        return lambda **arguments: apply(params, **arguments)
+        return lambda *args, **arguments: apply(params, *args, **arguments)
 
     return {cls: with_params(model) for cls, model in models.items()}
 
@@ -547,10 +547,29 @@ def test_attention_mask_errors_name_the_argument(case: str, models: dict, applie
             call(input_ids=IDS, attention_mask=mask)
 
 
-def test_model_call_and_apply_reject_unknown_arguments(models: dict, applies: dict) -> None:
+FOREIGN = {
+    "return_dict": (False, "the output is a mapping, whose to_tuple() returns the tuple"),
+    "past_key_values": ((), "pass cache=Cache.empty(config, rows, length), and then the cache of"),
+    "use_cache": (True, "pass cache=Cache.empty(config, rows, length), and then the cache of"),
+    "head_mask": (np.ones(2), "a head is left out by setting its rows of attn.c_proj to 0"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_arguments_of_transformers_say_what_to_use(name: str, models: dict, applies: dict) -> None:
+    value, instead = FOREIGN[name]
+    public = ("OpenAIGPTLMHeadModel.__call__()", "apply() of OpenAIGPTLMHeadModel")
+    for call, function in zip((models[LM], applies[LM]), public, strict=True):
+        message = re.escape(f"{function} takes no {name}: {instead}")
+        with pytest.raises(TypeError, match=f"^{message}"):
+            call(input_ids=IDS, **{name: value})
+
+
+def test_arguments_without_effect_are_accepted(models: dict, applies: dict) -> None:
     for call in (models[LM], applies[LM]):
-        with pytest.raises(TypeError, match="past_key_values"):
-            call(input_ids=IDS, past_key_values=None)
+        expected = call(IDS)
+        for values in ({"return_dict": True, "use_cache": False}, dict.fromkeys(FOREIGN)):
+            np.testing.assert_array_equal(call(IDS, **values).logits, expected.logits)
 
 
 @pytest.mark.parametrize(
@@ -717,9 +736,18 @@ def test_none_is_rejected_where_it_is_no_value(name: str, models: dict, applies:
 
 
 def test_wrong_arguments_name_the_call(models: dict, applies: dict) -> None:
-    for call in (models[BASE], applies[BASE]):
-        with pytest.raises(TypeError, match=r"OpenAIGPTModel.__call__\(\) got .* 'labels'"):
+    public = (r"OpenAIGPTModel.__call__\(\)", r"apply\(\) of OpenAIGPTModel")
+    for call, function in zip((models[BASE], applies[BASE]), public, strict=True):
+        with pytest.raises(TypeError, match=f"^{function} takes no labels; its arguments are inp"):
             call(input_ids=[[1, 2, 3]], labels=[[1, 2, 3]])
+        with pytest.raises(TypeError, match=f"^{function} takes no config; its arguments are inp"):
+            call(input_ids=[[1, 2, 3]], config=None)
+        with pytest.raises(TypeError, match=f"{function} takes no atention_mask: did you mean att"):
+            call([[1, 2, 3]], atention_mask=None)
+        with pytest.raises(TypeError, match=f"^{function} takes 7 arguments by place, but got 8"):
+            call(*[None] * 8)
+        with pytest.raises(TypeError, match=f"^{function} got input_ids by place and by name"):
+            call([[1, 2, 3]], input_ids=[[1, 2, 3]])
     for cls in (DOUBLE, CLASSIFIER):  # no cache, which is what None says
         ids = np.ones((1, 2, 3) if cls is DOUBLE else (1, 3), np.int32)
         assert models[cls](input_ids=ids, cache=None) is not None
