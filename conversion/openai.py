@@ -1,4 +1,7 @@
-"""OpenAI's layout: one flat float32 vector, cut into .npy pieces, and the shapes in a JSON file."""
+"""OpenAI's layout: one flat float32 vector, cut into .npy pieces, and the shapes in a JSON file.
+
+The shape of a Conv1D weight is (1, in, out) in OpenAI's file and in ours, (in, out) in AllenNLP's.
+"""
 
 import io
 import itertools
@@ -133,10 +136,11 @@ def _described(
         "vocab_size": tokens[0],
     }
     rows = param_specs(numbers | {"n_head": 1}, BASE)  # no shape depends on the number of heads
+    # Other loaders squeeze a Conv1D weight, and AllenNLP's checkpoint has it without the leading 1.
     wrong = [
         f"{path}: entry {i} is {shape}; GPT-1's {row.torch} is {row.openai_shape}"
         for i, (row, shape) in enumerate(zip(rows, shapes, strict=True))
-        if shape != row.openai_shape
+        if shape not in (row.openai_shape, row.shape)
     ]
     if wrong:
         raise ValueError("\n".join(first_faults(wrong)))

@@ -67,6 +67,28 @@ def test_read_accepts_any_number_of_pieces(folder, identical, count):
     assert identical(read(folder)[1], wanted)
 
 
+def test_read_accepts_conv1d_shapes_without_the_leading_1(folder, tmp_path, contents, identical):
+    """As AllenNLP's checkpoint has them: (10, 30), where OpenAI has (1, 10, 30)."""
+    before = contents(folder)
+    config, params = read(folder)
+    shapes = json.loads((folder / "params_shapes.json").read_text())
+    squeezed = [[n for n in shape if n != 1] for shape in shapes]
+    assert squeezed != shapes
+    (folder / "params_shapes.json").write_text(json.dumps(squeezed))
+    again = read(folder)
+    assert again[0] == config
+    assert identical(again[1], params)
+    write(tmp_path / "again", *again, format="openai")
+    assert contents(tmp_path / "again") == before
+    (folder / "params_shapes.json").write_text(
+        json.dumps([*squeezed[:2], squeezed[2][::-1], *squeezed[3:]])
+    )
+    with pytest.raises(
+        ValueError, match=r"entry 2 is \(36, 12\); GPT-1's h.0.attn.c_attn.weight is \(1, 12"
+    ):
+        read(folder)
+
+
 def test_read_infers_config_from_shapes(checkpoint, folder, identical):
     made = checkpoint(LM_HEAD)
     (folder / "config.json").unlink()
