@@ -1,10 +1,11 @@
 """The configuration of a GPT-1, with Hugging Face's field names."""
 
 import dataclasses
+import functools
 import json
 import os
 from collections.abc import Mapping
-from typing import Annotated, Any, Self, Unpack
+from typing import Annotated, Any, Self, TypeVar, Unpack
 
 from gpt1_jax.checks import (
     DropoutRate,
@@ -13,6 +14,7 @@ from gpt1_jax.checks import (
     Switch,
     at_most,
     check_fields,
+    check_keywords,
     is_integer,
     is_number,
     one_of,
@@ -41,11 +43,34 @@ TokenId = Annotated[int | None, Rule("a token id", is_integer)]
 TokenIds = Annotated[int | tuple[int, ...] | None, Rule("a token id", _is_id_or_ids)]
 
 
+C = TypeVar("C")
+
+
+def _takes_aliases(cls: type[C]) -> type[C]:
+    """Let the constructor of the configuration take names of fields as Hugging Face's does."""
+    init: Any = cls.__init__
+
+    @functools.wraps(init)
+    def construct(self: C, *args: Any, extra: Mapping[str, object] | None = None, **given: Any):
+        values, labels = own_fields(given)
+        if labels:
+            check_keywords("OpenAIGPTConfig()", {**values, **labels}, field_names(), {})
+        if len(names := labels.get("id2label") or ()) not in (0, values.get("num_labels")):
+            raise wrong("num_labels", values["num_labels"], f"{len(names)}, as id2label has names")
+        init(self, *args, **values, extra={**(extra or {}), **labels})
+
+    cls.__init__ = construct
+    return cls
+
+
+@_takes_aliases
 @dataclasses.dataclass(frozen=True)
 class OpenAIGPTConfig:
     """What a GPT-1 is made of. The defaults are the published model (116,534,784 parameters).
 
-    Frozen and hashable: equal configurations share compiled functions.
+    Frozen and hashable: equal configurations share compiled functions. The constructor takes
+    Hugging Face's general names too, ``hidden_size`` for example, and the names of the labels,
+    ``id2label`` and ``label2id``.
 
     Attributes:
         vocab_size: number of tokens V.
@@ -137,6 +162,19 @@ class OpenAIGPTConfig:
         """Hugging Face's general name of ``n_positions``."""
         return self.n_positions
 
+    @property
+    def id2label(self) -> dict[int, str]:
+        """The name of each label of the classification head."""
+        names = self.extra.get("id2label")
+        if not isinstance(names, Mapping) or len(names) != self.num_labels:
+            names = {i: f"LABEL_{i}" for i in range(self.num_labels)}
+        return {int(i): str(name) for i, name in names.items()}
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """The class that each name of a label stands for."""
+        return {name: i for i, name in self.id2label.items()}
+
     @classmethod
     def from_dict(cls, fields: Mapping[str, object]) -> Self:
         """Build from the contents of a ``config.json``; unknown fields are kept in ``extra``.
@@ -144,33 +182,24 @@ class OpenAIGPTConfig:
         Raises:
             ValueError: a field has a value that no GPT-1 can have.
         """
-        from gpt1_jax._conversion import layout
-
         model_type = fields.get("model_type", "openai-gpt")
         if model_type != "openai-gpt":
             raise ValueError(f"model_type is {short(model_type)}, but a GPT-1 is 'openai-gpt'")
-        known = {field.name for field in dataclasses.fields(cls)} - {"extra"}
-        # Hugging Face's general names for four fields, of old or hand-written configurations.
-        aliases = {alias: field for field, alias in layout.ALIASES.items()}
-        values: dict[str, Any] = {}
-        extra: dict[str, object] = {}
-        for name, value in fields.items():
-            field = aliases.get(name, name)
-            if field != name and fields.get(field, value) != value:
-                raise ValueError(
-                    f"{field} is {short(fields[field])}, {name} is {short(value)}: two names of "
-                    "one number, which must agree"
-                )
-            (values if field in known else extra)[field] = value
         # Hugging Face writes the labels' names where their number is not 2, and not the number.
-        if values.get("num_labels") is None:
-            values.pop("num_labels", None)
-        names = extra.get("id2label")
-        if names is not None and not isinstance(names, Mapping):
-            raise wrong("id2label", names, "an object")
-        if "num_labels" not in values and names is not None:
-            values["num_labels"] = len(names)
+        given = {k: v for k, v in fields.items() if k != "num_labels" or v is not None}
+        values, extra = own_fields(given)
         return cls(**values, extra=extra)
+
+    def replace(self, **fields: object) -> Self:
+        """Return the configuration with other values, named as the constructor takes them.
+
+        Raises:
+            ValueError: a value that the field cannot have, or two names that disagree.
+            TypeError: there is no such field.
+        """
+        values, _ = own_fields(fields)
+        kept = {name: value for name, value in vars(self).items() if name not in values}
+        return type(self)(**{**kept, **fields})
 
     def to_dict(self) -> dict[str, object]:
         """Return the contents of a ``config.json`` for ``transformers``, ``extra`` included."""
@@ -179,9 +208,8 @@ class OpenAIGPTConfig:
         if isinstance(self.eos_token_id, tuple):
             fields["eos_token_id"] = list(self.eos_token_id)
         if len(fields.get("id2label") or ()) != self.num_labels:
-            names = [f"LABEL_{i}" for i in range(self.num_labels)]
-            fields["id2label"] = {str(i): name for i, name in enumerate(names)}
-            fields["label2id"] = {name: i for i, name in enumerate(names)}
+            fields["id2label"] = {str(i): name for i, name in self.id2label.items()}
+            fields["label2id"] = self.label2id
         del fields["num_labels"]  # transformers derives it from id2label
         return fields
 
@@ -191,7 +219,8 @@ class OpenAIGPTConfig:
 
         Args:
             path: a folder with a ``config.json``, or a hub id.
-            **hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, ``force_download``.
+            **hub: ``subfolder``, ``revision``, ``cache_dir``, ``local_files_only``, ``token`` and
+                ``force_download``.
 
         Raises:
             FileNotFoundError: there is no such folder, file or repository.
@@ -213,3 +242,42 @@ class OpenAIGPTConfig:
             new("config.json").write_text(
                 json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
             )
+
+
+def field_names() -> list[str]:
+    """Return the names that the constructor takes."""
+    from gpt1_jax._conversion import layout
+
+    names = [field.name for field in dataclasses.fields(OpenAIGPTConfig) if field.name != "extra"]
+    return [*names, "id2label", "label2id", *layout.ALIASES.values()]
+
+
+def own_fields(fields: Mapping[str, object]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of ``OpenAIGPTConfig`` by its own names, and those that it does not have.
+
+    Raises:
+        ValueError: two names of one field disagree, or ``id2label`` is not an object.
+    """
+    known = {field.name for field in dataclasses.fields(OpenAIGPTConfig)} - {"extra"}
+    if fields.keys() <= known:
+        return dict(fields), {}  # before ``conversion`` is imported
+    from gpt1_jax._conversion import layout
+
+    # Hugging Face's general names for four fields.
+    aliases = {alias: field for field, alias in layout.ALIASES.items()}
+    values: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for name, value in fields.items():
+        field = aliases.get(name, name)
+        if field != name and fields.get(field, value) != value:
+            raise ValueError(
+                f"{field} is {short(fields[field])}, {name} is {short(value)}: two names of "
+                "one number, which must agree"
+            )
+        (values if field in known else extra)[field] = value
+    names = extra.get("id2label")
+    if names is not None and not isinstance(names, Mapping):
+        raise wrong("id2label", names, "an object")
+    if names is not None:
+        values.setdefault("num_labels", len(names))
+    return values, extra

@@ -91,7 +91,8 @@ def verify(
     Args:
         path: a folder or hub id.
         published: the outputs to compare with, if its embedding is that of the published GPT-1.
-        **hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, ``force_download``.
+        **hub: ``subfolder``, ``revision``, ``cache_dir``, ``local_files_only``, ``token`` and
+            ``force_download``.
 
     Raises:
         ValueError: the files do not hold a GPT-1.

@@ -136,7 +136,9 @@ def test_config_makes_numbers_of_numpy_plain() -> None:
 
 
 def test_config_rejects_unknown_arguments() -> None:
-    with pytest.raises(TypeError, match="n_layers"):
+    with pytest.raises(
+        TypeError, match=r"^OpenAIGPTConfig\(\) takes no n_layers: .* mean n_layer\?"
+    ):
         made({"n_layers": 2})
 
 
@@ -156,6 +158,46 @@ def test_config_reads_aliases_but_does_not_write_them(alias: str, name: str) -> 
     fields = config.to_dict()
     assert fields[name] == 24
     assert alias not in fields
+
+
+@pytest.mark.parametrize("fields", [{"hidden_size": 24}, {"num_hidden_layers": 3, "n_head": 4}])
+def test_config_constructor_takes_aliases_as_transformers(fields: dict[str, int]) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = made(fields), transformers.OpenAIGPTConfig(**fields)
+    names = ("n_embd", "n_head", "n_layer", "n_positions")
+    aliases = ("hidden_size", "num_attention_heads", "num_hidden_layers", "max_position_embeddings")
+    for name in (*names, *aliases):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.replace(**fields) == dataclasses.replace(ours, n_head=ours.n_head) == ours
+    with pytest.raises(ValueError, match="n_embd is 48, hidden_size is 24: two names"):
+        made({"hidden_size": 24, "n_embd": 48})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"num_labels": 3},
+        {"id2label": {0: "no", 1: "maybe", 2: "yes"}, "label2id": {"no": 0, "maybe": 1, "yes": 2}},
+        {"id2label": {"0": "no", "1": "yes"}, "label2id": {"no": 0, "yes": 1}},
+    ],
+)
+def test_config_names_labels_as_transformers(fields: dict[str, Any], tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    ours, theirs = made(fields), transformers.OpenAIGPTConfig(**fields)
+    ours.save_pretrained(tmp_path)
+    for config in (ours, Config.from_pretrained(tmp_path), Config().replace(**fields)):
+        assert config.num_labels == theirs.num_labels
+        assert config.id2label == theirs.id2label
+        assert config.label2id == theirs.label2id
+    assert transformers.OpenAIGPTConfig.from_pretrained(tmp_path).id2label == theirs.id2label
+
+
+def test_config_rejects_a_number_of_labels_that_has_other_names() -> None:
+    with pytest.raises(ValueError, match="num_labels is 3, but must be 2, as id2label has names"):
+        made({"num_labels": 3, "id2label": {0: "no", 1: "yes"}})
+    named = made({"id2label": {0: "no", 1: "yes"}})
+    assert dataclasses.replace(named, num_labels=3).id2label[2] == "LABEL_2"
 
 
 def test_config_is_frozen() -> None:
