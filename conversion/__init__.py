@@ -8,7 +8,7 @@ with Flax's leaves: ``kernel``, ``bias``, ``scale``, ``embedding``. Knows no JAX
 numpy's.
 """
 
-from conversion.checkpoint import read, read_config, write
+from conversion.checkpoint import read, read_architecture, read_config, write
 from conversion.config_file import named_architecture
 from conversion.hub import resolve
 from conversion.layout import ARCHITECTURES, ParamSpec, param_specs
@@ -24,6 +24,7 @@ __all__ = [
     "named_architecture",
     "param_specs",
     "read",
+    "read_architecture",
     "read_config",
     "resolve",
     "to_torch",

@@ -1,7 +1,7 @@
 """Reading and writing whole checkpoints, in whatever format they are."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from conversion.layout import (
     one_layer,
     param_specs,
 )
-from conversion.match import match_tensors, match_tree
+from conversion.match import LazyTensor, match_tensors, match_tree
 from conversion.tree import Leaf, load_params, same
 
 
@@ -28,13 +28,11 @@ def read(
     *,
     architecture: str | None = None,
     new_head: bool = False,
+    ignore_mismatched_sizes: bool = False,
     overrides: Mapping[str, Any] = MappingProxyType({}),
     leaf: Leaf = same,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    token: str | bool | None = None,
-    force_download: bool = False,
+    variant: str | None = None,
+    **hub: Any,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Read a checkpoint: Hugging Face's layout first, else OpenAI's.
 
@@ -42,19 +40,17 @@ def read(
 
     Args:
         path_or_hub_id: a folder, or the id of a model on the Hugging Face hub.
-        architecture: one of ``ARCHITECTURES``; by default what the config names, or, if it names
-            none of these, what the tensors' names show. The heads of other architectures are left
-            out.
+        architecture: one of ``ARCHITECTURES``; by default see ``read_architecture``. The heads of
+            other architectures are left out.
         new_head: accept weights that hold nothing of the architecture's own head (``score``,
             ``multiple_choice_head``); it is left out of the result, for the caller to initialise.
+        ignore_mismatched_sizes: take such a head of another shape, as of another number of labels,
+            for none.
         overrides: fields that take the place of the config's; the parameters must fit them.
         leaf: called with each numpy array as soon as it is read, the largest first; its result
             goes into the tree. With ``jnp.asarray``, about one copy of the file is held at most.
-        revision: these are for the hub, see ``resolve``.
-        cache_dir: see ``resolve``.
-        local_files_only: see ``resolve``.
-        token: see ``resolve``.
-        force_download: see ``resolve``.
+        variant: of the weights, "fp16" for ``model.fp16.safetensors``.
+        **hub: the other arguments of ``resolve``.
 
     Returns:
         The fields of config.json, all of them, with ``architectures`` the one read; and the nested
@@ -70,33 +66,62 @@ def read(
         raise ValueError(
             f"the architecture is {architecture!r}; it must be one of {', '.join(ARCHITECTURES)}"
         )
-    folder = resolve(
-        path_or_hub_id,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        token=token,
-        force_download=force_download,
-    )
-    weights = huggingface.weights_file(folder)
-    if weights is not None:
-        source, config = weights, config_file.read_config(folder)
-        found = huggingface.open_weights(weights)
-        shown = _shown_architecture(one.name for one in found)
-    elif (folder / openai.SHAPES).is_file():
-        source, (config, found) = folder, openai.open_folder(folder)
-        shown = LM_HEAD
-    else:
-        looked = ", ".join((*huggingface.WEIGHTS, openai.SHAPES))
-        raise FileNotFoundError(f"{folder} holds no weights; looked for {looked}")
-    architecture = architecture or named_architecture(config) or shown
+    folder = resolve(path_or_hub_id, variant=variant, **hub)
+    source, config, found, held = _open(folder, variant)
+    architecture = architecture or held
     config = {**config, **overrides}
     try:
         param_specs(one_layer(config), architecture)
     except ValueError as error:  # a field that only this architecture uses
         raise ValueError(f"{folder / CONFIG}: {error}") from None
-    fitted = match_tensors(str(source), found, config, architecture, new_head=new_head)
+    fitted = match_tensors(
+        str(source),
+        found,
+        config,
+        architecture,
+        new_head=new_head,
+        ignore_mismatched_sizes=ignore_mismatched_sizes,
+        given=overrides,
+    )
     return {**config, "architectures": [architecture]}, load_params(fitted, leaf)
+
+
+def read_architecture(
+    path_or_hub_id: str | os.PathLike[str], *, variant: str | None = None, **hub: Any
+) -> str:
+    """Return the architecture of a checkpoint: one of ``ARCHITECTURES``.
+
+    It is the first that the config names. Where that is none of these, the names of the tensors
+    show it: those of a head, or the prefix ``transformer.``; OpenAI's files hold a language model.
+
+    Args:
+        path_or_hub_id: a folder, or the id of a model on the Hugging Face hub.
+        variant: of the weights, "fp16" for ``model.fp16.safetensors``.
+        **hub: the other arguments of ``resolve``.
+
+    Raises:
+        FileNotFoundError: there is no such folder or model, or a file of it is missing.
+        ValueError: a file is damaged, or is not of a GPT-1.
+    """
+    return _open(resolve(path_or_hub_id, variant=variant, **hub), variant)[-1]
+
+
+def _open(
+    folder: Path, variant: str | None
+) -> tuple[Path, dict[str, Any], Sequence[LazyTensor], str]:
+    """The file or folder of the weights, the config, the tensors, and the architecture."""
+    weights = huggingface.weights_file(folder, variant)
+    if weights is not None:
+        config = config_file.read_config(folder)
+        found = huggingface.open_weights(weights)
+        shown = _shown_architecture(one.name for one in found)
+    elif variant is None and (folder / openai.SHAPES).is_file():
+        weights, (config, found) = folder, openai.open_folder(folder)
+        shown = LM_HEAD
+    else:
+        looked = huggingface.weights_names(variant) + ([] if variant else [openai.SHAPES])
+        raise FileNotFoundError(f"{folder} holds no weights; looked for {', '.join(looked)}")
+    return weights, config, found, named_architecture(config) or shown
 
 
 def write(

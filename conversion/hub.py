@@ -18,15 +18,14 @@ COMPANIONS = (
     "added_tokens.json",
 )
 _LIGHT = ["config.json", *COMPANIONS]
-_SAFETENSORS = ["model*.safetensors", "model.safetensors.index.json"]
-# Most repositories hold the same weights as a pickle too.
-_PICKLES = ["pytorch_model*.bin", "pytorch_model.bin.index.json"]
 
 
 def resolve(
     path_or_hub_id: str | os.PathLike[str],
     *,
     weights: bool = True,
+    subfolder: str = "",
+    variant: str | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
@@ -40,6 +39,8 @@ def resolve(
             comes first. What can only be a path (it starts with ``.``, ``/`` or ``~``, has more
             than one slash, or is a file) is never looked up on the hub.
         weights: download these too; if false, only config.json and ``COMPANIONS``.
+        subfolder: the folder inside that one, or inside the repository, that holds the checkpoint.
+        variant: of the weights to download, "fp16" for ``model.fp16.safetensors``.
         revision: a branch, tag or commit of the hub's repository.
         cache_dir: where downloads are kept; by default the hub's own cache.
         local_files_only: use what has been downloaded before.
@@ -49,11 +50,19 @@ def resolve(
     Raises:
         FileNotFoundError: there is no such folder and no such model, or it cannot be downloaded;
             the message says why and what would be right.
+        ValueError: ``subfolder`` leads out of the folder.
         OSError: a process was killed while it replaced the folder's files; see ``finish_writes``.
     """
     given = os.fspath(path_or_hub_id)
     path = expand_home(given)
+    if Path(subfolder).is_absolute() or ".." in Path(subfolder).parts:
+        raise ValueError(
+            f"subfolder is {subfolder!r}; it must be the path of a folder inside {given}"
+        )
     if given and path.is_dir():  # an empty path would be the working folder
+        path = path / subfolder
+        if not path.is_dir():
+            raise FileNotFoundError(f"{given} has no folder {subfolder!r}")
         finish_writes(path)
         return path
     if path.is_file():
@@ -78,7 +87,7 @@ def resolve(
     from huggingface_hub import snapshot_download
 
     def download(patterns: list[str]) -> Path:
-        return Path(
+        whole = Path(
             snapshot_download(
                 given,
                 revision=revision,
@@ -86,26 +95,43 @@ def resolve(
                 local_files_only=local_files_only,
                 token=token,
                 force_download=force_download,
-                allow_patterns=patterns,
+                allow_patterns=[(Path(subfolder) / name).as_posix() for name in patterns],
             )
         )
+        return whole / subfolder
 
+    safetensors = _weights("model", "safetensors", variant)
+    pickles = _weights("pytorch_model", "bin", variant)  # most hold the same weights so too
     try:
-        folder = download([*_LIGHT, *_SAFETENSORS] if weights else _LIGHT)
-        if weights and not any(folder.glob("model*.safetensors")):
-            folder = download([*_LIGHT, *_SAFETENSORS, *_PICKLES])
+        folder = download([*_LIGHT, *safetensors] if weights else _LIGHT)
+        if weights and not any(any(folder.glob(name)) for name in safetensors[:-1]):
+            folder = download([*_LIGHT, *safetensors, *pickles])
     except Exception as error:  # whatever the hub's client, the network or the disk raise
         raise FileNotFoundError(
             f"{given!r} is no folder here, and cannot be had from the Hugging Face hub: "
             f"{_cause(error, revision)}"
         ) from error
-    if weights and not any(any(folder.glob(name)) for name in (*_SAFETENSORS, *_PICKLES)):
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{given!r} on the Hugging Face hub has no folder {subfolder!r}")
+    if weights and not any(any(folder.glob(name)) for name in (*safetensors, *pickles)):
         raise FileNotFoundError(
             f"{given!r} is in the cache of downloads, in {folder}, without weights: download them "
             f"with local_files_only=False and without HF_HUB_OFFLINE, unless the model has none "
-            f"such as {_SAFETENSORS[0]} on the hub"
+            f"such as {safetensors[0]} on the hub"
         )
     return folder
+
+
+def _weights(stem: str, suffix: str, variant: str | None) -> list[str]:
+    """Patterns of a file of weights, of its shards, and last of their index."""
+    if variant is None:
+        return [f"{stem}.{suffix}", f"{stem}-*.{suffix}", f"{stem}.{suffix}.index.json"]
+    return [
+        f"{stem}.{variant}.{suffix}",
+        f"{stem}.{variant}-*.{suffix}",
+        f"{stem}-*.{variant}.{suffix}",  # as old versions of transformers named shards
+        f"{stem}.{suffix}.index.{variant}.json",
+    ]
 
 
 def _cause(error: Exception, revision: str | None) -> str:

@@ -39,9 +39,21 @@ _DTYPES = {
 }
 
 
-def weights_file(folder: Path) -> Path | None:
+def weights_names(variant: str | None = None) -> list[str]:
+    """The names that weights, or the index of their shards, may have; the first is read.
+
+    Args:
+        variant: goes before the suffix, "fp16" for ``model.fp16.safetensors``.
+    """
+    if variant is None:
+        return list(WEIGHTS)
+    return [str(Path(name).with_suffix(f".{variant}{Path(name).suffix}")) for name in WEIGHTS]
+
+
+def weights_file(folder: Path, variant: str | None = None) -> Path | None:
     """The file of ``folder`` that is read: its weights, or the index of their shards."""
-    return next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
+    names = weights_names(variant)
+    return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def open_weights(path: Path) -> list[LazyTensor]:
@@ -52,7 +64,7 @@ def open_weights(path: Path) -> list[LazyTensor]:
         ValueError: a file is damaged or not what its name says, or the index is not true.
         ImportError: torch is needed and not installed.
     """
-    if path.name.endswith(_INDEX):
+    if path.suffix == ".json":
         return _open_shards(path)
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_pickle(path)
 

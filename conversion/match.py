@@ -5,7 +5,7 @@ for is listed here by name: the parameters of other heads, the mask and position
 versions, and the second copy of a tied embedding.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import ml_dtypes
 import numpy as np
 
 from conversion.layout import (
+    ALIASES,
     BASE,
     CLASSIFICATION,
     OWN_HEAD,
@@ -91,7 +92,9 @@ def match_tensors(  # noqa: PLR0915 (one walk through the table collects all tha
     architecture: str,
     *,
     new_head: bool = False,
+    ignore_mismatched_sizes: bool = False,
     config_name: str = "config.json",
+    given: Collection[str] = (),
 ) -> list[tuple[ParamSpec, LazyTensor]]:
     """Match tensors under torch's names with the table.
 
@@ -105,7 +108,9 @@ def match_tensors(  # noqa: PLR0915 (one walk through the table collects all tha
         config: the fields of its config.json.
         architecture: one of ``ARCHITECTURES``.
         new_head: leave out the architecture's own head where the source has nothing of it.
+        ignore_mismatched_sizes: take such a head of another shape for none.
         config_name: what error messages call the config.
+        given: the fields that are not the config's own, but were given in their place.
 
     Returns:
         Every row of the table with its tensor, in the table's order.
@@ -119,12 +124,17 @@ def match_tensors(  # noqa: PLR0915 (one walk through the table collects all tha
     groups: dict[str, list[LazyTensor]] = {}
     for stored in found:
         groups.setdefault(_canonical(stored.name), []).append(stored)
-    differences = _differences(config, architecture, groups)
+    if ignore_mismatched_sizes:
+        groups = _without_misfit_head(groups, config, architecture)
     first = f"{source} does not fit {architecture}"
+    differences = _differences(config, architecture, groups)
     if differences:
-        first += f": {config_name} says " + "; ".join(
-            f"{number} {said}, the weights show {shown}" for number, said, shown in differences
+        first += ": " + "; ".join(
+            f"{_said(number, said, config, config_name, given)}, the weights show {shown}"
+            for number, said, shown in differences
         )
+        if "num_labels" in given and not ignore_mismatched_sizes:
+            first += " (ignore_mismatched_sizes=True takes a head of another size for none)"
     # Before there is a row for each parameter: a number in a file can be of any size.
     if sizes(config).n_layer > len(groups):
         raise ValueError(first)
@@ -135,6 +145,7 @@ def match_tensors(  # noqa: PLR0915 (one walk through the table collects all tha
     named = {_canonical(row.torch): row for row in rows}
     body = {_canonical(row.torch) for row in rows if row.openai_shape is not None}
     head = [name for name in named if name in OWN_HEAD[architecture]]
+    shaped = [f"{name} of shape {named[name].torch_shape}" for name in head]
     headless = bool(head) and not any(name in groups for name in head)
     if headless:
         named = {name: row for name, row in named.items() if name not in head}
@@ -165,7 +176,7 @@ def match_tensors(  # noqa: PLR0915 (one walk through the table collects all tha
         raise ValueError("\n".join([first, *first_faults(faults, "  ")]))
     if headless and not new_head:
         raise MissingHeadError(
-            f"{source} holds no {' and no '.join(head)}, which {architecture} needs"
+            f"{source} holds no {' and no '.join(shaped)}, which {architecture} needs"
         )
 
     fitted = {name: groups[name][0] for name in named}
@@ -275,6 +286,29 @@ def _differences(
         said["num_labels"] = param_specs(one_layer(config), architecture)[-1].torch_shape[0]
         shown["num_labels"] = shapes["score.weight"][0]
     return [(number, said[number], n) for number, n in shown.items() if n != said[number]]
+
+
+def _said(
+    number: str, said: int, config: Mapping[str, Any], config_name: str, given: Collection[str]
+) -> str:
+    """What a number of the config is, and who says so."""
+    if number in given:
+        return f"{number}={said} is given"
+    names = (number, {**ALIASES, "num_labels": "id2label"}.get(number, number))
+    if all(config.get(name) is None for name in names):
+        return f"{config_name} has no {number}, whose default is {said}"
+    return f"{config_name} says {number} {said}"
+
+
+def _without_misfit_head(
+    groups: dict[str, list[LazyTensor]], config: Mapping[str, Any], architecture: str
+) -> dict[str, list[LazyTensor]]:
+    """Leave out the architecture's own head where it has another shape than the config's."""
+    rows = param_specs(one_layer(config), architecture)
+    own = {row.torch: row.torch_shape for row in rows if row.torch in OWN_HEAD[architecture]}
+    if all(one.shape == own[name] for name in own for one in groups.get(name, ())):
+        return groups
+    return {name: group for name, group in groups.items() if name not in own}
 
 
 def _both(source: str, tokens: LazyTensor, lm_head: LazyTensor) -> LazyTensor:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         OpenAIGPTForSequenceClassification,
         OpenAIGPTLMHeadModel,
         OpenAIGPTModel,
+        from_pretrained,
     )
     from gpt1_jax.nn.attention import Cache
     from gpt1_jax.pure import functional
@@ -37,6 +38,7 @@ _MODULES = {
     "OpenAIGPTLMHeadModel": "model",
     "OpenAIGPTModel": "model",
     "Tokenizer": "text.tokenizer",
+    "from_pretrained": "model",
     "functional": "pure",
     "generate": "generation.api",
     "stream": "generation.streaming",
@@ -55,6 +57,7 @@ __all__ = [
     "OpenAIGPTModel",
     "Tokenizer",
     "__version__",
+    "from_pretrained",
     "functional",
     "generate",
     "stream",

@@ -55,7 +55,8 @@ BOOL = Rule("true or false", lambda value: isinstance(value, bool))
 
 Count = Annotated[int, INTEGER, at_least(1)]
 MaybeCount = Annotated[int | None, INTEGER, at_least(1)]
-PositiveInteger = Annotated[int, Rule("a positive integer", lambda n: is_integer(n) and n >= 1)]
+POSITIVE_INTEGER = Rule("a positive integer", lambda n: is_integer(n) and n >= 1)
+PositiveInteger = Annotated[int, POSITIVE_INTEGER]
 ABOVE_0 = Rule("a number above 0", lambda x: is_number(x) and x > 0)
 Positive = Annotated[float, ABOVE_0]
 MaybePositive = Annotated[float | None, ABOVE_0]

@@ -14,6 +14,7 @@ N heads, H = E / N, V ``vocab_size``.
 import dataclasses
 import functools
 import math
+import os
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from flax.typing import PrecisionLike
 from jaxtyping import Array, Float, Integer
 
 from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.demo import HubOptions, resolve
 from gpt1_jax.nn.attention import (
     AttentionBackend,
     Backend,
@@ -521,11 +523,11 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
         out: BaseModelOutput = self.transformer.forward(
             input_ids,
             attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_attentions,
-            output_hidden_states,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
             positions_from_mask=positions_from_mask,
             cache=cache,
             deterministic=deterministic,
@@ -623,11 +625,11 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         out: BaseModelOutput = self.transformer.forward(
             input_ids,
             attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_attentions,
-            output_hidden_states,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
             positions_from_mask=positions_from_mask,
             deterministic=deterministic,
             dropout_key=body_key,
@@ -729,11 +731,11 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
         out: BaseModelOutput = self.transformer.forward(
             input_ids,
             attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_attentions,
-            output_hidden_states,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
             positions_from_mask=positions_from_mask,
             deterministic=deterministic,
             dropout_key=dropout_key,
@@ -799,3 +801,27 @@ MODELS: dict[str, type[OpenAIGPTPreTrainedModel]] = {
         OpenAIGPTForSequenceClassification,
     )
 }
+
+
+def from_pretrained(path: str | os.PathLike[str], **options: Any) -> Any:
+    """Load a checkpoint as the model that it is, one of ``MODELS``.
+
+    That is the first of the ``architectures`` in its config.json; where this names none of the
+    models, the one whose parameters the weights are; a language model for OpenAI's npy files.
+
+    Args:
+        path: a folder, a hub id, or "demo" for the bundled demo model.
+        **options: see ``OpenAIGPTPreTrainedModel.from_pretrained``.
+
+    Raises:
+        FileNotFoundError: there is no such folder, file or repository.
+        ValueError: the files hold no GPT-1, or it is not whole.
+        TypeError: an option that does not exist.
+    """
+    from gpt1_jax._conversion import conversion
+
+    hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}
+    variant = options.get("variant")
+    folder = resolve(path, variant=variant, **hub)
+    architecture = conversion.read_architecture(folder, variant=variant)
+    return MODELS[architecture].from_pretrained(folder, **options)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -14,14 +15,64 @@ from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 from flax.typing import PrecisionLike
 
-from gpt1_jax.config import OpenAIGPTConfig
+from gpt1_jax.checks import POSITIVE_INTEGER, ForeignKeyword, check, check_keywords
+from gpt1_jax.config import OpenAIGPTConfig, field_names, own_fields
 from gpt1_jax.demo import resolve
 from gpt1_jax.nn.attention import AttentionBackend, Backend
 from gpt1_jax.nn.dtypes import float_dtype
 from gpt1_jax.nn.host_arrays import native_leaves
-from gpt1_jax.nn.layers import DType
+from gpt1_jax.nn.layers import DType, TiedHead
 from gpt1_jax.nn.partitioning import place_like
 from gpt1_jax.nn.remat import Remat
+
+_DEVICES = "JAX puts arrays on its default device, and mesh= splits them over several"
+_QUANTIZED = 'weights are not quantized, and param_dtype="bfloat16" halves their memory'
+# What transformers' from_pretrained is called with, and this one is not.
+_FOREIGN = {
+    "torch_dtype": ForeignKeyword("dtype= is for the computation, param_dtype= for the parameters"),
+    "device_map": ForeignKeyword(_DEVICES),
+    "device_mesh": ForeignKeyword(_DEVICES),
+    "tp_plan": ForeignKeyword(_DEVICES),
+    "max_memory": ForeignKeyword(_DEVICES),
+    "offload_folder": ForeignKeyword(_DEVICES),
+    "low_cpu_mem_usage": ForeignKeyword("about one copy is ever held", (None, True, False)),
+    "trust_remote_code": ForeignKeyword("no code of a checkpoint is run", (None, False)),
+    "attn_implementation": ForeignKeyword(
+        'attention= chooses it: "manual" is "eager", "xla" is like "sdpa"', (None, "eager")
+    ),
+    "use_safetensors": ForeignKeyword("safetensors are read where there are any, else pickles"),
+    "weights_only": ForeignKeyword("no code in a pickle is ever run", (None, True)),
+    "quantization_config": ForeignKeyword(_QUANTIZED),
+    "load_in_8bit": ForeignKeyword(_QUANTIZED, (None, False)),
+    "load_in_4bit": ForeignKeyword(_QUANTIZED, (None, False)),
+    "config": ForeignKeyword("give the fields to change by their names, num_labels=3 for example"),
+    "state_dict": ForeignKeyword("load_params replaces the parameters of a model"),
+    "output_loading_info": ForeignKeyword(
+        "a parameter that is missing or left over is an error", (None, False)
+    ),
+    "return_dict": ForeignKeyword(
+        "an output is a mapping, whose to_tuple() returns the tuple", (None, True)
+    ),
+    "use_cache": ForeignKeyword("generate always keeps a cache", (None, True)),
+    "use_auth_token": ForeignKeyword("token= is its name"),
+    "proxies": ForeignKeyword("the environment variable HTTPS_PROXY names a proxy"),
+    "resume_download": ForeignKeyword("downloads always resume", (None, True, False)),
+    "from_tf": ForeignKeyword("TensorFlow's weights are not read", (None, False)),
+}
+
+# What a model of torch has, and these have not.
+_CASTS = "from_pretrained(..., param_dtype=) loads in another dtype"
+_TORCH = {
+    **dict.fromkeys(("to", "cuda", "cpu", "device"), _DEVICES),
+    **dict.fromkeys(("half", "float", "bfloat16", "double"), _CASTS),
+    **dict.fromkeys(("parameters", "named_parameters", "state_dict"), "params has them all"),
+    "load_state_dict": "load_params(params) replaces the parameters",
+    "zero_grad": "jax.grad returns gradients, and keeps none",
+    "gradient_checkpointing_enable": 'from_pretrained(..., remat="all") does it',
+    "tie_weights": "a tied head is always the embedding",
+    "set_input_embeddings": "load_params(params) replaces the rows",
+    "set_output_embeddings": "load_params(params) replaces the columns of an untied head",
+}
 
 Params = dict[str, Any]
 Leaves = dict[tuple[str, ...], Any]
@@ -183,9 +234,36 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         return sum(math.prod(variable.shape) for variable in self._variables().values())
 
     def get_input_embeddings(self) -> nnx.Embed:
-        """Return the token embedding."""
+        """Return the token embedding, a table (V, E)."""
         body: Any = getattr(self, "transformer", self)
         return body.tokens_embed
+
+    def get_output_embeddings(self) -> nnx.Linear | TiedHead | None:
+        """Return the LM head, which has a kernel (E, V) where it is untied; None without a head."""
+        return getattr(self, "lm_head", None)
+
+    def eval(self) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the model, which drops nothing out unless a call asks for it."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return the model for ``train(False)``, which is ``eval()``.
+
+        Raises:
+            ValueError: ``mode`` is true: there is no mode, each call says whether to drop out.
+        """
+        if mode:
+            raise ValueError(
+                "a model has no training mode: pass deterministic=False and "
+                "dropout_key=jax.random.key(seed) to the call that is to drop out"
+            )
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        """Say what takes the place of torch's methods; called for what is not found alone."""
+        if name in _TORCH:
+            raise AttributeError(f"{type(self).__name__} has no {name}: {_TORCH[name]}")
+        return object.__getattribute__(self, name)  # raises the error again
 
     @classmethod
     def from_pretrained(
@@ -199,6 +277,9 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         remat: Remat = "none",
         rngs: nnx.Rngs | None = None,
         mesh: jax.sharding.Mesh | None = None,
+        subfolder: str = "",
+        variant: str | None = None,
+        ignore_mismatched_sizes: bool = False,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         local_files_only: bool = False,
@@ -210,8 +291,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
 
         Args:
             path: the folder or hub id, or "demo" for the bundled demo model.
-            dtype: of the computation; the parameters' by default.
-            param_dtype: of the parameters; the file's by default.
+            dtype: of the computation; the parameters' by default, and for "auto".
+            param_dtype: of the parameters; the file's by default, and for "auto".
             precision: of the matrix products.
             attention: what computes it; see the class.
             remat: what a training's backward pass computes again; see the class.
@@ -219,12 +300,17 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
                 error.
             mesh: of ``sharding.mesh.make_mesh``, to lay the parameters out on as ``shard_model``
                 does: each device gets its own shards, none a whole parameter that is split.
+            subfolder: of the folder or repository, where the checkpoint lies.
+            variant: of the weights, "fp16" for ``model.fp16.safetensors``.
+            ignore_mismatched_sizes: whether to start from a new head, by ``rngs``, where the
+                checkpoint's is of another number of labels. All else must fit.
             revision: branch, tag or commit on the hub.
             cache_dir: where downloads are kept.
             local_files_only: whether to do without the network.
             token: for private repositories.
             force_download: whether to download again what is cached.
-            **fields: fields of the configuration to change, ``num_labels=3`` for example.
+            **fields: fields of the configuration to change, ``num_labels=3`` for example, by any
+                name that its constructor takes.
 
         Raises:
             FileNotFoundError: there is no such folder, file or repository.
@@ -235,14 +321,14 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         from gpt1_jax._conversion import conversion
         from gpt1_jax.sharding.mesh import check_mesh, param_shardings, shard
 
-        known = {field.name for field in dataclasses.fields(OpenAIGPTConfig)} - {"extra"}
-        if unknown := sorted(fields.keys() - known):
-            raise TypeError(f"from_pretrained() got {unknown}, which OpenAIGPTConfig does not have")
-        for name, value in (("dtype", dtype), ("param_dtype", param_dtype)):
-            if value is not None:
-                float_dtype(name, value)
+        _, *own, _ = inspect.signature(cls.from_pretrained).parameters
+        own += field_names()
+        fields = check_keywords("from_pretrained()", fields, own, _FOREIGN)
+        dtype, param_dtype = _given("dtype", dtype), _given("param_dtype", param_dtype)
         folder = resolve(
             path,
+            subfolder=subfolder,
+            variant=variant,
             revision=revision,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
@@ -250,7 +336,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             force_download=force_download,
         )
         # Before the weights are read, so that a config that no model can have costs nothing.
-        config = dataclasses.replace(OpenAIGPTConfig.from_pretrained(folder), **fields)
+        config = OpenAIGPTConfig.from_pretrained(folder).replace(**fields)
         if mesh is not None:
             check_mesh(mesh, config)
 
@@ -263,8 +349,10 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
                 folder,
                 architecture=cls.__name__,
                 new_head=rngs is not None,
-                overrides=fields,
+                ignore_mismatched_sizes=ignore_mismatched_sizes,
+                overrides=own_fields(fields)[0],
                 leaf=leaf,
+                variant=variant,
             )
         except conversion.MissingHeadError as error:
             hint = "to start from a new head, pass rngs=nnx.Rngs(seed)"
@@ -319,27 +407,57 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             safe_serialization=safe_serialization,
         )
 
-    def resize_token_embeddings(self, new_num_tokens: int, *, rngs: nnx.Rngs) -> None:
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> nnx.Embed:
         """Change the number of tokens, in place; a tied head follows.
 
-        Rows that remain keep their values; new ones are drawn from N(0, initializer_range).
+        Rows that remain keep their values. New ones are the mean of the old ones: Hugging Face's
+        default too, whose noise around it, of 1e-9 times the rows' covariance, is left out. With
+        ``rngs`` they are drawn from N(0, initializer_range).
 
         Args:
-            new_num_tokens: the new ``vocab_size``.
-            rngs: keys of the new rows.
+            new_num_tokens: the new ``vocab_size``; by default the old one.
+            pad_to_multiple_of: round the number up to a multiple of this one.
+            mean_resizing: whether new rows are the mean; by default without ``rngs`` alone.
+            rngs: keys of new rows that are drawn.
+
+        Returns:
+            The token embedding.
 
         Raises:
-            ValueError: ``new_num_tokens`` is not a positive integer.
+            ValueError: a number is not a positive integer, or rows are to be drawn without
+                ``rngs``.
         """
-        if isinstance(new_num_tokens, np.integer):
-            new_num_tokens = int(new_num_tokens)
+        if mean_resizing is None:
+            mean_resizing = rngs is None
+        if not mean_resizing and rngs is None:
+            raise ValueError("mean_resizing=False draws the new rows: pass rngs=nnx.Rngs(seed)")
+        if new_num_tokens is None:
+            new_num_tokens = self.config.vocab_size
         config = dataclasses.replace(self.config, vocab_size=new_num_tokens)
+        if pad_to_multiple_of is not None:
+            check("pad_to_multiple_of", pad_to_multiple_of, POSITIVE_INTEGER)
+            rounded = -(-config.vocab_size // pad_to_multiple_of) * pad_to_multiple_of
+            config = dataclasses.replace(config, vocab_size=rounded)
+        size = int(config.vocab_size)
 
         def resized(old: jax.Array, axis: int) -> jax.Array:
-            kept = jax.lax.slice_in_dim(old, 0, min(old.shape[axis], new_num_tokens), axis=axis)
+            kept = jax.lax.slice_in_dim(old, 0, min(old.shape[axis], size), axis=axis)
             shape = list(old.shape)
-            shape[axis] = new_num_tokens - kept.shape[axis]
-            new = jax.random.normal(rngs.params(), shape, jnp.float32) * config.initializer_range
+            shape[axis] = size - kept.shape[axis]
+            if mean_resizing or rngs is None:
+                mean = old.astype(jnp.float32).mean(axis, keepdims=True)
+                new = jnp.broadcast_to(mean, shape)
+            else:
+                new = (
+                    jax.random.normal(rngs.params(), shape, jnp.float32) * config.initializer_range
+                )
             new = place_like(new.astype(old.dtype), kept)
             return place_like(jnp.concatenate([kept, new], axis=axis), old)
 
@@ -348,10 +466,23 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         if head is not None:
             if not config.tie_word_embeddings:
                 head.kernel.set_value(resized(head.kernel.get_value(), axis=1))
-            head.out_features = new_num_tokens
+            head.out_features = size
         table.embedding.set_value(rows)
-        table.num_embeddings = new_num_tokens
+        table.num_embeddings = size
         getattr(self, "transformer", self).config = self.config = config
+        return table
+
+
+def _given(name: str, dtype: Any) -> jnp.dtype | None:
+    """Return a dtype of JAX's or torch's; None for None and "auto".
+
+    Raises:
+        ValueError: see ``float_dtype``.
+    """
+    if dtype is None or (isinstance(dtype, str) and dtype == "auto"):
+        return None
+    torch = type(dtype).__module__ == "torch"
+    return float_dtype(name, str(dtype).removeprefix("torch.") if torch else dtype)
 
 
 def abstract(make: Callable[..., Model]) -> Model:

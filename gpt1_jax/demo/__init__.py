@@ -9,8 +9,9 @@ FOLDER = Path(__file__).parent
 
 
 class HubOptions(TypedDict, total=False):
-    """How to get a checkpoint from the hub; ``conversion.resolve`` describes each."""
+    """Where a checkpoint lies, and how to get it from the hub; see ``conversion.resolve``."""
 
+    subfolder: str
     revision: str | None
     cache_dir: str | os.PathLike[str] | None
     local_files_only: bool
@@ -19,14 +20,20 @@ class HubOptions(TypedDict, total=False):
 
 
 def resolve(
-    path: str | os.PathLike[str], *, weights: bool = True, **hub: Unpack[HubOptions]
+    path: str | os.PathLike[str],
+    *,
+    weights: bool = True,
+    variant: str | None = None,
+    **hub: Unpack[HubOptions],
 ) -> Path:
     """Return the folder of a checkpoint: the demo's, or ``conversion.resolve``'s.
 
     A folder of that name where the program runs comes first.
     """
     if str(path) == DEMO and not Path(path).is_dir():
-        return FOLDER
+        if not hub.get("subfolder"):
+            return FOLDER
+        path = FOLDER
     from gpt1_jax._conversion import conversion
 
-    return conversion.resolve(path, weights=weights, **hub)
+    return conversion.resolve(path, weights=weights, variant=variant, **hub)

@@ -239,3 +239,34 @@ def test_resolve_never_looks_up_paths(hub, tmp_path, monkeypatch):
     ):
         resolve("model.safetensors")
     assert hub.asked == 0
+
+
+def test_read_fetches_only_the_subfolder(hub, cache, identical, checkpoint):
+    inside = {f"deep/er/{name}": data for name, data in hub.files.items() if "onnx" not in name}
+    hub.files |= inside | {"deep/model.safetensors": b"another model"}
+    _, params = read("owner/gpt1", cache_dir=cache, subfolder="deep/er")
+    assert identical(params, {"transformer": checkpoint(BASE).params})
+    needed = ["config.json", "model.safetensors", "vocab.json"]
+    assert sorted(hub.fetched) == [f"deep/er/{name}" for name in needed]
+    assert read_config("owner/gpt1", cache_dir=cache, subfolder="deep/er")["n_layer"] == 2
+    for weights in (True, False):
+        with pytest.raises(FileNotFoundError, match=r"'owner/gpt1' .* has no folder 'absent'"):
+            resolve("owner/gpt1", cache_dir=cache, subfolder="absent", weights=weights)
+
+
+def test_read_fetches_only_the_variant(hub, cache, identical, checkpoint):
+    half = checkpoint(BASE, "float16")
+    folder = half.save(cache.parent / "half")
+    hub.files["model.fp16.safetensors"] = (folder / "model.safetensors").read_bytes()
+    hub.files["pytorch_model.fp16.bin"] = b"pickle"
+    _, params = read("owner/gpt1", cache_dir=cache, variant="fp16")
+    assert identical(params, {"transformer": half.params})
+    assert sorted(hub.fetched) == ["config.json", "model.fp16.safetensors", "vocab.json"]
+    hub.fetched.clear()
+    _, params = read("owner/gpt1", cache_dir=cache)
+    assert identical(params, {"transformer": checkpoint(BASE).params})
+    assert hub.fetched == ["model.safetensors"]
+    with pytest.raises(
+        FileNotFoundError, match=r"has none such as model\.bf16\.safetensors on the hub"
+    ):
+        read("owner/gpt1", cache_dir=cache, variant="bf16")

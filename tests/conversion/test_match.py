@@ -243,6 +243,44 @@ def test_match_tensors_names_num_labels_mismatch(checkpoint):
         match_tensors("SOURCE", describe(made.tensors).values(), config, CLASSIFICATION)
 
 
+@pytest.mark.parametrize(
+    ("config", "overrides", "said"),
+    [
+        ({}, {"num_labels": 4}, "num_labels=4 is given"),
+        ({"num_labels": 4}, {}, "config.json says num_labels 4"),
+        ({"id2label": {"0": "a"}}, {}, "config.json says num_labels 1"),
+        ({"id2label": None}, {}, "config.json has no num_labels, whose default is 2"),
+    ],
+)
+def test_read_says_where_a_number_comes_from(checkpoint, tmp_path, config, overrides, said):
+    made = checkpoint(CLASSIFICATION)
+    made.config |= config
+    folder = made.save(tmp_path / "a")
+    with pytest.raises(ValueError, match=f"Classification: {said}, the weights show 3") as error:
+        read(folder, overrides=overrides)
+    assert ("ignore_mismatched_sizes=True" in str(error.value)) == bool(overrides)
+
+
+def test_read_leaves_out_a_head_of_another_size(checkpoint, tmp_path, identical):
+    made = checkpoint(CLASSIFICATION)
+    folder = made.save(tmp_path / "a")
+    ignore = {"ignore_mismatched_sizes": True, "overrides": {"num_labels": 4}}
+    config, params = read(folder, new_head=True, **ignore)
+    assert config["num_labels"] == 4
+    assert identical(params, {"transformer": made.params["transformer"]})
+    with pytest.raises(MissingHeadError, match=r"holds no score.weight of shape \(4, 12\), which"):
+        read(folder, **ignore)
+    # Where the shapes are right, nothing is left out; where the body's are wrong, nothing is read.
+    whole = read(folder, new_head=True, ignore_mismatched_sizes=True)[1]
+    assert identical(whole, made.params)
+    wrong = {"ignore_mismatched_sizes": True, "overrides": {"num_labels": 4, "vocab_size": 21}}
+    with pytest.raises(
+        ValueError, match="Classification: vocab_size=21 is given, the weights sho"
+    ) as error:
+        read(folder, new_head=True, **wrong)
+    assert "score" not in str(error.value)
+
+
 @pytest.mark.parametrize("asked", ARCHITECTURES)
 @pytest.mark.parametrize("prefix", ["", "transformer."])
 @pytest.mark.parametrize("held", ["tokens", "lm_head", "both"])
@@ -364,10 +402,11 @@ def test_match_tensors_drops_other_heads(checkpoint, held, asked):
 @pytest.mark.parametrize(
     ("asked", "needed"),
     [
-        (CLASSIFICATION, "no score.weight,"),
+        (CLASSIFICATION, "no score.weight of shape (3, 12),"),
         (
             DOUBLE_HEADS,
-            "no multiple_choice_head.summary.weight and no multiple_choice_head.summary.bias,",
+            "no multiple_choice_head.summary.weight of shape (1, 12) and no "
+            "multiple_choice_head.summary.bias of shape (1,),",
         ),
     ],
 )

@@ -232,7 +232,9 @@ def test_model_takes_another_module_for_a_linear_layer() -> None:
 class Overriding(LM):
     """A model of a user's own, whose call is not checked."""
 
-    def __call__(self, input_ids: Any = None, attention_mask: Any = None, **rest: Any) -> Any:
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_ids: Any = None, attention_mask: Any = None, **rest: Any
+    ) -> Any:
         return super().__call__(input_ids, attention_mask, **rest)
 
 

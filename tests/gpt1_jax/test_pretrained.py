@@ -1,5 +1,6 @@
 """Saving, loading, resizing and the initial weights."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -106,16 +107,155 @@ def test_from_pretrained_overrides_config_fields(tmp_path: Path) -> None:
 
 def test_from_pretrained_rejects_unknown_fields(tmp_path: Path) -> None:
     small_model(BASE).save_pretrained(tmp_path)
-    with pytest.raises(TypeError, match=r"\['n_layers', 'seed'\].*OpenAIGPTConfig"):
+    with pytest.raises(TypeError) as error:
         BASE.from_pretrained(tmp_path, n_layers=2, seed=0)
+    first, second = str(error.value).splitlines()
+    assert first == "from_pretrained() takes no n_layers: did you mean n_layer?"
+    assert second.startswith("from_pretrained() takes no seed; its arguments are dtype, param_dtyp")
+    assert "hidden_size" in second
 
 
 def test_from_pretrained_rejects_fields_that_contradict_weights(tmp_path: Path) -> None:
     small_model(LM).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"n_layer 3, the weights show 2"):
+    with pytest.raises(ValueError, match=r"n_layer=3 is given, the weights show 2"):
         LM.from_pretrained(tmp_path, n_layer=3)
-    with pytest.raises(ValueError, match=r"vocab_size 14, the weights show 13"):
+    with pytest.raises(ValueError, match=r"vocab_size=14 is given, the weights show 13"):
         LM.from_pretrained(tmp_path, vocab_size=14)
+    with pytest.raises(ValueError, match=r"n_layer=3 is given, the weights show 2"):
+        LM.from_pretrained(tmp_path, num_hidden_layers=3)
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "instead"),
+    [
+        (
+            "torch_dtype",
+            "float16",
+            "dtype= is for the computation, param_dtype= for the parameters",
+        ),
+        ("device_map", "auto", "JAX puts arrays on its default device, and mesh= splits them over"),
+        ("trust_remote_code", True, "no code of a checkpoint is run"),
+        (
+            "attn_implementation",
+            "sdpa",
+            'attention= chooses it: "manual" is "eager", "xla" is like',
+        ),
+        ("use_safetensors", True, "safetensors are read where there are any, else pickles"),
+        ("load_in_8bit", True, 'weights are not quantized, and param_dtype="bfloat16" halves thei'),
+        ("config", small_config(), "give the fields to change by their names, num_labels=3 for e"),
+    ],
+)
+def test_from_pretrained_says_what_replaces_keywords_of_transformers(
+    keyword: str, value: Any, instead: str
+) -> None:
+    message = f"^{re.escape(f'from_pretrained() takes no {keyword}: {instead}')}"
+    for load in (LM.from_pretrained, gpt1.from_pretrained):
+        with pytest.raises(TypeError, match=message):
+            load("demo", **{keyword: value})
+
+
+def test_from_pretrained_accepts_keywords_without_effect(tmp_path: Path) -> None:
+    model = small_model(LM)
+    model.save_pretrained(tmp_path)
+    again = LM.from_pretrained(
+        tmp_path,
+        dtype="auto",
+        torch_dtype=None,
+        device_map=None,
+        low_cpu_mem_usage=True,
+        trust_remote_code=False,
+        attn_implementation="eager",
+        use_safetensors=None,
+        return_dict=True,
+    )
+    assert leaves_equal(again.params, model.params)
+    assert again.config == model.config
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_from_pretrained_chooses_the_class_by_the_folder(cls: type, tmp_path: Path) -> None:
+    model = small_model(cls)
+    model.save_pretrained(tmp_path / "model")
+    again = gpt1.from_pretrained(tmp_path, subfolder="model", param_dtype="bfloat16")
+    assert type(again) is cls
+    assert {leaf.dtype for leaf in jax.tree.leaves(again.params)} == {jnp.dtype("bfloat16")}
+    path = tmp_path / "model" / "config.json"
+    for named in (None, ["OpenAIGPTForTokenClassification"]):  # the weights show it
+        fields = json.loads(path.read_text()) | {"architectures": named}
+        path.write_text(json.dumps(fields))
+        again = gpt1.from_pretrained(tmp_path / "model")
+        assert type(again) is cls
+        assert leaves_equal(again.params, model.params)
+
+
+def test_from_pretrained_reads_a_folder_inside(tmp_path: Path) -> None:
+    model = small_model(LM)
+    model.save_pretrained(tmp_path / "deep" / "er")
+    again = LM.from_pretrained(tmp_path, subfolder="deep/er")
+    assert leaves_equal(again.params, model.params)
+    assert gpt1.OpenAIGPTConfig.from_pretrained(tmp_path, subfolder="deep/er") == model.config
+    for load in (LM, gpt1.OpenAIGPTConfig, gpt1.Tokenizer):
+        with pytest.raises(FileNotFoundError, match=r"has no folder 'absent'"):
+            load.from_pretrained(tmp_path, subfolder="absent")
+        with pytest.raises(ValueError, match=r"subfolder is '\.\./x'; it must be the path of a f"):
+            load.from_pretrained(tmp_path, subfolder="../x")
+    with pytest.raises(FileNotFoundError, match="has no folder 'absent'"):
+        LM.from_pretrained("demo", subfolder="absent")
+    vocabulary = gpt1.Tokenizer.from_pretrained("demo")
+    vocabulary.save_pretrained(tmp_path / "words")
+    found = gpt1.Tokenizer.from_pretrained(tmp_path, subfolder="words")
+    assert len(found) == len(vocabulary)
+
+
+def test_from_pretrained_starts_from_a_new_head_of_another_size(tmp_path: Path) -> None:
+    model = small_model(CLASSIFIER, num_labels=2)
+    model.save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"num_labels=3 is given, the weights show 2 \(ignore_mism"
+    ):
+        CLASSIFIER.from_pretrained(tmp_path, num_labels=3, rngs=nnx.Rngs(0))
+    message = (
+        r"no score.weight of shape \(3, 8\), which .* needs; to start from a new head, pass rn"
+    )
+    with pytest.raises(ValueError, match=message):
+        CLASSIFIER.from_pretrained(tmp_path, num_labels=3, ignore_mismatched_sizes=True)
+    names = {0: "no", 1: "maybe", 2: "yes"}
+    load = functools.partial(CLASSIFIER.from_pretrained, tmp_path, ignore_mismatched_sizes=True)
+    new = load(id2label=names, label2id={"no": 0, "maybe": 1, "yes": 2}, rngs=nnx.Rngs(0))
+    assert leaves_equal(new.params["transformer"], model.params["transformer"])
+    assert new.params["score"]["kernel"].shape == (8, 3)
+    assert new.config.id2label == names
+    assert leaves_equal(load().params, model.params)
+    with pytest.raises(ValueError, match="vocab_size=14 is given, the weights show 13"):
+        load(vocab_size=14, rngs=nnx.Rngs(0))
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_eval_returns_the_model_and_train_refuses(cls: type) -> None:
+    model: Any = small_model(cls)
+    before = gpt1.functional(model)[0]
+    assert model.eval() is model
+    assert model.train(False) is model
+    with pytest.raises(
+        ValueError, match=r"pass deterministic=False and dropout_key=jax\.random\.key"
+    ):
+        model.train()
+    assert gpt1.functional(model)[0] is before  # nothing is compiled again
+
+
+@pytest.mark.parametrize("name", ["to", "half", "state_dict", "set_input_embeddings", "nope"])
+def test_model_says_what_replaces_methods_of_torch(name: str) -> None:
+    model = small_model(LM)
+    right = {
+        "to": "JAX puts arrays on its default device, and mesh= splits them over several",
+        "half": "from_pretrained(..., param_dtype=) loads in another dtype",
+        "state_dict": "params has them all",
+        "set_input_embeddings": "load_params(params) replaces the rows",
+    }
+    message = f"has no {name}: {right[name]}" if name in right else "has no attribute 'nope'"
+    assert not hasattr(model, name)
+    with pytest.raises(AttributeError, match=f"^'?OpenAIGPTLMHeadModel'? .*{re.escape(message)}$"):
+        getattr(model, name)
 
 
 @pytest.mark.parametrize("cls", [DOUBLE, CLASSIFIER])
@@ -334,6 +474,40 @@ def test_resize_of_base_model_keeps_dtype() -> None:
     model.resize_token_embeddings(15, rngs=nnx.Rngs(0))
     assert model.params["tokens_embed"]["embedding"].shape == (15, 8)
     assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype("bfloat16")}
+
+
+def test_resize_without_rngs_repeats_the_mean() -> None:
+    model = small_model(LM, tie_word_embeddings=False, param_dtype="bfloat16")
+    table, kernel = (np.asarray(each, np.float64) for each in tables(model))
+    resized = model.resize_token_embeddings(14, pad_to_multiple_of=8)
+    assert resized is model.get_input_embeddings()
+    assert (model.config.vocab_size, model.lm_head.out_features) == (16, 16)
+    for old, new in zip((table, kernel.T), tables(model), strict=True):
+        rows = np.asarray(new, np.float64) if new.shape[0] == 16 else np.asarray(new, np.float64).T
+        np.testing.assert_array_equal(rows[:13], old)
+        expected = np.repeat(old.mean(0)[None].astype(jnp.bfloat16), 3, axis=0)
+        np.testing.assert_array_equal(rows[13:].astype(jnp.bfloat16), expected)
+    assert model.resize_token_embeddings() is model.get_input_embeddings()
+    assert model.config.vocab_size == 16
+    with pytest.raises(ValueError, match="mean_resizing=False draws the new rows: pass rngs"):
+        model.resize_token_embeddings(20, mean_resizing=False)
+    with pytest.raises(ValueError, match="pad_to_multiple_of is 0, but must be a positive integer"):
+        model.resize_token_embeddings(20, pad_to_multiple_of=0)
+    assert model.config.vocab_size == 16
+
+
+def tables(model: Any) -> tuple[Any, Any]:
+    return model.params["transformer"]["tokens_embed"]["embedding"], model.params["lm_head"][
+        "kernel"
+    ]
+
+
+def test_get_output_embeddings_returns_the_head() -> None:
+    for cls in (LM, DOUBLE):
+        model = small_model(cls)
+        assert model.get_output_embeddings() is model.lm_head
+    for cls in (BASE, CLASSIFIER):
+        assert small_model(cls).get_output_embeddings() is None
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, "20"])
