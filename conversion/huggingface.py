@@ -88,7 +88,7 @@ def write_folder(
         architecture: one of ``ARCHITECTURES``.
         leaves: the table's rows with their leaves.
         copies: files to copy into the folder.
-        files: contents of other files to write, by their names.
+        files: contents of other files to write, by their names; they come before ``copies``.
         max_shard_size: weights above this size are split into several files with an index; bytes,
             or a number with KB, MB, GB or TB.
         safe_serialization: model.safetensors; if false, pytorch_model.bin, which needs torch.
@@ -113,7 +113,8 @@ def write_folder(
         if index is not None:
             new(name + _INDEX).write_text(index, encoding="utf-8")
         for path in copies:
-            shutil.copyfile(path, new(path.name))
+            if path.name not in files:
+                shutil.copyfile(path, new(path.name))
         for file, content in files.items():
             new(file).write_bytes(content)
         # Last, so that a folder never has a new config beside old weights.

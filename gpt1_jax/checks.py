@@ -90,13 +90,19 @@ def check(name: str, value: object, *rules: Rule) -> None:
             raise wrong(name, value, rule.right)
 
 
-def check_fields(settings: object) -> None:
+def check_fields(settings: object, skip: Collection[str] = ()) -> None:
     """Check the fields of a dataclass by their types; numbers of numpy and JAX become Python's.
+
+    Args:
+        settings: the dataclass.
+        skip: names of fields that may have any value.
 
     Raises:
         ValueError: a value is not what its type says; the message has both.
     """
     for name, (optional, rules) in _rules(type(settings)).items():
+        if name in skip:
+            continue
         value = getattr(settings, name)
         if getattr(value, "ndim", None) == 0:
             value = value.item()

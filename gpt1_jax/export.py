@@ -34,7 +34,7 @@ from gpt1_jax.model import (
     OpenAIGPTLMHeadModel,
 )
 from gpt1_jax.nn.attention import Cache
-from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, flatten
+from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, flatten, generation_files
 from gpt1_jax.pure import merge, split
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -76,7 +76,7 @@ def export_model(
         # In one file, however large: the programs take all of its tensors.
         max_shard_size=2**63 - 1,
         companions=companions,
-        files=saved,
+        files=saved | generation_files(model),
     )
 
 

@@ -1,13 +1,15 @@
 """What a user may ask of generation: Hugging Face's names, checked as a whole before any work."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeGuard
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, Self, TypeGuard, runtime_checkable
 
 import numpy as np
 
@@ -22,6 +24,7 @@ from gpt1_jax.checks import (
     at_most,
     check_fields,
     is_integer,
+    is_number,
     short,
     wrong,
 )
@@ -29,44 +32,87 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import HubOptions, resolve
 
 FILE = "generation_config.json"
+CONFIG = "config.json"
 MAX_INT = 2**20  # tokens or texts, beyond which memory could not hold them
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
+KEPT = ("output_scores", "output_logits")
 BEAMS = ("length_penalty", "early_stopping")
-IDS = (
-    "eos_token_id",
-    "pad_token_id",
-    "forced_bos_token_id",
-    "forced_eos_token_id",
-    "suppress_tokens",
-    "bad_words_ids",
-)
+OURS_ALONE = ("seed", "sliding_window")
+# What None says of these is a value of its own; of the others, that they are not given.
+NONE_COUNTS = ("top_k", "sliding_window", "prompt_lookup_num_tokens")
+# Ids of which one that the vocabulary lacks is an error; others never match.
+IDS_IN_VOCABULARY = ("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")
+IDS = ("eos_token_id", "pad_token_id", "suppress_tokens", *IDS_IN_VOCABULARY)
 
-# What transformers knows besides and would change the text, with the values that change nothing.
-# Whatever else its files hold (versions, output flags, caches) is no matter of ours.
-UNSUPPORTED: dict[str, tuple[object, ...]] = {
-    "min_length": (0,),
-    "max_time": (),
-    "num_beam_groups": (1,),
-    "diversity_penalty": (0.0,),
-    "constraints": (),
-    "force_words_ids": (),
-    "penalty_alpha": (0.0,),
-    "dola_layers": (),
-    "sequence_bias": (),
-    "begin_suppress_tokens": ((), []),
-    "exponential_decay_length_penalty": (),
-    "epsilon_cutoff": (0.0,),
-    "eta_cutoff": (0.0,),
-    "top_h": (),
-    "guidance_scale": (1.0,),
-    "renormalize_logits": (False,),
-    "remove_invalid_values": (False,),
-    "token_healing": (False,),
-    "watermarking_config": (),
-    # Without an encoder, transformers takes the prompt for what it has read.
-    "encoder_repetition_penalty": (1.0,),
-    "encoder_no_repeat_ngram_size": (0,),
+# What a file may say beyond the values at which transformers leaves a setting out.
+CLAMPED: dict[str, Callable[[Any], Any]] = {
+    "min_length": lambda value: max(value, 0),
+    "min_new_tokens": lambda value: max(value, 0),
+    "no_repeat_ngram_size": lambda value: max(value, 0),
+    "top_p": lambda value: min(value, 1.0),
+    "typical_p": lambda value: min(value, 1.0),
 }
+
+
+def _is_above_0(value: object) -> bool:
+    return not (is_number(value) and value <= 0)
+
+
+def _is_cutoff(value: object) -> bool:
+    return not is_number(value) or 0 < value < 1
+
+
+# What transformers knows besides, and whether a value that is not None would change the text.
+UNSUPPORTED: dict[str, Callable[[Any, "GenerationConfig"], bool]] = {
+    "max_time": lambda value, settings: True,
+    "num_beam_groups": lambda value, settings: value != 1 and settings.num_beams > 1,
+    "constraints": lambda value, settings: True,
+    "force_words_ids": lambda value, settings: True,
+    "penalty_alpha": lambda value, settings: (
+        _is_above_0(value)
+        and not (settings.do_sample or settings.num_beams > 1)
+        and settings.given().get("top_k", 50) not in (None, 1)
+    ),
+    "dola_layers": lambda value, settings: settings.num_beams == 1,
+    "sequence_bias": lambda value, settings: True,
+    "begin_suppress_tokens": lambda value, settings: value not in ([], ()),
+    "exponential_decay_length_penalty": lambda value, settings: True,
+    "epsilon_cutoff": lambda value, settings: settings.do_sample and _is_cutoff(value),
+    "eta_cutoff": lambda value, settings: settings.do_sample and _is_cutoff(value),
+    "top_h": lambda value, settings: settings.do_sample,
+    "guidance_scale": lambda value, settings: value != 1,
+    # Draws and the likeliest token are the same; a beam's score is not.
+    "renormalize_logits": lambda value, settings: value is not False and settings.num_beams > 1,
+    # Logits that are not finite are an error here.
+    "remove_invalid_values": lambda value, settings: value is not False and settings.num_beams > 1,
+    "token_healing": lambda value, settings: value is not False,
+    "watermarking_config": lambda value, settings: True,
+    # Without an encoder, transformers takes the prompt for what it has read.
+    "encoder_repetition_penalty": lambda value, settings: value != 1,
+    "encoder_no_repeat_ngram_size": lambda value, settings: _is_above_0(value),
+}
+
+# What transformers knows besides and leaves the text of a prompt as it is: how it is computed,
+# drafts that the model then accepts or not, tokens of other models.
+WITHOUT_EFFECT = """
+    bos_token_id decoder_start_token_id transformers_version diversity_penalty
+    cache_config cache_implementation compile_config continuous_batching_config disable_compile
+    low_memory max_cache_len prefill_chunk_size use_cache
+    assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight
+    assistant_lookbehind is_assistant max_matching_ngram_size num_assistant_tokens
+    num_assistant_tokens_schedule speculation_type target_lookbehind use_mtp
+"""
+# What transformers' ``generate`` may return besides, and ours does not.
+OUTPUTS = "output_attentions output_hidden_states"
+
+
+@runtime_checkable
+class TransformersConfig(Protocol):
+    """transformers' own ``GenerationConfig``, which need not be installed."""
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """Return the settings that are given."""
+        ...
 
 
 def _within(low: float, high: float) -> Rule:
@@ -113,12 +159,21 @@ class GenerationConfig:
 
     But for top_k: what it takes for unset is 50.
 
+    A setting that has no effect, such as a temperature without do_sample, is an error where it is
+    given by hand. Where it comes from a file, it is kept and counts as soon as another setting
+    turns it on: ``updated`` and ``dataclasses.replace`` change settings.
+
     The command line shows the descriptions of the attributes as help.
 
     Attributes:
-        max_new_tokens: the most tokens to add to a prompt; 20 by default in Python, and 40 on the
-            command line.
+        max_new_tokens: the most tokens to add to a prompt; by default 20, or as many as the model's
+            positions allow. The last of them needs no position of its own.
+        max_length: the most tokens of a text, its prompt included; none by default. max_new_tokens
+            comes before it. Of prompts of unequal lengths, the longest counts for all that are
+            continued in one call.
         min_new_tokens: how many tokens to add before an end token may be chosen; 0 by default.
+        min_length: how many tokens a text has, its prompt included, before an end token may be
+            chosen; 0 by default. min_new_tokens comes before it.
         do_sample: draw each token by its probability, in place of taking the most likely one.
         temperature: what the logits are divided by before a token is drawn; 1 by default. A larger
             value makes less likely tokens more frequent.
@@ -139,12 +194,12 @@ class GenerationConfig:
         suppress_tokens: token ids that are never chosen; none by default. If the constraints leave
             no token to choose, the text goes on with id 0 and a score of NaN.
         forced_bos_token_id: the token id that follows a prompt of one token; by default any may.
-        forced_eos_token_id: the token id, or one of several, that a text which reaches
-            max_new_tokens ends with; by default any may.
-        eos_token_id: the token ids that end a text; those of the model's configuration by default.
-            An empty sequence, or None on the command line, stands for no ids.
-        pad_token_id: the token id that fills an array up after the end of a text; by default that
-            of the model's configuration, or else the first end token.
+        forced_eos_token_id: the token id, or one of several, that a text which reaches its greatest
+            length ends with; by default any may.
+        eos_token_id: the token ids that end a text; by default none but those of the checkpoint. An
+            empty sequence, or None on the command line, stands for no ids.
+        pad_token_id: the token id that fills an array up after the end of a text; by default the
+            checkpoint's, or else the first end token.
         stop_strings: a string, or several, that ends a text: the token that completes it in the
             decoded text, which is lower-case and has spaces around punctuation, is the last one. A
             tokenizer is needed.
@@ -173,14 +228,19 @@ class GenerationConfig:
         seed: the seed of the draws, 0 by default. Text i, counted from 0 over all prompts, is drawn
             with seed + i, so that it can be drawn again alone. In Python, a sequence gives each
             prompt its own.
+        extra: what else the file holds that the settings come from; None where they are made by
+            hand.
+        given_names: the settings that are given, by hand or by a file, defaults too.
     """
 
     max_new_tokens: Amount = 20
+    max_length: Annotated[MaybeCount, at_most(MAX_INT)] = None
     min_new_tokens: AmountOrZero = 0
+    min_length: AmountOrZero = 0
     do_sample: Annotated[bool, Rule("True or False", lambda value: isinstance(value, bool))] = False
     temperature: Factor = 1.0
     top_k: MaybeCount = None
-    top_p: Share = 1.0
+    top_p: Annotated[float, NUMBER, _within(0, 1)] = 1.0
     min_p: Annotated[float, NUMBER, _within(0, 1)] = 0.0
     typical_p: Share = 1.0
     repetition_penalty: Factor = 1.0
@@ -205,39 +265,64 @@ class GenerationConfig:
     output_scores: Switch = False
     output_logits: Switch = False
     seed: Seeds = None
+    extra: Mapping[str, object] | None = dataclasses.field(default=None, compare=False, repr=False)
+    given_names: frozenset[str] = dataclasses.field(default=frozenset(), compare=False, repr=False)
+
+    def __new__(cls, **fields: Any) -> Self:
+        """Note which settings are given; ``dataclasses.replace`` gives all, and says which were."""
+        self = super().__new__(cls)
+        if fields and "given_names" not in fields:
+            object.__setattr__(self, "_named", frozenset(fields))
+        return self
 
     def __post_init__(self) -> None:
         if isinstance(self.stop_strings, str):
             object.__setattr__(self, "stop_strings", (self.stop_strings,))
         for name in (*IDS, "stop_strings", "seed"):
             object.__setattr__(self, name, _frozen(getattr(self, name)))
-        check_fields(self)
+        if is_integer(self.top_k) and self.top_k == 0:  # transformers' way to say: no limit
+            object.__setattr__(self, "top_k", None)
+        check_fields(self, skip=() if self.extra is None else self._idle())
+        changed = {name for name, value in DEFAULTS.items() if getattr(self, name) != value}
+        named = self.__dict__.pop("_named", frozenset()) & DEFAULTS.keys()
+        object.__setattr__(self, "given_names", self.given_names | named | changed)
+        if self.extra is None:
+            self._check_effect(DEFAULTS)
         self._check_together()
 
-    def _check_together(self) -> None:
-        """Check that no setting is without effect or contradicts another."""
-        if not self.do_sample:
-            self._check_unused(SAMPLING, "do_sample is True")
-        if not self.return_dict_in_generate:
-            self._check_unused(
-                ("output_scores", "output_logits"), "return_dict_in_generate is True"
+    def _idle(self) -> tuple[str, ...]:
+        """Return the settings that have no effect without others."""
+        idle = () if self.do_sample else SAMPLING
+        idle += () if self.num_beams != 1 else BEAMS
+        return idle if self.return_dict_in_generate else idle + KEPT
+
+    def _check_effect(self, names: Iterable[str]) -> None:
+        """Check that none of these settings is without effect."""
+        names, idle = set(names), self._idle()
+        for group, condition in (
+            (SAMPLING, "do_sample is True"),
+            (BEAMS, "num_beams is above 1"),
+            (KEPT, "return_dict_in_generate is True"),
+        ):
+            self._check_unused([n for n in group if n in idle and n in names], condition)
+        if "min_new_tokens" in names and self.max_length is None:
+            self._check(
+                "min_new_tokens",
+                self.min_new_tokens <= self.max_new_tokens,
+                f"at most max_new_tokens = {self.max_new_tokens}",
             )
-        if self.num_beams == 1:
-            self._check_unused(BEAMS, "num_beams is above 1")
-        self._check(
-            "min_new_tokens",
-            self.min_new_tokens <= self.max_new_tokens,
-            f"at most max_new_tokens = {self.max_new_tokens}",
-        )
+
+    def _check_together(self) -> None:
+        """Check that no setting contradicts another."""
         if self.num_beams > 1:
             self._check(
                 "num_return_sequences",
                 self.num_return_sequences <= self.num_beams,
                 f"at most num_beams = {self.num_beams}",
             )
-            alone = ("sliding_window", "prompt_lookup_num_tokens")
-            self._check_unused(alone, "num_beams is 1")
-            self._check_length_penalty()
+            self._check_unused(("sliding_window",), "num_beams is 1")
+            if self.max_length is None or "max_new_tokens" in self.given_names:
+                self._check_length_penalty()
         elif not self.do_sample:
             right = "1 unless do_sample is True or num_beams is above 1: greedy texts are all equal"
             self._check("num_return_sequences", self.num_return_sequences == 1, right)
@@ -272,45 +357,81 @@ class GenerationConfig:
         if not right:
             raise wrong(name, getattr(self, name), description)
 
-    def check_for(self, config: OpenAIGPTConfig, prompts: int, longest: int) -> None:
-        """Check the settings against a model and so many prompts, the longest so long.
+    def check_for(self, config: OpenAIGPTConfig, prompts: int) -> None:
+        """Check the settings, which are ``for_model``'s, against a model and so many prompts.
 
         Raises:
-            ValueError: the texts would not fit in the model's positions, an id is out of range, or
-                the seeds are not one a prompt.
+            ValueError: an id is out of range, there are more draft tokens, beams or tokens of a
+                window than the model has room for, or the seeds are not one a prompt.
         """
         limit, V = config.n_positions, config.vocab_size
         if self.sliding_window is not None:
             right = f"at most {limit}, the positions of the model"
             self._check("sliding_window", self.sliding_window <= limit, right)
-        self.check_length(config, longest)
-        for name in IDS:
+        for name in IDS_IN_VOCABULARY:
             value = getattr(self, name)
             ids = chain(*value) if name == "bad_words_ids" else as_ids(value)
             if outside := [id_ for id_ in ids if not 0 <= id_ < V]:
                 raise wrong(name, outside[0], f"in [0, {V})")
-        most = config.n_positions - 1
         lookup = self.prompt_lookup_num_tokens
-        right = f"at most {most}, the positions of the model but one"
-        self._check("prompt_lookup_num_tokens", lookup is None or lookup <= most, right)
+        right = f"at most {limit - 1}, the positions of the model but one"
+        self._check("prompt_lookup_num_tokens", lookup is None or lookup < limit, right)
         # The candidates of a search are numbered in 32 bits.
         self._check("num_beams", self.num_beams * V < 2**31, f"below {2**31 // V + 1}")
         self._check_allowed(V)
         if isinstance(self.seed, Sequence):
             self._check("seed", len(self.seed) == prompts, f"one a prompt, {prompts} in all")
 
-    def check_length(self, config: OpenAIGPTConfig, longest: int) -> None:
-        """Check that the text after the longest prompt, of so many tokens, fits in the positions.
+    def for_prompts(self, config: OpenAIGPTConfig, longest: int, width: int | None = None) -> Self:
+        """Return the settings with the lengths as numbers of new tokens, which fit in the model.
+
+        Args:
+            config: of the model.
+            longest: tokens of the longest prompt.
+            width: of the prompts with their padding, as transformers counts them; by default the
+                longest prompt's.
 
         Raises:
-            ValueError: it does not.
+            ValueError: the prompts leave no room for new tokens, or not for as many as are given.
         """
-        limit = config.n_positions
-        if self.sliding_window is None and longest + self.max_new_tokens > limit:
+        limit, width = config.n_positions, width or longest
+        slide = f"sliding_window = {limit // 2} would forget the oldest tokens"
+        new, by, hint = self.max_new_tokens, f"max_new_tokens = {self.max_new_tokens}", slide
+        if "max_new_tokens" not in self.given_names:
+            if self.max_length is not None:
+                new, by = self.max_length - width, f"max_length = {self.max_length}"
+                hint = "max_new_tokens would count the new ones alone"
+            elif self.sliding_window is None:
+                # The default is cut as transformers cuts it, which leaves a position unused.
+                new, by = min(new, limit - width), f"n_positions = {limit}"
+        if new < 1:
             raise ValueError(
-                f"a prompt of {longest} tokens and max_new_tokens = {self.max_new_tokens} are more "
-                f"than the model's n_positions = {limit}; sliding_window = {limit // 2} would "
-                "forget the oldest tokens"
+                f"a prompt of {width} tokens leaves no room for new ones within {by}; {hint}"
+            )
+        if self.sliding_window is None and longest + new - 1 > limit:
+            raise ValueError(
+                f"a prompt of {longest} tokens and {by} need {longest + new - 1} positions, more "
+                f"than the model's n_positions = {limit}; {slide}"
+            )
+        least = self.min_new_tokens
+        if "min_new_tokens" not in self.given_names:
+            least = max(0, self.min_length - width)
+        if (new, least) == (self.max_new_tokens, self.min_new_tokens):
+            return self
+        return dataclasses.replace(self, max_new_tokens=new, min_new_tokens=least)
+
+    def warn_of_unused(self) -> None:
+        """Warn of settings that have no effect beside others, and that transformers warns of."""
+        if self.max_length is not None and "max_new_tokens" in self.given_names:
+            warnings.warn(
+                f"max_new_tokens = {self.max_new_tokens} takes precedence over max_length = "
+                f"{self.max_length}",
+                stacklevel=4,
+            )
+        if self.num_beams > 1 and self.prompt_lookup_num_tokens is not None:
+            warnings.warn(
+                f"prompt_lookup_num_tokens has no effect with num_beams = {self.num_beams}",
+                stacklevel=4,
             )
 
     def _check_allowed(self, V: int) -> None:
@@ -339,71 +460,134 @@ class GenerationConfig:
         rows = prompts * self.num_return_sequences
         return np.arange(rows, dtype=np.uint32) + np.uint32(self.seed or 0)
 
-    def padding_of(self, config: OpenAIGPTConfig) -> int | None:
+    def padding(self) -> int | None:
         """Return the token that is padding in prompts without a mask; None where none can be."""
-        pad = config.pad_token_id if self.pad_token_id is None else self.pad_token_id
-        eos = config.eos_token_id if self.eos_token_id is None else self.eos_token_id
-        return None if pad in as_ids(eos) else pad
+        return None if self.pad_token_id in as_ids(self.eos_token_id) else self.pad_token_id
 
     def for_model(self, config: OpenAIGPTConfig) -> Self:
-        """Return the settings with the model configuration's end and padding where these are None.
+        """Return the settings as decoding takes them: ids of the vocabulary alone, and a padding.
 
-        Of several end tokens the first is the padding, where there is no other.
+        The first end token is the padding, where there is no other. What has no effect is as by
+        default.
+
+        Raises:
+            ValueError: a field of transformers' that is not supported would change the text.
         """
-        eos = config.eos_token_id if self.eos_token_id is None else self.eos_token_id
-        pad = config.pad_token_id if self.pad_token_id is None else self.pad_token_id
-        pad = (*as_ids(eos), 0)[0] if pad is None else pad
-        return dataclasses.replace(self, eos_token_id=as_ids(eos), pad_token_id=pad)
+        self.check_supported()
+        V = config.vocab_size
+
+        def known(ids: int | Sequence[int] | None) -> tuple[int, ...]:
+            return tuple(id_ for id_ in as_ids(ids) if 0 <= id_ < V)
+
+        pad = self.pad_token_id
+        idle: dict[str, Any] = {name: DEFAULTS[name] for name in self._idle()}
+        return dataclasses.replace(
+            self,
+            eos_token_id=known(self.eos_token_id),
+            pad_token_id=(*as_ids(self.eos_token_id), 0)[0] if pad is None else pad,
+            suppress_tokens=known(self.suppress_tokens),
+            **idle,
+        )
+
+    def check_supported(self) -> None:
+        """Check that no field of transformers' that is not supported would change the text.
+
+        Raises:
+            ValueError: there is one.
+        """
+        for name, value in (self.extra or {}).items():
+            changes_text = UNSUPPORTED.get(name)
+            if value is not None and changes_text is not None and changes_text(value, self):
+                raise ValueError(f"{name} is {short(value)}, which is not supported here")
+
+    def given(self) -> dict[str, Any]:
+        """Return the settings that are given, by hand or by a file, and not by default."""
+        values = {name: getattr(self, name) for name in DEFAULTS if name in self.given_names}
+        return {k: v for k, v in values.items() if v is not None or k in NONE_COUNTS}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, object], **changes: Any) -> Self:
         """Build from the contents of a ``generation_config.json``, and changes to them.
 
-        Fields that are None are unset. Settings of sampling and of beams that the file holds count
-        only where do_sample and num_beams turn these on.
+        Fields that are None are unset, and so are changes. Settings of sampling and of beams that
+        the file holds count only where do_sample and num_beams turn these on. Fields that are no
+        settings are kept in ``extra``.
 
         Raises:
-            ValueError: a value that is wrong, or a field of transformers' that is not supported and
-                would change the text.
+            ValueError: a value that is wrong, or a change that has no effect.
             TypeError: a change that names no setting.
         """
-        for name, neutral in UNSUPPORTED.items():
-            value = fields.get(name)
-            if value is not None and value not in neutral:
-                raise ValueError(f"{name} is {short(value)}, which is not supported here")
-        kept = {
-            name: value
+        settable = DEFAULTS.keys() | UNSUPPORTED.keys() | set(WITHOUT_EFFECT.split())
+        if unknown := sorted(changes.keys() - settable):
+            raise TypeError(f"{', '.join(unknown)}: no setting of generation has this name")
+        values = {
+            name: _as_transformers_reads(name, value)
             for name, value in fields.items()
-            if name in DEFAULTS and name not in changes and value is not None
+            if name in DEFAULTS and value is not None
         }
-        if kept.get("top_k") == 0 and kept["top_k"] is not False:
-            del kept["top_k"]  # transformers' other way to say that there is no limit
-        if fields.get("do_sample") and fields.get("top_k") is None and "top_k" not in changes:
-            kept["top_k"] = 50  # transformers' default, which its files leave out
-        both = {**DEFAULTS, **kept, **changes}
-        # transformers lets max_new_tokens go before max_length, whose old default is 20.
-        max_length = fields.get("max_length", 20)
-        if max_length not in (20, None) and "max_new_tokens" not in {**kept, **changes}:
-            raise ValueError(
-                f"max_length is {max_length}, which counts the prompt and is not supported here: "
-                "give max_new_tokens"
-            )
-        unused = () if both["do_sample"] else SAMPLING
-        unused += () if both["num_beams"] != 1 else BEAMS
-        return cls(**{name: v for name, v in kept.items() if name not in unused}, **changes)
+        if fields.get("do_sample") and "top_k" not in values:
+            values["top_k"] = 50  # transformers' default, which its files leave out
+        extra = {name: value for name, value in fields.items() if name not in DEFAULTS}
+        for name, value in changes.items():
+            if name not in DEFAULTS:
+                extra[name] = value
+            elif value is None and name not in NONE_COUNTS:
+                values.pop(name, None)
+            else:
+                values[name] = value
+        settings = cls(**values, extra=extra)
+        settings._check_effect(changes)
+        return settings
+
+    @classmethod
+    def from_model_config(cls, fields: Mapping[str, object], **changes: Any) -> Self:
+        """Build from the settings of generation in a ``config.json``, as old checkpoints have them.
+
+        transformers reads them where a checkpoint has no ``generation_config.json``.
+
+        Raises:
+            ValueError: what ``from_dict`` raises.
+            TypeError: likewise.
+        """
+        names = DEFAULTS.keys() - set(OURS_ALONE) | UNSUPPORTED.keys()
+        own = {name: value for name, value in fields.items() if name in names}
+        return cls.from_dict(own, **changes)
+
+    def updated(self, given: "GenerationConfigLike | None" = None, **changes: Any) -> Self:
+        """Return these settings with others in their place.
+
+        Args:
+            given: settings; those that are given in it come before these, as in transformers.
+            **changes: settings that come before both; None stands for the default.
+
+        Raises:
+            ValueError: what ``from_dict`` raises.
+            TypeError: ``given`` is of another type, or a name is no setting's.
+        """
+        fields = {**self.to_dict(), **({} if given is None else _given_fields(given))}
+        by_hand = given if isinstance(given, GenerationConfig) and given.extra is None else None
+        if by_hand and by_hand.do_sample:
+            fields.setdefault("top_k", 0)  # no limit, which is our default
+        settings = self.from_dict(fields, **changes)
+        if by_hand:
+            settings._check_effect(by_hand.given_names)
+        return settings
 
     def to_dict(self) -> dict[str, object]:
-        """Return the contents of a ``generation_config.json``: the length, and what is changed."""
-        fields = {name: getattr(self, name) for name in DEFAULTS}
-        changed = {name: _lists(value) for name, value in fields.items() if value != DEFAULTS[name]}
-        if self.do_sample:
-            changed.setdefault("top_k", 0)  # where it is missing, transformers takes 50
-        # Without it, a reader may have a default of its own, as the command line has.
-        return {"max_new_tokens": self.max_new_tokens, **changed}
+        """Return the contents of a ``generation_config.json``: what is given, and ``extra``."""
+        given = {name: _lists(value) for name, value in self.given().items()}
+        if self.do_sample and given.get("top_k") is None:
+            given["top_k"] = 0  # where it is missing, transformers takes 50
+        given = {name: value for name, value in given.items() if value is not None}
+        return {**(self.extra or {}), **given}
+
+    def to_json(self) -> str:
+        """Return the text of a ``generation_config.json``."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], **changes: Any) -> Self:
-        """Read the ``generation_config.json`` of a checkpoint, the defaults where it has none.
+        """Read the ``generation_config.json`` of a checkpoint, or else its ``config.json``.
 
         Args:
             path: a folder, or a hub id.
@@ -412,40 +596,132 @@ class GenerationConfig:
 
         Raises:
             FileNotFoundError: there is no such folder or repository.
-            ValueError: what ``from_dict`` raises, naming the file.
+            ValueError: what ``from_dict`` raises, naming the file, or a field of transformers' that
+                is not supported and would change the text.
         """
         names = HubOptions.__annotations__
         hub: Any = {name: changes.pop(name) for name in names if name in changes}
         folder = resolve(path, weights=False, **hub)
-        fields = read_generation_config(folder)
+        file = next((folder / name for name in (FILE, CONFIG) if (folder / name).is_file()), None)
+        if file is None:
+            return cls.from_dict({}, **changes)
+        build = cls.from_dict if file.name == FILE else cls.from_model_config
+        fields = _read_object(file, file.read_bytes())
         try:
-            return cls.from_dict(fields, **changes)
+            settings = build(fields, **changes)
+            settings.check_supported()
+            return settings
         except ValueError as error:
             # Messages begin with the setting's name: one of the caller's own is not the file's.
-            if not fields or str(error).partition(" ")[0] in changes:
+            if str(error).partition(" ")[0] in changes:
                 raise
-            raise ValueError(f"{folder / FILE}: {error}") from None
+            raise ValueError(f"{file}: {error}") from None
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write ``generation_config.json`` into ``folder`` (created if need be), whole or not."""
         from gpt1_jax._conversion import files
 
         with files.atomic_write(folder) as new:
-            new(FILE).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+            new(FILE).write_text(self.to_json())
 
 
-def read_generation_config(folder: Path) -> dict[str, object]:
-    """Return what the folder's ``generation_config.json`` holds, nothing where there is none."""
+class GenerationFile(NamedTuple):
+    """The ``generation_config.json`` that a model came with: whole, to be saved as it is."""
+
+    path: Path
+    content: bytes
+
+    @classmethod
+    def read(cls, folder: Path) -> "GenerationFile | None":
+        """Return the file of a folder, if it has one."""
+        path = folder / FILE
+        return cls(path, path.read_bytes()) if path.is_file() else None
+
+    def parse(self) -> GenerationConfig:
+        """Return the settings.
+
+        Raises:
+            ValueError: the file is not JSON, or a setting is wrong.
+        """
+        return _parse(self)
+
+
+@functools.lru_cache(maxsize=32)
+def _parse(file: GenerationFile) -> GenerationConfig:
+    fields = _read_object(file.path, file.content)
+    try:
+        return GenerationConfig.from_dict(fields)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}") from None
+
+
+def _read_object(file: Path, content: bytes) -> dict[str, object]:
     from gpt1_jax._conversion import json_file
 
-    file = folder / FILE
-    fields = json_file.read_json(file) if file.is_file() else {}
+    try:
+        fields = json_file.parse_json(content)
+    except ValueError as error:
+        raise ValueError(f"{file} {error}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{file} must hold a JSON object, not {type(fields).__name__}")
     return fields
 
 
-DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
+# What ``generate`` takes for settings; a path is that of a checkpoint's folder, or a hub id.
+GenerationConfigLike = (
+    GenerationConfig | TransformersConfig | Mapping[str, Any] | str | os.PathLike[str]
+)
+
+
+def as_generation_config(settings: GenerationConfigLike) -> GenerationConfig:
+    """Return settings in whichever form as ours.
+
+    Raises:
+        ValueError: a setting is wrong.
+        TypeError: ``settings`` is of another type, or a key of a dict is no setting's name.
+    """
+    if isinstance(settings, GenerationConfig):
+        return settings
+    if isinstance(settings, (str, os.PathLike)):
+        return GenerationConfig.from_pretrained(settings)
+    return GenerationConfig.from_dict(_given_fields(settings))
+
+
+def _given_fields(settings: GenerationConfigLike) -> dict[str, Any]:
+    """Return what is given in settings in whichever form, as ``from_dict`` takes it."""
+    if isinstance(settings, (GenerationConfig, str, os.PathLike)):
+        settings = as_generation_config(settings)
+        given = settings.given()
+        if "top_k" in given:
+            given["top_k"] = given["top_k"] or 0
+        return {**(settings.extra or {}), **given}
+    by_hand = isinstance(settings, Mapping)
+    if not by_hand and not isinstance(settings, TransformersConfig):
+        raise TypeError(
+            f"generation_config is a {type(settings).__name__}, but must be a GenerationConfig, a "
+            "dict or a checkpoint's path"
+        )
+    fields = settings if by_hand else settings.to_diff_dict()
+    given = {k: v for k, v in fields.items() if v is not None and not k.startswith("_")}
+    known = DEFAULTS.keys() | UNSUPPORTED.keys() | set(f"{WITHOUT_EFFECT} {OUTPUTS}".split())
+    if by_hand and (unknown := sorted(given.keys() - known)):
+        raise TypeError(f"{', '.join(unknown)}: no setting of generation has this name")
+    return given
+
+
+DEFAULTS = {
+    field.name: field.default for field in dataclasses.fields(GenerationConfig) if field.compare
+}
+
+
+def _as_transformers_reads(name: str, value: Any) -> Any:
+    """Return a value of a file as transformers takes it, which its checks let pass."""
+    if name in CLAMPED and is_number(value):
+        return CLAMPED[name](value)
+    # JSON that other programs write has 5.0 for 5.
+    if isinstance(value, float) and value.is_integer() and not isinstance(DEFAULTS[name], float):
+        return int(value)
+    return value
 
 
 def as_ids(ids: int | Sequence[int] | None) -> tuple[int, ...]:

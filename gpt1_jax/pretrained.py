@@ -5,6 +5,7 @@ import functools
 import inspect
 import math
 import os
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Self, TypeVar, cast
 
@@ -18,6 +19,13 @@ from flax.typing import PrecisionLike
 from gpt1_jax.checks import POSITIVE_INTEGER, ForeignKeyword, check, check_keywords
 from gpt1_jax.config import OpenAIGPTConfig, field_names, own_fields
 from gpt1_jax.demo import resolve
+from gpt1_jax.generation_config import (
+    FILE,
+    GenerationConfig,
+    GenerationConfigLike,
+    GenerationFile,
+    as_generation_config,
+)
 from gpt1_jax.nn.attention import AttentionBackend, Backend
 from gpt1_jax.nn.dtypes import float_dtype
 from gpt1_jax.nn.host_arrays import native_leaves
@@ -77,6 +85,12 @@ _TORCH = {
 Params = dict[str, Any]
 Leaves = dict[tuple[str, ...], Any]
 Model = TypeVar("Model", bound="OpenAIGPTPreTrainedModel")
+
+# The settings of generation that a model came with or was given. No attributes of the model, since
+# these choose what is compiled.
+_generation: weakref.WeakKeyDictionary[
+    "OpenAIGPTPreTrainedModel", GenerationFile | GenerationConfig
+] = weakref.WeakKeyDictionary()
 
 
 def flatten(params: Mapping[str, object]) -> Leaves:
@@ -162,6 +176,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         attention: the backend that computes it, "auto" resolved.
         remat: as given.
         classifies: whether the labels are classes or numbers of whole texts, not next tokens.
+        generation_config: what ``generate`` starts from; any form that it takes can be assigned.
 
     Raises:
         ValueError: dtypes, attention or rematerialisation that this model cannot have here.
@@ -191,6 +206,31 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         call: Any = type(self).__call__
         # That of a subclass may have nothing to leave out.
         return getattr(call, "__wrapped__", call)(self, *args, **kwargs)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "generation_config":  # which Flax would note as an attribute
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def generation_config(self) -> GenerationConfig:
+        """What ``generate`` starts from: assigned, or the checkpoint's, or else the config's.
+
+        As in transformers, the checkpoint's ``generation_config.json`` counts alone where there is
+        one, and the settings of generation in its ``config.json`` where there is none.
+
+        Raises:
+            ValueError: a setting in the checkpoint is wrong.
+        """
+        held = _generation.get(self)
+        if held is None:
+            return GenerationConfig.from_model_config(self.config.to_dict())
+        return held.parse() if isinstance(held, GenerationFile) else held
+
+    @generation_config.setter
+    def generation_config(self, settings: GenerationConfigLike) -> None:
+        _generation[self] = as_generation_config(settings)
 
     @property
     def params(self) -> Params:
@@ -374,6 +414,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         if mesh is not None:
             params = shard(params, param_shardings(mesh, params))
         model.load_params(params)
+        if (own := GenerationFile.read(folder)) is not None:
+            _generation[model] = own
         return model
 
     def save_pretrained(
@@ -385,6 +427,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         safe_serialization: bool = True,
     ) -> None:
         """Write ``config.json`` and the weights, as ``transformers`` writes and reads them.
+
+        And ``generation_config.json``, where the model came with one or was given settings.
 
         Args:
             folder: created if need be; its files are replaced only after all are written.
@@ -405,6 +449,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             self.params if params is None else params,
             max_shard_size=max_shard_size,
             safe_serialization=safe_serialization,
+            files=generation_files(self),
         )
 
     def resize_token_embeddings(
@@ -483,6 +528,14 @@ def _given(name: str, dtype: Any) -> jnp.dtype | None:
         return None
     torch = type(dtype).__module__ == "torch"
     return float_dtype(name, str(dtype).removeprefix("torch.") if torch else dtype)
+
+
+def generation_files(model: OpenAIGPTPreTrainedModel) -> dict[str, bytes]:
+    """Return the files of a model's settings of generation, to be saved beside its weights."""
+    held = _generation.get(model)
+    if held is None:
+        return {}
+    return {FILE: held.content if isinstance(held, GenerationFile) else held.to_json().encode()}
 
 
 def abstract(make: Callable[..., Model]) -> Model:

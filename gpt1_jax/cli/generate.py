@@ -58,7 +58,8 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     """Continue one text or several, each printed with its continuation.
 
     On a terminal, a single text appears word by word. Settings without a flag are those of the
-    checkpoint's generation_config.json, else those of Hugging Face's generate.
+    checkpoint's generation_config.json, or of its config.json where it lacks the former, else the
+    defaults below.
 
     Each line of a --prompts file is a prompt. A line that starts with a brace is a JSON object
     instead, with the key "prompt" or, for token ids, "ids"; --output-format jsonl copies its other
@@ -152,12 +153,13 @@ def _check_lengths(
     encoded: Sequence[list[int]],
 ) -> None:
     """Check the settings; a prompt that is too long is named by its place."""
+    settings = settings.for_model(config)
+    settings.check_for(config, len(prompts))
     longest = max(range(len(prompts)), key=lambda i: len(encoded[i]))
     try:
-        settings.check_length(config, len(encoded[longest]))
+        settings.for_prompts(config, len(encoded[longest]))
     except ValueError as error:
         raise ValueError(f"{prompts[longest].place}: {error}") from None
-    settings.check_for(config, len(prompts), len(encoded[longest]))
 
 
 JSON_KEYS = ("prompt", "index", "text", "ids", "new_ids", "score", "transition_scores", "log_probs")

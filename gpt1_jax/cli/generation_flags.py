@@ -6,9 +6,7 @@ from typing import Annotated, Required, TypedDict, get_type_hints
 
 import tyro
 
-from gpt1_jax.generation_config import GenerationConfig, read_generation_config
-
-MAX_NEW_TOKENS = 40  # where neither the flags nor the checkpoint say
+from gpt1_jax.generation_config import GenerationConfig
 
 
 def _read_ids(words: list[str]) -> tuple[int, ...]:
@@ -36,8 +34,8 @@ TYPES = get_type_hints(GenerationConfig) | {
 # is empty, not missing, where it is not given.
 REPEATED = {"stop_strings": str, "bad_words_ids": Ids}
 GROUPS = {
-    "length": """max_new_tokens min_new_tokens eos_token_id stop_strings forced_eos_token_id
-        pad_token_id sliding_window prompt_lookup_num_tokens""",
+    "length": """max_new_tokens max_length min_new_tokens min_length eos_token_id stop_strings
+        forced_eos_token_id pad_token_id sliding_window prompt_lookup_num_tokens""",
     "sampling": "do_sample temperature top_k top_p min_p typical_p seed num_return_sequences",
     "beams": "num_beams length_penalty early_stopping",
     "constraints": """repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens
@@ -65,7 +63,7 @@ ConstraintFlags = Annotated[Mapping[str, object], tyro.conf.OmitArgPrefixes, fla
 
 
 def read_settings(folder: Path, *groups: Mapping[str, object]) -> GenerationConfig:
-    """Return what the flags say, else the checkpoint's ``generation_config.json``, else defaults.
+    """Return what the flags say, else the checkpoint's files, else defaults.
 
     Args:
         folder: of the checkpoint.
@@ -80,7 +78,4 @@ def read_settings(folder: Path, *groups: Mapping[str, object]) -> GenerationConf
             del given[name]
     if given.get("bad_words_ids") == ((),):
         given["bad_words_ids"] = ()  # None, in place of what the checkpoint says
-    own = read_generation_config(folder)
-    if own.get("max_new_tokens") is None and own.get("max_length") is None:
-        given.setdefault("max_new_tokens", MAX_NEW_TOKENS)
     return GenerationConfig.from_pretrained(folder, **given)

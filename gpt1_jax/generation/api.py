@@ -14,7 +14,7 @@ from gpt1_jax.generation.decode import DecodeProgress, Decoder, Extras, Sampling
 from gpt1_jax.generation.processors import LogitsProcessor, StoppingCriterion
 from gpt1_jax.generation.prompts import Prompt, append_new_tokens, read_prompts
 from gpt1_jax.generation.stop_strings import StopStrings
-from gpt1_jax.generation_config import GenerationConfig
+from gpt1_jax.generation_config import GenerationConfig, GenerationConfigLike
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.validation import ArrayLike
 from gpt1_jax.text.tokenizer import Tokenizer
@@ -23,7 +23,6 @@ from gpt1_jax.text.tokenizer import Tokenizer
 # which it gets, so a union of the two would only be in the way.
 Sequences = Any
 Prompts = ArrayLike | str | Sequence[str]
-DEFAULT = GenerationConfig()
 NO_EXTRAS = Extras()
 STEPS_PER_CALL = 8  # tokens a compiled call where the host looks at the text in between
 
@@ -75,7 +74,7 @@ def generate(
     model: OpenAIGPTLMHeadModel,
     input_ids: Prompts | None = None,
     attention_mask: ArrayLike | None = None,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfigLike | None = None,
     *,
     inputs_embeds: ArrayLike | None = None,
     tokenizer: Tokenizer | None = None,
@@ -93,7 +92,7 @@ def generate(
     model: OpenAIGPTLMHeadModel,
     input_ids: Prompts | None = None,
     attention_mask: ArrayLike | None = None,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfigLike | None = None,
     *,
     inputs_embeds: ArrayLike | None = None,
     tokenizer: Tokenizer | None = None,
@@ -109,7 +108,7 @@ def generate(
     model: OpenAIGPTLMHeadModel,
     input_ids: Prompts | None = None,
     attention_mask: ArrayLike | None = None,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfigLike | None = None,
     *,
     inputs_embeds: ArrayLike | None = None,
     tokenizer: Tokenizer | None = None,
@@ -123,7 +122,8 @@ def generate(
 
     Every text is what it would be without the others. In float32, that is: a batch's products are
     rounded in another order, by 1e-6 or so, which no choice is likely to depend on. In bfloat16
-    or float16 they differ by 1e-2, and now and then another token is chosen.
+    or float16 they differ by 1e-2, and now and then another token is chosen. ``max_length`` and the
+    default length are counted from the width of the array, or from the longest prompt of a list.
 
     Args:
         model: a language model.
@@ -131,7 +131,9 @@ def generate(
             with a ``tokenizer``.
         attention_mask: (batch, T), 0 where a prompt is padding, on either side. Without it, all
             ``pad_token_id`` in an array of prompts are padding, if that is set and no end token.
-        generation_config: how to choose tokens; by default greedily.
+        generation_config: how to choose tokens: settings of ours or transformers', a dict of them,
+            or the path of a checkpoint. What it does not say is as ``model.generation_config`` has
+            it, and by default greedy.
         inputs_embeds: (batch, T, E) embeddings to read in place of those of ``input_ids``; without
             ids, the texts are the new tokens alone.
         tokenizer: needed for ``stop_strings``, and for prompts that are texts.
@@ -142,7 +144,8 @@ def generate(
             the token chosen last.
         streamer: takes the prompts, and then the next token of each text at every step.
         key: a ``jax.random.key`` of the draws, in place of the setting ``seed``.
-        **changes: fields of ``GenerationConfig`` that override those of ``generation_config``.
+        **changes: fields of ``GenerationConfig`` that override those of ``generation_config``; None
+            stands for the default.
 
     Returns:
         int32 (batch * num_return_sequences, T + new), the prompts as given and the new tokens;
@@ -152,8 +155,8 @@ def generate(
 
     Raises:
         ValueError: an empty prompt, ids out of range, settings that make no sense, or prompts too
-            long for the model to continue by ``max_new_tokens``; before any work is done. Logits
-            that are not finite, with the parameter that is not.
+            long for the model to continue by ``max_new_tokens`` or up to ``max_length``; before any
+            work is done. Logits that are not finite, with the parameter that is not.
         TypeError: a setting that does not exist.
     """
     ids = _encode(input_ids, tokenizer)
@@ -252,7 +255,7 @@ def prepare(
     model: OpenAIGPTLMHeadModel,
     input_ids: ArrayLike | None,
     attention_mask: ArrayLike | None,
-    generation_config: GenerationConfig | None,
+    generation_config: GenerationConfigLike | None,
     changes: Mapping[str, object],
     *,
     infer_padding: bool = False,
@@ -260,14 +263,14 @@ def prepare(
     """Check what ``generate`` takes; return the prompts (``read_prompts``) and full settings."""
     if not isinstance(model, OpenAIGPTLMHeadModel):
         raise TypeError(f"the model is {type(model).__name__}, but must be OpenAIGPTLMHeadModel")
-    if generation_config is not None and not isinstance(generation_config, GenerationConfig):
-        kind = type(generation_config).__name__
-        raise TypeError(f"generation_config is a {kind}, but must be a GenerationConfig")
-    settings = dataclasses.replace(generation_config or DEFAULT, **changes)
-    padding = settings.padding_of(model.config) if infer_padding else None
+    settings = model.generation_config.updated(generation_config, **changes)
+    padding = settings.padding() if infer_padding else None
     prompts, given = read_prompts(model.config.vocab_size, input_ids, attention_mask, padding)
+    width = None if given is None else given.shape[1]
+    settings.warn_of_unused()
     settings = settings.for_model(model.config)
-    settings.check_for(model.config, len(prompts), max(map(len, prompts)))
+    settings = settings.for_prompts(model.config, max(map(len, prompts)), width)
+    settings.check_for(model.config, len(prompts))
     return prompts, given, settings
 
 

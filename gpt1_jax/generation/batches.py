@@ -1,8 +1,9 @@
 """Many prompts: continued in batches of like lengths, each as if it were alone."""
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from gpt1_jax.checks import is_integer, wrong
 from gpt1_jax.generation.api import STEPS_PER_CALL, GenerateOutput, prepare, run
 from gpt1_jax.generation.prompts import Prompt, append_new_tokens
-from gpt1_jax.generation_config import GenerationConfig
+from gpt1_jax.generation_config import GenerationConfig, GenerationConfigLike
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.text.tokenizer import Tokenizer
 
@@ -24,7 +25,7 @@ T = TypeVar("T")
 def generate_batches(
     model: OpenAIGPTLMHeadModel,
     prompts: Sequence[Sequence[int]],
-    settings: GenerationConfig,
+    settings: GenerationConfigLike | None = None,
     *,
     batch_size: int = 8,
     tokenizer: Tokenizer | None = None,
@@ -38,7 +39,7 @@ def generate_batches(
     Args:
         model: a language model.
         prompts: token ids, of any lengths.
-        settings: how to choose tokens.
+        settings: how to choose tokens, as the ``generation_config`` of ``generate``.
         batch_size: how many prompts to continue at once, at most. Each takes memory for
             ``num_beams`` or ``num_return_sequences`` texts.
         tokenizer: needed for ``stop_strings``.
@@ -53,34 +54,44 @@ def generate_batches(
     """
     if not is_integer(batch_size) or batch_size < 1:
         raise wrong("batch_size", batch_size, "an integer, at least 1")
-    if settings.stop_strings and tokenizer is None:
-        raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
-    rows, _, settings = prepare(model, list(prompts), None, settings, {})
-    seeds = settings.seeds(len(rows))[:: settings.num_return_sequences]
+    rows, _, _ = prepare(model, list(prompts), None, settings, {})
+    full = model.generation_config.updated(settings).for_model(model.config)
+    if full.stop_strings and tokenizer is None:
+        raise ValueError(f"stop_strings is {full.stop_strings!r}, which needs a tokenizer")
+    seeds = full.seeds(len(rows))[:: full.num_return_sequences]
     # All batches of one size, as near as can be.
     size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size))
+    lengths = list(map(len, rows))
+    own_settings = {n: full.for_prompts(model.config, n) for n in set(lengths)}
 
     def texts() -> Iterator[tuple[int, GenerateOutput]]:
-        for batch in _batches(list(map(len, rows)), size):
+        for batch in _batches(lengths, size, own_settings):
             # One that is not full is filled up: a few rows more cost less than a compilation.
             filled = batch + batch[-1:] * (size - len(batch))
-            own = settings
-            if settings.do_sample:
-                own = dataclasses.replace(settings, seed=[int(seeds[i]) for i in filled])
+            own = own_settings[lengths[batch[0]]]
+            if own.do_sample:
+                own = dataclasses.replace(own, seed=[int(seeds[i]) for i in filled])
             outputs = _continue(model, [rows[i] for i in filled], own, tokenizer)
             yield from zip(batch, outputs, strict=False)
 
     return texts()
 
 
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Yield the numbers of prompts of so many tokens, ``size`` at a time."""
+def _batches(
+    lengths: Sequence[int], size: int, settings: Mapping[int, GenerationConfig]
+) -> Iterator[list[int]]:
+    """Yield the numbers of prompts of so many tokens and like settings, ``size`` at a time.
+
+    The numbers of new tokens depend on a prompt's length where max_length limits them.
+    """
     for first in range(0, len(lengths), SORTED * size):
         numbers = range(len(lengths))[first : first + SORTED * size]
         # The longest first: if memory does not suffice for it, that shows at once.
         order = sorted(numbers, key=lambda i: -lengths[i])
-        for begin in range(0, len(order), size):
-            yield order[begin : begin + size]
+        for _, group in itertools.groupby(order, lambda i: settings[lengths[i]]):
+            alike = list(group)
+            for begin in range(0, len(alike), size):
+                yield alike[begin : begin + size]
 
 
 def _continue(

@@ -7,7 +7,7 @@ import numpy as np
 from gpt1_jax.checks import is_integer, wrong
 from gpt1_jax.generation.api import prepare, progress_of
 from gpt1_jax.generation.prompts import Prompt
-from gpt1_jax.generation_config import GenerationConfig
+from gpt1_jax.generation_config import GenerationConfigLike
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.text.tokenizer import Tokenizer
 
@@ -16,7 +16,7 @@ def stream(
     model: OpenAIGPTLMHeadModel,
     tokenizer: Tokenizer,
     prompt: str,
-    generation_config: GenerationConfig | None = None,
+    generation_config: GenerationConfigLike | None = None,
     *,
     steps: int = 4,
     **changes: object,

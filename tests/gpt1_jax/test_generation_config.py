@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,10 @@ from hypothesis import given
 from support.random_settings import valid_settings
 
 from gpt1_jax import GenerationConfig, OpenAIGPTConfig
-from gpt1_jax.generation_config import DEFAULTS, FILE, UNSUPPORTED
+from gpt1_jax.generation_config import DEFAULTS, FILE
 
-SAMPLE = {"do_sample": True}
-BEAMS = {"num_beams": 2}
+SAMPLE: dict[str, Any] = {"do_sample": True}
+BEAMS: dict[str, Any] = {"num_beams": 2}
 NAN, INF = float("nan"), float("inf")
 
 
@@ -45,7 +46,6 @@ NAN, INF = float("nan"), float("inf")
             ({**SAMPLE, "top_k": value}, f"top_k is {value!r}, but must be an integer, or None")
             for value in (2.7, True, "5", NAN)
         ),
-        ({**SAMPLE, "top_k": 0}, "top_k is 0, but must be at least 1, or None"),
         ({**SAMPLE, "top_k": -1}, "top_k is -1, but must be at least 1, or None"),
         ({"sliding_window": 0}, "sliding_window is 0, but must be at least 1, or None"),
         ({"sliding_window": 9.0}, "sliding_window is 9.0, but must be an integer, or None"),
@@ -75,10 +75,14 @@ NAN, INF = float("nan"), float("inf")
         ({**SAMPLE, "min_p": -0.1}, "min_p is -0.1, but must be in [0, 1]"),
         ({**SAMPLE, "min_p": 1.1}, "min_p is 1.1, but must be in [0, 1]"),
         *(
-            ({**SAMPLE, name: value}, f"{name} is {value!r}, but must be in (0, 1]")
-            for name in ("top_p", "typical_p")
+            ({**SAMPLE, "typical_p": value}, f"typical_p is {value!r}, but must be in (0, 1]")
             for value in (0, 0.0, -0.5, 1.1)
         ),
+        ({**SAMPLE, "top_p": -0.5}, "top_p is -0.5, but must be in [0, 1]"),
+        ({**SAMPLE, "top_p": 1.1}, "top_p is 1.1, but must be in [0, 1]"),
+        ({"max_length": 0}, "max_length is 0, but must be at least 1, or None"),
+        ({"max_length": 5.0}, "max_length is 5.0, but must be an integer, or None"),
+        ({"min_length": -1}, "min_length is -1, but must be at least 0"),
         *(
             ({"do_sample": value}, f"do_sample is {value!r}, but must be True or False")
             for value in ("no", 1, None)
@@ -181,7 +185,7 @@ def test_generation_config_rejects_invalid_fields(fields: dict[str, Any], messag
 @pytest.mark.parametrize(
     "fields",
     [
-        {"top_k": 1, "temperature": 1e-6, "top_p": 1e-9, "typical_p": 1e-9, "min_p": 1},
+        {"top_k": 1, "temperature": 1e-6, "top_p": 0, "typical_p": 1e-9, "min_p": 1},
         {"temperature": 1000000, "top_p": 1, "typical_p": 1, "min_p": 0, "top_k": None},
         {"seed": 0},
         {"seed": 2**32 - 1},
@@ -235,25 +239,25 @@ EVERY = tuple(range(20))
 def test_check_for_rejects_banning_every_token(fields: dict[str, Any], name: str) -> None:
     config = OpenAIGPTConfig(vocab_size=20)
     with pytest.raises(ValueError, match=f"{name} is .*, but must leave one of the 20 tokens"):
-        GenerationConfig(**fields).check_for(config, 1, 1)
+        GenerationConfig(**fields).check_for(config, 1)
     # Neither the beginning of a word is forbidden, nor an end token as a word.
     right: dict[str, Any] = {
         "suppress_tokens": EVERY[1:],
         "bad_words_ids": [[0, 1], [0]],
         "eos_token_id": 0,
     }
-    GenerationConfig(**right).check_for(config, 1, 1)
+    GenerationConfig(**right).check_for(config, 1)
 
 
 def test_check_for_limits_draft_tokens_and_beams() -> None:
     config = OpenAIGPTConfig()
-    GenerationConfig(prompt_lookup_num_tokens=511).check_for(config, 1, 1)
+    GenerationConfig(prompt_lookup_num_tokens=511).check_for(config, 1)
     with pytest.raises(
         ValueError, match="prompt_lookup_num_tokens is 512, but must be at most 511"
     ):
-        GenerationConfig(prompt_lookup_num_tokens=512).check_for(config, 1, 1)
+        GenerationConfig(prompt_lookup_num_tokens=512).check_for(config, 1)
     with pytest.raises(ValueError, match="num_beams is 53054, but must be below 53054"):
-        GenerationConfig(num_beams=53054).check_for(config, 1, 1)
+        GenerationConfig(num_beams=53054).check_for(config, 1)
 
 
 def test_generation_config_normalizes_lists_and_arrays() -> None:
@@ -308,27 +312,70 @@ def test_check_for_accepts_settings_within_model_limits() -> None:
         do_sample=True,
         seed=(1, 2, 3),
     )
-    asked.check_for(CONFIG, 3, 10)
-    GenerationConfig(max_new_tokens=100, sliding_window=16).check_for(CONFIG, 1, 200)
+    asked.for_model(CONFIG).check_for(CONFIG, 3)
+    GenerationConfig(max_new_tokens=100, sliding_window=16).check_for(CONFIG, 1)
+
+
+def test_for_prompts_counts_new_tokens() -> None:
+    """CONFIG has 16 positions; the last new token needs none."""
+
+    def new(longest: int, width: int | None = None, **fields: Any) -> tuple[int, int]:
+        full = GenerationConfig(**fields).for_prompts(CONFIG, longest, width)
+        return full.max_new_tokens, full.min_new_tokens
+
+    assert new(10, max_new_tokens=7) == (7, 0)
+    assert new(16, max_new_tokens=1) == (1, 0)
+    assert new(10) == (6, 0)
+    assert new(5, width=10) == (6, 0)
+    assert new(5, width=10, max_new_tokens=12) == (12, 0)
+    assert new(10, max_length=17) == (7, 0)
+    assert new(5, width=10, max_length=12, min_length=11) == (2, 1)
+    assert new(10, max_length=12, max_new_tokens=5, min_length=14, min_new_tokens=1) == (5, 1)
+    assert new(200, max_new_tokens=100, sliding_window=16) == (100, 0)
+    assert new(200, sliding_window=16, max_length=203) == (3, 0)
+    assert new(200, sliding_window=16) == (20, 0)
+
+
+@pytest.mark.parametrize(
+    ("longest", "fields", "message"),
+    [
+        (
+            10,
+            {"max_new_tokens": 8},
+            "a prompt of 10 tokens and max_new_tokens = 8 need 17 positions, more than the model's "
+            "n_positions = 16; sliding_window = 8 would forget the oldest tokens",
+        ),
+        (10, {"max_length": 18}, "a prompt of 10 tokens and max_length = 18 need 17 positions"),
+        (
+            10,
+            {"max_length": 10},
+            "a prompt of 10 tokens leaves no room for new ones within max_length = 10; "
+            "max_new_tokens would count the new ones alone",
+        ),
+        (
+            16,
+            {},
+            "a prompt of 16 tokens leaves no room for new ones within n_positions = 16; "
+            "sliding_window = 8 would forget the oldest tokens",
+        ),
+    ],
+)
+def test_for_prompts_rejects_lengths_that_do_not_fit(
+    longest: int, fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError) as error:  # noqa: PT011  (the message is compared below)
+        GenerationConfig(**fields).for_prompts(CONFIG, longest)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (
-            {"max_new_tokens": 7},
-            "a prompt of 10 tokens and max_new_tokens = 7 are more than the model's n_positions = "
-            "16; sliding_window = 8 would forget the oldest tokens",
-        ),
         ({"sliding_window": 17}, "sliding_window is 17, but must be at most 16, the positions"),
-        ({"eos_token_id": 11}, "eos_token_id is 11, but must be in [0, 11)"),
-        ({"eos_token_id": (3, -1)}, "eos_token_id is -1, but must be in [0, 11)"),
-        ({"pad_token_id": -1}, "pad_token_id is -1, but must be in [0, 11)"),
         ({"forced_bos_token_id": 11}, "forced_bos_token_id is 11, but must be in [0, 11)"),
         ({"forced_eos_token_id": (0, 11)}, "forced_eos_token_id is 11, but must be in [0, 11)"),
-        ({"suppress_tokens": (0, 40478)}, "suppress_tokens is 40478, but must be in [0, 11)"),
         ({"bad_words_ids": ((1,), (2, -3))}, "bad_words_ids is -3, but must be in [0, 11)"),
-        ({"suppress_tokens": (*range(11), 3)}, "but must leave one of the 11 tokens"),
+        ({"suppress_tokens": (*range(-1, 99), 3)}, "but must leave one of the 11 tokens"),
         ({**SAMPLE, "seed": (1, 2)}, "seed is (1, 2), but must be one a prompt, 3 in all"),
         ({**SAMPLE, "seed": (1, 2, 3, 4)}, "but must be one a prompt, 3 in all"),
     ],
@@ -337,7 +384,7 @@ def test_check_for_rejects_settings_beyond_model_limits(
     fields: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011  (the message is compared below)
-        GenerationConfig(**{"max_new_tokens": 6, **fields}).check_for(CONFIG, 3, 10)
+        GenerationConfig(**fields).for_model(CONFIG).check_for(CONFIG, 3)
     assert message in str(error.value)
 
 
@@ -352,18 +399,29 @@ def test_seeds_are_distinct_for_every_sequence() -> None:
     assert last.seeds(1).dtype == np.uint32
 
 
-def test_for_model_fills_eos_and_pad_ids_from_config() -> None:
-    def filled(config: dict[str, Any], **fields: Any) -> tuple[Any, Any]:
-        settings = GenerationConfig(**fields).for_model(OpenAIGPTConfig(**config))
+def test_for_model_fills_padding_and_leaves_out_unknown_ids() -> None:
+    def filled(**fields: Any) -> tuple[Any, Any]:
+        settings = GenerationConfig(**fields).for_model(CONFIG)
         return settings.eos_token_id, settings.pad_token_id
 
-    assert filled({}) == ((), 0)
-    assert filled({"eos_token_id": 5}) == ((5,), 5)
-    assert filled({"eos_token_id": 5, "pad_token_id": 2}) == ((5,), 2)
-    assert filled({"eos_token_id": (5, 6)}) == ((5, 6), 5)
-    assert filled({"eos_token_id": 5}, eos_token_id=7) == ((7,), 7)
-    assert filled({"eos_token_id": 5, "pad_token_id": 2}, pad_token_id=0) == ((5,), 0)
-    assert filled({"eos_token_id": 5}, eos_token_id=()) == ((), 0)
+    assert filled() == ((), 0)
+    assert filled(eos_token_id=7) == ((7,), 7)
+    assert filled(eos_token_id=(5, 6)) == ((5, 6), 5)
+    assert filled(eos_token_id=5, pad_token_id=0) == ((5,), 0)
+    assert filled(eos_token_id=()) == ((), 0)
+    assert filled(eos_token_id=(-1, 11, 4)) == ((4,), -1)
+    suppressed = GenerationConfig(suppress_tokens=(-1, 3, 11)).for_model(CONFIG)
+    assert suppressed.suppress_tokens == (3,)
+
+
+def test_from_model_config_reads_settings_of_old_files() -> None:
+    config = OpenAIGPTConfig.from_dict(
+        {"eos_token_id": [5, 6], "pad_token_id": 2, "repetition_penalty": 3.0, "max_length": 20}
+    )
+    assert GenerationConfig.from_model_config(config.to_dict()) == GenerationConfig(
+        eos_token_id=(5, 6), pad_token_id=2, repetition_penalty=3.0, max_length=20
+    )
+    assert GenerationConfig.from_model_config({"sliding_window": 4, "n_embd": 8}).given() == {}
 
 
 @given(asked=valid_settings())
@@ -373,20 +431,30 @@ def test_to_dict_then_from_dict_keeps_every_field(asked: GenerationConfig) -> No
     assert again == asked
     assert hash(again) == hash(asked)
     assert set(fields) <= set(DEFAULTS)
-    del fields["max_new_tokens"]  # always there
-    assert all(fields[name] != DEFAULTS[name] for name in fields)
-    assert ("top_k" in fields) == asked.do_sample
+    assert {name for name in DEFAULTS if getattr(asked, name) != DEFAULTS[name]} <= set(fields)
+    assert not asked.do_sample or "top_k" in fields
+    assert again.to_dict() == asked.to_dict()
 
 
-def test_to_dict_of_defaults_contains_only_max_new_tokens() -> None:
-    assert GenerationConfig().to_dict() == {"max_new_tokens": 20}
+def test_to_dict_contains_what_is_given() -> None:
+    assert GenerationConfig().to_dict() == {}
+    given = GenerationConfig(max_new_tokens=20, do_sample=False, eos_token_id=None)
+    assert given.to_dict() == {"max_new_tokens": 20, "do_sample": False}
+    assert dataclasses.replace(given, min_new_tokens=2).to_dict() == {
+        **given.to_dict(),
+        "min_new_tokens": 2,
+    }
+    read = GenerationConfig.from_dict({"temperature": 0.7, "of_another_library": [1]})
+    assert read.to_dict() == {"temperature": 0.7, "of_another_library": [1]}
     assert GenerationConfig.from_dict({}) == GenerationConfig()
+    copied = pickle.loads(pickle.dumps(read))
+    assert (copied, copied.to_dict()) == (read, read.to_dict())
 
 
 def test_top_k_zero_and_missing_differ_when_sampling() -> None:
     """Transformers would take the 50 likeliest if its file did not say otherwise."""
-    sampled = {"max_new_tokens": 20, "do_sample": True, "top_k": 0}
-    assert GenerationConfig(do_sample=True).to_dict() == sampled
+    assert GenerationConfig(do_sample=True).to_dict() == {"do_sample": True, "top_k": 0}
+    assert GenerationConfig(do_sample=True, top_k=0).top_k is None
     assert GenerationConfig.from_dict({"do_sample": True, "top_k": 0}).top_k is None
     # Which takes effect where the file turns sampling on, and nobody says otherwise.
     for held in ({"do_sample": True}, {"do_sample": True, "top_k": None}):
@@ -394,7 +462,6 @@ def test_top_k_zero_and_missing_differ_when_sampling() -> None:
         assert GenerationConfig.from_dict(held, do_sample=True).top_k == 50
         assert GenerationConfig.from_dict(held, top_k=None).top_k is None
         assert GenerationConfig.from_dict(held, top_k=7).top_k == 7
-        assert GenerationConfig.from_dict(held, do_sample=False).top_k is None
     assert GenerationConfig.from_dict({"do_sample": False}, do_sample=True).top_k is None
 
 
@@ -404,56 +471,111 @@ def test_from_dict_arguments_override_fields() -> None:
     assert read == GenerationConfig(
         do_sample=True, temperature=0.7, max_new_tokens=9, eos_token_id=3
     )
-    assert GenerationConfig.from_dict({"top_p": None, "eos_token_id": None}, top_p=1.0) == (
-        GenerationConfig()
+    # None stands for the default, as in transformers.
+    unset = GenerationConfig.from_dict(
+        held, do_sample=None, temperature=None, max_new_tokens=None, eos_token_id=None, top_k=None
     )
-    with pytest.raises(TypeError, match="max_lenght"):
+    assert (unset, unset.given()) == (GenerationConfig(), {"top_k": None})
+    assert GenerationConfig.from_dict({"top_p": None, "eos_token_id": None}) == GenerationConfig()
+    with pytest.raises(TypeError, match="max_lenght: no setting of generation has this name"):
         GenerationConfig.from_dict({}, max_lenght=3)
-    with pytest.raises(TypeError, match="max_length"):
-        GenerationConfig.from_dict({}, max_length=3)
     with pytest.raises(ValueError, match=r"temperature is 0\.5, but must be left alone unless"):
         GenerationConfig.from_dict({"do_sample": True}, do_sample=False, temperature=0.5)
 
 
-def test_from_dict_ignores_sampling_fields_without_do_sample() -> None:
-    held = {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1, "typical_p": 0.8, "seed": 4}
-    assert GenerationConfig.from_dict(held) == GenerationConfig()
-    sampled = GenerationConfig.from_dict(held, do_sample=True)
-    assert sampled == GenerationConfig(**held, do_sample=True)
-    assert GenerationConfig.from_dict({**held, "do_sample": True}) == sampled
-    assert GenerationConfig.from_dict({**held, "do_sample": True}, do_sample=False) == (
-        GenerationConfig()
+def test_from_dict_keeps_settings_without_effect_until_they_have_one() -> None:
+    held: dict[str, Any] = {
+        "temperature": 0.7,
+        "top_k": 5,
+        "top_p": 0.9,
+        "min_p": 0.1,
+        "typical_p": 0.8,
+        "seed": 4,
+    }
+    beams: dict[str, Any] = {"length_penalty": 0.5, "early_stopping": True}
+    idle = GenerationConfig.from_dict({**held, **beams})
+    assert (idle.temperature, idle.length_penalty) == (0.7, 0.5)
+    for fields, turned_on in ((held, SAMPLE), (beams, BEAMS)):
+        right = GenerationConfig(**fields, **turned_on)
+        assert GenerationConfig.from_dict(fields, **turned_on) == right
+        assert GenerationConfig.from_dict({**fields, **turned_on}) == right
+        assert idle.updated(**turned_on).for_model(CONFIG) == right.for_model(CONFIG)
+        assert dataclasses.replace(idle, **turned_on).for_model(CONFIG) == right.for_model(CONFIG)
+    assert idle.for_model(CONFIG) == GenerationConfig().for_model(CONFIG)
+    off = GenerationConfig.from_dict({**held, "do_sample": True}).updated(do_sample=False)
+    assert off.for_model(CONFIG) == GenerationConfig().for_model(CONFIG)
+    # Their values are looked at when they count.
+    wrong = GenerationConfig.from_dict({"temperature": 0.0, "top_p": "high"})
+    assert wrong.for_model(CONFIG) == GenerationConfig().for_model(CONFIG)
+    with pytest.raises(ValueError, match=r"temperature is 0\.0, but must be in"):
+        wrong.updated(do_sample=True)
+
+
+def test_updated_lets_given_settings_come_first() -> None:
+    own = GenerationConfig.from_dict({"do_sample": True, "top_k": 5, "eos_token_id": 3, "a": 1})
+    assert own.updated() == own
+    assert own.updated(GenerationConfig()) == own
+    assert own.updated(GenerationConfig(do_sample=True)) == own
+    assert own.updated(GenerationConfig(do_sample=False)).do_sample is False
+    assert own.updated(GenerationConfig(top_k=None, do_sample=True)).top_k is None
+    assert own.updated({"top_k": 7}, top_p=0.5, max_length=None) == GenerationConfig(
+        do_sample=True, top_k=7, top_p=0.5, eos_token_id=3
     )
+    assert own.updated(GenerationConfig(max_new_tokens=20)).given_names == (
+        own.given_names | {"max_new_tokens"}
+    )
+    assert own.updated(num_beams=2).extra == {"a": 1}
+    assert GenerationConfig().updated(GenerationConfig(do_sample=True)).top_k is None
+    by_hand = GenerationConfig(do_sample=True, temperature=0.5)
+    with pytest.raises(ValueError, match=r"temperature is 0\.5, but must be left alone unless"):
+        own.updated(by_hand, do_sample=False)
+    wrong: Any = 3
+    with pytest.raises(TypeError, match="generation_config is a int, but must be a Generation"):
+        own.updated(wrong)
+    with pytest.raises(TypeError, match="max_lenght: no setting of generation has this name"):
+        own.updated({"max_lenght": 3})
 
 
-def test_from_dict_ignores_beam_fields_without_beams() -> None:
-    held = {"length_penalty": 0.5, "early_stopping": True}
-    assert GenerationConfig.from_dict(held) == GenerationConfig()
-    searched = GenerationConfig.from_dict(held, num_beams=3)
-    assert searched == GenerationConfig(**held, num_beams=3)
-    assert GenerationConfig.from_dict({**held, "num_beams": 3}) == searched
-    assert GenerationConfig.from_dict({**held, "num_beams": 3}, num_beams=1) == (GenerationConfig())
+@pytest.mark.parametrize(
+    ("name", "neutral", "wrong", "turns_on"),
+    [
+        ("max_time", [], 1.5, {}),
+        ("num_beam_groups", [1, 2], 2, BEAMS),
+        ("constraints", [], [], {}),
+        ("force_words_ids", [], [[1]], {}),
+        ("penalty_alpha", [0.0], 0.6, {}),
+        ("dola_layers", [], "low", {}),
+        ("sequence_bias", [], [[[1], 2.0]], {}),
+        ("begin_suppress_tokens", [[], ()], [1], {}),
+        ("exponential_decay_length_penalty", [], [5, 1.1], {}),
+        ("epsilon_cutoff", [0.0, 1.0, 0.1, "low"], 0.1, SAMPLE),
+        ("eta_cutoff", [0.0, 1.0, 0.1], 0.1, SAMPLE),
+        ("top_h", [0.5], 0.5, SAMPLE),
+        ("guidance_scale", [1, 1.0], 1.5, {}),
+        ("renormalize_logits", [False, True], True, BEAMS),
+        ("remove_invalid_values", [False, True], True, BEAMS),
+        ("token_healing", [False], True, {}),
+        ("watermarking_config", [], {"bias": 2.5}, {}),
+        ("encoder_repetition_penalty", [1, 1.0], 1.5, {}),
+        ("encoder_no_repeat_ngram_size", [0, -1], 2, {}),
+    ],
+)
+def test_unsupported_fields_are_refused_where_they_would_change_the_text(
+    name: str, neutral: list[Any], wrong: Any, turns_on: dict[str, Any]
+) -> None:
+    for value in (None, *neutral):
+        GenerationConfig.from_dict({name: value}).for_model(CONFIG)
+    held = GenerationConfig.from_dict({name: wrong, **turns_on})
+    with pytest.raises(ValueError, match=f"^{name} is .*, which is not supported here$"):
+        held.for_model(CONFIG)
+    held.updated(**{name: None}).for_model(CONFIG)
+    with pytest.raises(ValueError, match=f"^{name} is .*, which is not supported here$"):
+        GenerationConfig().updated(**{name: wrong}, **turns_on).for_model(CONFIG)
 
 
-def test_from_dict_rejects_max_length_without_max_new_tokens() -> None:
-    assert GenerationConfig.from_dict({"max_length": 20}) == GenerationConfig()
-    assert GenerationConfig.from_dict({"max_length": None}) == GenerationConfig()
-    message = r"max_length is 50, which counts the prompt .*: give max_new_tokens"
-    with pytest.raises(ValueError, match=message):
-        GenerationConfig.from_dict({"max_length": 50})
-    with pytest.raises(ValueError, match=message):
-        GenerationConfig.from_dict({"max_length": 50, "max_new_tokens": None})
-    held = GenerationConfig.from_dict({"max_length": 50, "max_new_tokens": 7})
-    changed = GenerationConfig.from_dict({"max_length": 50}, max_new_tokens=7)
-    assert held == changed == GenerationConfig(max_new_tokens=7)
-
-
-@pytest.mark.parametrize("name", UNSUPPORTED)
-def test_from_dict_rejects_unsupported_fields(name: str) -> None:
-    for neutral in (None, *UNSUPPORTED[name]):
-        assert GenerationConfig.from_dict({name: neutral}) == GenerationConfig()
-    with pytest.raises(ValueError, match=f"^{name} is 0.37, which is not supported here$"):
-        GenerationConfig.from_dict({name: 0.37})
+def test_unsupported_penalty_alpha_needs_greedy_decoding_of_several_tokens() -> None:
+    for fields in (SAMPLE, BEAMS, {"top_k": 1}, {"top_k": 0}):
+        GenerationConfig.from_dict({"penalty_alpha": 0.6, **fields}).for_model(CONFIG)
 
 
 def write(folder: Path, fields: Any) -> Path:
@@ -494,8 +616,8 @@ def test_from_pretrained_uses_defaults_without_a_file(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ('{"temperature": NaN, "do_sample": true}', "temperature is nan, but must be a number"),
-        ('{"min_length": 3}', "min_length is 3, which is not supported here"),
-        ('{"max_length": 3}', "max_length is 3, which counts the prompt"),
+        ('{"top_h": 3, "do_sample": true}', "top_h is 3, which is not supported here"),
+        ('{"max_length": -3}', "max_length is -3, but must be at least 1"),
         ('{"max_new_tokens": "3"}', "max_new_tokens is '3', but must be an integer"),
         ('{"eos_token_id": {}}', "eos_token_id is {}, but must be an id or several"),
     ],

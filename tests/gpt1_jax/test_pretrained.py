@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
+from support.compilations import compilations
 from support.small_models import (
     MODELS,
     difference,
@@ -21,7 +22,9 @@ from support.small_models import (
     small_model,
 )
 
+import conversion
 import gpt1_jax as gpt1
+from gpt1_jax.export import export_model
 
 pytestmark = pytest.mark.unoptimized
 
@@ -517,3 +520,108 @@ def test_resize_rejects_invalid_size(size: Any) -> None:
         model.resize_token_embeddings(size, rngs=nnx.Rngs(0))
     assert model.config.vocab_size == 13
     assert model.params["transformer"]["tokens_embed"]["embedding"].shape == (13, 8)
+
+
+GENERATION = "generation_config.json"
+# Of another version, in another order, with a field of another library.
+HELD = b'{"transformers_version": "4.27.0", "temperature": 0.7, "eos_token_id": [3], "custom": 1}'
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A language model that comes with settings of generation."""
+    small_model(LM).save_pretrained(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / GENERATION).write_bytes(HELD)
+    return tmp_path / "checkpoint"
+
+
+def test_generation_config_is_that_of_the_checkpoint(checkpoint: Path) -> None:
+    model = LM.from_pretrained(checkpoint)
+    expected = {"transformers_version": "4.27.0", "temperature": 0.7, "eos_token_id": [3]}
+    assert model.generation_config.to_dict() == {**expected, "custom": 1}
+    assert gpt1.OpenAIGPTLMHeadModel.from_pretrained("demo").generation_config == (
+        gpt1.GenerationConfig(max_new_tokens=40)
+    )
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_save_pretrained_keeps_the_settings_of_generation(
+    cls: type[Any], checkpoint: Path, tmp_path: Path
+) -> None:
+    """Whole and as they are, in whichever model; where there are none, none are written."""
+    cls.from_pretrained(checkpoint, rngs=nnx.Rngs(0)).save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / GENERATION).read_bytes() == HELD
+    small_model(cls).save_pretrained(tmp_path / "none")
+    assert not (tmp_path / "none" / GENERATION).exists()
+
+
+def test_save_pretrained_writes_settings_that_were_changed(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    model = LM.from_pretrained(checkpoint)
+    model.generation_config = model.generation_config.updated(max_new_tokens=7, temperature=None)
+    model.save_pretrained(tmp_path / "saved")
+    expected = {
+        "custom": 1,
+        "eos_token_id": [3],
+        "max_new_tokens": 7,
+        "transformers_version": "4.27.0",
+    }
+    text = (tmp_path / "saved" / GENERATION).read_text()
+    assert text == json.dumps(expected, indent=2) + "\n"
+    again = LM.from_pretrained(tmp_path / "saved").generation_config
+    assert again.to_dict() == model.generation_config.to_dict()
+
+
+def test_conversion_and_export_keep_the_settings_of_generation(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    config, params = conversion.read(checkpoint)
+    for format in ("huggingface", "openai"):
+        out = tmp_path / format
+        conversion.write(out, config, params, format=format, companions=checkpoint)
+        assert (out / GENERATION).read_bytes() == HELD
+        assert LM.from_pretrained(out).generation_config.temperature == 0.7
+    model = LM.from_pretrained(checkpoint)
+    export_model(model, tmp_path / "a", platforms=["cpu"])
+    export_model(model, tmp_path / "b", platforms=["cpu"], companions=checkpoint)
+    assert (tmp_path / "a" / GENERATION).read_bytes() == HELD
+    assert (tmp_path / "b" / GENERATION).read_bytes() == HELD
+
+
+def test_generation_config_compiles_nothing_anew() -> None:
+    model = small_model(LM)
+    names = set(vars(model))
+    apply, params = gpt1.functional(model)
+    apply(params, IDS)
+    gpt1.generate(model, IDS, max_new_tokens=2)
+    with compilations() as compiled:
+        model.generation_config = {"max_new_tokens": 2, "eos_token_id": 3}
+        gpt1.generate(model, IDS)
+        model.generation_config = gpt1.GenerationConfig(max_new_tokens=2, repetition_penalty=2.0)
+        gpt1.generate(model, IDS)
+        again, params = gpt1.functional(model)
+        again(params, IDS)
+    assert compiled == []
+    assert again is apply
+    assert set(vars(model)) == names
+
+
+def test_generation_config_that_is_wrong_is_an_error_where_it_is_read(checkpoint: Path) -> None:
+    """The model itself works, and takes the file along."""
+    for content, message in {
+        b"{": "is not JSON",
+        b"[]": "must hold a JSON object, not list",
+        b'{"max_new_tokens": 0}': "max_new_tokens is 0, but must be at least 1",
+    }.items():
+        (checkpoint / GENERATION).write_bytes(content)
+        model = LM.from_pretrained(checkpoint)
+        model(IDS)
+        with pytest.raises(ValueError, match=message) as error:
+            gpt1.generate(model, IDS)
+        assert str(checkpoint / GENERATION) in str(error.value)
+        model.save_pretrained(checkpoint)
+        assert (checkpoint / GENERATION).read_bytes() == content
+    wrong: Any = 3
+    with pytest.raises(TypeError, match="generation_config is a int, but must be"):
+        small_model(LM).generation_config = wrong

@@ -18,6 +18,7 @@ from support.small_models import spoil
 import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.cli import generate as generate_command
+from gpt1_jax.generation_config import DEFAULTS
 
 pytestmark = pytest.mark.unoptimized
 
@@ -149,7 +150,9 @@ def test_cli_generate_passes_every_setting(
     monkeypatch.setattr(generate_command, "generate_batches", seen)
     common: dict[str, Any] = {
         "max_new_tokens": 9,
+        "max_length": 12,
         "min_new_tokens": 2,
+        "min_length": 4,
         "eos_token_id": (4, 5),
         "forced_eos_token_id": (6, 7),
         "pad_token_id": 3,
@@ -185,10 +188,7 @@ def test_cli_generate_passes_every_setting(
         status, _, err = run(*arguments, "a")
         assert (status, err) == (2, "gpt1: seen\n")
         assert found.pop() == gpt1.GenerationConfig(**fields)
-    missing = set(common | beams | alone | guessed) ^ set(
-        gpt1.GenerationConfig.__dataclass_fields__
-    )
-    assert not missing
+    assert (common | beams | alone | guessed).keys() == DEFAULTS.keys()
     arguments = ["generate", "a", "--model", folder, "--max-new-tokens", 9]
     run(*arguments, "--eos-token-id", "None", "--no-do-sample", "--early-stopping", "False")
     assert found.pop() == gpt1.GenerationConfig(max_new_tokens=9, eos_token_id=())
@@ -326,7 +326,7 @@ def test_cli_verify_reports_each_check(run: Run, folder: Path) -> None:
             "prompts.txt, line 2: the id 99",
         ),
         (
-            ["generate", "--prompts", "GOOD", "--model", "FOLDER", "--max-new-tokens", "28"],
+            ["generate", "--prompts", "GOOD", "--model", "FOLDER", "--max-new-tokens", "29"],
             "good.txt, line 2: a prompt of 5 tokens",
         ),
         (

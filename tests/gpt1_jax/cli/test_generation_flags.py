@@ -1,6 +1,5 @@
 """The settings of generation on the command line: all are there, and who has the last word."""
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable
@@ -12,6 +11,7 @@ import pytest
 
 from gpt1_jax import GenerationConfig
 from gpt1_jax.cli.generation_flags import GROUPS, read_settings
+from gpt1_jax.generation_config import DEFAULTS
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -24,8 +24,7 @@ def config(folder: Path, fields: object) -> Path:
 
 
 def test_generation_flags_cover_every_setting() -> None:
-    names = [field.name for field in dataclasses.fields(GenerationConfig)]
-    assert sorted(" ".join(GROUPS.values()).split()) == sorted(names)
+    assert sorted(" ".join(GROUPS.values()).split()) == sorted(DEFAULTS)
 
 
 def test_generation_flags_help_is_the_description_of_the_setting(run: Run) -> None:
@@ -45,10 +44,14 @@ def test_generation_flags_help_is_the_description_of_the_setting(run: Run) -> No
             assert "`" not in description, name
 
 
-def test_generation_flags_default_to_40_new_tokens(tmp_path: Path) -> None:
-    assert read_settings(tmp_path, NONE_GIVEN) == GenerationConfig(max_new_tokens=40)
+def test_generation_flags_default_to_the_defaults_of_python(tmp_path: Path) -> None:
+    assert read_settings(tmp_path, NONE_GIVEN) == GenerationConfig(max_new_tokens=20)
+    (tmp_path / "config.json").write_text('{"eos_token_id": 3, "repetition_penalty": 2.0}')
+    assert read_settings(tmp_path, NONE_GIVEN) == (
+        GenerationConfig(eos_token_id=3, repetition_penalty=2.0)
+    )
     config(tmp_path, {"max_new_tokens": None, "transformers_version": "5.23.0"})
-    assert read_settings(tmp_path, NONE_GIVEN) == GenerationConfig(max_new_tokens=40)
+    assert read_settings(tmp_path, NONE_GIVEN).given() == {}
 
 
 def test_generation_flags_override_the_file(tmp_path: Path) -> None:
@@ -72,19 +75,18 @@ def test_generation_flags_override_the_file(tmp_path: Path) -> None:
         bad_words_ids=((1, 2), (3,)),
     )
     greedy = read_settings(tmp_path, NONE_GIVEN, {"do_sample": False})
-    assert (greedy.do_sample, greedy.top_k) == (False, None)
+    assert (greedy.do_sample, greedy.top_k) == (False, 50)
 
 
 @pytest.mark.parametrize(
     ("own", "flags", "message"),
     [
         ({}, {"temperature": 0.5}, "temperature is 0.5"),
-        ({}, {"min_new_tokens": 41}, "min_new_tokens is 41, but must be at most max_new_tokens"),
+        ({}, {"min_new_tokens": 21}, "min_new_tokens is 21, but must be at most max_new_tokens"),
         ({"max_new_tokens": 9}, {"min_new_tokens": 10}, "min_new_tokens is 10"),
         ({"temperature": 2.0, "do_sample": True}, {"temperature": -1.0}, "temperature is -1.0"),
-        ({"min_new_tokens": 9}, {"max_new_tokens": 5}, "FILE: min_new_tokens is 9"),
-        ({"num_beam_groups": 2}, {}, "FILE: num_beam_groups is 2, which is not supported"),
-        ({"max_length": 50}, {}, "FILE: max_length is 50"),
+        ({"guidance_scale": 2}, {}, "FILE: guidance_scale is 2, which is not supported"),
+        ({"max_length": 0}, {}, "FILE: max_length is 0"),
         ([1], {}, "FILE must hold a JSON object, not list"),
     ],
 )

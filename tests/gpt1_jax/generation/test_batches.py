@@ -136,7 +136,7 @@ def test_generate_batches_groups_prompts_by_length(
         ([], {}, 8, "no prompt"),
         ([[1], []], {}, 8, "prompt 1 is empty"),
         ([[1], [SIZE]], {}, 8, "prompt 1"),
-        ([[1]], {"max_new_tokens": 64}, 8, "n_positions = 64"),
+        ([[1]], {"max_new_tokens": 65}, 8, "n_positions = 64"),
         ([[1]], {"stop_strings": "a"}, 8, "needs a tokenizer"),
         ([[1]], {"do_sample": True, "seed": (1, 2)}, 8, "one a prompt, 1 in all"),
     ],

@@ -297,12 +297,12 @@ def test_generate_compiles_once_per_cache_length(model: gpt1.OpenAIGPTLMHeadMode
         ([[1], [1, 2]], [[1, 1], [1, 1]], {}, "attention_mask has rows of"),
         ([[[1]]], None, {}, r"the prompts have shapes \[\(1, 1\)\]"),
         ([[1.5]], None, {}, "dtype float64, but must be integer"),
-        ([[1] * 50], None, {"max_new_tokens": 15}, "50 tokens and max_new_tokens = 15 .* 64"),
+        ([[1] * 50], None, {"max_new_tokens": 16}, "50 tokens and max_new_tokens = 16 .* 64"),
         ([[1]], [["a"]], {}, r"attention_mask\[0\] has dtype <U1, but must be bool"),
         ([[1], [2]], [[1], [2]], {}, r"attention_mask\[1\]\[0\] is 2, but must be 1"),
         ({"input_ids": [[1]]}, None, {}, "input_ids is a mapping of 'input_ids'"),
         ([[1]], None, {"temperature": 2.0}, "temperature is 2.0"),
-        ([[1]], None, {"eos_token_id": 29}, "eos_token_id is 29"),
+        ([[1]], None, {"forced_eos_token_id": 29}, "forced_eos_token_id is 29"),
     ],
 )
 def test_generate_rejects_bad_input(
@@ -313,17 +313,17 @@ def test_generate_rejects_bad_input(
 
 
 def test_generate_rejects_unknown_setting(model: gpt1.OpenAIGPTLMHeadModel) -> None:
-    with pytest.raises(TypeError, match="max_length"):
-        gpt1.generate(model, [[1]], max_length=3)
+    with pytest.raises(TypeError, match="max_lenght: no setting of generation has this name"):
+        gpt1.generate(model, [[1]], max_lenght=3)
 
 
 def test_cache_may_be_longer_than_n_positions() -> None:
     """The cache is longer than the model's positions: padding takes slots, but no positions."""
     config = gpt1.OpenAIGPTConfig(vocab_size=7, n_positions=10, n_layer=1, n_embd=8, n_head=2)
     small = gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0))
-    assert gpt1.generate(small, [[1, 2, 3]], max_new_tokens=7).shape == (1, 10)
+    assert gpt1.generate(small, [[1, 2, 3]], max_new_tokens=8).shape == (1, 11)
     with pytest.raises(ValueError, match="n_positions = 10"):
-        gpt1.generate(small, [[1, 2, 3]], max_new_tokens=8)
+        gpt1.generate(small, [[1, 2, 3]], max_new_tokens=9)
 
 
 def test_generate_accepts_ragged_attention_mask(model: gpt1.OpenAIGPTLMHeadModel) -> None:
@@ -336,11 +336,3 @@ def test_generate_accepts_ragged_attention_mask(model: gpt1.OpenAIGPTLMHeadModel
         np.testing.assert_array_equal(a, b)
     with pytest.raises(TypeError, match="model is Rngs, but must be OpenAIGPTLMHeadModel"):
         gpt1.generate(nnx.Rngs(0), rows)  # pyright: ignore[reportArgumentType]
-
-
-def test_generate_rejects_dict_as_generation_config(model: gpt1.OpenAIGPTLMHeadModel) -> None:
-    settings: Any = {"max_new_tokens": 2}
-    with pytest.raises(
-        TypeError, match="generation_config is a dict, but must be a GenerationConfig"
-    ):
-        gpt1.generate(model, [[1]], generation_config=settings)

@@ -199,9 +199,9 @@ def test_stream_supports_sliding_window(model: Any, tokenizer: gpt1.Tokenizer) -
         ),
         (PROMPT, {"steps": 0}, "steps is 0, but must be an integer, at least 1"),
         (PROMPT, {"steps": 2.5}, "steps is 2.5, but must be an integer, at least 1"),
-        (PROMPT, {"max_new_tokens": 62}, "3 tokens and max_new_tokens = 62 are more than"),
+        (PROMPT, {"max_new_tokens": 63}, "3 tokens and max_new_tokens = 63 need 65"),
         (PROMPT, {"sliding_window": 65}, "sliding_window is 65"),
-        (PROMPT, {"eos_token_id": SIZE}, f"eos_token_id is {SIZE}, but must be in"),
+        (PROMPT, {"forced_eos_token_id": SIZE}, f"eos_token_id is {SIZE}, but must be in"),
         (PROMPT, {"do_sample": True, "seed": (1, 2)}, "seed is .* one a prompt, 1 in all"),
         ("", {}, "prompt 0 is empty"),
         (" \n ", {}, "prompt 0 is empty"),
@@ -224,7 +224,7 @@ def test_stream_raises_errors_at_the_call(
 def test_stream_rejects_wrong_types(writer: Any, tokenizer: gpt1.Tokenizer) -> None:
     with pytest.raises(TypeError, match="model is Rngs, but must be OpenAIGPTLMHeadModel"):
         gpt1.stream(nnx.Rngs(0), tokenizer, PROMPT)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="max_length"):
-        gpt1.stream(writer, tokenizer, PROMPT, max_length=3)
+    with pytest.raises(TypeError, match="max_lenght"):
+        gpt1.stream(writer, tokenizer, PROMPT, max_lenght=3)
     with pytest.raises(TypeError, match="the text must be a string"):
         gpt1.stream(writer, tokenizer, [1, 2])  # type: ignore[arg-type]

@@ -112,8 +112,8 @@ def repeats(text: list[int], size: int) -> set[int]:
 
 def test_generate_rejects_long_text_without_sliding_window(model: Any) -> None:
     with pytest.raises(
-        ValueError, match=r"30 tokens and max_new_tokens = 11 .*sliding_window = 20"
+        ValueError, match=r"30 tokens and max_new_tokens = 12 .*sliding_window = 20"
     ):
-        gpt1.generate(model, [[1] * 30], max_new_tokens=11)
+        gpt1.generate(model, [[1] * 30], max_new_tokens=12)
     with pytest.raises(ValueError, match="sliding_window is 41, but must be at most 40"):
         gpt1.generate(model, [[1] * 30], max_new_tokens=11, sliding_window=41)
