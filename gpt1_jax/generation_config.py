@@ -169,8 +169,7 @@ class GenerationConfig:
         max_new_tokens: the most tokens to add to a prompt; by default 20, or as many as the model's
             positions allow. The last of them needs no position of its own.
         max_length: the most tokens of a text, its prompt included; none by default. max_new_tokens
-            comes before it. Of prompts of unequal lengths, the longest counts for all that are
-            continued in one call.
+            comes before it. In Python, a list of prompts is counted from its longest one.
         min_new_tokens: how many tokens to add before an end token may be chosen; 0 by default.
         min_length: how many tokens a text has, its prompt included, before an end token may be
             chosen; 0 by default. min_new_tokens comes before it.
