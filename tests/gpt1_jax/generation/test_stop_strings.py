@@ -413,14 +413,18 @@ def test_stop_strings_end_beams_as_in_transformers(
         stops = [text[-9:-5], tokenizer.decode(free[1][-4:-3])]
         got = gpt1.generate(twins[1], [prompt], stop_strings=stops, tokenizer=tokenizer, **options)
         ids = torch.tensor([prompt])
-        expected = twins[0].generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            stop_strings=stops,
-            tokenizer=theirs,
-            **options,
-        ).numpy()
+        expected = (
+            twins[0]
+            .generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                stop_strings=stops,
+                tokenizer=theirs,
+                **options,
+            )
+            .numpy()
+        )
         # Without an end token, transformers fills up with -1 whatever the pad token.
         np.testing.assert_array_equal(got, np.where(expected < 0, 0, expected))
         ended += int(got.shape != free.shape or (got != free).any())
