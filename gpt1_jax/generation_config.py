@@ -17,12 +17,14 @@ from gpt1_jax.checks import (
     INTEGER,
     NUMBER,
     Count,
+    ForeignKeyword,
     MaybeCount,
     Rule,
     Switch,
     at_least,
     at_most,
     check_fields,
+    check_keywords,
     is_integer,
     is_number,
     short,
@@ -36,6 +38,7 @@ CONFIG = "config.json"
 MAX_INT = 2**20  # tokens or texts, beyond which memory could not hold them
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 KEPT = ("output_scores", "output_logits")
+RETURNED = ("return_dict_in_generate", *KEPT)
 BEAMS = ("length_penalty", "early_stopping")
 OURS_ALONE = ("seed", "sliding_window")
 # What None says of these is a value of its own; of the others, that they are not given.
@@ -104,6 +107,27 @@ WITHOUT_EFFECT = """
 """
 # What transformers' ``generate`` may return besides, and ours does not.
 OUTPUTS = "output_attentions output_hidden_states"
+_ASSISTANT = "prompt_lookup_num_tokens= drafts tokens, without a second model"
+_STATES = "the model's own call returns them, for the sequences that generate returned"
+# Other keywords of transformers' ``generate``.
+FOREIGN = {
+    "inputs": ForeignKeyword("input_ids= is its name"),
+    "return_dict": ForeignKeyword("return_dict_in_generate= is its name"),
+    "output_attentions": ForeignKeyword(_STATES, (None, False)),
+    "output_hidden_states": ForeignKeyword(_STATES, (None, False)),
+    "past_key_values": ForeignKeyword("every call has a cache of its own"),
+    "token_type_ids": ForeignKeyword("inputs_embeds= can have their embeddings added"),
+    "position_ids": ForeignKeyword("positions go by attention_mask="),
+    "assistant_model": ForeignKeyword(_ASSISTANT),
+    "assistant_tokenizer": ForeignKeyword(_ASSISTANT),
+    "prefix_allowed_tokens_fn": ForeignKeyword("a function of logits_processor= can forbid tokens"),
+    "negative_prompt_ids": ForeignKeyword("classifier-free guidance is not supported"),
+    "negative_prompt_attention_mask": ForeignKeyword("classifier-free guidance is not supported"),
+    "custom_generate": ForeignKeyword("no code of a checkpoint is run"),
+    "trust_remote_code": ForeignKeyword("no code of a checkpoint is run", (None, False)),
+    "synced_gpus": ForeignKeyword("sharding.mesh.shard_model lays a model out", (None, False)),
+    "use_model_defaults": ForeignKeyword("a default is what the model carries", (None, True)),
+}
 
 
 @runtime_checkable
@@ -269,6 +293,8 @@ class GenerationConfig:
 
     def __new__(cls, **fields: Any) -> Self:
         """Note which settings are given; ``dataclasses.replace`` gives all, and says which were."""
+        known = {field.name: None for field in dataclasses.fields(cls)}
+        check_keywords("GenerationConfig", fields, known, {})
         self = super().__new__(cls)
         if fields and "given_names" not in fields:
             object.__setattr__(self, "_named", frozenset(fields))
@@ -516,9 +542,10 @@ class GenerationConfig:
             ValueError: a value that is wrong, or a change that has no effect.
             TypeError: a change that names no setting.
         """
-        settable = DEFAULTS.keys() | UNSUPPORTED.keys() | set(WITHOUT_EFFECT.split())
-        if unknown := sorted(changes.keys() - settable):
-            raise TypeError(f"{', '.join(unknown)}: no setting of generation has this name")
+        others = {
+            n: changes.pop(n) for n in (*UNSUPPORTED, *WITHOUT_EFFECT.split()) if n in changes
+        }
+        changes = {**check_keywords("generate", changes, DEFAULTS, FOREIGN), **others}
         values = {
             name: _as_transformers_reads(name, value)
             for name, value in fields.items()
@@ -702,9 +729,10 @@ def _given_fields(settings: GenerationConfigLike) -> dict[str, Any]:
         )
     fields = settings if by_hand else settings.to_diff_dict()
     given = {k: v for k, v in fields.items() if v is not None and not k.startswith("_")}
-    known = DEFAULTS.keys() | UNSUPPORTED.keys() | set(f"{WITHOUT_EFFECT} {OUTPUTS}".split())
-    if by_hand and (unknown := sorted(given.keys() - known)):
-        raise TypeError(f"{', '.join(unknown)}: no setting of generation has this name")
+    if by_hand:
+        others = {*UNSUPPORTED, *f"{WITHOUT_EFFECT} {OUTPUTS}".split()}
+        ours = {name: value for name, value in given.items() if name not in others}
+        check_keywords("generation_config", ours, DEFAULTS, FOREIGN)
     return given
 
 

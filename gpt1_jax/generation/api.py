@@ -17,6 +17,7 @@ from gpt1_jax.generation.stop_strings import StopStrings
 from gpt1_jax.generation_config import GenerationConfig, GenerationConfigLike
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.validation import ArrayLike
+from gpt1_jax.outputs import ModelOutput
 from gpt1_jax.text.tokenizer import Tokenizer
 
 # An array (batch, ...), or, for prompts of unequal lengths, a list of rows. A caller knows
@@ -28,8 +29,8 @@ STEPS_PER_CALL = 8  # tokens a compiled call where the host looks at the text in
 
 
 @dataclasses.dataclass(frozen=True)
-class GenerateOutput:
-    """What ``generate`` returns with ``return_dict_in_generate=True``.
+class GenerateOutput(ModelOutput):
+    """What ``generate`` returns with ``return_dict_in_generate=True``; see ``ModelOutput``.
 
     Attributes:
         sequences: what it returns otherwise.
@@ -82,9 +83,9 @@ def generate(
     stopping_criteria: Sequence[StoppingCriterion] = (),
     streamer: Streamer | None = None,
     key: jax.Array | None = None,
-    return_dict_in_generate: Literal[True],
+    return_dict_in_generate: Literal[False] = False,
     **changes: object,
-) -> GenerateOutput: ...
+) -> Sequences: ...
 
 
 @overload
@@ -100,8 +101,9 @@ def generate(
     stopping_criteria: Sequence[StoppingCriterion] = (),
     streamer: Streamer | None = None,
     key: jax.Array | None = None,
+    return_dict_in_generate: Literal[True],
     **changes: object,
-) -> Sequences: ...
+) -> GenerateOutput: ...
 
 
 def generate(

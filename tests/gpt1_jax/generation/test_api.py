@@ -58,6 +58,7 @@ def test_generate_returns_scores_and_logits_as_transformers(beams: dict[str, Any
             np.testing.assert_allclose(a[rows], b[rows], rtol=0, atol=2e-5)  # measured: 3.8e-6
     if beams:
         np.testing.assert_array_equal(got.beam_indices, expected.beam_indices)
+    assert got.scores is not None
     transitions = THEIRS.compute_transition_scores(
         torch.as_tensor(got.sequences),
         tuple(map(torch.tensor, got.scores)),
@@ -83,6 +84,7 @@ def test_generate_scores_of_draws_are_those_drawn_from() -> None:
         return_dict_in_generate=True,
         output_scores=True,
     )
+    assert out.scores is not None
     assert [step.shape for step in out.scores] == [(3, V)] * 5
     for t, step in enumerate(out.scores):
         assert (np.isfinite(step).sum(axis=-1) == 4).all()
@@ -178,8 +180,9 @@ def test_functions_that_return_the_wrong_shape_are_named(name: str) -> None:
     def wrong(*_: object) -> jax.Array:
         return jnp.zeros((2, 2), bool)
 
+    options: dict[str, Any] = {name: [wrong]}
     with pytest.raises(ValueError, match=rf"{name} .*wrong returned .*\(2, 2\), but must return"):
-        gpt1.generate(OURS, [PROMPT], **{name: [wrong]})
+        gpt1.generate(OURS, [PROMPT], **options)
 
 
 class Recorder:
@@ -211,7 +214,8 @@ def test_streamer_of_transformers_prints_the_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tokenizer = gpt1.Tokenizer.from_pretrained(write_small(tmp_path))
-    streamer: Any = transformers.TextStreamer(tokenizer)
+    as_theirs: Any = tokenizer
+    streamer: Any = transformers.TextStreamer(as_theirs)
     ids = gpt1.generate(OURS, [PROMPT], max_new_tokens=4, streamer=streamer)
     assert capsys.readouterr().out.strip() == tokenizer.decode(ids[0]).strip()
 

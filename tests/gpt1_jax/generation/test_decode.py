@@ -313,7 +313,7 @@ def test_generate_rejects_bad_input(
 
 
 def test_generate_rejects_unknown_setting(model: gpt1.OpenAIGPTLMHeadModel) -> None:
-    with pytest.raises(TypeError, match="max_lenght: no setting of generation has this name"):
+    with pytest.raises(TypeError, match=r"takes no max_lenght: did you mean max_length\?"):
         gpt1.generate(model, [[1]], max_lenght=3)
 
 

@@ -179,6 +179,7 @@ def test_stop_strings_that_no_text_holds_are_refused(
     writer: Any, tokenizer: gpt1.Tokenizer, script: list[int], stop: str
 ) -> None:
     message = re.escape(f"stop_strings has {stop!r}, which no text of this tokenizer holds")
+    options: dict[str, Any]
     for options in ({}, {"num_beams": 2}):
         with pytest.raises(ValueError, match=message):
             gpt1.generate(
