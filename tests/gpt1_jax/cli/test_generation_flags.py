@@ -11,7 +11,7 @@ import pytest
 
 from gpt1_jax import GenerationConfig
 from gpt1_jax.cli.generation_flags import GROUPS, read_settings
-from gpt1_jax.generation_config import DEFAULTS
+from gpt1_jax.generation_config import DEFAULTS, RETURNED
 
 Run = Callable[..., tuple[int, str, str]]
 
