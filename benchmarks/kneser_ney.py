@@ -234,5 +234,5 @@ def _read(file: Path) -> str:
 
 def _encode(tokenizer: gpt1.Tokenizer, text: str) -> np.ndarray:
     """Return the ids (T,) of a text, line by line: to the tokenizer a newline is white space."""
-    lines = tokenizer(text.split("\n")).input_ids
+    lines = tokenizer(text.split("\n"), add_special_tokens=False).input_ids
     return np.fromiter(itertools.chain.from_iterable(lines), np.int32)

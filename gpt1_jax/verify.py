@@ -200,7 +200,7 @@ def _against_published(folder: Path, params: Params, published: Published) -> It
     except FileNotFoundError:
         yield Check("published next token", None, "the folder has no tokenizer")
         return
-    logits = apply(weights, [tokenizer.encode(text)]).logits[0, -1]
+    logits = apply(weights, [tokenizer.encode(text, add_special_tokens=False)]).logits[0, -1]
     best = int(logits.argmax())
     difference = abs(float(logits[best]) - logit)
     yield Check(

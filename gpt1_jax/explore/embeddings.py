@@ -60,6 +60,8 @@ def embedding(
     """
     embeddings = _table(model, tokenizer)
     id_ = _single_id(tokenizer, token) if isinstance(token, str) else operator.index(token)
+    if not 0 <= id_ < len(tokenizer):
+        raise ValueError(f"id {id_} is out of range: ids are 0 to {len(tokenizer) - 1}")
     return TokenEmbedding(tokenizer.convert_ids_to_tokens(id_), id_, embeddings[id_])
 
 
@@ -216,7 +218,7 @@ def _terms(tokenizer: Tokenizer, words: str) -> list[tuple[float, int]]:
 
 
 def _single_id(tokenizer: Tokenizer, word: str) -> int:
-    ids = tokenizer.encode(word)
+    ids = tokenizer.encode(word, add_special_tokens=False)
     unknown = tokenizer.unk_token_id
     if len(ids) == 1 and (ids[0] != unknown or word == tokenizer.unk_token):
         return ids[0]

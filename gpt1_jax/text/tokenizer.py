@@ -11,15 +11,40 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import jax
 import numpy as np
 from numpy.typing import ArrayLike
 
-from gpt1_jax.checks import check, is_integer, wrong
+from gpt1_jax.checks import INTEGER, at_least, check, is_integer, short, wrong
 from gpt1_jax.demo import HubOptions, resolve
+from gpt1_jax.text.decoding import checked_ids, warn_of_clean_up
 from gpt1_jax.text.detokenize import detokenized
+from gpt1_jax.text.encoding import (
+    BatchEncoding,
+    Input,
+    Layout,
+    Padding,
+    Part,
+    TensorType,
+    Truncation,
+    as_tensors,
+    check_inputs,
+    check_multiple,
+    check_tensors,
+    checked_texts,
+    collated,
+    columns,
+    cut,
+    encode_parts,
+    encode_texts,
+    padded,
+    padding_strategy,
+    read_inputs,
+    sequences,
+    truncation_strategy,
+)
 from gpt1_jax.text.original import OriginalText, check_installed
 from gpt1_jax.text.tokenizer_files import (
     PIPELINE,
@@ -34,42 +59,8 @@ if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not 
     import tokenizers
     from tokenizers import AddedToken
 
-Value = TypeVar("Value")
 Side = Literal["left", "right"]
-Padding = bool | Literal["longest", "max_length", "do_not_pad"]
-
-
-@jax.tree_util.register_pytree_with_keys_class
-class BatchEncoding(dict[str, Any]):
-    """``input_ids`` and ``attention_mask`` of encoded texts: items, attributes, and a pytree.
-
-    ``offset_mapping`` is there too where it was asked for.
-
-    Each is a list of ints for one text, a list of such lists for several, or with
-    ``return_tensors="np"`` an int32 array (batch, T). ``model(**encoding)`` takes the arrays.
-    """
-
-    @property
-    def input_ids(self) -> Any:
-        """The ids, pads included."""
-        return self["input_ids"]
-
-    @property
-    def attention_mask(self) -> Any:
-        """1 for a token, 0 for a pad; of the same shape as the ids."""
-        return self["attention_mask"]
-
-    def tree_flatten_with_keys(
-        self,
-    ) -> tuple[list[tuple[object, object]], tuple[str, ...]]:
-        """The values with their keys, sorted as those of a dict are: JAX calls this."""
-        keys = tuple(sorted(self))
-        return [(jax.tree_util.DictKey(key), self[key]) for key in keys], keys
-
-    @classmethod
-    def tree_unflatten(cls, keys: tuple[str, ...], values: Iterable[object]) -> Self:
-        """The inverse of flattening: JAX calls this."""
-        return cls(zip(keys, values, strict=True))
+MAX_LENGTH = 2**31 - 1  # tokens: the library takes no number beyond every memory
 
 
 class _SpecialToken:
@@ -117,9 +108,9 @@ class Tokenizer:
     known, contractions are words, and a line break is a token.
 
     GPT-1 has an unknown token, ``<unk>`` with id 0, and no other special token. Text gets none
-    added to it. A text that spells ``<unk>`` out has that token with "huggingface"; with "original"
-    it has the tokens of those five characters, as in OpenAI's code. Both pipelines find tokens that
-    were added.
+    added to it, unless tokenizer.json has a template (a post-processor) that adds some. A text that
+    spells ``<unk>`` out has that token with "huggingface"; with "original" it has the tokens of
+    those five characters, as in OpenAI's code. Both pipelines find tokens that were added.
 
     Args:
         backend: the pipeline, vocabulary and added tokens included.
@@ -127,8 +118,9 @@ class Tokenizer:
         extra_special_tokens: special tokens without a name, all in the vocabulary.
         padding_side: where pads go; may be set. Generation needs "left".
         truncation_side: which end of a text that is too long is cut off; may be set.
-        model_max_length: tokens the model takes, or None if not known; may be set.
+        model_max_length: tokens the model takes, or None if not said; may be set.
         pipeline: "huggingface" or "original".
+        n_positions: the model's, to cut and pad to while ``model_max_length`` is None.
 
     Attributes:
         pipeline: as given.
@@ -157,6 +149,7 @@ class Tokenizer:
         truncation_side: Side = "right",
         model_max_length: int | None = None,
         pipeline: Pipeline = "huggingface",
+        n_positions: int | None = None,
     ):
         self._backend = backend
         self.pipeline: Pipeline = _checked_pipeline(pipeline)
@@ -166,6 +159,7 @@ class Tokenizer:
         self.padding_side: Side = _checked_side(padding_side, "padding_side")
         self.truncation_side: Side = _checked_side(truncation_side, "truncation_side")
         self.model_max_length = model_max_length
+        self._n_positions = n_positions
 
     @classmethod
     def from_pretrained(
@@ -179,7 +173,9 @@ class Tokenizer:
         """Load a tokenizer that transformers or ``save_pretrained`` saved, or OpenAI's own files.
 
         Reads tokenizer.json, else vocab.json and merges.txt, else encoder_bpe_40000.json and
-        vocab_40000.bpe; added and special tokens from where transformers 5 reads them.
+        vocab_40000.bpe; added and special tokens from where transformers 5 reads them. Where none
+        of these says ``model_max_length``, texts are cut and padded to the n_positions of a
+        config.json in the folder.
 
         Args:
             path_or_hub_id: a folder, or the id of a model on the hub, whose weights are left there.
@@ -230,8 +226,44 @@ class Tokenizer:
         """The whole pipeline, vocabulary and added tokens included, as tokenizer.json holds it."""
         return self._backend.to_str()
 
-    def encode(self, text: str) -> list[int]:
+    @overload
+    def encode(
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        return_tensors: None = None,
+        **options: Any,
+    ) -> list[int]: ...
+
+    @overload
+    def encode(
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        return_tensors: TensorType,
+        **options: Any,
+    ) -> Any: ...
+
+    def encode(
+        self,
+        text: str,
+        text_pair: str | None = None,
+        *,
+        add_special_tokens: bool = True,
+        **options: Any,
+    ) -> Any:
         """The ids of ``text``.
+
+        Args:
+            text: one text.
+            text_pair: a second text, which the ids of go after the first one's.
+            add_special_tokens: whether to add the special tokens of the tokenizer's template; most
+                GPT-1s have none.
+            **options: as for a call of the tokenizer.
 
         Raises:
             TypeError: not a string.
@@ -240,13 +272,18 @@ class Tokenizer:
                 are more than 10,000 squared, unless it is one sign, repeated; or more than 10,000
                 combining marks in a row, unless they are equal.
         """
+        added = add_special_tokens and self.num_special_tokens_to_add()
+        if text_pair or options or added:
+            options["add_special_tokens"] = add_special_tokens
+            return self(text, text_pair, **options)["input_ids"]
         return self._encode([text])[0]
 
     def encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         """Yield the ids of a long text that comes in pieces, piece by piece.
 
-        Joined they are the ids of the whole text: line breaks between pieces count. Memory is
-        that of a piece. (ftfy repairs whole lines: of a line that is cut it sees the parts.)
+        Joined they are the ids of the whole text, without the special tokens of a template: line
+        breaks between pieces count. Memory is that of a piece. (ftfy repairs whole lines: of a line
+        that is cut it sees the parts.)
 
         Args:
             pieces: each ends at white space, the last one wherever the text does.
@@ -255,31 +292,46 @@ class Tokenizer:
             TypeError, ValueError: as ``encode``.
         """
         if self._original:
-            yield from self._original.encode_pieces(self._checked_texts(pieces))
+            yield from self._original.encode_pieces(checked_texts(pieces))
             return
-        for piece in self._checked_texts(pieces):
+        for piece in checked_texts(pieces):
             # Lines are encoded in parallel.
             yield [id_ for row in self._encode(piece.split("\n")) for id_ in row]
 
-    def tokenize(self, text: str) -> list[str]:
-        """The tokens of ``text`` as the vocabulary spells them; raises what ``encode`` raises."""
+    def tokenize(
+        self, text: str, pair: str | None = None, *, add_special_tokens: bool = False
+    ) -> list[str]:
+        """The tokens of ``text`` as the vocabulary spells them; see ``encode``."""
         if self._original:
-            return self.convert_ids_to_tokens(self.encode(text))
+            ids = self.encode(text, pair, add_special_tokens=add_special_tokens)
+            return self.convert_ids_to_tokens(ids)
         # Not by way of the ids: an added token is spelled here as the text spells it.
-        (text,) = self._checked_texts([text])
-        return self._backend.encode(text, add_special_tokens=False).tokens
+        check_inputs([(text, pair) if pair else text])
+        return self._backend.encode(
+            text, pair or None, add_special_tokens=add_special_tokens
+        ).tokens
 
-    def decode(self, ids: ArrayLike, *, skip_special_tokens: bool = False) -> str:
+    def decode(
+        self,
+        ids: ArrayLike,
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool | None = None,
+    ) -> str:
         """The text of ``ids``: words and punctuation, separated by spaces.
 
         Args:
-            ids: integers (T,): a list, a numpy or JAX array, or a single integer.
+            ids: integers (T,): a list, a numpy or JAX array, or a single integer. Those beyond the
+                tokenizer, which a model with a larger vocabulary may choose, are left out.
             skip_special_tokens: leave special tokens out.
+            clean_up_tokenization_spaces: has no effect, as in transformers, which warns of True
+                likewise; ``detokenize`` closes punctuation up.
 
         Raises:
-            ValueError: not integers, not one sequence, or an id out of range.
+            ValueError: not integers, not one sequence, or a negative id.
         """
-        return self._backend.decode(self._checked(ids), skip_special_tokens=skip_special_tokens)
+        warn_of_clean_up(clean_up_tokenization_spaces)
+        return self._backend.decode(self._known(ids), skip_special_tokens=skip_special_tokens)
 
     def detokenize(self, ids: ArrayLike) -> str:
         """The text of ``ids`` as a reader expects it, without special tokens.
@@ -297,7 +349,11 @@ class Tokenizer:
         return detokenized(self.decode(ids, skip_special_tokens=True))
 
     def batch_decode(
-        self, sequences: Iterable[ArrayLike], *, skip_special_tokens: bool = False
+        self,
+        sequences: Iterable[ArrayLike],
+        skip_special_tokens: bool = False,
+        *,
+        clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
         """The texts of several sequences of ids; see ``decode``.
 
@@ -305,101 +361,185 @@ class Tokenizer:
             sequences: lists of integers, of any lengths, or an integer array (batch, T). A single
                 sequence is a batch of one.
             skip_special_tokens: as for ``decode``.
+            clean_up_tokenization_spaces: likewise.
         """
+        warn_of_clean_up(clean_up_tokenization_spaces)
         rows = list(np.asarray(sequences) if isinstance(sequences, jax.Array) else sequences)
         if rows and np.ndim(rows[0]) == 0:
             rows = [rows]
         return self._backend.decode_batch(
-            [self._checked(row) for row in rows], skip_special_tokens=skip_special_tokens
+            [self._known(row) for row in rows], skip_special_tokens=skip_special_tokens
         )
 
-    def __call__(  # noqa: PLR0915 (Hugging Face's arguments, one after another)
+    def __call__(
         self,
-        text: str | Sequence[str],
+        text: str | Sequence[Any],
+        text_pair: str | Sequence[Any] | None = None,
         *,
+        add_special_tokens: bool = True,
         padding: Padding = False,
-        padding_side: Side | None = None,
+        truncation: Truncation | None = None,
         max_length: int | None = None,
-        truncation: bool | None = None,
-        return_tensors: Literal["np"] | None = None,
+        stride: int = 0,
+        is_split_into_words: bool = False,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        return_tensors: TensorType | None = None,
+        return_token_type_ids: bool | None = None,
+        return_attention_mask: bool | None = None,
+        return_overflowing_tokens: bool = False,
+        return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
+        return_length: bool = False,
+        verbose: bool = True,
     ) -> BatchEncoding:
         """Encode a text, or a batch of texts, for the model.
 
         Args:
-            text: one text or several.
+            text: one text or several; a tuple of two texts among several is a pair.
+            text_pair: a second text for each, whose ids follow those of the first; an empty one
+                for a single text is none.
+            add_special_tokens: whether to add the special tokens of the tokenizer's template; most
+                GPT-1s have none.
             padding: True or "longest" pads to the longest text, "max_length" to ``max_length``.
                 Pads are ``pad_token_id``, or 0 while that is None (transformers raises then); the
                 attention mask says which ids are pads.
+            truncation: whether to cut texts to ``max_length``, special tokens included: True or
+                "longest_first" cuts the longer text of a pair first, "only_first" and "only_second"
+                one of them. By default they are cut if ``max_length`` is given and ``padding`` is
+                False.
+            max_length: tokens to pad or truncate to; by default ``model_max_length``, or, where
+                that is None, the n_positions of the model in the tokenizer's folder.
+            stride: tokens of a text that what was cut off from it repeats.
+            is_split_into_words: whether a text is a list of words, each of them encoded alone.
+            pad_to_multiple_of: with padding, pad on to a multiple of this number.
             padding_side: "left" or "right"; by default ``self.padding_side``.
-            max_length: tokens to pad or truncate to; by default ``model_max_length``.
-            truncation: whether to cut texts to ``max_length``. By default they are cut if
-                ``max_length`` is given and ``padding`` is False.
-            return_tensors: "np" for int32 arrays (batch, T), which JAX takes as they are; None for
-                lists. One text is a batch of one as an array, and a flat list as a list.
+            return_tensors: "np" or "jax" for int32 arrays (batch, T); None for lists. One text is a
+                batch of one as an array, and a flat list as a list.
+            return_token_type_ids: add ``token_type_ids``, by default 0 for a text and 1 for its
+                pair. GPT-1 takes none.
+            return_attention_mask: False leaves the attention mask out.
+            return_overflowing_tokens: what is cut off from a text becomes rows after it;
+                ``overflow_to_sample_mapping`` has the number of each row's text.
+            return_special_tokens_mask: add ``special_tokens_mask``: 1 for special tokens that were
+                added, and for pads.
             return_offsets_mapping: add ``offset_mapping``: for each id the first character of the
-                text it stands for, and the one after the last; (0, 0) for a pad. Characters that
-                ftfy rewrites, several into one or one into several, share their whole run.
+                text (or word) it stands for, and the one after the last; (0, 0) for a special token
+                or a pad. Characters that ftfy rewrites, several into one or one into several, share
+                their whole run.
+            return_length: add ``length``, that of each row.
+            verbose: warn where ``max_length`` is not used.
 
         Raises:
             TypeError: not strings.
-            ValueError: what ``encode`` raises, no text, rows of unequal length with "np", no length
-                to pad or truncate to, or an argument that is not one of the values above.
+            ValueError: what ``encode`` raises, no text, rows of unequal length as arrays, no length
+                to pad or truncate to, a text that cannot be cut so, or an argument that is not one
+                of the values above.
         """
-        if not isinstance(text, Sequence):
-            kind = type(text).__name__
-            raise TypeError(f"text must be a string or a list of strings, not {kind}")
-        if return_tensors not in (None, "np"):  # JAX takes numpy's
-            raise ValueError(f"return_tensors is {return_tensors!r}, but must be None or 'np'")
-        one = isinstance(text, str)
-        texts = [text] if one else text
-        if return_offsets_mapping:
-            rows, offsets = self._encode_with_offsets(texts)
-        else:
-            rows, offsets = self._encode(texts), None
-        if not rows:
+        check_tensors(return_tensors)
+        batched, inputs = read_inputs(text, text_pair, words=is_split_into_words)
+        check_inputs(inputs, words=is_split_into_words)
+        if not inputs:
             raise ValueError("there are no texts to make a batch of")
-        if truncation or (truncation is None and max_length is not None and padding is False):
-            limit = self._length("truncation=True", max_length)
-            left = _checked_side(self.truncation_side, "truncation_side") == "left"
-            kept = slice(-limit, None) if left else slice(limit)
-            rows = [row[kept] for row in rows]
-            offsets = offsets and [spans[kept] for spans in offsets]
-        elif max_length is not None and padding in (True, "longest"):
-            warnings.warn(
-                f"max_length = {max_length} is not used: pass truncation=True to cut longer texts, "
-                "or padding='max_length' to pad to it",
-                stacklevel=2,
-            )
-
-        T = 0
-        if padding in (True, "longest"):
-            T = max(len(row) for row in rows)
-        elif padding == "max_length":
-            T = self._length("padding='max_length'", max_length)
-        elif padding not in (False, "do_not_pad"):
-            right = "a bool, 'longest', 'max_length' or 'do_not_pad'"
-            raise ValueError(f"padding is {padding!r}, but must be {right}")
-        left = _checked_side(padding_side or self.padding_side, "padding_side") == "left"
-        fields: dict[str, Sequence[Sequence[object]]] = {
-            "input_ids": [_padded(row, self.pad_token_id or 0, T, left) for row in rows],
-            "attention_mask": [_padded([1] * len(row), 0, T, left) for row in rows],
+        pairs = any(isinstance(each, tuple) for each in inputs)
+        added = self.num_special_tokens_to_add(pairs) if add_special_tokens else 0
+        if truncation is None and max_length is not None and padding is False:
+            truncation = True
+        layout = Layout(
+            self._truncation(truncation, max_length, stride, added),
+            self._padding(padding, max_length, pad_to_multiple_of, padding_side),
+        )
+        if layout.truncation and layout.padding:
+            check_multiple(pad_to_multiple_of, layout.truncation["max_length"])
+        elif verbose and not layout.truncation:
+            _warn_if_unused(padding, max_length)
+        asked = {
+            "input_ids": True,
+            "token_type_ids": return_token_type_ids,
+            "attention_mask": return_attention_mask is not False,
+            "special_tokens_mask": return_special_tokens_mask,
+            "offset_mapping": return_offsets_mapping,
+            "length": return_length,
         }
-        if offsets is not None:
-            fields["offset_mapping"] = [_padded(spans, (0, 0), T, left) for spans in offsets]
-
-        if return_tensors is None:
-            return BatchEncoding(
-                {name: field[0] if one else field for name, field in fields.items()}
+        names = [name for name, wanted in asked.items() if wanted]
+        encodings, numbers = None, range(len(inputs))
+        shaped = pairs or added or is_split_into_words or return_overflowing_tokens
+        if not shaped and layout.is_plain and set(names) <= {"input_ids", "attention_mask"}:
+            fields = self._plain_fields(inputs, names, layout)
+        else:
+            encodings = self._encodings(
+                inputs, layout, names, words=is_split_into_words, special=add_special_tokens
             )
-        lengths = {len(row) for row in fields["input_ids"]}
-        if len(lengths) > 1:
-            right = "truncation=True" if padding == "max_length" else "padding=True"
-            raise ValueError(f"the texts differ in length, so they make no array: pass {right}")
-        arrays = {name: np.array(field, np.int32) for name, field in fields.items()}
-        if offsets is not None:  # a batch of empty texts has offsets too
-            arrays["offset_mapping"] = arrays["offset_mapping"].reshape(len(rows), -1, 2)
-        return BatchEncoding(arrays)
+            if return_overflowing_tokens:
+                rows = [[each, *each.overflowing] for each in encodings]
+                numbers = [number for number, row in enumerate(rows) for _ in row]
+                encodings = [each for row in rows for each in row]
+            fields = columns(encodings, names)
+        if return_overflowing_tokens:
+            fields["overflow_to_sample_mapping"] = list(numbers)
+        elif not batched and return_tensors is None:
+            fields = {k: v[0] if isinstance(v[0], list) else v for k, v in fields.items()}
+        right = "truncation=True" if padding == "max_length" else "padding=True"
+        encoding = BatchEncoding(as_tensors(fields, return_tensors, f": pass {right}"))
+        if is_split_into_words or return_offsets_mapping:
+            encoding.encodings = encodings
+        return encoding
+
+    def pad(
+        self,
+        encoded_inputs: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: Padding = True,
+        max_length: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        padding_side: Side | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: TensorType | None = None,
+        verbose: bool = True,
+    ) -> BatchEncoding:
+        """Pad texts that are encoded already, as a data collator does.
+
+        Args:
+            encoded_inputs: the fields of one text or of several, or a list of the fields of each;
+                ``input_ids`` among them.
+            padding: as for a call of the tokenizer.
+            max_length: likewise.
+            pad_to_multiple_of: likewise.
+            padding_side: likewise.
+            return_attention_mask: False adds no attention mask, and leaves a given one as it is.
+            return_tensors: "np" or "jax"; by default the arrays that were given, or lists.
+            verbose: warn where ``max_length`` is not used.
+
+        Returns:
+            The same fields; ids, attention mask, token types and the mask of special tokens are
+            padded, and others, such as labels, are left as they are.
+
+        Raises:
+            TypeError, ValueError: they are not encoded texts of one batch, or what a call raises.
+        """
+        check_tensors(return_tensors)
+        fields, kind = collated(encoded_inputs)
+        layout = self._padding(padding, max_length, pad_to_multiple_of, padding_side)
+        if verbose:
+            _warn_if_unused(padding, max_length)
+        ids = fields["input_ids"]
+        one = bool(ids) and not isinstance(ids[0], list)
+        if one:
+            fields = {name: [value] for name, value in fields.items()}
+            ids = [ids]
+        for name, rows in fields.items():
+            if not isinstance(rows, list) or len(rows) != len(ids):
+                raise ValueError(f"{name} must have a row for each of the {len(ids)} rows of ids")
+        if return_attention_mask is not False and "attention_mask" not in fields:
+            fields["attention_mask"] = [[1] * len(row) for row in ids]
+        kept = ["attention_mask"] if return_attention_mask is False else []
+        fields = padded(fields, layout, except_for=kept)
+        if one:
+            fields = {name: rows[0] for name, rows in fields.items()}
+        return BatchEncoding(as_tensors(fields, return_tensors or kind))
+
+    def num_special_tokens_to_add(self, pair: bool = False) -> int:
+        """How many special tokens the template adds to a text, or to a pair of them."""
+        return self._backend.num_special_tokens_to_add(pair)
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """The id of a token, an int, or a list of the ids of several; unknown ones become <unk>."""
@@ -408,8 +548,16 @@ class Tokenizer:
         index = self._backend.token_to_id(tokens)
         return self.unk_token_id if index is None else index
 
-    def convert_ids_to_tokens(self, ids: ArrayLike, *, skip_special_tokens: bool = False) -> Any:
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text of tokens as the vocabulary spells them: what ``decode`` makes of their ids."""
+        if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
+            raise TypeError(f"tokens must be a list of strings, not {short(tokens)}")
+        return self._backend.decoder.decode(list(tokens))
+
+    def convert_ids_to_tokens(self, ids: ArrayLike, skip_special_tokens: bool = False) -> Any:
         """The token of an id, or a list of the tokens of several, as the vocabulary spells them.
+
+        The token of an id beyond the tokenizer is None.
 
         Args:
             ids: an integer, or integers (T,).
@@ -418,11 +566,15 @@ class Tokenizer:
         Raises:
             ValueError: as for ``decode``.
         """
-        indices = self._checked(ids)
+        indices, size = checked_ids(ids).tolist(), len(self)
         if np.ndim(ids) == 0:
-            return self._backend.id_to_token(indices[0])
+            return self._backend.id_to_token(indices[0]) if indices[0] < size else None
         skipped = self.all_special_ids if skip_special_tokens else ()
-        return [self._backend.id_to_token(index) for index in indices if index not in skipped]
+        return [
+            self._backend.id_to_token(index) if index < size else None
+            for index in indices
+            if index not in skipped
+        ]
 
     def add_special_tokens(self, special_tokens: Mapping[str, object]) -> int:
         """Name special tokens, and append those that are new to the vocabulary.
@@ -502,6 +654,11 @@ class Tokenizer:
         """Every token and its id, added ones included."""
         return self._backend.get_vocab(with_added_tokens=True)
 
+    def get_added_vocab(self) -> dict[str, int]:
+        """The added tokens and their ids, in the order of these; special tokens among them."""
+        added = self._backend.get_added_tokens_decoder()
+        return {token.content: id_ for id_, token in sorted(added.items())}
+
     @property
     def special_tokens_map(self) -> dict[str, str]:
         """The names that are set, and their tokens."""
@@ -535,60 +692,140 @@ class Tokenizer:
                 f"unk_token cannot become {token!r}: the merges know it as {self.unk_token!r}"
             )
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        checked = list(self._checked_texts(texts))
+    def _encode(self, texts: Sequence[str], *, checked: bool = False) -> list[list[int]]:
+        """The ids of texts, without special tokens."""
+        if not checked:
+            check_inputs(texts)
         if self._original:
-            return self._original.encode(checked)
-        encodings = self._backend.encode_batch_fast(checked, add_special_tokens=False)
+            return self._original.encode(texts)
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def _encode_with_offsets(
-        self, texts: Sequence[str]
-    ) -> tuple[list[list[int]], list[list[tuple[int, int]]]]:
-        checked = list(self._checked_texts(texts))
-        if self._original:
-            pairs = [self._original.encode_with_offsets(text) for text in checked]
-            return [ids for ids, _ in pairs], [offsets for _, offsets in pairs]
-        encodings = self._backend.encode_batch(checked, add_special_tokens=False)
-        return [each.ids for each in encodings], [each.offsets for each in encodings]
+    def _plain_fields(
+        self, texts: Sequence[str], names: Sequence[str], layout: Layout
+    ) -> dict[str, Any]:
+        """The ids and the attention mask of texts that nothing is added to.
 
-    def _checked_texts(self, texts: Iterable[str]) -> Iterator[str]:
-        several = not isinstance(texts, Sequence) or len(texts) > 1
-        for number, text in enumerate(texts):
-            where = f"text {number}" if several else "the text"
-            if not isinstance(text, str):
-                raise TypeError(f"{where} must be a string, not {type(text).__name__}")
-            try:
-                text.encode()
-            except UnicodeEncodeError:
-                raise ValueError(f"{where} holds a lone surrogate, which is no character") from None
-            yield text
+        That is what the library would return. But ids of the original pipeline, which come by
+        chunks, need not go through it again (of 10,000 texts that takes as long as encoding them),
+        and no objects are made but these lists.
+        """
+        rows = cut(self._encode(texts, checked=True), layout.truncation)
+        fields = {"input_ids": rows}
+        if "attention_mask" in names:
+            fields["attention_mask"] = [[1] * len(row) for row in rows]
+        return padded(fields, layout.padding)
+
+    def _encodings(
+        self,
+        inputs: Sequence[Input],
+        layout: Layout,
+        names: Sequence[str],
+        *,
+        words: bool,
+        special: bool,
+    ) -> list[Any]:
+        """What the library makes of texts and pairs, for the fields of these names."""
+        offsets = "offset_mapping" in names
+        if self._original is None:
+            full = words or offsets or "token_type_ids" in names
+            return encode_texts(
+                self._backend, inputs, layout, words=words, special=special, full=full
+            )
+        texts = [each for item in inputs for each in sequences(item)]
+        if words:
+            parts = [self._words_part(each, offsets) for each in texts]
+        elif offsets:
+            parts = [Part(*self._original.encode_with_offsets(each)) for each in texts]
+        else:
+            parts = [Part(ids) for ids in self._original.encode(texts)]
+        following = iter(parts)
+        rows = [tuple(next(following) for _ in sequences(item)) for item in inputs]
+        return encode_parts(self._backend, rows, layout, special=special)
+
+    def _words_part(self, words: Sequence[str], offsets: bool) -> Part:
+        """The ids of words with the original pipeline."""
+        assert self._original is not None
+        if offsets:
+            found = [self._original.encode_with_offsets(word) for word in words]
+        else:
+            found = [(ids, []) for ids in self._original.encode(words)]
+        return Part(
+            ids=[id_ for ids, _ in found for id_ in ids],
+            spans=[span for _, spans in found for span in spans],
+            words=[number for number, (ids, _) in enumerate(found) for _ in ids],
+        )
+
+    def _truncation(
+        self, truncation: object, max_length: int | None, stride: int, added: int
+    ) -> dict[str, Any] | None:
+        """The library's arguments, None for no truncation; ``added`` is of special tokens."""
+        strategy = truncation_strategy(truncation)
+        check("stride", stride, INTEGER, at_least(0))
+        if strategy is None:
+            return None
+        length = self._length(f"truncation={truncation}", max_length)
+        if length < added:
+            raise ValueError(
+                f"max_length is {length}, but must be at least {added}, the number of special "
+                "tokens that the template adds"
+            )
+        return {
+            "max_length": length,
+            "stride": int(stride),
+            "strategy": strategy,
+            "direction": _checked_side(self.truncation_side, "truncation_side"),
+        }
+
+    def _padding(
+        self,
+        padding: object,
+        max_length: int | None,
+        pad_to_multiple_of: int | None,
+        padding_side: Side | None,
+    ) -> dict[str, Any] | None:
+        """The library's arguments, None for no padding."""
+        strategy = padding_strategy(padding)
+        side = _checked_side(padding_side or self.padding_side, "padding_side")
+        check_multiple(pad_to_multiple_of)
+        if strategy == "do_not_pad":
+            return None
+        exact = strategy == "max_length"
+        pad_id = self.pad_token_id or 0
+        return {
+            "direction": side,
+            "pad_id": pad_id,
+            "pad_token": self._backend.id_to_token(pad_id),
+            "length": self._length("padding='max_length'", max_length) if exact else None,
+            "pad_to_multiple_of": pad_to_multiple_of,
+        }
 
     def _length(self, wanted_by: str, max_length: int | None) -> int:
-        length = self.model_max_length if max_length is None else max_length
+        length = max_length
         if length is None:
-            raise ValueError(f"{wanted_by} needs max_length: model_max_length is not known")
-        if not is_integer(length) or length < 1:
-            raise wrong("max_length", length, "a positive integer")
+            length = self._n_positions if self.model_max_length is None else self.model_max_length
+        if length is None:
+            raise ValueError(
+                f"{wanted_by} needs max_length: neither model_max_length nor the model's "
+                "n_positions is known"
+            )
+        if not is_integer(length) or not 1 <= length <= MAX_LENGTH:
+            raise wrong("max_length", length, f"a positive integer, at most {MAX_LENGTH}")
         return int(length)
 
-    def _checked(self, ids: object) -> list[int]:
-        """One sequence of ids, or a single id, as a list."""
-        values = np.asarray(ids)
-        if values.ndim > 1:
-            several = "one sequence; batch_decode takes several"
-            raise ValueError(f"ids have shape {values.shape}, but must be {several}")
-        if values.size and values.dtype.kind not in "iu":
-            raise ValueError(f"ids have dtype {values.dtype}, but must be integers")
-        outside = values[(values < 0) | (values >= len(self))]
-        if outside.size:
-            raise ValueError(f"id {outside.flat[0]} is out of range: ids are 0 to {len(self) - 1}")
-        return values.reshape(-1).astype(int).tolist()
+    def _known(self, ids: object) -> list[int]:
+        """One sequence of ids, or a single id, as a list of those that are tokens."""
+        values = checked_ids(ids)
+        return values[values < len(self)].tolist()
 
 
-def _padded(row: list[Value], pad: Value, length: int, left: bool) -> list[Value]:
-    pads = [pad] * (length - len(row))
-    return pads + row if left else row + pads
+def _warn_if_unused(padding: object, max_length: int | None) -> None:
+    if max_length is not None and padding in (True, "longest"):
+        warnings.warn(
+            f"max_length = {max_length} is not used: pass truncation=True to cut longer texts, "
+            "or padding='max_length' to pad to it",
+            stacklevel=3,
+        )
 
 
 def _content(token: object) -> str:

@@ -38,6 +38,13 @@ Pipeline = Literal["huggingface", "original"]
 PIPELINES = get_args(Pipeline)
 PIPELINE = Rule(" or ".join(map(repr, PIPELINES)), lambda name: name in PIPELINES)
 SIDE = Rule("'left' or 'right'", lambda side: side in ("left", "right"))
+# The template that transformers gives a tokenizer without one; it adds nothing.
+_PLAIN_TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 # As special tokens are spelled: of GPT-1's merges, none makes such a token.
 _MARKER = re.compile(r"<.+>|\[.+\]|_.+_")
@@ -83,6 +90,10 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
                 f"{made}"
             )
 
+    # transformers too reads add_bos_token and add_eos_token only where tokenizer.json is missing.
+    whole = found.file == found.merges_file
+    backend.post_processor = found.template if whole else _template_of(settings, backend, named)
+    _check_template(backend, file)
     sides = {name: settings.get(name, "right") for name in ("padding_side", "truncation_side")}
     for name, side in sides.items():
         check(f"{folder}: {name}", side, SIDE)
@@ -99,6 +110,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         "extra_special_tokens": list(dict.fromkeys(token.content for token in extra)),
         "model_max_length": None if length is None else int(length),
         "pipeline": text_pipeline,
+        "n_positions": _n_positions(folder),
         **sides,
     }
 
@@ -144,6 +156,7 @@ class _Model(NamedTuple):
         vocabulary: the tokens with their ids.
         merged: what the merges make.
         added: the tokens that tokenizer.json adds, by their ids.
+        template: what tokenizer.json adds special tokens to a text with, None if it does not.
     """
 
     file: Path
@@ -152,6 +165,7 @@ class _Model(NamedTuple):
     vocabulary: dict[str, int]
     merged: set[str]
     added: dict[int, AddedToken]
+    template: Any = None
 
 
 def _read_model(folder: Path) -> _Model:
@@ -176,7 +190,9 @@ def _read_model(folder: Path) -> _Model:
             "".join(one.split(" ") if isinstance(one, str) else one) for one in fields["merges"]
         }
         added = saved.get_added_tokens_decoder()
-        return _Model(file, file, model, fields["vocab"], merged, added)
+        plain = content.get("post_processor") == _PLAIN_TEMPLATE
+        template = None if plain else saved.post_processor
+        return _Model(file, file, model, fields["vocab"], merged, added, template)
     for names in VOCABULARIES:
         file, merges = (folder / name for name in names)
         if file.is_file() and merges.is_file():
@@ -215,7 +231,6 @@ def _gpt1_model(saved: tokenizers.Tokenizer, file: Path) -> models.BPE:
         ("normalizer", type(normalizer).__name__, "BertNormalizer"),
         ("normalizer's lowercase", getattr(normalizer, "lowercase", None), True),
         ("pre_tokenizer", type(saved.pre_tokenizer).__name__, "BertPreTokenizer"),
-        ("number of tokens added to a text", saved.num_special_tokens_to_add(False), 0),
     ):
         if found != right:
             raise ValueError(f"{file} is not GPT-1's: {name} is {found!r}, but must be {right!r}")
@@ -245,6 +260,54 @@ def pipeline(model: models.BPE, unk_token: str) -> tokenizers.Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
     return backend
+
+
+def _template_of(
+    settings: Mapping[str, object], backend: tokenizers.Tokenizer, named: Mapping[str, AddedToken]
+) -> Any:
+    """The template of add_bos_token and add_eos_token, None without them or their tokens."""
+    from tokenizers import processors
+
+    begin, end = (
+        [named[f"{name}_token"].content]
+        if settings.get(f"add_{name}_token") and f"{name}_token" in named
+        else []
+        for name in ("bos", "eos")
+    )
+    if not begin + end:
+        return None
+    first, second = (
+        [f"{piece}:{kind}" for piece in (*begin, sequence, *end)]
+        for kind, sequence in enumerate(("$A", "$B"))
+    )
+    ids = [(token, backend.token_to_id(token)) for token in dict.fromkeys(begin + end)]
+    return processors.TemplateProcessing(single=first, pair=first + second, special_tokens=ids)
+
+
+def _check_template(backend: tokenizers.Tokenizer, file: Path) -> None:
+    """Check that the special tokens of the template are those of the vocabulary.
+
+    Raises:
+        ValueError: one has another id there.
+    """
+    for pair in (None, ""):
+        encoding = backend.encode("", pair)
+        for token, id_ in zip(encoding.tokens, encoding.ids, strict=True):
+            if backend.token_to_id(token) != id_:
+                raise ValueError(
+                    f"{file}: the post_processor adds the token {short(token)} with the id {id_}, "
+                    f"but in the vocabulary its id is {backend.token_to_id(token)}"
+                )
+
+
+def _n_positions(folder: Path) -> int | None:
+    """The positions of the model in the folder; None if there is none that can be read."""
+    from gpt1_jax._conversion import config_file, layout
+
+    try:
+        return layout.sizes(config_file.read_config(folder)).n_positions
+    except (OSError, ValueError):  # reading the model says what is wrong
+        return None
 
 
 def _check_ids(found: _Model) -> None:

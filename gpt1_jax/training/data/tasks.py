@@ -68,12 +68,13 @@ def prepare_tokenizer(tokenizer: Tokenizer) -> SpecialTokens:
 def encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     """Encode a text in which ``_start_`` and the like are words and not special tokens.
 
-    The ids are those of the tokenizer before ``prepare_tokenizer``.
+    The ids are those of the tokenizer before ``prepare_tokenizer``, without what a template of its
+    own would add: the task adds its special tokens.
     """
     for token in (START, DELIMITER, CLASSIFY):
         # The pipeline parts words at underscores. Done before, it hides the token and no more.
         text = text.replace(token, token.replace("_", " _ "))
-    return tokenizer.encode(text)
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def task_columns(

@@ -1,6 +1,8 @@
 """Embeddings of a drawn table: nearest tokens, and ``h_0`` in two ways."""
 
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -142,3 +144,15 @@ def test_h_0_product_matches_lookup(cls: Any) -> None:
 def test_h_0_rejects_invalid_ids(ids: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         h_0(small_model(gpt1.OpenAIGPTModel), ids)
+
+
+def test_embedding_of_a_word_does_without_special_tokens(
+    tokenizer: gpt1.Tokenizer, tmp_path: Path
+) -> None:
+    fields = {"bos_token": "<s>", "add_bos_token": True}
+    write_small(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(fields))
+    adds = gpt1.Tokenizer.from_pretrained(tmp_path)
+    assert len(adds.encode("b")) == 2
+    model = with_arrows(gpt1.OpenAIGPTModel, tokenizer, {"a": 0, "b": 90})
+    assert embedding(model, adds, "b").id == embedding(model, tokenizer, "b").id

@@ -28,10 +28,21 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     pad = {"content": "<pad>", "lstrip": False, "single_word": False}
     (old / "special_tokens_map.json").write_text(json.dumps({"pad_token": pad}))
     (old / "added_tokens.json").write_text(json.dumps({"<pad>": SIZE, "xyz": SIZE + 1}))
-    return {"old": old, "new": tmp_path / "new", "half": half}
+    template = shutil.copytree(half, tmp_path / "before")
+    settings = json.loads((half / "tokenizer_config.json").read_text())
+    settings |= {"bos_token": "_start_", "add_bos_token": True, "add_eos_token": True}
+    settings |= {"eos_token": "<pad>"}
+    (template / "tokenizer_config.json").write_text(json.dumps(settings))
+    Tokenizer.from_pretrained(template).save_pretrained(tmp_path / "template")
+    return {
+        "old": old,
+        "new": tmp_path / "new",
+        "half": half,
+        "template": tmp_path / "template",
+    }
 
 
-@pytest.mark.parametrize("kind", ["old", "new", "half"])
+@pytest.mark.parametrize("kind", ["old", "new", "half", "template"])
 def test_from_pretrained_loads_damaged_files_or_refuses_them(
     folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:

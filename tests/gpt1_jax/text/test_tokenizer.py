@@ -134,6 +134,15 @@ def test_decode_accepts_any_integer_type(shared: Tokenizer):
     assert shared.decode([0, ids[0]], skip_special_tokens=True) == "the"
 
 
+def test_decode_warns_of_a_clean_up_that_has_no_effect(shared: Tokenizer):
+    ids = shared.encode("the , is")
+    assert shared.decode(ids, True, clean_up_tokenization_spaces=False) == "the , is"
+    with pytest.warns(UserWarning, match="no effect on byte-pair tokens: detokenize closes"):
+        assert shared.decode(ids, clean_up_tokenization_spaces=True) == "the , is"
+    with pytest.warns(UserWarning, match="no effect on byte-pair tokens: detokenize closes"):
+        assert shared.batch_decode([ids], clean_up_tokenization_spaces=True) == ["the , is"]
+
+
 def test_batch_decode_accepts_arrays_and_lists(shared: Tokenizer):
     batch = shared(["the thing", "is"], padding=True, return_tensors="np")
     for ids in (batch.input_ids, jnp.array(batch.input_ids), batch.input_ids.tolist()):
@@ -146,8 +155,8 @@ def test_batch_decode_accepts_arrays_and_lists(shared: Tokenizer):
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
-        ([3, 999], f"id 999 is out of range: ids are 0 to {SIZE - 1}"),
-        (-1, "id -1 is out of range"),
+        (-1, "id -1 is out of range: an id must be at least 0"),
+        ([3, -2, 999], "id -2 is out of range"),
         ([2**70], "dtype object"),
         ([1.0], "dtype float64"),
         ([True], "dtype bool"),
@@ -539,7 +548,7 @@ WORD_PIECE = {
     "continuing_subword_prefix": "##",
     "max_input_chars_per_word": 100,
 }
-# Puts a token before every text.
+# Puts a token before every text, with an id that is another token's.
 STARTS = {
     "type": "TemplateProcessing",
     "single": [
@@ -547,7 +556,7 @@ STARTS = {
         {"Sequence": {"id": "A", "type_id": 0}},
     ],
     "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-    "special_tokens": {"<unk>": {"id": "<unk>", "ids": [0], "tokens": ["<unk>"]}},
+    "special_tokens": {"<unk>": {"id": "<unk>", "ids": [1], "tokens": ["<unk>"]}},
 }
 
 
@@ -573,7 +582,12 @@ STARTS = {
         (("pre_tokenizer",), {"type": "Whitespace"}, "pre_tokenizer is 'Whitespace'"),
         (("padding",), "left", "is not a tokenizer's"),
         (("post_processor",), {"type": "Nothing"}, "is not a tokenizer's"),
-        (("post_processor",), STARTS, "number of tokens added to a text is 1, but must be 0"),
+        (
+            ("post_processor",),
+            STARTS,
+            "the post_processor adds the token '<unk>' with the id 1, but in the vocabulary its id "
+            "is 0",
+        ),
     ],
 )
 def test_from_pretrained_rejects_other_tokenizer_json(

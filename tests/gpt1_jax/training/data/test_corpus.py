@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import json
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -298,3 +299,16 @@ def test_load_tokens_keeps_line_breaks_in_original_pipeline(
         tokens = load_tokens(paths, original, tmp_path / f"cache-{piece}")
         assert tokens.ids.tolist() == original.encode(text)
     assert load_tokens(paths, original, tmp_path / "cache").ids.tolist() == original.encode(text)
+
+
+def test_load_tokens_adds_no_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    fields = {"bos_token": "<s>", "add_bos_token": True}
+    template = write_small(tmp_path / "template")
+    (template / "tokenizer_config.json").write_text(json.dumps(fields))
+    adds = Tokenizer.from_pretrained(template)
+    assert len(adds.encode("the")) == 2
+    paths = write(tmp_path, "the thing\nis", "pressing")
+    found, expected = (
+        load_tokens(paths, each, tmp_path / "cache").ids for each in (adds, tokenizer)
+    )
+    np.testing.assert_array_equal(found, expected)

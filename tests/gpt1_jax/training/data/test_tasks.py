@@ -1,6 +1,7 @@
 """The input transformations: sequences, budgets, labels, batches, and the models they need."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,23 @@ def task(tokenizer: gpt1.Tokenizer, name: Any, **fields: Any) -> Task:
 
 def row(texts: Mapping[str, str], label: str = "good") -> Row:
     return Row(PLACE, texts, label)
+
+
+@pytest.fixture(scope="module")
+def with_template(tmp_path_factory: pytest.TempPathFactory) -> gpt1.Tokenizer:
+    """Puts its own tokens around a text, where it is not told otherwise."""
+    folder = write_small(tmp_path_factory.mktemp("template"))
+    fields = {"bos_token": "<s>", "add_bos_token": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    return gpt1.Tokenizer.from_pretrained(folder)
+
+
+def test_encode_text_adds_nothing_to_a_text(
+    plain: gpt1.Tokenizer, with_template: gpt1.Tokenizer
+) -> None:
+    ids = plain.encode("the thing")
+    assert with_template.encode("the thing") != ids
+    assert encode_text(with_template, "the thing") == ids
 
 
 def test_prepare_tokenizer_adds_special_tokens_once(tmp_path: Path) -> None:
