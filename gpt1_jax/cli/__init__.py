@@ -13,7 +13,9 @@ import re
 import shutil
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 import gpt1_jax
@@ -67,6 +69,7 @@ COMMANDS = {
 MIN_COLUMNS = 40
 # The commands that take the flag --config.
 TAKE_CONFIG = ("pretrain", "finetune", "evaluate")
+_PYTHON_FORMAT = warnings.formatwarning
 
 
 def command(name: str) -> Callable[..., None]:
@@ -150,9 +153,23 @@ def _hear_swallowed_interrupts(unraisable: "sys.UnraisableHookArgs") -> None:
     sys.__unraisablehook__(unraisable)
 
 
+def _format_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Return a warning of this package as one line, and others as Python writes them."""
+    if filename.startswith(str(Path(gpt1_jax.__file__).parent)):
+        return f"gpt1: {message}\n"
+    return _PYTHON_FORMAT(message, category, filename, lineno, line)
+
+
 def main() -> None:
     """Run the command; wrong input is one message on standard error and exit status 2."""
     before, sys.unraisablehook = sys.unraisablehook, _hear_swallowed_interrupts
+    warnings.formatwarning = _format_warning
     try:
         run([_as_utf8(argument) for argument in sys.argv[1:]])
     except BrokenPipeError:  # the reader of our output has seen enough
@@ -171,6 +188,7 @@ def main() -> None:
         sys.exit(2)
     finally:
         sys.unraisablehook = before
+        warnings.formatwarning = _PYTHON_FORMAT
 
 
 def _as_utf8(argument: str) -> str:

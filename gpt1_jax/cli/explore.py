@@ -94,8 +94,8 @@ def _ids(word: str, size: int) -> Sequence[int]:
         raise ValueError(f"{word!r} is not a token id, nor a range of ids such as 0-5")
     if dash and int(first) >= int(end):
         raise ValueError(f"the range {word} is empty: its end, {end}, must be above {first}")
-    if max(int(first), int(end or 0) - 1) >= size:
-        raise ValueError(f"{word} is out of range: ids are 0 to {size - 1}")
+    if dash and int(end) > size:
+        raise ValueError(f"the range {word} is out of range: ids are 0 to {size - 1}")
     return range(int(first), int(end) if dash else int(first) + 1)
 
 

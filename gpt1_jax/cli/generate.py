@@ -27,6 +27,7 @@ from gpt1_jax.generation import GenerateOutput, GenerationConfig, stream
 from gpt1_jax.generation.batches import generate_batches, reorder
 from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import AttentionBackend
+from gpt1_jax.text.decoding import warn_of_unknown_ids
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import Pipeline
 
@@ -119,14 +120,17 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
 
     one_text = len(given) == settings.num_beams == settings.num_return_sequences == 1
     if one_text and given[0].text and sys.stdout.isatty() and not as_json and not print_ids:
+        pieces = stream(language_model, tokenizer, given[0].text, settings)  # warns by itself
         print(tokenizer.decode(encoded[0]), end="", flush=True)
         try:
-            for piece in stream(language_model, tokenizer, given[0].text, settings):
+            for piece in pieces:
                 print(piece, end="", flush=True)
         finally:
             print()  # an interruption leaves a whole line too
         return
 
+    if settings.stop_strings or not print_ids:
+        warn_of_unknown_ids(tokenizer, config.vocab_size)
     from tqdm import tqdm
 
     finished = generate_batches(

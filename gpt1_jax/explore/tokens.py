@@ -27,7 +27,7 @@ class TokenTable(Renderable):
 
     Attributes:
         text: what was given, or what given ids decode to.
-        tokens: as the vocabulary spells them.
+        tokens: as the vocabulary spells them; None for a given id that is not in it.
         ids: of the tokens.
         spans: for each token its first character in the text, and the one after its last; empty
             where ids were given.
@@ -35,7 +35,7 @@ class TokenTable(Renderable):
     """
 
     text: str
-    tokens: tuple[str, ...]
+    tokens: tuple[str | None, ...]
     ids: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     unknown: int | None
@@ -70,6 +70,8 @@ class TokenTable(Renderable):
         return table
 
     def _note(self, place: int) -> str:
+        if self.tokens[place] is None:
+            return "not in the vocabulary"
         if self.ids[place] != self.unknown:
             return ""
         written = self.text[slice(*self.spans[place])] if self.spans else ""
@@ -79,12 +81,16 @@ class TokenTable(Renderable):
 def token_table(tokenizer: Tokenizer, given: str | Sequence[int]) -> TokenTable:
     """Return the tokens of a text with their ids, or those of ids.
 
+    Those of a text are what a model is given: with the special tokens of the tokenizer's template,
+    where it has one.
+
     Args:
         tokenizer: whose tokens they are.
-        given: a text, or ids; ``range(3000, 3005)`` is such a sequence too.
+        given: a text, or ids; ``range(3000, 3005)`` is such a sequence too. Ids beyond the
+            tokenizer are shown as such, and left out of the text.
 
     Raises:
-        ValueError: an id out of range, or a text with a lone surrogate.
+        ValueError: a negative id, or a text with a lone surrogate.
     """
     if isinstance(given, str):
         encoding = tokenizer(given, return_offsets_mapping=True)

@@ -18,6 +18,7 @@ from gpt1_jax.generation_config import GenerationConfig, GenerationConfigLike
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.validation import ArrayLike
 from gpt1_jax.outputs import ModelOutput
+from gpt1_jax.text.decoding import warn_of_unknown_ids
 from gpt1_jax.text.tokenizer import Tokenizer
 
 # An array (batch, ...), or, for prompts of unequal lengths, a list of rows. A caller knows
@@ -190,6 +191,8 @@ def generate(
         if settings.num_beams > 1 or given is None:
             raise ValueError("a streamer needs num_beams = 1, and prompts of one width")
         streamer.put(given)
+    if tokenizer is not None:
+        warn_of_unknown_ids(tokenizer, model.config.vocab_size)
     functions = Extras(tuple(logits_processor), tuple(stopping_criteria))
     texts = run(model, prompts, settings, tokenizer, functions, streamer=streamer)
     progress = texts.progress

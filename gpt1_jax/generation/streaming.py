@@ -9,6 +9,7 @@ from gpt1_jax.generation.api import prepare, progress_of
 from gpt1_jax.generation.prompts import Prompt
 from gpt1_jax.generation_config import GenerationConfigLike
 from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.text.decoding import warn_of_unknown_ids
 from gpt1_jax.text.tokenizer import Tokenizer
 
 
@@ -48,6 +49,7 @@ def stream(
             raise ValueError(f"{name} is {getattr(settings, name)}, but must be 1 to be streamed")
     if not is_integer(steps) or steps < 1:
         raise wrong("steps", steps, "an integer, at least 1")
+    warn_of_unknown_ids(tokenizer, model.config.vocab_size)
     progress = progress_of(model, [Prompt(prompts[0])], settings, tokenizer, steps=steps)
 
     def pieces() -> Iterator[str]:

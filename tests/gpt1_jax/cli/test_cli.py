@@ -222,6 +222,58 @@ def test_cli_generate_streams_on_a_terminal(
     assert streamed == []
 
 
+PROMPT = "j"  # continued by letters, three such ids, and letters
+BEYOND = (
+    f"the model has {len(VOCABULARY) + 30} ids, and the tokenizer tokens for the first "
+    f"{len(VOCABULARY)}: decoded text leaves the others out"
+)
+
+
+@pytest.fixture(scope="module")
+def larger(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint whose model has 30 ids more than its tokenizer, and chooses some of these."""
+    path = shutil.copytree(folder, tmp_path_factory.mktemp("larger") / "checkpoint")
+    V, T, E = len(VOCABULARY) + 30, 32, 8
+    config = gpt1.OpenAIGPTConfig(vocab_size=V, n_positions=T, n_layer=1, n_embd=E, n_head=2)
+    model = gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0))
+    params: Any = model.params
+    draw = np.random.default_rng(2).normal
+    for name, rows in (("tokens_embed", V), ("positions_embed", T)):
+        params["transformer"][name]["embedding"] = draw(size=(rows, E)).astype(np.float32)
+    model.load_params(params)
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("flags", [[], ["--stop-strings", "zz"], ["--output-format", "jsonl"]])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_cli_generate_leaves_out_ids_beyond_the_tokenizer(
+    run: Run, larger: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], terminal: bool
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = transformers.OpenAIGPTTokenizer.from_pretrained(larger)
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(larger)
+    ids = gpt1.generate(model, [tokenizer.encode(PROMPT)], max_new_tokens=9)[0].tolist()
+    text = tokenizer.decode(ids)
+    assert sum(id_ >= len(VOCABULARY) for id_ in ids) == 3
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal)
+    with pytest.warns(UserWarning, match=BEYOND) as warned:
+        status, out, _ = run("generate", PROMPT, "--model", larger, "--max-new-tokens", 9, *flags)
+    assert (status, len(warned)) == (0, 1)
+    if "jsonl" in flags:
+        found = json.loads(out)
+        assert (found["ids"], found["text"]) == (ids, text)
+    else:
+        assert out == text + "\n"
+
+
+def test_cli_prints_a_warning_in_one_line(larger: Path) -> None:
+    command = [sys.executable, "-m", "gpt1_jax.cli", "generate", "a", "--model", str(larger)]
+    command += ["--max-new-tokens", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr == f"gpt1: {BEYOND}\n"
+
+
 def test_cli_generate_ends_the_line_when_interrupted(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -376,7 +428,7 @@ def test_cli_verify_reports_each_check(run: Run, folder: Path) -> None:
         (["verify", "FOLDER", "--model", "FOLDER"], "give one checkpoint, as an argument or with"),
         (["tokens", "a", "--model", "EMPTY"], "tokenizer.json"),
         (["tokens", "--ids", "x", "--model", "FOLDER"], "'x' is not a token id"),
-        (["tokens", "--ids", "99", "--model", "FOLDER"], "99 is out of range"),
+        (["tokens", "--ids", "3-99", "--model", "FOLDER"], "the range 3-99 is out of range"),
         (["tokens", "--ids", "0-99999999999", "--model", "FOLDER"], "is out of range"),
         (["tokens", "--ids", "5-5", "--model", "FOLDER"], "the range 5-5 is empty"),
         (["tokens", "--ids", "1-b", "--model", "FOLDER"], "'1-b' is not a token id, nor a range"),

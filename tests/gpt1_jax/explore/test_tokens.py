@@ -53,6 +53,18 @@ def test_token_table_of_ids_lists_tokens(tokenizer: Tokenizer) -> None:
     ]
 
 
+def test_token_table_shows_ids_beyond_the_tokenizer(tokenizer: Tokenizer) -> None:
+    table = token_table(tokenizer, [1, len(TOKENS), 2])
+    assert str(table).splitlines() == [
+        "0    1  ->  'a'",
+        "1  108  ->  None  not in the vocabulary",
+        "2    2  ->  'b'",
+    ]
+    assert table.text == "ab"
+    with pytest.raises(ValueError, match="id -1 is out of range"):
+        token_table(tokenizer, [-1])
+
+
 def test_token_table_aligns_columns(tokenizer: Tokenizer) -> None:
     lines = str(token_table(tokenizer, "a " * 11)).splitlines()
     assert lines[0].startswith(" 0  ")

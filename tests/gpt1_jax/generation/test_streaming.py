@@ -1,7 +1,9 @@
 """Text as it comes: the pieces together are what ``generate`` returns."""
 
 import importlib
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -102,6 +104,30 @@ def test_stream_pieces_join_to_generated_text(
         assert piece
         assert place == 0 or text[place] in " \n"
         place += len(piece)
+
+
+def test_texts_leave_out_ids_beyond_the_tokenizer(tmp_path: Path) -> None:
+    write_small(tmp_path)
+    known = {token: id_ for token, id_ in small_vocab().items() if id_ < SIZE - 1}
+    (tmp_path / "vocab.json").write_text(json.dumps(known))
+    tokenizer = gpt1.Tokenizer.from_pretrained(tmp_path)
+    script = tokenizer.encode("the king is in the spring . this is it")
+    for place in (6, 3):  # from the end on
+        script.insert(place, SIZE - 1)
+    model = scripted_model(script)
+    message = f"the model has {SIZE} ids, and the tokenizer tokens for the first {SIZE - 1}: decod"
+    prompt = tokenizer.encode("the")
+    with pytest.warns(UserWarning, match=message):
+        pieces = list(gpt1.stream(model, tokenizer, "the", max_new_tokens=len(script) - 2))
+    ids = gpt1.generate(model, [prompt], max_new_tokens=len(script) - 2)[0]
+    assert list(ids).count(SIZE - 1) == 2
+    assert "".join(pieces) == tokenizer.decode(ids)[3:]
+    assert "".join(pieces).startswith(" king is in the spring .")
+    with pytest.warns(UserWarning, match=message):
+        stopped = gpt1.generate(
+            model, [prompt], stop_strings="ring", tokenizer=tokenizer, max_new_tokens=40
+        )
+    assert tokenizer.decode(stopped[0]) == "the king is in the spring"
 
 
 def test_stream_yields_newlines(tokenizer: gpt1.Tokenizer) -> None:
