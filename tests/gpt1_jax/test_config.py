@@ -193,6 +193,7 @@ def test_config_names_labels_as_transformers(fields: dict[str, Any], tmp_path: P
     assert transformers.OpenAIGPTConfig.from_pretrained(tmp_path).id2label == theirs.id2label
 
 
+@pytest.mark.difference("frozen configurations")
 def test_config_rejects_a_number_of_labels_that_has_other_names() -> None:
     with pytest.raises(ValueError, match="num_labels is 3, but must be 2, as id2label has names"):
         made({"num_labels": 3, "id2label": {0: "no", 1: "yes"}})
@@ -200,6 +201,7 @@ def test_config_rejects_a_number_of_labels_that_has_other_names() -> None:
     assert dataclasses.replace(named, num_labels=3).id2label[2] == "LABEL_2"
 
 
+@pytest.mark.difference("frozen configurations")
 def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         Config().n_layer = 3  # pyright: ignore[reportAttributeAccessIssue]

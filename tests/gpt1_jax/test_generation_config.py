@@ -196,6 +196,7 @@ def test_generation_config_accepts_boundary_values(fields: dict[str, Any]) -> No
     GenerationConfig(do_sample=True, **fields)
 
 
+@pytest.mark.difference("ranges")
 @pytest.mark.parametrize("penalty", [-1.68, 11.07])
 def test_generation_config_length_penalty_keeps_scores_distinct(penalty: float) -> None:
     """At the bounds, the score of the worst text is above -1e9 and that of a likely one no zero."""
@@ -447,6 +448,7 @@ def test_to_dict_contains_what_is_given() -> None:
     assert (copied, copied.to_dict()) == (read, read.to_dict())
 
 
+@pytest.mark.difference("top_k by default")
 def test_top_k_zero_and_missing_differ_when_sampling() -> None:
     """Transformers would take the 50 likeliest if its file did not say otherwise."""
     assert GenerationConfig(do_sample=True).to_dict() == {"do_sample": True, "top_k": 0}
@@ -507,6 +509,7 @@ def test_from_dict_keeps_settings_without_effect_until_they_have_one() -> None:
         wrong.updated(do_sample=True)
 
 
+@pytest.mark.difference("frozen settings")
 def test_updated_lets_given_settings_come_first() -> None:
     own = GenerationConfig.from_dict({"do_sample": True, "top_k": 5, "eos_token_id": 3, "a": 1})
     assert own.updated() == own
@@ -532,6 +535,7 @@ def test_updated_lets_given_settings_come_first() -> None:
         own.updated({"max_lenght": 3})
 
 
+@pytest.mark.difference("unsupported settings")
 @pytest.mark.parametrize(
     ("name", "neutral", "wrong", "turns_on"),
     [

@@ -128,6 +128,7 @@ def test_from_pretrained_rejects_fields_that_contradict_weights(tmp_path: Path) 
         LM.from_pretrained(tmp_path, num_hidden_layers=3)
 
 
+@pytest.mark.difference("keywords of from_pretrained")
 @pytest.mark.parametrize(
     ("keyword", "value", "instead"),
     [
@@ -175,6 +176,7 @@ def test_from_pretrained_accepts_keywords_without_effect(tmp_path: Path) -> None
     assert again.config == model.config
 
 
+@pytest.mark.difference("choice of the class")
 @pytest.mark.parametrize("cls", MODELS)
 def test_from_pretrained_chooses_the_class_by_the_folder(cls: type, tmp_path: Path) -> None:
     model = small_model(cls)
@@ -233,6 +235,7 @@ def test_from_pretrained_starts_from_a_new_head_of_another_size(tmp_path: Path) 
         load(vocab_size=14, rngs=nnx.Rngs(0))
 
 
+@pytest.mark.difference("training mode")
 @pytest.mark.parametrize("cls", MODELS)
 def test_eval_returns_the_model_and_train_refuses(cls: type) -> None:
     model: Any = small_model(cls)
@@ -246,6 +249,7 @@ def test_eval_returns_the_model_and_train_refuses(cls: type) -> None:
     assert gpt1.functional(model)[0] is before  # nothing is compiled again
 
 
+@pytest.mark.difference("training mode")
 @pytest.mark.parametrize("name", ["to", "half", "state_dict", "set_input_embeddings", "nope"])
 def test_model_says_what_replaces_methods_of_torch(name: str) -> None:
     model = small_model(LM)
@@ -261,6 +265,7 @@ def test_model_says_what_replaces_methods_of_torch(name: str) -> None:
         getattr(model, name)
 
 
+@pytest.mark.difference("new heads")
 @pytest.mark.parametrize("cls", [DOUBLE, CLASSIFIER])
 def test_from_pretrained_initializes_missing_head_from_rngs(cls: type, tmp_path: Path) -> None:
     body = small_model(LM)
@@ -544,6 +549,7 @@ def test_generation_config_is_that_of_the_checkpoint(checkpoint: Path) -> None:
     )
 
 
+@pytest.mark.difference("files of settings")
 @pytest.mark.parametrize("cls", MODELS)
 def test_save_pretrained_keeps_the_settings_of_generation(
     cls: type[Any], checkpoint: Path, tmp_path: Path

@@ -69,6 +69,7 @@ def test_from_pretrained_ignores_mismatched_sizes_as_transformers(tmp_path: Path
     assert largest_difference(ours(IDS).logits, logits(theirs.eval())) < 5e-6
 
 
+@pytest.mark.difference("new rows of embeddings")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("size", "multiple"), [(17, None), (17, 8), (None, 8), (5, None)])
 def test_resize_token_embeddings_matches_transformers(

@@ -110,6 +110,7 @@ class FavourNext(transformers.LogitsProcessor):
         return scores + (length + length - len(PROMPT)) * bonus
 
 
+@pytest.mark.difference("functions of the user")
 @pytest.mark.parametrize("beams", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_logits_processor_matches_transformers(beams: dict[str, Any]) -> None:
     options: dict[str, Any] = {"max_new_tokens": 9, **RULES, **beams}
@@ -134,6 +135,7 @@ class EndsAtPair(transformers.StoppingCriteria):
         return (input_ids[:, -1] + input_ids[:, -2]) % 4 == 1
 
 
+@pytest.mark.difference("functions of the user")
 @pytest.mark.parametrize("beams", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_stopping_criteria_match_transformers(beams: dict[str, Any]) -> None:
     lengths = set()
@@ -220,6 +222,7 @@ def test_streamer_of_transformers_prints_the_text(
     assert capsys.readouterr().out.strip() == tokenizer.decode(ids[0]).strip()
 
 
+@pytest.mark.difference("inputs_embeds")
 def test_inputs_embeds_match_torch() -> None:
     """Against whole forwards: transformers' own ``generate`` takes none for this model."""
     embeds = np.random.default_rng(0).normal(size=(2, 7, 12)).astype(np.float32)
@@ -310,6 +313,7 @@ def test_padding_is_inferred_as_in_transformers(
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.difference("padding on the right")
 def test_padding_on_the_right_is_left_out() -> None:
     """Where transformers goes on behind it: the new tokens are those of the prompt alone."""
     alone = gpt1.generate(OURS, [[9, 8]], max_new_tokens=6)[0, 2:]
@@ -329,6 +333,7 @@ def test_padding_of_the_config_is_inferred() -> None:
     )
 
 
+@pytest.mark.difference("unequal prompts")
 def test_prompts_of_unequal_lengths_keep_their_pad_tokens() -> None:
     rows = [[PAD, PAD, 9, 8], [4, 5]]
     free = gpt1.generate(OURS, rows, max_new_tokens=6)
@@ -352,6 +357,31 @@ def test_prompts_of_unequal_lengths_keep_their_pad_tokens() -> None:
 def test_generate_refuses_arguments_without_effect(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gpt1.generate(OURS, [PROMPT], **options)
+
+
+@pytest.mark.difference("outputs of generate")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output_attentions": True}, "takes no output_attentions: the model's own call returns"),
+        ({"return_dict": True}, "takes no return_dict: return_dict_in_generate= is its name"),
+        ({"inputs": [[1]]}, "takes no inputs: input_ids= is its name"),
+        ({"assistant_model": OURS}, "takes no assistant_model: prompt_lookup_num_tokens= drafts"),
+        ({"max_new_token": 3}, r"takes no max_new_token: did you mean max_new_tokens\?"),
+    ],
+)
+def test_generate_says_what_replaces_arguments_of_transformers(
+    options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TypeError, match=f"generate {message}"):
+        gpt1.generate(OURS, [PROMPT], **options)
+
+
+def test_generate_accepts_arguments_without_effect() -> None:
+    options: dict[str, Any] = {"use_cache": False, "output_attentions": False, "synced_gpus": None}
+    np.testing.assert_array_equal(
+        gpt1.generate(OURS, [PROMPT], **options), gpt1.generate(OURS, [PROMPT])
+    )
 
 
 def test_generate_needs_prompts() -> None:

@@ -30,6 +30,7 @@ def spoiled(path: str = NAME, value: float = np.nan) -> LM:
     return model
 
 
+@pytest.mark.difference("logits that are not finite")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
     "settings",

@@ -84,6 +84,7 @@ def test_generate_starts_from_the_settings_of_the_folder(
     same(folder(held), **call)
 
 
+@pytest.mark.difference("settings without effect")
 def test_settings_without_effect_count_when_they_are_turned_on(folder: MakeFolder) -> None:
     draw: dict[str, Any] = {"do_sample": True, "top_k": None, "seed": 5}
     made = folder({"do_sample": False, "temperature": 0.7})
@@ -155,6 +156,7 @@ def test_generate_gives_as_many_tokens(
     assert same(folder(held), rows, **call).shape == (1, length)
 
 
+@pytest.mark.difference("lengths")
 @pytest.mark.parametrize(
     ("held", "prompt", "call"),
     [

@@ -174,6 +174,7 @@ def test_stop_strings_match_plain_python(
         np.testing.assert_array_equal(got.log_probs[i], free.log_probs[i][:n])
 
 
+@pytest.mark.difference("stop strings")
 @pytest.mark.parametrize("stop", ["SAID", "The", "✿", "the\tking"])
 def test_stop_strings_that_no_text_holds_are_refused(
     writer: Any, tokenizer: gpt1.Tokenizer, script: list[int], stop: str
@@ -391,6 +392,7 @@ def test_stop_strings_match_transformers_on_whole_words(
     assert ours == expected
 
 
+@pytest.mark.difference("padding of beams")
 @pytest.mark.parametrize("early_stopping", [True, False])
 def test_stop_strings_end_beams_as_in_transformers(
     twins: Any, tokenizer: gpt1.Tokenizer, tmp_path: Path, early_stopping: bool
@@ -432,6 +434,7 @@ def test_stop_strings_end_beams_as_in_transformers(
     assert ended
 
 
+@pytest.mark.difference("stop strings")
 def test_stop_strings_differ_from_transformers_on_word_parts(
     twins: Any, tokenizer: gpt1.Tokenizer, tmp_path: Path
 ) -> None:

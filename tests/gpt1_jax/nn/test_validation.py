@@ -555,6 +555,8 @@ FOREIGN = {
 }
 
 
+@pytest.mark.difference("unknown arguments")
+@pytest.mark.difference("caches")
 @pytest.mark.parametrize("name", FOREIGN)
 def test_arguments_of_transformers_say_what_to_use(name: str, models: dict, applies: dict) -> None:
     value, instead = FOREIGN[name]

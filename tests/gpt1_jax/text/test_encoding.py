@@ -97,6 +97,7 @@ def test_original_pipeline_keeps_offsets_with_a_template(folder: Path):
         found.word_ids()
 
 
+@pytest.mark.difference("lengths of texts")
 def test_truncation_takes_the_length_of_the_model(folder: Path, tmp_path: Path):
     config = gpt1.OpenAIGPTConfig(vocab_size=SIZE, n_positions=5, n_layer=1, n_embd=8, n_head=2)
     config.save_pretrained(tmp_path)
@@ -138,6 +139,7 @@ def test_threads_share_a_tokenizer_with_different_options(tokenizer: Tokenizer):
     assert len(tokenizer.encode("the thing")) == 5
 
 
+@pytest.mark.difference("arrays of tokens")
 def test_tokenizer_call_returns_jax_arrays(tokenizer: Tokenizer):
     batch = tokenizer(["the thing", "is"], padding=True, return_tensors="jax")
     assert isinstance(batch.input_ids, jax.Array)
@@ -161,6 +163,7 @@ def test_batch_encoding_has_its_fields_as_attributes(tokenizer: Tokenizer):
     assert copy.word_ids() == split.word_ids() == [None, 0, 1, 1, None]
 
 
+@pytest.mark.difference("options of the tokenizer")
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [

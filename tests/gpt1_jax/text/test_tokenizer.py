@@ -152,6 +152,7 @@ def test_batch_decode_accepts_arrays_and_lists(shared: Tokenizer):
     assert shared.batch_decode([]) == []
 
 
+@pytest.mark.difference("decoding of several texts")
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
@@ -201,6 +202,7 @@ def test_tokenizer_call_returns_lists_by_default(shared: Tokenizer):
     assert shared(["", "is"], padding=True).attention_mask == [[0], [1]]
 
 
+@pytest.mark.difference("padding without a pad token")
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_fills_ids_and_attention_mask(shared: Tokenizer, side: str):
     texts = ["the thing is", "is"]
