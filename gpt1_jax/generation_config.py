@@ -651,6 +651,16 @@ class GenerationConfig:
             new(FILE).write_text(self.to_json())
 
 
+def _refuse_to_change(self: GenerationConfig, name: str, value: object) -> None:
+    raise dataclasses.FrozenInstanceError(
+        f"settings are not changed in place: updated({name}={value!r}) returns others, to be given "
+        "to model.generation_config"
+    )
+
+
+GenerationConfig.__setattr__ = _refuse_to_change  # a frozen dataclass cannot define its own
+
+
 class GenerationFile(NamedTuple):
     """The ``generation_config.json`` that a model came with: whole, to be saved as it is."""
 

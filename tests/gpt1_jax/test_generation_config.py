@@ -510,6 +510,12 @@ def test_from_dict_keeps_settings_without_effect_until_they_have_one() -> None:
 
 
 @pytest.mark.difference("frozen settings")
+def test_generation_config_says_how_to_change_it() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError, match=r"updated\(pad_token_id=0\)"):
+        GenerationConfig().pad_token_id = 0  # type: ignore[misc]
+    assert GenerationConfig().updated(pad_token_id=0).pad_token_id == 0
+
+
 def test_updated_lets_given_settings_come_first() -> None:
     own = GenerationConfig.from_dict({"do_sample": True, "top_k": 5, "eos_token_id": 3, "a": 1})
     assert own.updated() == own
