@@ -5,7 +5,6 @@ import functools
 import inspect
 import math
 import os
-import weakref
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar, Self, TypeVar, cast
 
@@ -86,11 +85,25 @@ Params = dict[str, Any]
 Leaves = dict[tuple[str, ...], Any]
 Model = TypeVar("Model", bound="OpenAIGPTPreTrainedModel")
 
-# The settings of generation that a model came with or was given. No attributes of the model, since
-# these choose what is compiled.
-_generation: weakref.WeakKeyDictionary[
-    "OpenAIGPTPreTrainedModel", GenerationFile | GenerationConfig
-] = weakref.WeakKeyDictionary()
+
+@dataclasses.dataclass(frozen=True)
+class Carried:
+    """What a model carries along that chooses nothing that is compiled.
+
+    As an attribute it is a part of the model's structure, which copies keep; all are equal, so that
+    structures that differ in nothing else share what is compiled.
+
+    Attributes:
+        generation: the settings of generation that a model came with or was given, if any.
+    """
+
+    generation: GenerationFile | GenerationConfig | None = None
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Carried)
+
+    def __hash__(self) -> int:
+        return 0
 
 
 def flatten(params: Mapping[str, object]) -> Leaves:
@@ -175,6 +188,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         dtype: of the computation.
         attention: the backend that computes it, "auto" resolved.
         remat: as given.
+        carried: what copies of the model keep besides.
         classifies: whether the labels are classes or numbers of whole texts, not next tokens.
         generation_config: what ``generate`` starts from; any form that it takes can be assigned.
 
@@ -183,6 +197,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     """
 
     config: OpenAIGPTConfig
+    carried: Carried
     dtype: jnp.dtype
     attention: Backend
     remat: Remat
@@ -210,8 +225,10 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     def __setattr__(self, name: str, value: object) -> None:
         if name == "generation_config":  # which Flax would note as an attribute
             object.__setattr__(self, name, value)
-        else:
-            super().__setattr__(name, value)
+            return
+        super().__setattr__(name, value)
+        if name == "config" and not hasattr(self, "carried"):
+            self.carried = Carried()  # from the start, since another attribute would compile anew
 
     @property
     def generation_config(self) -> GenerationConfig:
@@ -223,14 +240,14 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         Raises:
             ValueError: a setting in the checkpoint is wrong.
         """
-        held = _generation.get(self)
+        held = self.carried.generation
         if held is None:
             return GenerationConfig.from_model_config(self.config.to_dict())
         return held.parse() if isinstance(held, GenerationFile) else held
 
     @generation_config.setter
     def generation_config(self, settings: GenerationConfigLike) -> None:
-        _generation[self] = as_generation_config(settings)
+        self.carried = Carried(as_generation_config(settings))
 
     @property
     def params(self) -> Params:
@@ -414,8 +431,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         if mesh is not None:
             params = shard(params, param_shardings(mesh, params))
         model.load_params(params)
-        if (own := GenerationFile.read(folder)) is not None:
-            _generation[model] = own
+        model.carried = Carried(GenerationFile.read(folder))
         return model
 
     def save_pretrained(
@@ -532,7 +548,7 @@ def _given(name: str, dtype: Any) -> jnp.dtype | None:
 
 def generation_files(model: OpenAIGPTPreTrainedModel) -> dict[str, bytes]:
     """Return the files of a model's settings of generation, to be saved beside its weights."""
-    held = _generation.get(model)
+    held = model.carried.generation
     if held is None:
         return {}
     return {FILE: held.content if isinstance(held, GenerationFile) else held.to_json().encode()}

@@ -1,7 +1,9 @@
 """Saving, loading, resizing and the initial weights."""
 
+import copy
 import functools
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -593,6 +595,17 @@ def test_conversion_and_export_keep_the_settings_of_generation(
     export_model(model, tmp_path / "b", platforms=["cpu"], companions=checkpoint)
     assert (tmp_path / "a" / GENERATION).read_bytes() == HELD
     assert (tmp_path / "b" / GENERATION).read_bytes() == HELD
+
+
+@pytest.mark.parametrize(
+    "copied",
+    [copy.copy, copy.deepcopy, nnx.clone, lambda model: pickle.loads(pickle.dumps(model))],
+    ids=["copy", "deepcopy", "clone", "pickle"],
+)
+def test_generation_config_is_kept_by_copies(checkpoint: Path, copied: Any) -> None:
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(checkpoint)
+    model.generation_config = gpt1.GenerationConfig(max_new_tokens=7)
+    assert copied(model).generation_config.max_new_tokens == 7
 
 
 def test_generation_config_compiles_nothing_anew() -> None:
