@@ -176,17 +176,9 @@ def generate(
         settings = _with_key(settings, key, len(rows))
     prompts = [Prompt(row) for row in rows]
     if embeds is not None:
-        for name in ("sliding_window", "prompt_lookup_num_tokens"):
-            if getattr(settings, name) is not None:
-                raise ValueError(f"{name} needs input_ids alone, since it reads them again")
-        masks = np.ones(embeds.shape[:2]) if attention_mask is None else np.asarray(attention_mask)
-        prompts = [
-            Prompt(row, values[mask != 0], hidden=ids is None)
-            for row, values, mask in zip(rows, embeds, masks, strict=True)
-        ]
-        if ids is None:
-            given = np.zeros((len(rows), 0), np.int32)
-            rows = [row[:0] for row in rows]
+        prompts = _with_embeds(prompts, embeds, attention_mask, settings, hidden=ids is None)
+    if ids is None:  # the texts are the new tokens alone
+        given, rows = np.zeros((len(rows), 0), np.int32), [row[:0] for row in rows]
     if streamer is not None:
         if settings.num_beams > 1 or given is None:
             raise ValueError("a streamer needs num_beams = 1, and prompts of one width")
@@ -240,6 +232,25 @@ def _check_embeds(
             "inputs_embeds, or be left out"
         )
     return embeds.astype(np.float32)
+
+
+def _with_embeds(
+    prompts: Sequence[Prompt],
+    embeds: np.ndarray,
+    attention_mask: ArrayLike | None,
+    settings: GenerationConfig,
+    *,
+    hidden: bool,
+) -> list[Prompt]:
+    """Return the prompts with their embeddings, of (batch, T, E); see ``Prompt``."""
+    for name in ("sliding_window", "prompt_lookup_num_tokens"):
+        if getattr(settings, name) is not None:
+            raise ValueError(f"{name} needs input_ids without inputs_embeds: it reads ids again")
+    masks = np.ones(embeds.shape[:2]) if attention_mask is None else np.asarray(attention_mask)
+    return [
+        Prompt(prompt.ids, values[mask != 0], hidden)
+        for prompt, values, mask in zip(prompts, embeds, masks, strict=True)
+    ]
 
 
 def _with_key(settings: GenerationConfig, key: jax.Array, prompts: int) -> GenerationConfig:
