@@ -245,7 +245,7 @@ def larger(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("flags", [[], ["--stop-strings", "zz"], ["--output-format", "jsonl"]])
+@pytest.mark.parametrize("flags", [[], ["--stop-strings", "cccccc"], ["--output-format", "jsonl"]])
 @pytest.mark.parametrize("terminal", [False, True])
 def test_cli_generate_leaves_out_ids_beyond_the_tokenizer(
     run: Run, larger: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], terminal: bool

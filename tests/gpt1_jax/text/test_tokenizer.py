@@ -464,7 +464,7 @@ def test_from_pretrained_resolves_hub_ids(folder: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(conversion, "resolve", resolve)
     Tokenizer.from_pretrained("someone/gpt1", revision="main", local_files_only=True)
-    expected = {"weights": False, "revision": "main", "local_files_only": True}
+    expected = {"weights": False, "variant": None, "revision": "main", "local_files_only": True}
     assert asked == [("someone/gpt1", expected)]
 
 
