@@ -299,6 +299,16 @@ def test_export_forward_refuses_vmap() -> None:
 Run = Callable[..., tuple[int, str, str]]
 
 
+def test_export_model_keeps_the_settings_of_generation(tmp_path: Path) -> None:
+    held = b'{"temperature": 0.7, "custom": 1}'
+    small_model(gpt1.OpenAIGPTLMHeadModel).save_pretrained(tmp_path / "own")
+    (tmp_path / "own" / "generation_config.json").write_bytes(held)
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(tmp_path / "own")
+    for name, companions in (("a", None), ("b", tmp_path / "own")):
+        export_model(model, tmp_path / name, platforms=["cpu"], companions=companions)
+        assert (tmp_path / name / "generation_config.json").read_bytes() == held
+
+
 def test_cli_export_writes_programs_and_checkpoint(run: Run, tmp_path: Path) -> None:
     model = small_model(DOUBLE, n_layer=1)
     model.save_pretrained(tmp_path / "model")
