@@ -44,8 +44,8 @@ def read(
             other architectures are left out.
         new_head: accept weights that hold nothing of the architecture's own head (``score``,
             ``multiple_choice_head``); it is left out of the result, for the caller to initialise.
-        ignore_mismatched_sizes: take such a head of another shape, as of another number of labels,
-            for none.
+        ignore_mismatched_sizes: treat such a head of another shape, such as another number of
+            labels, as missing.
         overrides: fields that take the place of the config's; the parameters must fit them.
         leaf: called with each numpy array as soon as it is read, the largest first; its result
             goes into the tree. With ``jnp.asarray``, about one copy of the file is held at most.
@@ -103,7 +103,12 @@ def read_architecture(
         FileNotFoundError: there is no such folder or model, or a file of it is missing.
         ValueError: a file is damaged, or is not of a GPT-1.
     """
-    return _open(resolve(path_or_hub_id, variant=variant, **hub), variant)[-1]
+    folder = resolve(path_or_hub_id, variant=variant, **hub)
+    if (folder / CONFIG).is_file():
+        named = named_architecture(config_file.read_config(folder))
+        if named is not None:
+            return named
+    return _open(folder, variant)[-1]
 
 
 def _open(

@@ -22,17 +22,21 @@ CHANGES = ".changes.json"
 WAIT = 10.0  # seconds for a process that writes other files into the same folder
 # Programs that take the weights beside them, as ``gpt1 export`` writes them.
 FORWARD, DECODE = "forward", "decode"
+GENERATION_CONFIG = "generation_config.json"
 PROGRAM, TEXT = ".jax", ".mlir"
 PROGRAMS = {name + suffix for name in (FORWARD, DECODE) for suffix in (PROGRAM, TEXT)}
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Every file in ``folder`` that is weights, in any format, or a program that takes them."""
+    """Every file in ``folder`` that is weights, in any format, or belongs to them alone.
+
+    That is a program that takes them, and the settings of their generation.
+    """
     return [path for path in sorted(folder.iterdir()) if _is_weights(path.name)]
 
 
 def _is_weights(name: str) -> bool:
-    if name in PROGRAMS:
+    if name in PROGRAMS or name == GENERATION_CONFIG:
         return True
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         if name in (stem + suffix, f"{stem}{suffix}.index.json"):

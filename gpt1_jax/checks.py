@@ -129,6 +129,9 @@ def _rules(settings: type) -> dict[str, tuple[bool, list[Rule]]]:
     return found
 
 
+MOST_NAMES = 16  # that an error lists
+
+
 class ForeignKeyword(NamedTuple):
     """A keyword of transformers that a function of this package does not have.
 
@@ -171,7 +174,8 @@ def check_keywords(
         elif near := difflib.get_close_matches(name, own, n=1):
             faults.append(f"{function} takes no {name}: did you mean {near[0]}?")
         else:
-            faults.append(f"{function} takes no {name}; its arguments are {', '.join(own)}")
+            names = f"; its arguments are {', '.join(own)}" if len(own) <= MOST_NAMES else ""
+            faults.append(f"{function} takes no {name}{names}")
     if faults:
         raise TypeError("\n".join(faults))
     return {name: value for name, value in given.items() if name in own}

@@ -117,7 +117,7 @@ FOREIGN = {
     "output_hidden_states": ForeignKeyword(_STATES, (None, False)),
     "past_key_values": ForeignKeyword("every call has a cache of its own"),
     "token_type_ids": ForeignKeyword("inputs_embeds= can have their embeddings added"),
-    "position_ids": ForeignKeyword("positions go by attention_mask="),
+    "position_ids": ForeignKeyword("positions follow from attention_mask="),
     "assistant_model": ForeignKeyword(_ASSISTANT),
     "assistant_tokenizer": ForeignKeyword(_ASSISTANT),
     "prefix_allowed_tokens_fn": ForeignKeyword("a function of logits_processor= can forbid tokens"),
@@ -126,8 +126,13 @@ FOREIGN = {
     "custom_generate": ForeignKeyword("no code of a checkpoint is run"),
     "trust_remote_code": ForeignKeyword("no code of a checkpoint is run", (None, False)),
     "synced_gpus": ForeignKeyword("sharding.mesh.shard_model lays a model out", (None, False)),
-    "use_model_defaults": ForeignKeyword("a default is what the model carries", (None, True)),
+    "use_model_defaults": ForeignKeyword("model.generation_config always counts", (None, True)),
 }
+
+
+NOT_FIELDS = {
+    name: ForeignKeyword("it has no effect here") for name in f"{WITHOUT_EFFECT} {OUTPUTS}".split()
+} | {name: ForeignKeyword("it is not supported here") for name in UNSUPPORTED}
 
 
 @runtime_checkable
@@ -190,8 +195,9 @@ class GenerationConfig:
     The command line shows the descriptions of the attributes as help.
 
     Attributes:
-        max_new_tokens: the most tokens to add to a prompt; by default 20, or as many as the model's
-            positions allow. The last of them needs no position of its own.
+        max_new_tokens: the most tokens to add to a prompt; by default, or with None on the command
+            line, 20, or as many as max_length and the model's positions allow. The last of them
+            needs no position of its own.
         max_length: the most tokens of a text, its prompt included; none by default. max_new_tokens
             comes before it. In Python, a list of prompts is counted from its longest one.
         min_new_tokens: how many tokens to add before an end token may be chosen; 0 by default.
@@ -294,7 +300,7 @@ class GenerationConfig:
     def __new__(cls, **fields: Any) -> Self:
         """Note which settings are given; ``dataclasses.replace`` gives all, and says which were."""
         known = {field.name: None for field in dataclasses.fields(cls)}
-        check_keywords("GenerationConfig", fields, known, {})
+        check_keywords("GenerationConfig", fields, known, NOT_FIELDS)
         self = super().__new__(cls)
         if fields and "given_names" not in fields:
             object.__setattr__(self, "_named", frozenset(fields))
@@ -346,8 +352,8 @@ class GenerationConfig:
                 f"at most num_beams = {self.num_beams}",
             )
             self._check_unused(("sliding_window",), "num_beams is 1")
-            if self.max_length is None or "max_new_tokens" in self.given_names:
-                self._check_length_penalty()
+            if self.extra is None and self.max_length is None:
+                self._check_length_penalty(self.max_new_tokens)
         elif not self.do_sample:
             right = "1 unless do_sample is True or num_beams is above 1: greedy texts are all equal"
             self._check("num_return_sequences", self.num_return_sequences == 1, right)
@@ -359,13 +365,12 @@ class GenerationConfig:
                 right = "a token that suppress_tokens allows"
                 self._check(name, False, right)
 
-    def _check_length_penalty(self) -> None:
-        """Check that scores can be told apart.
+    def _check_length_penalty(self, n: int) -> None:
+        """Check that scores of texts of up to ``n`` new tokens can be told apart.
 
         They must stay above -1e9, the score of a text that is out of the running, even at 50 nats
         a token (a guess among all tokens costs 10.6), and not all become 0.
         """
-        n = self.max_new_tokens
         if n > 1:
             low = 1 - math.log(1e9 / 50) / math.log(n)
             high = math.log(1e30) / math.log(n)
@@ -438,6 +443,8 @@ class GenerationConfig:
                 f"a prompt of {longest} tokens and {by} need {longest + new - 1} positions, more "
                 f"than the model's n_positions = {limit}; {slide}"
             )
+        if self.num_beams > 1:
+            self._check_length_penalty(new)
         least = self.min_new_tokens
         if "min_new_tokens" not in self.given_names:
             least = max(0, self.min_length - width)
@@ -545,7 +552,7 @@ class GenerationConfig:
         others = {
             n: changes.pop(n) for n in (*UNSUPPORTED, *WITHOUT_EFFECT.split()) if n in changes
         }
-        changes = {**check_keywords("generate", changes, DEFAULTS, FOREIGN), **others}
+        changes = {**check_keywords("generate", changes, OWN, FOREIGN), **others}
         values = {
             name: _as_transformers_reads(name, value)
             for name, value in fields.items()
@@ -746,9 +753,17 @@ def _given_fields(settings: GenerationConfigLike) -> dict[str, Any]:
     return given
 
 
+# What generate takes besides settings, for a hint where a name is misspelt.
+ARGUMENTS = """
+    input_ids attention_mask generation_config inputs_embeds tokenizer logits_processor
+    stopping_criteria streamer key
+"""
 DEFAULTS = {
     field.name: field.default for field in dataclasses.fields(GenerationConfig) if field.compare
 }
+
+
+OWN = (*DEFAULTS, *ARGUMENTS.split())
 
 
 def _as_transformers_reads(name: str, value: Any) -> Any:

@@ -42,12 +42,20 @@ _FOREIGN = {
     "tp_plan": ForeignKeyword(_DEVICES),
     "max_memory": ForeignKeyword(_DEVICES),
     "offload_folder": ForeignKeyword(_DEVICES),
-    "low_cpu_mem_usage": ForeignKeyword("about one copy is ever held", (None, True, False)),
+    "low_cpu_mem_usage": ForeignKeyword(
+        "at most about one copy of the weights is held", (None, True, False)
+    ),
     "trust_remote_code": ForeignKeyword("no code of a checkpoint is run", (None, False)),
     "attn_implementation": ForeignKeyword(
         'attention= chooses it: "manual" is "eager", "xla" is like "sdpa"', (None, "eager")
     ),
-    "use_safetensors": ForeignKeyword("safetensors are read where there are any, else pickles"),
+    "use_safetensors": ForeignKeyword(
+        "safetensors are read where there are any, else pickles", (None, True)
+    ),
+    "generation_config": ForeignKeyword("assign model.generation_config of the loaded model"),
+    "key_mapping": ForeignKeyword("names must be those of torch"),
+    "mirror": ForeignKeyword("the environment variable HF_ENDPOINT names one"),
+    "from_flax": ForeignKeyword("there are no weights of Flax in transformers 5", (None, False)),
     "weights_only": ForeignKeyword("no code in a pickle is ever run", (None, True)),
     "quantization_config": ForeignKeyword(_QUANTIZED),
     "load_in_8bit": ForeignKeyword(_QUANTIZED, (None, False)),
@@ -60,7 +68,7 @@ _FOREIGN = {
     "return_dict": ForeignKeyword(
         "an output is a mapping, whose to_tuple() returns the tuple", (None, True)
     ),
-    "use_cache": ForeignKeyword("generate always keeps a cache", (None, True)),
+    "use_cache": ForeignKeyword("generate always keeps a cache", (None, True, False)),
     "use_auth_token": ForeignKeyword("token= is its name"),
     "proxies": ForeignKeyword("the environment variable HTTPS_PROXY names a proxy"),
     "resume_download": ForeignKeyword("downloads always resume", (None, True, False)),

@@ -67,8 +67,8 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     keys.
 
     The JSON object of a text has the keys prompt, text, ids (all of them), new_ids, and for each
-    of these the log-probability it was chosen with (scores) and the one that the model itself gives
-    it (log_probs). Several texts of a prompt also have an index, and beams a score.
+    of these the log-probability it was chosen with (transition_scores) and the one that the model
+    itself gives it (log_probs). Several texts of a prompt also have an index, and beams a score.
 
     Args:
         texts: the beginnings of the texts.
@@ -117,6 +117,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     language_model = OpenAIGPTLMHeadModel.from_pretrained(
         model, dtype=dtype, attention=attention, **hub
     )
+    language_model.generation_config = settings  # whole: what a flag unset stays so
 
     one_text = len(given) == settings.num_beams == settings.num_return_sequences == 1
     if one_text and given[0].text and sys.stdout.isatty() and not as_json and not print_ids:

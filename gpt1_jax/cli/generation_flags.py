@@ -25,6 +25,7 @@ Ids = Annotated[
 ]
 # The types of flags, where these are not the fields' own.
 TYPES = get_type_hints(GenerationConfig) | {
+    "max_new_tokens": int | None,
     "eos_token_id": Ids,
     "forced_eos_token_id": Ids,
     "suppress_tokens": Ids,

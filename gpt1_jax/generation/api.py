@@ -1,7 +1,7 @@
 """``generate``: prompts and settings in, texts out."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, overload
 
 import jax
@@ -16,7 +16,7 @@ from gpt1_jax.generation.prompts import Prompt, append_new_tokens, read_prompts
 from gpt1_jax.generation.stop_strings import StopStrings
 from gpt1_jax.generation_config import GenerationConfig, GenerationConfigLike
 from gpt1_jax.model import OpenAIGPTLMHeadModel
-from gpt1_jax.nn.validation import ArrayLike
+from gpt1_jax.nn.validation import ArrayLike, host_array
 from gpt1_jax.outputs import ModelOutput
 from gpt1_jax.text.decoding import warn_of_unknown_ids
 from gpt1_jax.text.tokenizer import Tokenizer
@@ -80,8 +80,8 @@ def generate(
     *,
     inputs_embeds: ArrayLike | None = None,
     tokenizer: Tokenizer | None = None,
-    logits_processor: Sequence[LogitsProcessor] = (),
-    stopping_criteria: Sequence[StoppingCriterion] = (),
+    logits_processor: Iterable[LogitsProcessor] | None = None,
+    stopping_criteria: Iterable[StoppingCriterion] | None = None,
     streamer: Streamer | None = None,
     key: jax.Array | None = None,
     return_dict_in_generate: Literal[False] = False,
@@ -98,8 +98,8 @@ def generate(
     *,
     inputs_embeds: ArrayLike | None = None,
     tokenizer: Tokenizer | None = None,
-    logits_processor: Sequence[LogitsProcessor] = (),
-    stopping_criteria: Sequence[StoppingCriterion] = (),
+    logits_processor: Iterable[LogitsProcessor] | None = None,
+    stopping_criteria: Iterable[StoppingCriterion] | None = None,
     streamer: Streamer | None = None,
     key: jax.Array | None = None,
     return_dict_in_generate: Literal[True],
@@ -115,15 +115,16 @@ def generate(
     *,
     inputs_embeds: ArrayLike | None = None,
     tokenizer: Tokenizer | None = None,
-    logits_processor: Sequence[LogitsProcessor] = (),
-    stopping_criteria: Sequence[StoppingCriterion] = (),
+    logits_processor: Iterable[LogitsProcessor] | None = None,
+    stopping_criteria: Iterable[StoppingCriterion] | None = None,
     streamer: Streamer | None = None,
     key: jax.Array | None = None,
     **changes: object,
 ) -> Sequences | GenerateOutput:
     """Continue each prompt.
 
-    Every text is what it would be without the others. In float32, that is: a batch's products are
+    Every text is what it would be without the others, unless ``max_length``, ``min_length`` or
+    padding that is inferred count the others' width. In float32, that is: a batch's products are
     rounded in another order, by 1e-6 or so, which no choice is likely to depend on. In bfloat16
     or float16 they differ by 1e-2, and now and then another token is chosen. ``max_length`` and the
     default length are counted from the width of the array, or from the longest prompt of a list.
@@ -142,7 +143,8 @@ def generate(
         tokenizer: needed for ``stop_strings``, and for prompts that are texts.
         logits_processor: functions from logits (B, V) float32 and a ``GenerationState`` to logits,
             applied after the settings' own rules and before those of sampling. Like the criteria,
-            they are traced into the decoding loop, and compiled once for each function.
+            they are traced into the decoding loop, and compiled once for each function. A row that
+            they leave without a finite logit goes on with id 0 and a score of NaN.
         stopping_criteria: functions from a ``GenerationState`` to (B,) bool: texts that end with
             the token chosen last.
         streamer: takes the prompts, and then the next token of each text at every step.
@@ -162,6 +164,13 @@ def generate(
             work is done. Logits that are not finite, with the parameter that is not.
         TypeError: a setting that does not exist.
     """
+    if attention_mask is not None and not hasattr(attention_mask, "__len__"):
+        kind = type(attention_mask).__name__
+        raise ValueError(f"attention_mask is a {kind}; generation_config= takes settings")
+    functions = Extras(
+        _functions("logits_processor", logits_processor, "f(logits, state) -> logits"),
+        _functions("stopping_criteria", stopping_criteria, "f(state) -> bool, one a text"),
+    )
     ids = _encode(input_ids, tokenizer)
     embeds = None if inputs_embeds is None else _check_embeds(model, ids, inputs_embeds)
     rows, given, settings = prepare(
@@ -182,10 +191,9 @@ def generate(
     if streamer is not None:
         if settings.num_beams > 1 or given is None:
             raise ValueError("a streamer needs num_beams = 1, and prompts of one width")
-        streamer.put(given)
+        streamer.put(np.repeat(given, settings.num_return_sequences, axis=0))
     if tokenizer is not None:
         warn_of_unknown_ids(tokenizer, model.config.vocab_size)
-    functions = Extras(tuple(logits_processor), tuple(stopping_criteria))
     texts = run(model, prompts, settings, tokenizer, functions, streamer=streamer)
     progress = texts.progress
     sequences = append_new_tokens(rows, given, progress.tokens, progress.lengths)
@@ -208,9 +216,26 @@ def generate(
     )
 
 
+def _functions(name: str, given: Iterable[Any] | None, form: str) -> tuple[Any, ...]:
+    """Return the functions of a list as a tuple.
+
+    Raises:
+        ValueError: something else, such as an object of transformers.
+    """
+    if given is None:
+        return ()
+    functions = (given,) if callable(given) else tuple(given)
+    for function in functions:
+        if not callable(function) or type(function).__module__.startswith("transformers."):
+            raise ValueError(f"{name} has {short(function)}, but must have functions {form}")
+    return functions
+
+
 def _encode(prompts: Prompts | None, tokenizer: Tokenizer | None) -> Any:
     """Return texts as lists of ids, and ids as they are."""
     texts = [prompts] if isinstance(prompts, str) else prompts
+    if isinstance(texts, np.ndarray) and texts.dtype.kind == "U":
+        texts = texts.tolist()
     if not isinstance(texts, list | tuple) or not any(isinstance(text, str) for text in texts):
         return prompts
     if tokenizer is None:
@@ -222,8 +247,10 @@ def _check_embeds(
     model: OpenAIGPTLMHeadModel, ids: ArrayLike | None, inputs_embeds: ArrayLike
 ) -> np.ndarray:
     """Return embeddings (batch, T, E) as float32, if the model can read them."""
-    embeds = np.asarray(inputs_embeds)
+    embeds = host_array("inputs_embeds", inputs_embeds)
     E = model.config.n_embd
+    if embeds.dtype.kind not in "fiu" or not np.isfinite(embeds).all():
+        raise ValueError(f"inputs_embeds must hold finite numbers; its dtype is {embeds.dtype}")
     if embeds.ndim != 3 or embeds.shape[2] != E or 0 in embeds.shape:
         raise ValueError(f"inputs_embeds has shape {embeds.shape}, but must have (batch, T, {E})")
     if ids is not None and np.shape(ids) != embeds.shape[:2]:
@@ -259,6 +286,11 @@ def _with_key(settings: GenerationConfig, key: jax.Array, prompts: int) -> Gener
         raise ValueError("key has no effect without do_sample=True")
     if settings.seed is not None:
         raise ValueError("give either key or seed, not both")
+    if not isinstance(key, jax.Array) or not (
+        (jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0)
+        or (key.dtype == jnp.uint32 and key.shape == (2,))
+    ):
+        raise ValueError(f"key is {short(key)}, but must be one key: jax.random.key(seed)")
     return dataclasses.replace(settings, seed=jax.random.bits(key, (prompts,), jnp.uint32))
 
 

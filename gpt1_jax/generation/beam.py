@@ -226,7 +226,7 @@ def beam_search(
         num_beams=K,
         candidates=min(candidates, config.vocab_size) * K,
         do_sample=settings.do_sample,
-        kept_steps=bucket(new),
+        kept_steps=bucket(new) if sampling.output_scores or sampling.output_logits else 0,
     )
     if not np.asarray(found.finite).all():
         raise decoder.not_finite()

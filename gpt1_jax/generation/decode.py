@@ -241,9 +241,11 @@ class SamplingParams:
     def sample(
         self, logits: jax.Array, context: DecodeContext
     ) -> tuple[jax.Array, jax.Array, jax.Array | None]:
-        """(B, V) float32 logits -> (B,) tokens and their log-probabilities under these rules.
+        """Choose the next token of every text by (B, V) float32 logits.
 
-        And, with ``output_scores``, the logits under the rules.
+        Returns:
+            (B,) tokens, their log-probabilities under these rules, and with ``output_scores`` the
+            logits under the rules.
         """
         logits = process(self.processors, logits, context)
 
@@ -270,6 +272,9 @@ class SamplingParams:
 
         Returns:
             (B,) bool, and the next states of the stop strings.
+
+        Raises:
+            ValueError: a criterion returns something else than (B,) bool, while it is traced.
         """
         ends = jnp.asarray(self.eos)[token]
         if self.stop_strings is not None and stop_state is not None:

@@ -35,7 +35,8 @@ class GenerationState:
     """What a user's function of ``logits_processor`` or ``stopping_criteria`` is told of the texts.
 
     Attributes:
-        tokens: (B, T) int32, every row's prompt and new tokens from place 0 on, then zeros.
+        tokens: (B, T) int32, every row's prompt and new tokens from place 0 on, then zeros; with a
+            sliding window those that it has not forgotten.
         lengths: (B,) int32, the number of its tokens.
         step: () int32, the number of new tokens among them.
     """
@@ -98,7 +99,7 @@ class DecodeContext:
         )
 
     def take(self, rows: jax.Array) -> Self:
-        """Return the texts numbered by ``rows`` (N,), with the embeddings that these have now."""
+        """Return the texts numbered by ``rows`` (N,); ``embeds`` stays as it is."""
         return dataclasses.replace(self, tokens=self.tokens[rows], start=self.start[rows])
 
     def inputs(self, model: OpenAIGPTPreTrainedModel, slot: jax.Array, tokens: int) -> Inputs:

@@ -25,6 +25,7 @@ from gpt1_jax.text.tokenizer_files import END_OF_WORD
 # Of all stop strings together: the table has two int32 a character for each token of the
 # vocabulary, 324 MB for this many at full size.
 MAX_CHARACTERS = 1000
+FEWEST = 16  # below this, states that stay unused cost less than another compilation
 
 
 @pytree_dataclass
@@ -99,6 +100,9 @@ def _can_occur(text: str, pieces: Sequence[str | None]) -> bool:
 def _table(stop_strings: tuple[str, ...], pieces: tuple[str | None, ...]) -> np.ndarray:
     """Return ``StopStrings.table``, its states filled up to a power of two, so that few compile.
 
+    Raises:
+        ValueError: a string that no text of these pieces holds.
+
     The space after a word is part of the text once another token follows. So a string that ends
     with it is completed by that token, whichever it is: such states stand in the second half. But
     a string of white space alone asks for the end of a word, which is there already.
@@ -112,7 +116,7 @@ def _table(stop_strings: tuple[str, ...], pieces: tuple[str | None, ...]) -> np.
     beginnings = sorted({text[:n] for text in stop_strings for n in range(len(text) + 1)})
     number = {text: state for state, text in enumerate(beginnings)}  # of "" it is 0
     characters = sorted(set("".join(stop_strings) + " "))
-    half = 1 << (len(beginnings) - 1).bit_length()
+    half = max(FEWEST, 1 << (len(beginnings) - 1).bit_length())
     go = np.zeros((half, len(characters) + 1), np.int32)  # the last one stands for all others
     whole, blank = np.zeros(half, bool), np.zeros(half, bool)
     for text, state in number.items():

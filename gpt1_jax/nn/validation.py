@@ -271,7 +271,7 @@ def check_ids(
         if not _is_integer(ids.dtype):
             raise ValueError(f"{name} has dtype {ids.dtype}, but must be integer")
         return ids.shape
-    values = _host_array(name, ids)
+    values = host_array(name, ids)
     if values.size and not _is_integer(values.dtype):
         raise ValueError(f"{name} has dtype {values.dtype}, but must be integer")
     if values.dtype.kind == "V":  # int4 and its like, which no larger number can be compared with
@@ -308,13 +308,13 @@ def _check_numbers(name: str, value: object) -> Any:
 
     The values of a ``jax.Array`` are not read.
     """
-    array = value if isinstance(value, (jax.Array, *ABSTRACT)) else _host_array(name, value)
+    array = value if isinstance(value, (jax.Array, *ABSTRACT)) else host_array(name, value)
     if not (_is_integer(array.dtype) or _is_any(array.dtype, jnp.bool_, jnp.floating)):
         raise ValueError(f"{name} has dtype {array.dtype}, but must be bool, integer or float")
     return array
 
 
-def _host_array(name: str, value: object) -> np.ndarray:
+def host_array(name: str, value: object) -> np.ndarray:
     """Return ``value`` as numpy's array, unless part of it would be left out or is missing."""
     if isinstance(value, np.ma.MaskedArray):
         raise ValueError(f"{name} is a masked array of numpy's, but must be a plain one")

@@ -509,6 +509,28 @@ def test_from_dict_keeps_settings_without_effect_until_they_have_one() -> None:
         wrong.updated(do_sample=True)
 
 
+def test_length_penalty_of_a_file_is_checked_for_the_length_at_hand() -> None:
+    held = GenerationConfig.from_dict({"num_beams": 2, "length_penalty": 50.0})
+    config = OpenAIGPTConfig(n_positions=64)
+    assert held.updated(max_new_tokens=3).for_prompts(config, 4).length_penalty == 50
+    with pytest.raises(ValueError, match=r"length_penalty is 50\.0, but must be in .* = 20"):
+        held.for_prompts(config, 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("use_cache", "it has no effect here"),
+        ("bos_token_id", "it has no effect here"),
+        ("epsilon_cutoff", "it is not supported here"),
+    ],
+)
+def test_generation_config_says_why_it_lacks_a_field(name: str, message: str) -> None:
+    fields: dict[str, Any] = {name: 1}
+    with pytest.raises(TypeError, match=f"GenerationConfig takes no {name}: {message}"):
+        GenerationConfig(**fields)
+
+
 @pytest.mark.difference("frozen settings")
 def test_generation_config_says_how_to_change_it() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError, match=r"updated\(pad_token_id=0\)"):

@@ -111,3 +111,10 @@ def test_generation_flags_can_clear_bad_words(tmp_path: Path) -> None:
     config(tmp_path, {"max_new_tokens": 5, "bad_words_ids": [[3]]})
     none: dict[str, Any] = {**NONE_GIVEN, "bad_words_ids": ((),)}
     assert read_settings(tmp_path, none) == GenerationConfig(max_new_tokens=5)
+
+
+def test_generation_flags_none_leaves_the_limit_to_max_length(tmp_path: Path) -> None:
+    folder = config(tmp_path, {"max_new_tokens": 40})
+    none: dict[str, Any] = NONE_GIVEN | {"max_new_tokens": None, "max_length": 8}
+    settings = read_settings(folder, none)
+    assert ("max_new_tokens" in settings.given_names, settings.max_length) == (False, 8)

@@ -174,6 +174,16 @@ def test_prompts_of_unequal_lengths_keep_their_pad_tokens() -> None:
         ({"streamer": object(), "num_beams": 2}, "a streamer needs num_beams = 1"),
         ({"inputs_embeds": np.zeros((1, 5, 11))}, r"inputs_embeds has shape \(1, 5, 11\)"),
         ({"inputs_embeds": np.zeros((1, 4, 12))}, r"input_ids has shape \(1, 5\), but must have"),
+        ({"inputs_embeds": "text"}, "inputs_embeds must hold finite numbers; its dtype is <U4"),
+        ({"inputs_embeds": np.full((1, 5, 12), np.nan)}, "inputs_embeds must hold finite numbers"),
+        ({"inputs_embeds": [[1], [2, 3]]}, "inputs_embeds has rows of unequal length"),
+        ({"key": 0, "do_sample": True}, r"key is 0, but must be one key: jax.random.key\(seed\)"),
+        ({"logits_processor": [3]}, r"logits_processor has 3, but must have functions f\(logits,"),
+        ({"stopping_criteria": ["a"]}, r"stopping_criteria has 'a', but must have functions f\(st"),
+        (
+            {"attention_mask": gpt1.GenerationConfig()},
+            "attention_mask is a GenerationConfig; generation_config= takes settings",
+        ),
         ({"output_scores": True}, "output_scores is True, but must be left alone unless"),
         ({"output_logits": True}, "output_logits is True, but must be left alone unless"),
     ],
@@ -206,6 +216,35 @@ def test_generate_accepts_arguments_without_effect() -> None:
     np.testing.assert_array_equal(
         gpt1.generate(OURS, [PROMPT], **options), gpt1.generate(OURS, [PROMPT])
     )
+
+
+def test_functions_may_be_none_or_one() -> None:
+    expected = gpt1.generate(OURS, [PROMPT])
+    given: Any
+    for given in (None, double, [double]):
+        got = gpt1.generate(OURS, [PROMPT], logits_processor=given, stopping_criteria=None)
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_beams_compile_once_per_cache_length() -> None:
+    """Whatever the number of new tokens, where no scores are kept."""
+    options: dict[str, Any] = {"num_beams": 2}
+    gpt1.generate(OURS, [PROMPT], max_new_tokens=4, **options)
+    with compilations() as compiled:
+        gpt1.generate(OURS, [PROMPT], max_new_tokens=30, **options)
+    assert compiled == []
+
+
+@pytest.mark.difference("rows that a criterion stops")
+def test_stopped_rows_go_on_with_padding() -> None:
+    def first_row(state: gpt1.GenerationState) -> jax.Array:
+        return jnp.arange(len(state.lengths)) == 0
+
+    rows = [PROMPT, PROMPT[::-1]]
+    out = gpt1.generate(
+        OURS, rows, max_new_tokens=4, pad_token_id=PAD, stopping_criteria=[first_row]
+    )
+    assert out[0, len(PROMPT) + 1 :].tolist() == [PAD] * 3
 
 
 def test_generate_needs_prompts() -> None:

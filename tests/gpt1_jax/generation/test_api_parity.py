@@ -136,6 +136,15 @@ class Recorder:
         self.ended = True
 
 
+def test_streamer_is_handed_a_prompt_for_each_return_sequence() -> None:
+    options: dict[str, Any] = {"do_sample": True, "num_return_sequences": 2, "max_new_tokens": 2}
+    theirs, ours = Recorder(), Recorder()
+    reference([PROMPT], streamer=theirs, **options)
+    gpt1.generate(OURS, [PROMPT], streamer=ours, **options)
+    assert ours.puts[0] == theirs.puts[0]
+    assert list(map(np.shape, ours.puts)) == list(map(np.shape, theirs.puts))
+
+
 @pytest.mark.parametrize("rows", [[PROMPT], [PROMPT, PROMPT[::-1]]])
 def test_streamer_is_handed_what_transformers_hands(rows: list[list[int]]) -> None:
     options: dict[str, Any] = {"max_new_tokens": 5, "pad_token_id": 0, "eos_token_id": [6, 7, 8]}

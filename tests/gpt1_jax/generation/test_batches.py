@@ -165,3 +165,21 @@ def test_reorder_yields_items_as_soon_as_possible() -> None:
         seen.append(f"got {item}")
     order = "made 2, made 0, got 0, made 1, got 1, got 2, made 4, made 3, got 3, got 4"
     assert ", ".join(seen) == order
+
+
+def test_generate_batches_reads_few_rows_for_prompts_of_many_limits(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where max_length gives each of 16 prompts another number of new tokens."""
+    rows = []
+
+    def counted(model: Any, prompts: Any, *args: Any, **options: Any) -> Any:
+        rows.append(len(prompts))
+        return run(model, prompts, *args, **options)
+
+    run = batches.run
+    monkeypatch.setattr(batches, "run", counted)
+    prompts = [list(range(1, n + 1)) for n in range(1, 17)]
+    held = gpt1.GenerationConfig(max_length=20)
+    assert len(list(generate_batches(model, prompts, held, batch_size=8))) == 16
+    assert rows == [1] * 16
