@@ -362,19 +362,15 @@ def run(
         steps: tokens a compiled call, where an interruption is to be heard in between.
         streamer: see ``generate``.
     """
-    K, each = settings.num_beams, settings.num_return_sequences
-    texts, beams = len(prompts) * each, len(prompts) * K
-    if K == 1:
+    if settings.num_beams == 1:
         steps = steps if streamer is None else 1
         progress = progress_of(model, prompts, settings, tokenizer, extras, steps=steps)
         *_, last = progress if streamer is None else _put(progress, streamer)
         return Texts(last, last.step_scores, last.step_logits)
-    decoder = Decoder.prepare(model, max(texts, beams))
-    extras = _with_stop_strings(extras, settings, tokenizer, model.config.vocab_size)
-    prompts, settings = decoder.pad_to_mesh(prompts, settings)
-    seeds = settings.seeds(len(prompts))[::each]
-    sampling = SamplingParams.build(settings, model.config.vocab_size, seeds, extras)
-    found = beam_search(decoder, prompts, settings, sampling)
+    texts, beams = (
+        len(prompts) * each for each in (settings.num_return_sequences, settings.num_beams)
+    )
+    found = beam_search(*_prepare_decoding(model, prompts, settings, tokenizer, extras))
     return Texts(
         found.progress.first(texts),
         None if found.step_scores is None else found.step_scores[:beams],
@@ -402,22 +398,33 @@ def progress_of(
     steps: int | None = None,
 ) -> Iterator[DecodeProgress]:
     """Yield the texts after every compiled call, without beams; see ``run``."""
-    each, V = settings.num_return_sequences, model.config.vocab_size
-    texts = len(prompts) * each
-    extras = _with_stop_strings(extras, settings, tokenizer, V)
-    decoder = Decoder.prepare(model, texts)
+    decoder, padded, full, sampling = _prepare_decoding(model, prompts, settings, tokenizer, extras)
+    each = settings.num_return_sequences
+    rows = [prompt for prompt in padded for _ in range(each)]
+    progress = decode(decoder, rows, full, sampling, steps=steps)
+    return (found.first(len(prompts) * each) for found in progress)
+
+
+def _prepare_decoding(
+    model: OpenAIGPTLMHeadModel,
+    prompts: list[Prompt],
+    settings: GenerationConfig,
+    tokenizer: Tokenizer | None,
+    extras: Extras,
+) -> tuple[Decoder, list[Prompt], GenerationConfig, SamplingParams]:
+    """Return the model, prompts and settings as decoding and beam search take them.
+
+    Raises:
+        ValueError: stop strings without a tokenizer, or that no text of it holds.
+    """
+    K, each, V = settings.num_beams, settings.num_return_sequences, model.config.vocab_size
+    if settings.stop_strings:
+        if tokenizer is None:
+            raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
+        stops = StopStrings.build(tokenizer, settings.stop_strings, V)
+        extras = dataclasses.replace(extras, stop_strings=stops)
+    decoder = Decoder.prepare(model, len(prompts) * max(K, each))
     prompts, settings = decoder.pad_to_mesh(prompts, settings)
-    rows = [prompt for prompt in prompts for _ in range(each)]
-    sampling = SamplingParams.build(settings, V, settings.seeds(len(prompts)), extras)
-    return (found.first(texts) for found in decode(decoder, rows, settings, sampling, steps=steps))
-
-
-def _with_stop_strings(
-    extras: Extras, settings: GenerationConfig, tokenizer: Tokenizer | None, vocab_size: int
-) -> Extras:
-    if not settings.stop_strings:
-        return extras
-    if tokenizer is None:
-        raise ValueError(f"stop_strings is {settings.stop_strings!r}, which needs a tokenizer")
-    stops = StopStrings.build(tokenizer, settings.stop_strings, vocab_size)
-    return dataclasses.replace(extras, stop_strings=stops)
+    seeds = settings.seeds(len(prompts))  # of a search there is one
+    sampling = SamplingParams.build(settings, V, seeds[::each] if K > 1 else seeds, extras)
+    return decoder, prompts, settings, sampling
