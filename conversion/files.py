@@ -22,9 +22,9 @@ CHANGES = ".changes.json"
 WAIT = 10.0  # seconds for a process that writes other files into the same folder
 # Programs that take the weights beside them, as ``gpt1 export`` writes them.
 FORWARD, DECODE = "forward", "decode"
-GENERATION_CONFIG = "generation_config.json"
 PROGRAM, TEXT = ".jax", ".mlir"
 PROGRAMS = {name + suffix for name in (FORWARD, DECODE) for suffix in (PROGRAM, TEXT)}
+GENERATION_CONFIG = "generation_config.json"
 
 
 def weight_files(folder: Path) -> list[Path]:

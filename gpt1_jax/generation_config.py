@@ -299,8 +299,7 @@ class GenerationConfig:
 
     def __new__(cls, **fields: Any) -> Self:
         """Note which settings are given; ``dataclasses.replace`` gives all, and says which were."""
-        known = {field.name: None for field in dataclasses.fields(cls)}
-        check_keywords("GenerationConfig", fields, known, NOT_FIELDS)
+        check_keywords("GenerationConfig", fields, cls.__dataclass_fields__, NOT_FIELDS)
         self = super().__new__(cls)
         if fields and "given_names" not in fields:
             object.__setattr__(self, "_named", frozenset(fields))

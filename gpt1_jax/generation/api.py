@@ -68,7 +68,7 @@ class Streamer(Protocol):
         """Take the prompts (B, T), or the next token of each text (rows,), int32."""
 
     def end(self) -> None:
-        """Learn that there are no more."""
+        """End the output: the last token has been put."""
 
 
 @overload
@@ -220,13 +220,14 @@ def _functions(name: str, given: Iterable[Any] | None, form: str) -> tuple[Any, 
     """Return the functions of a list as a tuple.
 
     Raises:
-        ValueError: something else, such as an object of transformers.
+        ValueError: something else, such as an object of a class of transformers.
     """
     if given is None:
         return ()
     functions = (given,) if callable(given) else tuple(given)
     for function in functions:
-        if not callable(function) or type(function).__module__.startswith("transformers."):
+        bases = type(function).__mro__
+        if not callable(function) or any(b.__module__.startswith("transformers.") for b in bases):
             raise ValueError(f"{name} has {short(function)}, but must have functions {form}")
     return functions
 

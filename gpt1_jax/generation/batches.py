@@ -63,13 +63,13 @@ def generate_batches(
     size = math.ceil(len(rows) / math.ceil(len(rows) / batch_size))
     lengths = list(map(len, rows))
     # Limits that depend on the length of a prompt may make many small batches.
-    several = full.max_length is not None or full.min_length > 0
+    many_limits = full.max_length is not None or full.min_length > 0
     own_settings = {n: full.for_prompts(model.config, n) for n in set(lengths)}
 
     def texts() -> Iterator[tuple[int, GenerateOutput]]:
         for batch in _batches(lengths, size, own_settings):
             # One that is not full is filled up: a few rows more cost less than a compilation.
-            rows_read = min(size, 1 << (len(batch) - 1).bit_length()) if several else size
+            rows_read = min(size, 1 << (len(batch) - 1).bit_length()) if many_limits else size
             filled = batch + batch[-1:] * (rows_read - len(batch))
             own = own_settings[lengths[batch[0]]]
             if own.do_sample:

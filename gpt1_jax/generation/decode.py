@@ -618,16 +618,12 @@ def start_context(
         values = np.zeros((*tokens.shape, prompts[0].embeds.shape[-1]), np.float32)
         for row, prompt in enumerate(prompts):
             values[row, start[row] : width] = prompt.embeds
-        embeds = PromptEmbeds(*_uncopied(values, start, length))
+        given: Any = (values, start, length)
+        embeds = PromptEmbeds(*given)
         if prompts[0].hidden:
             start = np.full_like(start, width)
-    new = np.asarray(0, np.int32)
-    return DecodeContext(*_uncopied(tokens, start, length, new), embeds=embeds)
-
-
-def _uncopied(*arrays: np.ndarray) -> tuple[Any, ...]:
-    """Return arrays of numpy as what the types of a pytree ask for."""
-    return arrays
+    arrays: Any = (tokens, start, length, np.asarray(0, np.int32))
+    return DecodeContext(*arrays, embeds=embeds)
 
 
 @functools.partial(

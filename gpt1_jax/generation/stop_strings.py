@@ -96,29 +96,21 @@ def _can_occur(text: str, pieces: Sequence[str | None]) -> bool:
     return any("\0" + text[begin:] in joined for begin in borders)
 
 
-@functools.lru_cache(maxsize=8)
-def _table(stop_strings: tuple[str, ...], pieces: tuple[str | None, ...]) -> np.ndarray:
-    """Return ``StopStrings.table``, its states filled up to a power of two, so that few compile.
+def _automaton(
+    stop_strings: Sequence[str], characters: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return what each character makes of the beginning of a string that a text ends with.
 
-    Raises:
-        ValueError: a string that no text of these pieces holds.
-
-    The space after a word is part of the text once another token follows. So a string that ends
-    with it is completed by that token, whichever it is: such states stand in the second half. But
-    a string of white space alone asks for the end of a word, which is there already.
+    Returns:
+        (N, characters + 1) int32, the next state; the last column stands for all other characters.
+        State 0 is that of no beginning, and N a power of two, so that few sizes compile. (N,) bool,
+        states in which a string is whole; and those where it is one of white space alone.
     """
-    for text in stop_strings:
-        if not _can_occur(text, pieces):
-            raise ValueError(
-                f"stop_strings has {short(text)}, which no text of this tokenizer holds; a decoded "
-                "text is lower-case and has spaces around words and punctuation"
-            )
     beginnings = sorted({text[:n] for text in stop_strings for n in range(len(text) + 1)})
-    number = {text: state for state, text in enumerate(beginnings)}  # of "" it is 0
-    characters = sorted(set("".join(stop_strings) + " "))
-    half = max(FEWEST, 1 << (len(beginnings) - 1).bit_length())
-    go = np.zeros((half, len(characters) + 1), np.int32)  # the last one stands for all others
-    whole, blank = np.zeros(half, bool), np.zeros(half, bool)
+    number = {text: state for state, text in enumerate(beginnings)}
+    N = max(FEWEST, 1 << (len(beginnings) - 1).bit_length())
+    go = np.zeros((N, len(characters) + 1), np.int32)
+    whole, blank = np.zeros(N, bool), np.zeros(N, bool)
     for text, state in number.items():
         found = [stop for stop in stop_strings if text.endswith(stop)]
         whole[state], blank[state] = bool(found), any(map(str.isspace, found))
@@ -127,7 +119,29 @@ def _table(stop_strings: tuple[str, ...], pieces: tuple[str | None, ...]) -> np.
             go[state, column] = next(
                 number[longer[n:]] for n in range(len(longer) + 1) if longer[n:] in number
             )
+    return go, whole, blank
 
+
+@functools.lru_cache(maxsize=8)
+def _table(stop_strings: tuple[str, ...], pieces: tuple[str | None, ...]) -> np.ndarray:
+    """Return ``StopStrings.table``.
+
+    The space after a word is part of the text once another token follows. So a string that ends
+    with it is completed by that token, whichever it is: such states stand in the second half. But
+    a string of white space alone asks for the end of a word, which is there already.
+
+    Raises:
+        ValueError: a string that no text of these pieces holds.
+    """
+    for text in stop_strings:
+        if not _can_occur(text, pieces):
+            raise ValueError(
+                f"stop_strings has {short(text)}, which no text of this tokenizer holds; a decoded "
+                "text is lower-case and has spaces around words and punctuation"
+            )
+    characters = sorted(set("".join(stop_strings) + " "))
+    go, whole, blank = _automaton(stop_strings, characters)
+    half = len(go)
     is_known = np.array([piece is not None for piece in pieces])
     ends_word = np.array([bool(piece) and piece[-1] == " " for piece in pieces])
     bodies = [piece[:-1] if piece and piece[-1] == " " else piece or "" for piece in pieces]

@@ -182,7 +182,8 @@ class Tokenizer:
             pipeline: how text is prepared; by default as ``save_pretrained`` saved it, else
                 "huggingface". "original" needs ftfy and spaCy, the extra "text".
             padding_side: where pads go; by default as saved, else "right".
-            **hub: ``revision``, ``cache_dir``, ``local_files_only``, ``token``, ``force_download``.
+            **hub: ``subfolder``, ``revision``, ``cache_dir``, ``local_files_only``, ``token``,
+                ``force_download``.
 
         Raises:
             FileNotFoundError: the folder, the hub's model or a file of it is missing.

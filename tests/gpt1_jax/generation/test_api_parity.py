@@ -94,6 +94,12 @@ def test_logits_processor_matches_transformers(beams: dict[str, Any]) -> None:
     assert (got != plain).any()
 
 
+def test_logits_processor_of_transformers_is_refused() -> None:
+    given: Any = [FavourNext()]
+    with pytest.raises(ValueError, match=r"FavourNext object .*, but must have functions f\(log"):
+        gpt1.generate(OURS, [PROMPT], logits_processor=given)
+
+
 def ends_at_pair(state: gpt1.GenerationState) -> jax.Array:
     """Whether the sum of the last two tokens is 1 modulo 4."""
     last = jnp.take_along_axis(state.tokens, state.lengths[:, None] - 1, axis=1)
