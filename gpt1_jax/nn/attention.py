@@ -10,8 +10,10 @@ looks at padding, so this shows nowhere else.
 """
 
 import dataclasses
+import functools
 import math
 import os
+from collections.abc import Callable
 from typing import Literal, Self, get_args
 
 import jax
@@ -20,6 +22,7 @@ from jaxtyping import Array, Bool, Float, Shaped
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.matmul import one_row_twice
 from gpt1_jax.nn.partitioning import ROWS, TENSOR, constrain
 from gpt1_jax.nn.pytree import pytree_dataclass
 
@@ -201,9 +204,10 @@ def attention_weights(
 ) -> Float[Array, "B N T S"]:
     """Return softmax(q k^T / sqrt(H)) under GPT-1's masks, in float32 (of float64 in float64)."""
     dtype = at_least_float32(query.dtype)
-    scores = jnp.einsum(
-        "BNTH,BNSH->BNTS", query, key, precision=precision, preferred_element_type=dtype
+    product = functools.partial(
+        jnp.einsum, "BNTH,BNSH->BNTS", precision=precision, preferred_element_type=dtype
     )
+    scores = _product(product, query, key)
     scores = scores / math.sqrt(query.shape[-1])
     scores = jnp.where(mask.causal, scores, mask.future_bias.astype(dtype))
     if mask.padding is not None:
@@ -217,14 +221,20 @@ def attend(
     precision: jax.lax.PrecisionLike = None,
 ) -> Float[Array, "B N T H"]:
     """Return the values mixed by the weights, in the dtype of the values."""
-    mixed = jnp.einsum(
+    product = functools.partial(
+        jnp.einsum,
         "BNTS,BNSH->BNTH",
-        weights.astype(value.dtype),
-        value,
         precision=precision,
         preferred_element_type=at_least_float32(value.dtype),
     )
-    return mixed.astype(value.dtype)
+    return _product(product, weights.astype(value.dtype), value).astype(value.dtype)
+
+
+def _product(product: Callable[..., jax.Array], rows: jax.Array, other: jax.Array) -> jax.Array:
+    """Return the product of what each query has, (B, N, T, _), with what keys have."""
+    if rows.shape[2] == 1 and rows.dtype.itemsize == 2:
+        return one_row_twice(product, rows, other, platforms=("cpu",))
+    return product(rows, other)
 
 
 def attend_fused(
