@@ -38,7 +38,8 @@ def weight_files(folder: Path) -> list[Path]:
 def _is_weights(name: str) -> bool:
     if name in PROGRAMS or name == GENERATION_CONFIG:
         return True
-    for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
+    stems = ("model", ".safetensors"), ("model.int8", ".safetensors"), ("pytorch_model", ".bin")
+    for stem, suffix in stems:
         if name in (stem + suffix, f"{stem}{suffix}.index.json"):
             return True
         if name.startswith(stem + "-") and name.endswith(suffix):

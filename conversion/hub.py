@@ -102,6 +102,8 @@ def resolve(
 
     safetensors = _weights("model", "safetensors", variant)
     pickles = _weights("pytorch_model", "bin", variant)  # most hold the same weights so too
+    if variant is None:
+        pickles += _weights("model.int8", "safetensors", None)  # see huggingface.INT8
     try:
         folder = download([*_LIGHT, *safetensors] if weights else _LIGHT)
         if weights and not any(any(folder.glob(name)) for name in safetensors[:-1]):

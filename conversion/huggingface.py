@@ -14,15 +14,23 @@ import numpy as np
 from conversion.config_file import CONFIG, config_text
 from conversion.files import atomic_write
 from conversion.json_file import first_line, read_json, short
-from conversion.layout import DOUBLE_HEADS, ParamSpec, tied
+from conversion.layout import (
+    DOUBLE_HEADS,
+    ParamSpec,
+    check_not_quantized,
+    quantization,
+    tied,
+)
 from conversion.match import LazyTensor, first_faults
 from conversion.torch_module import import_torch, state_dict, stored_tensors
 
 SAFETENSORS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 _INDEX = ".index.json"
+# transformers does not look for this name. Under its own it would take int8 numbers for floats.
+INT8 = "model.int8.safetensors"
 # Where several lie in one folder, the first is read, as transformers does.
-WEIGHTS = (SAFETENSORS, SAFETENSORS + _INDEX, PICKLE, PICKLE + _INDEX)
+WEIGHTS = (SAFETENSORS, SAFETENSORS + _INDEX, PICKLE, PICKLE + _INDEX, INT8, INT8 + _INDEX)
 
 # safetensors' codes of the dtypes that may be seen in a checkpoint; of others, the code is shown.
 _DTYPES = {
@@ -47,7 +55,7 @@ def weights_names(variant: str | None = None) -> list[str]:
     """
     if variant is None:
         return list(WEIGHTS)
-    return [str(Path(name).with_suffix(f".{variant}{Path(name).suffix}")) for name in WEIGHTS]
+    return [str(Path(name).with_suffix(f".{variant}{Path(name).suffix}")) for name in WEIGHTS[:4]]
 
 
 def weights_file(folder: Path, variant: str | None = None) -> Path | None:
@@ -99,10 +107,15 @@ def write_folder(
         ImportError: torch is needed and not installed.
     """
     if not safe_serialization:
+        check_not_quantized(config, PICKLE)
         import_torch("writing pytorch_model.bin")
     save = _save_safetensors if safe_serialization else _save_pickle
     name = SAFETENSORS if safe_serialization else PICKLE
-    text = config_text(config, architecture, {one.dtype for _, one in leaves})
+    if quantization(config) is not None:
+        name = INT8
+    text = config_text(
+        config, architecture, {one.dtype for row, one in leaves if row.dtype is None}
+    )
     saved = {saved_name(row, config, architecture): (row, one) for row, one in leaves}
     shards, index = _split(
         {key: one.nbytes for key, (_, one) in saved.items()}, name, max_shard_size
@@ -252,7 +265,7 @@ def _open_shards(index: Path) -> list[LazyTensor]:
 def saved_name(row: ParamSpec, config: Mapping[str, Any], architecture: str) -> str:
     """The name that a parameter has in a file of weights: torch's, or that of its second use."""
     # Tied, transformers keeps one of the two names: of the double heads model it is the head's.
-    tokens = row.path[-2] == "tokens_embed"
+    tokens = row.torch.endswith("tokens_embed.weight")
     if tokens and architecture == DOUBLE_HEADS and tied(config):
         return "lm_head.weight"
     return row.torch

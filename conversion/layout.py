@@ -33,6 +33,8 @@ ALIASES = {
     "n_head": "num_attention_heads",
     "n_positions": "max_position_embeddings",
 }
+# In the quantization_config of int8 weights; transformers does not know it, and says so.
+QUANT_METHOD = "gpt1-jax-int8"
 _DEFAULTS = {
     "n_layer": 12,
     "n_embd": 768,
@@ -54,7 +56,8 @@ class ParamSpec:
         transposed: whether torch holds the transpose. So it is for Linear, (out, in); the weight of
             a Conv1D is (in, out), a Flax kernel as it stands.
         openai_shape: the shape in OpenAI's files, where a Conv1D weight has a leading 1; None for
-            the parameters of heads, which those files cannot hold.
+            what those files cannot hold: the parameters of heads, and int8.
+        dtype: numpy's name of the only dtype it can have; None for any of the floats.
     """
 
     torch: str
@@ -62,6 +65,7 @@ class ParamSpec:
     shape: tuple[int, ...]
     transposed: bool = False
     openai_shape: tuple[int, ...] | None = None
+    dtype: str | None = None
 
     @property
     def torch_shape(self) -> tuple[int, ...]:
@@ -117,6 +121,45 @@ def tied(config: Mapping[str, Any]) -> bool:
     return _flag(config, "tie_word_embeddings")
 
 
+class Quantization(NamedTuple):
+    """How the weights of a checkpoint are quantized.
+
+    Attributes:
+        head: whether the token embedding and the LM head are int8 too, as the blocks are.
+    """
+
+    head: bool = True
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ``quantization_config`` of a config.json."""
+        return {"quant_method": QUANT_METHOD, "head": self.head}
+
+
+def quantization(config: Mapping[str, Any]) -> Quantization | None:
+    """What ``quantization_config`` says; None where there is none, or one of another library.
+
+    Raises:
+        ValueError: it is this package's own, and its ``head`` is not a boolean.
+    """
+    fields = config.get("quantization_config")
+    if not isinstance(fields, Mapping) or fields.get("quant_method") != QUANT_METHOD:
+        return None
+    return Quantization(_flag(fields, "head"))
+
+
+def check_not_quantized(config: Mapping[str, Any], what: str) -> None:
+    """Check that the weights are floats.
+
+    Raises:
+        ValueError: they are int8, which ``what`` cannot be.
+    """
+    if quantization(config) is not None:
+        raise ValueError(
+            f"the weights are int8, and {what} holds floats: use the checkpoint that they were "
+            "quantized from"
+        )
+
+
 def param_specs(config: Mapping[str, Any], architecture: str) -> tuple[ParamSpec, ...]:
     """Every parameter of ``architecture`` with the numbers of ``config``.
 
@@ -126,8 +169,8 @@ def param_specs(config: Mapping[str, Any], architecture: str) -> tuple[ParamSpec
     Args:
         config: the fields of a config.json; ``n_layer``, ``n_embd``, ``n_positions``,
             ``vocab_size``, for the heads ``tie_word_embeddings``, ``num_labels`` or ``id2label``,
-            ``summary_use_proj`` and ``summary_proj_to_labels``. Absent ones have Hugging Face's
-            defaults.
+            ``summary_use_proj`` and ``summary_proj_to_labels``, and ``quantization_config`` (see
+            ``quantization``). Absent ones have Hugging Face's defaults.
         architecture: one of ``ARCHITECTURES``.
 
     Raises:
@@ -160,7 +203,31 @@ def param_specs(config: Mapping[str, Any], architecture: str) -> tuple[ParamSpec
         rows += _linear(("multiple_choice_head", "summary"), E, width, bias=True)
     if architecture == CLASSIFICATION:
         rows += _linear(("score",), E, _num_labels(config), bias=False)
-    return tuple(rows)
+    mode = quantization(config)
+    if mode is None:
+        return tuple(rows)
+    return tuple(
+        one
+        for row in rows
+        for one in (
+            _int8(row)
+            if (row.path[-1] == "kernel" and "h" in row.path)
+            or (mode.head and row.path[-2] in ("tokens_embed", "lm_head"))
+            else [row]
+        )
+    )
+
+
+def _int8(row: ParamSpec) -> list[ParamSpec]:
+    """The two rows of a weight in int8: (outputs, inputs), and the scale of each output."""
+    module = row.path[:-1]
+    shape = row.shape if row.path[-1] == "embedding" else row.shape[::-1]
+    return [
+        ParamSpec(row.torch, (*module, "qvalue"), shape, dtype="int8"),
+        ParamSpec(
+            _name(module, "weight_scale"), (*module, "scale"), (shape[0], 1), dtype="float32"
+        ),
+    ]
 
 
 def _embedding(module: tuple[str, ...], rows: int, width: int) -> list[ParamSpec]:

@@ -32,6 +32,9 @@ DTYPES = {
     "float16": np.dtype(np.float16),
 }
 
+# And what quantized weights are.
+_STORED = {**DTYPES, "int8": np.dtype(np.int8)}
+
 # Faults that an error names; a file can have any number of them.
 MAX_FAULTS = 20
 _LINE = 400  # characters
@@ -67,15 +70,19 @@ class LazyTensor:
     @property
     def nbytes(self) -> int:
         """Its size, for a dtype that can be read."""
-        return int(np.prod(self.shape, dtype=np.int64)) * DTYPES[self.dtype].itemsize
+        return int(np.prod(self.shape, dtype=np.int64)) * _STORED[self.dtype].itemsize
 
 
 @dataclass(frozen=True)
 class _Expected:
-    """What may stand under a name: any of the shapes (None: any at all), a float or anything."""
+    """What may stand under a name: any of the shapes and dtypes (None: any at all)."""
 
     shapes: tuple[tuple[int, ...], ...] | None
-    parameter: bool = True
+    dtypes: Collection[str] | None = tuple(DTYPES)
+
+    @classmethod
+    def of(cls, row: ParamSpec, shape: tuple[int, ...]) -> "_Expected":
+        return cls((shape,), tuple(DTYPES) if row.dtype is None else (row.dtype,))
 
 
 def first_faults(faults: Sequence[str], indent: str = "") -> list[str]:
@@ -143,7 +150,7 @@ def match_tensors(  # noqa: PLR0915 (one walk through the table collects all tha
 
     prefixed = any(stored.name.startswith(_PREFIX) for group in groups.values() for stored in group)
     named = {_canonical(row.torch): row for row in rows}
-    body = {_canonical(row.torch) for row in rows if row.openai_shape is not None}
+    body = {name for name in named if _in_body(name)}
     head = [name for name in named if name in OWN_HEAD[architecture]]
     shaped = [f"{name} of shape {named[name].torch_shape}" for name in head]
     headless = bool(head) and not any(name in groups for name in head)
@@ -153,20 +160,20 @@ def match_tensors(  # noqa: PLR0915 (one walk through the table collects all tha
     optional = _buffers(sizes(config))
     for other, names in OWN_HEAD.items():
         if other != architecture:
-            optional |= {name: _Expected(None, parameter=False) for name in names}
+            optional |= {name: _Expected(None, dtypes=None) for name in names}
     if tied(config):
-        shape = named[_TOKENS].torch_shape
+        tokens = named[_TOKENS]
         if _LM_HEAD in groups and _TOKENS not in groups:
             named = {_LM_HEAD if name == _TOKENS else name: row for name, row in named.items()}
         else:
-            optional[_LM_HEAD] = _Expected((shape,))
+            optional[_LM_HEAD] = _Expected.of(tokens, tokens.torch_shape)
     elif architecture in (BASE, CLASSIFICATION):
-        optional[_LM_HEAD] = _Expected(None, parameter=False)
+        optional[_LM_HEAD] = _Expected(None, dtypes=None)
 
     def spell(name: str) -> str:
         return _PREFIX + name if prefixed and name in body else name
 
-    expected = {name: _Expected((row.torch_shape,)) for name, row in named.items()}
+    expected = {name: _Expected.of(row, row.torch_shape) for name, row in named.items()}
     faults = _faults(expected, optional, groups, spell)
     if headless and faults and not new_head:
         faults = [f"  - missing     {name}" for name in head] + faults
@@ -207,7 +214,7 @@ def match_tree(
     if (n_layer := sizes(config).n_layer) > len(groups):
         raise ValueError(f"{first}, whose n_layer is {n_layer}: there are {len(groups)} of them")
     named = {".".join(row.path): row for row in param_specs(config, architecture)}
-    expected = {name: _Expected((row.shape,)) for name, row in named.items()}
+    expected = {name: _Expected.of(row, row.shape) for name, row in named.items()}
     faults = _faults(expected, {}, groups, lambda name: name)
     if faults:
         if "lm_head.kernel" in groups and "lm_head.kernel" not in named:
@@ -241,26 +248,29 @@ def _faults(
             if want.shapes is not None and one.shape not in want.shapes:
                 right = " or ".join(map(str, want.shapes))
                 wrong.append(f"  ~ mis-shaped  {one.name} {one.shape}, expected {right}")
-            if want.parameter and one.dtype not in DTYPES:
-                wrong.append(
-                    f"  ~ dtype       {one.name} is {one.dtype}, expected {' or '.join(DTYPES)}"
-                )
+            if want.dtypes is not None and one.dtype not in want.dtypes:
+                right = " or ".join(want.dtypes)
+                wrong.append(f"  ~ dtype       {one.name} is {one.dtype}, expected {right}")
     return lines + wrong
 
 
 def _canonical(name: str) -> str:
     """The name of a body parameter without the prefix; other names as they are."""
     bare = name.removeprefix(_PREFIX)
-    body = bare.startswith("h.") or bare in (_TOKENS, _POSITIONS, "position_ids")
-    return bare if body else name
+    return bare if _in_body(bare) or bare == "position_ids" else name
+
+
+def _in_body(name: str) -> bool:
+    """Whether a parameter without the prefix, or a buffer beside it, is one of the body."""
+    return name.startswith(("h.", "tokens_embed.", "positions_embed."))
 
 
 def _buffers(numbers: Sizes) -> dict[str, _Expected]:
     """What old versions saved beside the parameters: causal masks and position ids."""
     P = numbers.n_positions
-    mask = _Expected(((1, 1, P, P),), parameter=False)
+    mask = _Expected(((1, 1, P, P),), dtypes=None)
     masks = {f"h.{n}.attn.bias": mask for n in range(numbers.n_layer)}
-    return masks | {"position_ids": _Expected(((P,), (1, P)), parameter=False)}
+    return masks | {"position_ids": _Expected(((P,), (1, P)), dtypes=None)}
 
 
 def _differences(

@@ -17,7 +17,7 @@ import numpy as np
 from conversion.config_file import CONFIG, MODEL_TYPE, config_text, read_config
 from conversion.files import atomic_write
 from conversion.json_file import first_line, read_json, short
-from conversion.layout import ALIASES, BASE, ParamSpec, param_specs
+from conversion.layout import ALIASES, BASE, ParamSpec, check_not_quantized, param_specs
 from conversion.match import MAX_FAULTS, LazyTensor, first_faults
 
 SHAPES = "params_shapes.json"
@@ -75,6 +75,7 @@ def write_folder(
         ValueError: there are parameters of heads, which the format cannot hold.
         OSError: the folder cannot be written. It is left as it was.
     """
+    check_not_quantized(config, "OpenAI's format")
     heads = [row.torch for row, _ in leaves if row.openai_shape is None]
     if heads:
         raise ValueError(

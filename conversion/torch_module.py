@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from conversion.config_file import required_architecture
-from conversion.layout import ARCHITECTURES, tied
+from conversion.layout import ARCHITECTURES, check_not_quantized, tied
 from conversion.match import DTYPES, LazyTensor, match_tensors, match_tree
 from conversion.tree import Leaf, load_params, same
 
@@ -72,6 +72,7 @@ def to_torch(
     """
     torch = import_torch("to_torch")
     architecture = required_architecture(config)
+    check_not_quantized(config, "a torch module")
     leaves = match_tree(params, config, architecture)
     module = _build(config, architecture, leaves) if torch_model is None else torch_model
     if _architecture(module) != architecture:

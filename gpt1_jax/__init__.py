@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from gpt1_jax.nn.attention import Cache
     from gpt1_jax.pure import functional
+    from gpt1_jax.quantization import quantize
     from gpt1_jax.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ _MODULES = {
     "from_pretrained": "model",
     "functional": "pure",
     "generate": "generation.api",
+    "quantize": "quantization",
     "stream": "generation.streaming",
     "tree": "explore.module_tree",
 }
@@ -60,6 +62,7 @@ __all__ = [
     "from_pretrained",
     "functional",
     "generate",
+    "quantize",
     "stream",
     "tree",
 ]

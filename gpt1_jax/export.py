@@ -34,7 +34,7 @@ from gpt1_jax.model import (
     OpenAIGPTLMHeadModel,
 )
 from gpt1_jax.nn.attention import Cache
-from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, flatten, generation_files
+from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, flatten, generation_files, saved_config
 from gpt1_jax.pure import merge, split
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -71,7 +71,7 @@ def export_model(
         saved |= {name + files.TEXT: it.mlir_module().encode() for name, it in programs.items()}
     conversion.write(
         folder,
-        {**model.config.to_dict(), "architectures": [type(model).__name__]},
+        saved_config(model),
         model.params,
         # In one file, however large: the programs take all of its tensors.
         max_shard_size=2**63 - 1,
@@ -190,7 +190,7 @@ def _by_saved_names(
         )
     structure, params = split(model)
     leaves = flatten(params)
-    config, architecture = model.config.to_dict(), type(model).__name__
+    config, architecture = saved_config(model), type(model).__name__
     table = conversion.param_specs(config, architecture)
     rows = {huggingface.saved_name(row, config, architecture): row for row in table}
 

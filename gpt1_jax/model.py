@@ -41,10 +41,12 @@ from gpt1_jax.nn.attention import (
 from gpt1_jax.nn.dtypes import at_least_float32, compute_dtype
 from gpt1_jax.nn.host_arrays import as_array, native_leaves
 from gpt1_jax.nn.indices import gather_indices
+from gpt1_jax.nn.int8 import Int8Embed, Int8Linear, QArray
 from gpt1_jax.nn.layers import (
     DType,
     TiedHead,
     dropout,
+    embedding_table,
     head,
     lm_head,
     normal,
@@ -436,7 +438,7 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
     ) -> Float[Array, "B T E"]:
         """Return the sum of the embeddings, h_0 = U W_e + W_p, in the dtype of the computation."""
 
-        def look_up(table: nnx.Embed, ids: ArrayLike) -> jax.Array:
+        def look_up(table: nnx.Embed | Int8Embed, ids: ArrayLike) -> jax.Array:
             ids = gather_indices(ids, table.num_embeddings).reshape(-1, tokens)
             return table(ids).astype(self.dtype)
 
@@ -788,8 +790,21 @@ def lm_logits(
 ) -> jax.Array:
     """(..., E) -> (..., V), float32 at least, by the model's own head or its token embedding."""
     if isinstance(model.lm_head, TiedHead):
-        return model.lm_head(states, model.transformer.tokens_embed.embedding.get_value())
+        return model.lm_head(states, model.transformer.tokens_embed)
     return model.lm_head(states)
+
+
+def lm_table(
+    model: OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel,
+) -> Float[Array, "V E"] | QArray:
+    """Return the weights of the LM head, in the dtype of the computation or in int8."""
+    if isinstance(model.lm_head, TiedHead):
+        table = embedding_table(model.transformer.tokens_embed)
+    elif isinstance(model.lm_head, Int8Linear):
+        table = model.lm_head.weights
+    else:
+        table = model.lm_head.kernel.get_value().T
+    return table if isinstance(table, QArray) else table.astype(model.dtype)
 
 
 MODELS: dict[str, type[OpenAIGPTPreTrainedModel]] = {

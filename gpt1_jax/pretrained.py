@@ -28,12 +28,14 @@ from gpt1_jax.generation_config import (
 from gpt1_jax.nn.attention import AttentionBackend, Backend
 from gpt1_jax.nn.dtypes import float_dtype
 from gpt1_jax.nn.host_arrays import native_leaves
+from gpt1_jax.nn.int8 import Int8Embed, Int8Linear
 from gpt1_jax.nn.layers import DType, TiedHead
 from gpt1_jax.nn.partitioning import place_like
 from gpt1_jax.nn.remat import Remat
 
 _DEVICES = "JAX puts arrays on its default device, and mesh= splits them over several"
-_QUANTIZED = 'weights are not quantized, and param_dtype="bfloat16" halves their memory'
+_QUANTIZED = 'gpt1_jax.quantize(model, "int8") quantizes a loaded model'
+_NO_4_BIT = 'gpt1_jax.quantize(model, "int8") has no mode of 4 bits'
 # What transformers' from_pretrained is called with, and this one is not.
 _FOREIGN = {
     "torch_dtype": ForeignKeyword("dtype= is for the computation, param_dtype= for the parameters"),
@@ -59,7 +61,7 @@ _FOREIGN = {
     "weights_only": ForeignKeyword("no code in a pickle is ever run", (None, True)),
     "quantization_config": ForeignKeyword(_QUANTIZED),
     "load_in_8bit": ForeignKeyword(_QUANTIZED, (None, False)),
-    "load_in_4bit": ForeignKeyword(_QUANTIZED, (None, False)),
+    "load_in_4bit": ForeignKeyword(_NO_4_BIT, (None, False)),
     "config": ForeignKeyword("give the fields to change by their names, num_labels=3 for example"),
     "state_dict": ForeignKeyword("load_params replaces the parameters of a model"),
     "output_loading_info": ForeignKeyword(
@@ -136,6 +138,9 @@ def check_params(
             problems.append(f"+ {dotted} is unexpected")
         elif jnp.shape(leaf) != shapes[path]:
             problems.append(f"! {dotted} has shape {jnp.shape(leaf)}, but must have {shapes[path]}")
+        elif path[-1] == "qvalue":
+            if jnp.result_type(leaf) != jnp.int8:
+                problems.append(f"! {dotted} is {jnp.result_type(leaf)}, but must be int8")
         elif not jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
             problems.append(f"! {dotted} is {jnp.result_type(leaf)}, but must be a float")
     if problems:
@@ -153,6 +158,8 @@ def cast_params(params: Mapping[str, object], dtype: str) -> Params:
     """
     from gpt1_jax._conversion import conversion, match
 
+    if any(path[-1] == "qvalue" for path in flatten(params)):
+        raise ValueError("the weights are int8: cast the checkpoint that they were quantized from")
     with np.errstate(over="ignore"):
         cast = {p: leaf.astype(conversion.DTYPES[dtype]) for p, leaf in flatten(params).items()}
     wrong = [
@@ -298,12 +305,12 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         """Return the number of parameters; a tied head has none of its own."""
         return sum(math.prod(variable.shape) for variable in self._variables().values())
 
-    def get_input_embeddings(self) -> nnx.Embed:
+    def get_input_embeddings(self) -> nnx.Embed | Int8Embed:
         """Return the token embedding, a table (V, E)."""
         body: Any = getattr(self, "transformer", self)
         return body.tokens_embed
 
-    def get_output_embeddings(self) -> nnx.Linear | TiedHead | None:
+    def get_output_embeddings(self) -> nnx.Linear | Int8Linear | TiedHead | None:
         """Return the LM head, which has a kernel (E, V) where it is untied; None without a head."""
         return getattr(self, "lm_head", None)
 
@@ -383,7 +390,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
                 missing, unexpected, duplicate or mis-shaped; or the mesh does not divide it.
             TypeError: ``fields`` names no field of the configuration.
         """
-        from gpt1_jax._conversion import conversion
+        from gpt1_jax._conversion import conversion, layout
+        from gpt1_jax.quantization import quantize_layers
         from gpt1_jax.sharding.mesh import check_mesh, param_shardings, shard
 
         _, *own, _ = inspect.signature(cls.from_pretrained).parameters
@@ -402,12 +410,13 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         )
         # Before the weights are read, so that a config that no model can have costs nothing.
         config = OpenAIGPTConfig.from_pretrained(folder).replace(**fields)
+        int8 = layout.quantization(config.to_dict())
         if mesh is not None:
             check_mesh(mesh, config)
 
         def leaf(array: np.ndarray) -> np.ndarray | jax.Array:
             # Of a mesh, only the name tells where, so it waits on the host.
-            return array if mesh is not None else jnp.asarray(array, param_dtype)
+            return array if mesh is not None else jnp.asarray(array, None if int8 else param_dtype)
 
         try:
             _, params = conversion.read(
@@ -427,12 +436,14 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             cls,
             config,
             dtype=dtype,
-            param_dtype=param_dtype or jnp.result_type(*{leaf.dtype for leaf in leaves.values()}),
+            param_dtype=param_dtype or _widest(leaves),
             precision=precision,
             attention=attention,
             remat=remat,
         )
         model = abstract(make)
+        if int8 is not None:
+            model = abstract(lambda rngs: quantize_layers(make(rngs=rngs), head=int8.head))
         if rngs is not None and (missing := model._variables().keys() - leaves.keys()):
             leaves |= _initial(make, rngs, missing)
         params = unflatten_dict(leaves)
@@ -466,10 +477,9 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         """
         from gpt1_jax._conversion import conversion
 
-        config = {**self.config.to_dict(), "architectures": [type(self).__name__]}
         conversion.write(
             folder,
-            config,
+            saved_config(self),
             self.params if params is None else params,
             max_shard_size=max_shard_size,
             safe_serialization=safe_serialization,
@@ -531,6 +541,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             return place_like(jnp.concatenate([kept, new], axis=axis), old)
 
         table, head = self.get_input_embeddings(), getattr(self, "lm_head", None)
+        if not isinstance(table, nnx.Embed):
+            raise ValueError("the embedding is int8: resize the model that it was quantized from")
         rows = resized(table.embedding.get_value(), axis=0)
         if head is not None:
             if not config.tie_word_embeddings:
@@ -552,6 +564,25 @@ def _given(name: str, dtype: Any) -> jnp.dtype | None:
         return None
     torch = type(dtype).__module__ == "torch"
     return float_dtype(name, str(dtype).removeprefix("torch.") if torch else dtype)
+
+
+def _widest(leaves: Leaves) -> jnp.dtype:
+    """Return the dtype that holds all floats of a checkpoint, but for the scales of int8."""
+    floats = {
+        leaf.dtype
+        for path, leaf in leaves.items()
+        if path[-1] != "qvalue" and (*path[:-1], "qvalue") not in leaves
+    }
+    return jnp.result_type(*floats)
+
+
+def saved_config(model: OpenAIGPTPreTrainedModel) -> dict[str, object]:
+    """Return the contents of the config.json that a model is saved with."""
+    from gpt1_jax.quantization import quantization_config
+
+    fields = {**model.config.to_dict(), "architectures": [type(model).__name__]}
+    fields.pop("quantization_config", None)  # of another model's weights
+    return fields | quantization_config(model)
 
 
 def generation_files(model: OpenAIGPTPreTrainedModel) -> dict[str, bytes]:

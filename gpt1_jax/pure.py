@@ -17,6 +17,7 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.model import OpenAIGPTModel
 from gpt1_jax.nn.attention import Cache
 from gpt1_jax.nn.host_arrays import native, native_leaves
+from gpt1_jax.nn.int8 import Int8Embed, Int8Linear
 from gpt1_jax.nn.partitioning import AXES, TENSOR, axis_size, constrain
 from gpt1_jax.nn.validation import (
     Arguments,
@@ -240,14 +241,20 @@ def _lay_out(model: nnx.Module) -> None:
     """
     for _, node in nnx.iter_graph(model):
         if isinstance(node, OpenAIGPTModel):
-            table = node.tokens_embed.embedding
-            # Together over fsdp first, or XLA would copy the whole table to every device.
-            rows = constrain(table.get_value(), None, TENSOR)
-            table.set_value(constrain(rows, TENSOR, None, uneven=True))
+            embed = node.tokens_embed
+            _split_rows(embed.qvalue if isinstance(embed, Int8Embed) else embed.embedding)
+        elif isinstance(getattr(node, "lm_head", None), Int8Linear):
+            _split_rows(node.lm_head.qvalue)
         elif isinstance(getattr(node, "lm_head", None), nnx.Linear):
             kernel = node.lm_head.kernel
             columns = constrain(kernel.get_value(), TENSOR, None)
             kernel.set_value(constrain(columns, None, TENSOR, uneven=True))
+
+
+def _split_rows(table: nnx.Param[jax.Array]) -> None:
+    # Together over fsdp first, or XLA would copy the whole table to every device.
+    rows = constrain(table.get_value(), None, TENSOR)
+    table.set_value(constrain(rows, TENSOR, None, uneven=True))
 
 
 @functools.lru_cache(maxsize=32)

@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 import tyro
 
 from gpt1_jax._conversion import conversion
-from gpt1_jax.cli.arguments import DType, MaybeCheckpoint, MaybeModel, only_one
+from gpt1_jax.cli.arguments import DType, MaybeCheckpoint, MaybeModel, Quantize, only_one
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
-from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel
-from gpt1_jax.pretrained import cast_params
+from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel, from_pretrained
+from gpt1_jax.pretrained import cast_params, saved_config
+from gpt1_jax.quantization import quantized_if
 
 
 def convert(
@@ -19,6 +20,7 @@ def convert(
     target: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
     format: Literal["huggingface", "openai"] = "huggingface",
     dtype: DType | None = None,
+    quantize: Quantize = None,
     max_shard_size: str | None = None,
     pickle: bool = False,
     revision: str | None = None,
@@ -31,16 +33,25 @@ def convert(
         target: the folder to write.
         format: Hugging Face's safetensors, or OpenAI's npy files.
         dtype: of the weights; the source's by default. OpenAI's format is always float32.
+        quantize: write int8 weights, a quarter of float32's size, which this package alone reads.
         max_shard_size: above it Hugging Face's weights are split over several files (5GB).
         pickle: write Hugging Face's pytorch_model.bin in place of safetensors; needs torch.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
-    if format == "openai" and (dtype or max_shard_size or pickle):
-        raise ValueError("--dtype, --max-shard-size and --pickle do not go with --format openai")
+    if format == "openai" and (dtype or max_shard_size or pickle or quantize):
+        raise ValueError(
+            "--dtype, --quantize, --max-shard-size and --pickle do not go with --format openai"
+        )
+    if quantize and (dtype or pickle):
+        raise ValueError("--dtype and --pickle do not go with --quantize")
     folder = resolve(source, revision=revision, local_files_only=local_files_only)
-    config, params = conversion.read(folder)
-    OpenAIGPTConfig.from_dict(config)  # what no model can be made of is not worth writing
+    if quantize is None:
+        config, params = conversion.read(folder)
+        OpenAIGPTConfig.from_dict(config)  # what no model can be made of is not worth writing
+    else:
+        model = quantized_if(from_pretrained(folder), quantize)
+        config, params = saved_config(model), model.params
     if dtype is not None:
         params = cast_params(params, dtype)
     conversion.write(
@@ -52,7 +63,7 @@ def convert(
         safe_serialization=not pickle,
         companions=folder,
     )
-    print(f"{target}: {config['architectures'][0]} in {format} format")
+    print(f"{target}: {conversion.named_architecture(config)} in {format} format")
 
 
 def export(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from gpt1_jax.cli.arguments import MaybeModel, Model
+from gpt1_jax.cli.arguments import MaybeModel, Model, Quantize
 from gpt1_jax.cli.compilation_cache import enable_compilation_cache
 from gpt1_jax.sharding import processes
 from gpt1_jax.sharding.processes import DeviceSettings, is_main_process
@@ -149,6 +149,7 @@ def evaluate(
     model: Model,
     stride: int | None = None,
     batch_size: int = 8,
+    quantize: Quantize = None,
     output_format: Literal["text", "jsonl"] = "text",
     revision: str | None = None,
     local_files_only: bool = False,
@@ -162,6 +163,7 @@ def evaluate(
         stride: of a text, how many tokens a window predicts with all before them as context; by
             default half the model's positions.
         batch_size: windows or examples to compute at once.
+        quantize: quantize the model to int8 before it is measured.
         output_format: text, or jsonl to print one JSON object a file.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
@@ -175,6 +177,7 @@ def evaluate(
         files,
         stride=stride,
         batch_size=batch_size,
+        quantize=quantize,
         revision=revision,
         local_files_only=local_files_only,
     )

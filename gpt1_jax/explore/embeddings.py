@@ -13,6 +13,8 @@ from rich.text import Text
 
 from gpt1_jax.explore.display import Renderable, background, token_colour
 from gpt1_jax.model import OpenAIGPTModel
+from gpt1_jax.nn.int8 import QArray
+from gpt1_jax.nn.layers import embedding_table
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
 from gpt1_jax.pure import not_finite
 from gpt1_jax.text.tokenizer import Tokenizer
@@ -58,7 +60,7 @@ def embedding(
         ValueError: a word that is several tokens, or none; an id out of range; a tokenizer that
             knows more tokens than the model.
     """
-    embeddings = _table(model, tokenizer)
+    embeddings = _embeddings_of(model, tokenizer)
     id_ = _single_id(tokenizer, token) if isinstance(token, str) else operator.index(token)
     if not 0 <= id_ < len(tokenizer):
         raise ValueError(f"id {id_} is out of range: ids are 0 to {len(tokenizer) - 1}")
@@ -104,7 +106,7 @@ def h_0(model: OpenAIGPTPreTrainedModel, ids: Sequence[int]) -> EmbeddingCheck:
         raise ValueError("there are no ids: give one at least")
     out: Any = body(row[None], output_hidden_states=True)
     look_up = out.hidden_states[0][0]
-    tokens_embed = body.tokens_embed.embedding.get_value()  # W_e
+    tokens_embed = _table(body)  # W_e
     positions_embed = body.positions_embed.embedding.get_value()  # W_p
     U = jax.nn.one_hot(row, len(tokens_embed), dtype=tokens_embed.dtype)
     # On GPU and TPU a product is coarser than float32 by default.
@@ -167,7 +169,7 @@ def nearest(
     if count < 1:
         raise ValueError(f"count is {count}, but must be at least 1")
     terms = _terms(tokenizer, words)
-    embeddings = _table(model, tokenizer)
+    embeddings = _embeddings_of(model, tokenizer)
     lengths = np.linalg.norm(embeddings, axis=-1, keepdims=True)
     if not np.isfinite(lengths).all():
         raise not_finite("the embeddings", model.params)
@@ -188,10 +190,16 @@ def _body(model: OpenAIGPTPreTrainedModel) -> OpenAIGPTModel:
     return model if isinstance(model, OpenAIGPTModel) else vars(model)["transformer"]
 
 
-def _table(model: OpenAIGPTPreTrainedModel, tokenizer: Tokenizer) -> np.ndarray:
+def _table(body: OpenAIGPTModel) -> jax.Array:
+    """The embeddings (V, E)."""
+    table = embedding_table(body.tokens_embed)
+    return table.dequantize() if isinstance(table, QArray) else table
+
+
+def _embeddings_of(model: OpenAIGPTPreTrainedModel, tokenizer: Tokenizer) -> np.ndarray:
     """The embeddings (V, E) of the tokenizer's tokens."""
     # A table may have more rows than there are tokens.
-    embeddings = np.asarray(_body(model).tokens_embed.embedding.get_value(), np.float32)
+    embeddings = np.asarray(_table(_body(model)), np.float32)
     if len(embeddings) < len(tokenizer):
         raise ValueError(
             f"the model knows {len(embeddings)} tokens, but the tokenizer {len(tokenizer)}"

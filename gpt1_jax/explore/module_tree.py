@@ -5,13 +5,16 @@ from typing import Any
 
 from flax import nnx
 
+from gpt1_jax.nn.int8 import Int8Embed, Int8Linear
 from gpt1_jax.nn.layers import TiedHead
 
 # What torch prints of a layer, by Flax's names.
 SHOWN = {
     nnx.Linear: ("in_features", "out_features", "use_bias"),
     TiedHead: ("in_features", "out_features", "use_bias"),
+    Int8Linear: ("in_features", "out_features", "use_bias"),
     nnx.Embed: ("num_embeddings", "features"),
+    Int8Embed: ("num_embeddings", "features"),
     nnx.LayerNorm: ("num_features", "epsilon"),
     nnx.Dropout: ("rate",),
 }

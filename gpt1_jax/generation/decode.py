@@ -90,8 +90,7 @@ class Decoder:
         structure, params = split(model)
         if should_transpose(model, rows):
             structure, params = transpose_kernels(model, structure, params)
-        table = params["transformer"]["tokens_embed"]["embedding"]  # it lies where all of it does
-        return cls(structure, params, model.config, model.dtype, mesh_of(table))
+        return cls(structure, params, model.config, model.dtype, mesh_of(params))
 
     def pad_to_mesh(
         self, prompts: list[Prompt], settings: GenerationConfig

@@ -69,7 +69,7 @@ def should_transpose(model: OpenAIGPTLMHeadModel, rows: int) -> bool:
     if not 1 < rows <= MAX_ROWS or model.dtype.itemsize == 2 or choice == "never":
         return False
     # Kernels that are split over devices are split for the products as they are.
-    devices = model.transformer.tokens_embed.embedding.get_value().devices()
+    devices = model.transformer.positions_embed.embedding.get_value().devices()
     on_cpu = [device.platform for device in devices] == ["cpu"]
     return on_cpu and (choice == "always" or _processor_gains())
 

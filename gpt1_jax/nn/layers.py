@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.nn.host_arrays import native
+from gpt1_jax.nn.int8 import Int8Embed, Int8Linear, QArray, int8_matmul
 from gpt1_jax.nn.matmul import logits_matmul
 from gpt1_jax.nn.partitioning import TENSOR, axis_size, constrain
 
@@ -89,6 +90,12 @@ def qkv_by_heads(
     On a mesh with tensor parallelism each device computes its own heads of all three. Equal shares
     of the layer's columns would not be those of the same heads, so the columns are split as heads.
     """
+    if type(c_attn) is Int8Linear and axis_size(c_attn.qvalue.get_value(), TENSOR) > 1:
+        qvalue = constrain(c_attn.weights.qvalue, None, TENSOR)
+        qvalue = constrain(qvalue.reshape(3, heads, -1, x.shape[-1]), None, TENSOR, None, None)
+        scale = c_attn.weights.scale.reshape(3, heads, -1, 1)
+        qkv = c_attn.multiply(x, QArray(qvalue, scale))
+        return [qkv[:, :, i] for i in range(3)]
     # Another module in the layer's place computes what it will.
     if (
         type(c_attn) is not nnx.Linear
@@ -110,7 +117,7 @@ def qkv_by_heads(
 
 
 class TiedHead(nnx.Module):
-    """A linear layer without parameters of its own: its weights are a given embedding table."""
+    """A linear layer without parameters of its own: its weights are those of a given embedding."""
 
     def __init__(
         self,
@@ -127,10 +134,18 @@ class TiedHead(nnx.Module):
         self.precision = precision
 
     def __call__(
-        self, x: Float[Array, "... E"], embedding: Float[Array, "V E"]
+        self, x: Float[Array, "... E"], embed: nnx.Embed | Int8Embed
     ) -> Float[Array, "... V"]:
-        """Return x @ embedding.T, float32 at least."""
-        return logits_matmul(x.astype(self.dtype), embedding.astype(self.dtype), self.precision)
+        """Return x times the transposed table (V, E), float32 at least."""
+        table = embedding_table(embed)
+        if isinstance(table, QArray):
+            return int8_matmul(x, table)
+        return logits_matmul(x.astype(self.dtype), table.astype(self.dtype), self.precision)
+
+
+def embedding_table(embed: nnx.Embed | Int8Embed) -> Float[Array, "V E"] | QArray:
+    """Return the table of an embedding."""
+    return embed.weights if isinstance(embed, Int8Embed) else embed.embedding.get_value()
 
 
 def split_key(key: jax.Array | None, parts: int) -> list[jax.Array | None]:

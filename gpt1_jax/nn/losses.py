@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Integer
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.nn.host_arrays import as_array
 from gpt1_jax.nn.indices import gather_indices
+from gpt1_jax.nn.int8 import QArray, int8_matmul
 from gpt1_jax.nn.matmul import logits_matmul
 from gpt1_jax.nn.partitioning import ROWS, axis_size, constrain
 
@@ -68,7 +69,7 @@ def causal_lm_loss(
 
 def chunked_cross_entropy(
     states: Float[Array, "N E"],
-    table: Float[Array, "V E"],
+    table: Float[Array, "V E"] | QArray,
     labels: Integer[Array, "N"],
     weights: Float[Array, "N"],
     *,
@@ -83,7 +84,7 @@ def chunked_cross_entropy(
 
     Args:
         states: in the dtype of the computation.
-        table: in the same dtype.
+        table: in the same dtype; or in int8, which has no gradient.
         labels: each in [0, V); any other gives NaN.
         weights: 0 for a label that does not count, 1 / count for a mean.
         chunk: the most tokens whose logits exist at once; changes no more than the rounding.
@@ -116,14 +117,18 @@ def chunked_cross_entropy(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _sum_of_chunks(
     states: Float[Array, "C N E"],
-    table: Float[Array, "V E"],
+    table: Float[Array, "V E"] | QArray,
     labels: Integer[Array, "C N"],
     weights: Float[Array, "C N"],
     precision: jax.lax.PrecisionLike,
 ) -> Float[Array, ""]:
     def add(total: jax.Array, chunk: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
         x, labels, weights = chunk
-        losses, _ = _losses(logits_matmul(x, table, precision), labels)
+        if isinstance(table, QArray):
+            logits = int8_matmul(x, table)
+        else:
+            logits = logits_matmul(x, table, precision)
+        losses, _ = _losses(logits, labels)
         return total + weights @ losses, None
 
     total, _ = jax.lax.scan(add, jnp.zeros((), weights.dtype), (states, labels, weights))

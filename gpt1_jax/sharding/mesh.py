@@ -47,6 +47,10 @@ RULES: tuple[tuple[str, P], ...] = (
     (r"mlp\.c_fc\.kernel", P(FSDP, TENSOR)),
     (r"lm_head\.kernel", P((TENSOR, FSDP))),
     (r"(score|summary)\.kernel", P()),
+    # In int8 the weights are (outputs, inputs).
+    (r"(tokens_embed|attn\.c_attn|lm_head)\.qvalue", P(None, (TENSOR, FSDP))),
+    (r"c_proj\.qvalue", P(FSDP, TENSOR)),
+    (r"c_fc\.qvalue", P(TENSOR, FSDP)),
     (r"(lora_A|lora_B|bias|scale)", P()),
 )
 

@@ -14,6 +14,7 @@ from gpt1_jax.demo import HubOptions, resolve
 from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import not_finite, split
+from gpt1_jax.quantization import Mode, quantized_if
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.data.corpus import load_tokens
 from gpt1_jax.training.data.labelled import read_rows
@@ -29,6 +30,7 @@ def evaluate(
     stride: int | None = None,
     batch_size: int = 8,
     dtype: str | None = None,
+    quantize: Mode | None = None,
     **hub: Unpack[HubOptions],
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Measure a checkpoint on each of several files.
@@ -41,6 +43,7 @@ def evaluate(
             model's positions. All of them is fastest, and gives the tokens less context.
         batch_size: windows or examples that are computed at once.
         dtype: of the computation; the checkpoint's by default.
+        quantize: "int8" quantizes the model before it is measured.
         **hub: ``revision``, ``local_files_only`` and the like.
 
     Yields:
@@ -65,6 +68,7 @@ def evaluate(
         task, columns = read_task(folder, tokenizer, config.n_positions)
         sets = [read_rows(file, columns) for file in files]
         task_model: Any = MODELS[task.architecture].from_pretrained(folder, dtype=dtype)
+        task_model = quantized_if(task_model, quantize)
         _, params = split(task_model)
         measures = [task_measures(task_model, task, rows, batch_size=batch_size) for rows in sets]
         for file, measure in zip(files, measures, strict=True):
@@ -79,6 +83,7 @@ def evaluate(
     with TemporaryDirectory() as cache:
         texts = [load_tokens([file], tokenizer, Path(cache)) for file in files]
         language_model = OpenAIGPTLMHeadModel.from_pretrained(folder, dtype=dtype)
+        language_model = quantized_if(language_model, quantize)
         _, params = split(language_model)
         measures = [
             text_measures(language_model, text, stride=stride, batch_size=batch_size)

@@ -61,6 +61,7 @@ from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.run_settings import (
     RunSettings,
+    check_floats,
     check_modules,
     check_vocabulary,
     fields_of,
@@ -195,6 +196,7 @@ class _Finetuning:
         valid_rows = None if self.valid is None else read_rows(self.valid, columns)
         folder = resolve(self.model)
         config = OpenAIGPTConfig.from_pretrained(folder)
+        check_floats(folder, config)
         tokenizer = Tokenizer.from_pretrained(folder)
         check_vocabulary(folder, tokenizer, config.vocab_size)
         if self.mesh is not None:

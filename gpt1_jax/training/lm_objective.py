@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from gpt1_jax.model import OpenAIGPTLMHeadModel
-from gpt1_jax.nn.layers import TiedHead
+from gpt1_jax.model import OpenAIGPTLMHeadModel, lm_table
 from gpt1_jax.nn.losses import chunked_cross_entropy
 from gpt1_jax.training.step import Batch
 
@@ -30,13 +29,9 @@ def lm_loss(
     states = model.transformer.forward(
         inputs, deterministic=dropout_key is None, dropout_key=dropout_key
     ).last_hidden_state
-    if isinstance(model.lm_head, TiedHead):
-        table = model.transformer.tokens_embed.embedding.get_value()
-    else:
-        table = model.lm_head.kernel.get_value().T
     loss = chunked_cross_entropy(
         states.reshape(-1, states.shape[-1]),
-        table.astype(model.dtype),
+        lm_table(model),
         labels.reshape(-1),
         weights.reshape(-1),
         precision=model.transformer.h[0].attn.precision,

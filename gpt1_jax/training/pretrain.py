@@ -33,6 +33,7 @@ from gpt1_jax.training.perplexity import text_measures
 from gpt1_jax.training.run_settings import (
     RunSettings,
     check_files,
+    check_floats,
     check_modules,
     check_vocabulary,
     fields_of,
@@ -253,6 +254,7 @@ class _Pretraining:
             mesh=mesh,
             **rates,
         )
+        check_floats(source, model.config)
         check_vocabulary(source, tokenizer, model.config.vocab_size)
         return model
 

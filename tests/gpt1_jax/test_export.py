@@ -217,6 +217,19 @@ def test_export_model_weights_are_a_checkpoint(tied: bool, tmp_path: Path) -> No
     assert difference(out["logits"], model(ids, mask).logits) <= 1e-6
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_export_model_of_int8_weights(tied: bool, tmp_path: Path) -> None:
+    model = gpt1.quantize(small_model(LM, n_layer=1, tie_word_embeddings=tied))
+    export_model(model, tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+    program = jax.export.deserialize(bytearray((tmp_path / "forward.jax").read_bytes()))
+    weights = load_file(tmp_path / "model.int8.safetensors")
+    for rows in (1, 2):
+        ids, mask = inputs_of(LM, rows, 5)
+        out = program.call(weights, ids, mask)
+        assert difference(out["logits"], model(ids, mask).logits) <= 1e-5
+
+
 def test_export_targets_all_or_chosen_platforms() -> None:
     model = small_model(LM, n_layer=1)
     for export in (export_forward, export_decode):

@@ -28,7 +28,7 @@ ROOMS = (
     ("model",),
     ("pure",),
     ("sharding",),
-    ("generation",),
+    ("generation", "quantization"),
     ("explore", "export", "training", "verify"),
     ("estimate",),
     ("cli",),
@@ -36,6 +36,7 @@ ROOMS = (
 # (importing module, imported room): upward, inside a function.
 EXCEPTIONS = {
     ("pretrained", "sharding"),  # from_pretrained(..., mesh=)
+    ("pretrained", "quantization"),  # of a checkpoint in int8
     ("model", "generation"),  # model.generate(...)
 }
 

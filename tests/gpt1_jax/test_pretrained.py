@@ -145,7 +145,7 @@ def test_from_pretrained_rejects_fields_that_contradict_weights(tmp_path: Path) 
             'attention= chooses it: "manual" is "eager", "xla" is like',
         ),
         ("use_safetensors", False, "safetensors are read where there are any, else pickles"),
-        ("load_in_8bit", True, 'weights are not quantized, and param_dtype="bfloat16" halves thei'),
+        ("load_in_8bit", True, 'gpt1_jax.quantize(model, "int8") quantizes a loaded model'),
         ("config", small_config(), "give the fields to change by their names, num_labels=3 for e"),
     ],
 )

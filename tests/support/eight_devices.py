@@ -128,6 +128,13 @@ def heads(mesh: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         model_on(mesh, gpt1.OpenAIGPTLMHeadModel, tie_word_embeddings=False)
     )
     said["untied.logits"] = np.asarray(apply(params, by_rows(mesh, IDS)).logits)
+    for tied in (True, False):
+        model = gpt1.quantize(model_on(mesh, gpt1.OpenAIGPTLMHeadModel, tie_word_embeddings=tied))
+        if mesh is not None:
+            shardings = sharding.param_shardings(mesh, model.params)
+            facts["int8_placed"] = lie_alike(model.params, shardings)
+        apply, params = gpt1.functional(model)
+        said[f"int8.tied={tied}"] = np.asarray(apply(params, by_rows(mesh, IDS)).logits)
     return said, facts
 
 

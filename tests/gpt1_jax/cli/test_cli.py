@@ -314,6 +314,31 @@ def test_cli_convert_round_trip_is_exact(run: Run, folder: Path, tmp_path: Path)
     assert params["transformer"]["h"]["0"]["ln_1"]["scale"].dtype == conversion.DTYPES["bfloat16"]
 
 
+def test_cli_convert_quantizes(run: Run, folder: Path, tmp_path: Path) -> None:
+    there = tmp_path / "int8"
+    status, out, _ = run("convert", folder, there, "--quantize", "int8")
+    assert (status, out) == (0, f"{there}: OpenAIGPTLMHeadModel in huggingface format\n")
+    assert (there / "model.int8.safetensors").is_file()
+    assert not (there / "model.safetensors").exists()
+    assert (there / "merges.txt").read_bytes() == (folder / "merges.txt").read_bytes()
+    generated = run("generate", "abc j", "--model", there, "--max-new-tokens", 3)
+    assert generated == run(
+        "generate", "abc j", "--model", folder, "--max-new-tokens", 3, "--quantize", "int8"
+    )
+    status, out, _ = run("verify", there)
+    assert status == 0
+    assert out.splitlines()[-1].endswith("torch: transformers does not read int8 weights")
+    for arguments in (
+        ["convert", there, tmp_path / "a", "--format", "openai"],
+        ["convert", there, tmp_path / "b", "--dtype", "bfloat16"],
+        ["convert", there, tmp_path / "c", "--quantize", "int8"],
+        ["generate", "abc", "--model", there, "--quantize", "int8"],
+    ):
+        status, _, err = run(*arguments)
+        assert status == 2
+        assert "int8" in err
+
+
 def test_cli_tree_prints_the_model(run: Run, folder: Path) -> None:
     status, out, _ = run("tree", folder)
     assert status == 0
@@ -423,6 +448,7 @@ def test_cli_verify_reports_each_check(run: Run, folder: Path) -> None:
         (["picture", "attention", "a", "--model", "FOLDER", "--out", "LINK/a.png"], "is a link to"),
         (["convert", "FOLDER", "TARGET", "--max-shard-size", "big"], "max_shard_size is 'big'"),
         (["convert", "FOLDER", "TARGET", "--format", "openai", "--pickle"], "do not go with"),
+        (["convert", "FOLDER", "TARGET", "--quantize", "int8", "--pickle"], "do not go with"),
         (["tree", "EMPTY"], "has no config.json"),
         (["tree"], "give one checkpoint, as an argument or with --model"),
         (["verify", "FOLDER", "--model", "FOLDER"], "give one checkpoint, as an argument or with"),

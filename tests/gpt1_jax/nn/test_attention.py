@@ -104,6 +104,24 @@ def test_attend_averages_values_by_weight() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_attention_of_one_query_in_half_precision_is_that_of_several(dtype: str) -> None:
+    """A CPU computes it as the first of two, since it takes one row through a loop of scalars."""
+    query, key, value = (
+        jnp.asarray(np.random.default_rng(i).standard_normal((2, 3, 5, 16)), dtype)
+        for i in range(3)
+    )
+    mask = Mask.build(None, 5, None)
+    weights = attention_weights(query, key, mask)
+    last = dataclasses.replace(mask, causal=mask.causal[:, :, -1:])
+    found = attention_weights(query[:, :, -1:], key, last)
+    np.testing.assert_allclose(found, weights[:, :, -1:], rtol=1e-6)
+    mixed = attend(weights, value).astype(jnp.float32)
+    np.testing.assert_array_equal(
+        attend(weights[:, :, -1:], value).astype(jnp.float32), mixed[:, :, -1:]
+    )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_attention_weights_are_float32_in_half_precision(dtype: str) -> None:
     query, key = (jnp.asarray(random(B, N, T, H, seed=s), dtype) for s in (0, 1))
     weights = attention_weights(query, key, build([[0, 1, 1, 1, 1]] * B))

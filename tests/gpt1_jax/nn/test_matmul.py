@@ -11,7 +11,6 @@ from hypothesis import given, settings
 
 from gpt1_jax.nn.matmul import (
     MAX_ROWS,
-    _row_twice,
     dot_general,
     dot_general_transposed,
     logits_matmul,
@@ -44,23 +43,44 @@ def test_dot_general_matches_numpy(leading: tuple[int, ...], K: int, N: int) -> 
     close(dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))), x, kernel)
 
 
-@pytest.mark.parametrize("leading", [(1,), (1, 1), ()])
-def test_row_twice_matches_numpy(leading: tuple[int, ...]) -> None:
-    """Which dot_general takes on a GPU alone."""
-    x, kernel = normal(*leading, 48), normal(48, 9, seed=1)
-    close(_row_twice(jax.lax.dot_general, x, kernel), x, kernel)
-
-
-@pytest.mark.parametrize(("dtype", "rows"), [("bfloat16", 2), ("float16", 2), ("float32", 1)])
-@pytest.mark.parametrize("platform", ["cuda", "tpu"])
-def test_dot_general_takes_a_row_twice_in_half_precision_on_a_gpu(
-    dtype: str, rows: int, platform: str
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("leading", [(1,), (1, 1), (2,)])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_matmul_in_half_precision_matches_numpy(
+    dtype: str, leading: tuple[int, ...], compiled: bool
 ) -> None:
+    x, kernel = normal(*leading, 48).astype(dtype), normal(48, 9, seed=1).astype(dtype)
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+
+    def linear(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
+
+    def head(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return logits_matmul(x, kernel.T)
+
+    for product, tolerance in ((linear, float(jnp.finfo(dtype).eps)), (head, 1e-6)):
+        found = (jax.jit(product) if compiled else product)(x, kernel)
+        assert found.dtype == (dtype if product is linear else jnp.float32)
+        np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=tolerance, atol=2e-6)
+
+
+@pytest.mark.parametrize(("dtype", "twice"), [("bfloat16", 2), ("float16", 2), ("float32", 1)])
+@pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
+def test_dot_general_takes_a_row_twice_in_half_precision(
+    dtype: str, twice: int, platform: str
+) -> None:
+    """On a CPU one row goes through a loop of scalars, on a GPU through memory in float32."""
     x, kernel = jnp.ones((1, 48), dtype), jnp.ones((48, 9), dtype)
-    product = jax.jit(lambda x, kernel: dot_general(x, kernel, LINEAR))
-    text = product.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
-    expected = rows if platform == "cuda" else 1
-    assert f"-> tensor<{expected}x9xf32>" in text
+    rows = 1 if platform == "tpu" else twice
+
+    def text_of(product: Callable[..., jax.Array]) -> str:
+        lowered = jax.jit(product).trace(x, kernel).lower(lowering_platforms=(platform,))
+        return lowered.as_text()
+
+    linear = text_of(lambda x, kernel: dot_general(x, kernel, LINEAR))
+    if platform != "cpu" or dtype != "float32":  # which takes it in parts
+        assert f"-> tensor<{rows}x9xf32>" in linear
+    assert f"-> tensor<{rows}x9xf32>" in text_of(lambda x, kernel: logits_matmul(x, kernel.T))
 
 
 @given(leading=LEADING, K=st.integers(1, 49), N=st.integers(1, 9))

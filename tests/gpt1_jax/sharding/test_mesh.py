@@ -63,7 +63,7 @@ def compare_with_one_device(mesh: str, *flags: str) -> None:
     assert found["losses"] < 1e-6  # (1.3e-7, 2.6e-7), a unit in the last place being 1.2e-7
     assert found["params"] < 5e-5  # (9.8e-6, 1.7e-5), a hundredth of a step of Adam
     # What comes out lies where what went in did: in its buffers, and compiled once.
-    for fact in ("kept", "donated", "cache_kept", "cache_donated"):
+    for fact in ("kept", "donated", "cache_kept", "cache_donated", "int8_placed"):
         assert found[fact], fact
     assert found["compilations"] == 1
     assert [fact for fact, right in found["placements"].items() if not right] == []
