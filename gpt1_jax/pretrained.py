@@ -38,7 +38,7 @@ _QUANTIZED = 'gpt1_jax.quantize(model, "int8") quantizes a loaded model'
 _NO_4_BIT = 'gpt1_jax.quantize(model, "int8") has no mode of 4 bits'
 # What transformers' from_pretrained is called with, and this one is not.
 _FOREIGN = {
-    "torch_dtype": ForeignKeyword("dtype= is for the computation, param_dtype= for the parameters"),
+    "torch_dtype": ForeignKeyword("dtype= is its name"),
     "device_map": ForeignKeyword(_DEVICES),
     "device_mesh": ForeignKeyword(_DEVICES),
     "tp_plan": ForeignKeyword(_DEVICES),
@@ -78,7 +78,7 @@ _FOREIGN = {
 }
 
 # What a model of torch has, and these have not.
-_CASTS = "from_pretrained(..., param_dtype=) loads in another dtype"
+_CASTS = "from_pretrained(..., dtype=) loads in another dtype"
 _TORCH = {
     **dict.fromkeys(("to", "cuda", "cpu", "device"), _DEVICES),
     **dict.fromkeys(("half", "float", "bfloat16", "double"), _CASTS),
@@ -151,20 +151,20 @@ def check_params(
 
 
 def cast_params(params: Mapping[str, object], dtype: str) -> Params:
-    """Return numpy parameters in another of ``conversion.DTYPES``.
+    """Return numpy parameters in another of ``conversion.DTYPES``; int8 and its scales stay.
 
     Raises:
         ValueError: values that are finite and would not be in that dtype; the parameters are named.
     """
     from gpt1_jax._conversion import conversion, match
 
-    if any(path[-1] == "qvalue" for path in flatten(params)):
-        raise ValueError("the weights are int8: cast the checkpoint that they were quantized from")
+    leaves = flatten(params)
+    floats = {path: leaf for path, leaf in leaves.items() if not _is_int8(path, leaves)}
     with np.errstate(over="ignore"):
-        cast = {p: leaf.astype(conversion.DTYPES[dtype]) for p, leaf in flatten(params).items()}
+        cast = {path: leaf.astype(conversion.DTYPES[dtype]) for path, leaf in floats.items()}
     wrong = [
         ".".join(path)
-        for path, leaf in flatten(params).items()
+        for path, leaf in floats.items()
         if (
             np.isfinite(leaf.astype(np.float32)) & ~np.isfinite(cast[path].astype(np.float32))
         ).any()
@@ -173,7 +173,12 @@ def cast_params(params: Mapping[str, object], dtype: str) -> Params:
         raise ValueError(
             f"{dtype} is too narrow for values of {', '.join(match.first_faults(wrong))}"
         )
-    return unflatten_dict(cast)
+    return unflatten_dict(leaves | cast)
+
+
+def _is_int8(path: tuple[str, ...], leaves: Leaves) -> bool:
+    """Whether a parameter is a weight in int8, or its scale."""
+    return path[-1] == "qvalue" or (path[-1] == "scale" and (*path[:-1], "qvalue") in leaves)
 
 
 class OpenAIGPTPreTrainedModel(nnx.Module):
@@ -363,8 +368,9 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
 
         Args:
             path: the folder or hub id, or "demo" for the bundled demo model.
-            dtype: of the computation; the parameters' by default, and for "auto".
-            param_dtype: of the parameters; the file's by default, and for "auto".
+            dtype: of the parameters and of the computation; the file's by default, and for "auto".
+            param_dtype: of the parameters, where they are to differ from the computation: "float32"
+                with ``dtype="bfloat16"`` for training, "auto" for the file's.
             precision: of the matrix products.
             attention: what computes it; see the class.
             remat: what a training's backward pass computes again; see the class.
@@ -387,7 +393,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         Raises:
             FileNotFoundError: there is no such folder, file or repository.
             ValueError: the files do not hold this model; the message lists every parameter that is
-                missing, unexpected, duplicate or mis-shaped; or the mesh does not divide it.
+                missing, unexpected, duplicate or mis-shaped; or values do not fit float16; or the
+                mesh does not divide it.
             TypeError: ``fields`` names no field of the configuration.
         """
         from gpt1_jax._conversion import conversion, layout
@@ -397,7 +404,9 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         _, *own, _ = inspect.signature(cls.from_pretrained).parameters
         own += field_names()
         fields = check_keywords("from_pretrained()", fields, own, _FOREIGN)
-        dtype, param_dtype = _given("dtype", dtype), _given("param_dtype", param_dtype)
+        dtype = _given("dtype", dtype)
+        param_dtype = dtype if param_dtype is None else _given("param_dtype", param_dtype)
+        is_float16 = param_dtype == jnp.float16  # whose range other dtypes exceed
         folder = resolve(
             path,
             subfolder=subfolder,
@@ -416,7 +425,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
 
         def leaf(array: np.ndarray) -> np.ndarray | jax.Array:
             # Of a mesh, only the name tells where, so it waits on the host.
-            return array if mesh is not None else jnp.asarray(array, None if int8 else param_dtype)
+            on_host = mesh is not None or is_float16
+            return array if on_host else jnp.asarray(array, None if int8 else param_dtype)
 
         try:
             _, params = conversion.read(
@@ -431,7 +441,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         except conversion.MissingHeadError as error:
             hint = "to start from a new head, pass rngs=nnx.Rngs(seed)"
             raise ValueError(f"{error}; {hint}") from None
-        leaves = flatten(params)
+        leaves = flatten(cast_params(params, "float16") if is_float16 else params)
         make = functools.partial(
             cls,
             config,
@@ -568,11 +578,7 @@ def _given(name: str, dtype: Any) -> jnp.dtype | None:
 
 def _widest(leaves: Leaves) -> jnp.dtype:
     """Return the dtype that holds all floats of a checkpoint, but for the scales of int8."""
-    floats = {
-        leaf.dtype
-        for path, leaf in leaves.items()
-        if path[-1] != "qvalue" and (*path[:-1], "qvalue") not in leaves
-    }
+    floats = {leaf.dtype for path, leaf in leaves.items() if not _is_int8(path, leaves)}
     return jnp.result_type(*floats)
 
 

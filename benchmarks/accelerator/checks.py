@@ -28,7 +28,7 @@ Case = tuple[int, str | None]  # tokens of a row, and the side of its padding
 PRECISIONS: dict[str, dict[str, Any]] = {
     "float32, precision highest": {"precision": EXACT},
     "float32, default precision": {},
-    "bfloat16": {"dtype": "bfloat16"},
+    "bfloat16": {"dtype": "bfloat16", "param_dtype": "float32"},
 }
 
 

@@ -75,7 +75,7 @@ def train(
     """Return a training step that returns the loss before it; ``rates`` are those of dropout."""
     fields: dict[str, Any] = dict(rates)
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(
-        folder, dtype=dtype, precision=PRECISION, remat=remat, **fields
+        folder, dtype=dtype, param_dtype="float32", precision=PRECISION, remat=remat, **fields
     )
     structure, params = split(model)
     transform = make_optimizer(optimizer, total_steps=10_000)

@@ -85,8 +85,7 @@ def export(
         target: the folder to write.
         platforms: that the programs are for.
         text: also write the programs as StableHLO text, forward.mlir and decode.mlir.
-        dtype: of the computation; the checkpoint's by default. The weights keep theirs, which
-            convert changes.
+        dtype: of the weights and of the computation; the checkpoint's by default.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """

@@ -84,7 +84,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
             twice that.
         output_format: text, or jsonl to print one JSON object a text.
         print_ids: print token ids instead of text.
-        dtype: of the computation; the checkpoint's by default.
+        dtype: of the weights in memory and of the computation; the checkpoint's by default.
         quantize: quantize the model to int8, for a quarter of its memory and more speed.
         attention: what computes it: manual, GPT-1's formula; xla or cudnn, JAX's fused ones; or
             auto, by the platform.

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from gpt1_jax.cli.arguments import MaybeModel, Model, Quantize
+from gpt1_jax.cli.arguments import DType, MaybeModel, Model, Quantize
 from gpt1_jax.cli.compilation_cache import enable_compilation_cache
 from gpt1_jax.sharding import processes
 from gpt1_jax.sharding.processes import DeviceSettings, is_main_process
@@ -151,6 +151,7 @@ def evaluate(
     batch_size: int = 8,
     quantize: Quantize = None,
     output_format: Literal["text", "jsonl"] = "text",
+    dtype: DType | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
     compilation_cache: Cache = None,
@@ -165,6 +166,7 @@ def evaluate(
         batch_size: windows or examples to compute at once.
         quantize: quantize the model to int8 before it is measured.
         output_format: text, or jsonl to print one JSON object a file.
+        dtype: of the weights in memory and of the computation; the checkpoint's by default.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
         compilation_cache: keep compiled programs in this folder, for the next run.
@@ -178,6 +180,7 @@ def evaluate(
         stride=stride,
         batch_size=batch_size,
         quantize=quantize,
+        dtype=dtype,
         revision=revision,
         local_files_only=local_files_only,
     )

@@ -42,7 +42,7 @@ def evaluate(
         stride: of a text, tokens that each window predicts after more context; by default half the
             model's positions. All of them is fastest, and gives the tokens less context.
         batch_size: windows or examples that are computed at once.
-        dtype: of the computation; the checkpoint's by default.
+        dtype: of the weights in memory and of the computation; the checkpoint's by default.
         quantize: "int8" quantizes the model before it is measured.
         **hub: ``revision``, ``local_files_only`` and the like.
 

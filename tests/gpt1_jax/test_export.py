@@ -1,6 +1,7 @@
 """Exported programs: what a process without this package makes of them, and what is refused."""
 
 import itertools
+import json
 import os
 import re
 import subprocess
@@ -244,6 +245,15 @@ def test_export_forward_matches_model_in_bfloat16() -> None:
     out = export_forward(model, ["cpu"]).call(saved(model), ids, mask)
     assert out["logits"].dtype == np.float32
     assert difference(out["logits"], model(ids, mask).logits) <= 2e-2
+
+
+def test_export_readme_loader_reads_weights_in_bfloat16(exported: Path, tmp_path: Path) -> None:
+    model = small_model(LM, n_layer=1, param_dtype="bfloat16")
+    export_model(model, tmp_path / "exported", platforms=["cpu"])
+    program = printed("loader").replace("[[481, 544, 246]]", "[[1, 2, 3]]")
+    printed_ids = child(program + "print(logits.argmax(-1).tolist())", tmp_path)
+    expected = gpt1.functional(model)[0](model.params, [[1, 2, 3]]).logits
+    assert json.loads(printed_ids) == expected.argmax(-1).tolist()
 
 
 def test_export_forward_classifier_without_pad_takes_one_row() -> None:

@@ -163,9 +163,7 @@ def test_bfloat16_forward_is_as_accurate_as_torch(n_layer: int, tmp_path: Path) 
     with torch.no_grad():
         exact = reference(ids).logits.numpy()
         theirs = copy.deepcopy(reference).bfloat16()(ids).logits.float().numpy()
-    half = gpt1.OpenAIGPTLMHeadModel.from_pretrained(
-        tmp_path, dtype="bfloat16", param_dtype="bfloat16"
-    )
+    half = gpt1.OpenAIGPTLMHeadModel.from_pretrained(tmp_path, dtype="bfloat16")
     apply, params = gpt1.functional(half)
     ours = np.asarray(apply(params, ids.numpy()).logits)
     error = [rms(logits - exact) for logits in (ours, theirs)]

@@ -70,9 +70,10 @@ def test_from_pretrained_sets_dtype_and_param_dtype(tmp_path: Path) -> None:
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params)
     assert leaves_equal(half.params, rounded)
     assert half.dtype == jnp.bfloat16
-    mixed = LM.from_pretrained(tmp_path, dtype="bfloat16")
-    assert leaves_equal(mixed.params, model.params)
-    assert mixed.dtype == jnp.bfloat16
+    for stored in ("float32", "auto"):
+        mixed = LM.from_pretrained(tmp_path, dtype="bfloat16", param_dtype=stored)
+        assert leaves_equal(mixed.params, model.params)
+        assert mixed.dtype == jnp.bfloat16
     widened = LM.from_pretrained(tmp_path, dtype="float32", param_dtype="bfloat16")
     assert leaves_equal(widened.params, rounded)
     assert widened.dtype == jnp.float32
@@ -128,15 +129,39 @@ def test_from_pretrained_rejects_fields_that_contradict_weights(tmp_path: Path) 
         LM.from_pretrained(tmp_path, num_hidden_layers=3)
 
 
+@pytest.mark.parametrize("cls", MODELS)
+def test_from_pretrained_stores_in_dtype(cls: type, tmp_path: Path) -> None:
+    model = small_model(cls)
+    model.save_pretrained(tmp_path / "wide")
+    half = cls.from_pretrained(tmp_path / "wide", dtype="bfloat16")
+    rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), model.params)
+    assert leaves_equal(half.params, rounded)
+    assert half.dtype == jnp.bfloat16
+    half.save_pretrained(tmp_path / "half")
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    wide = cls.from_pretrained(tmp_path / "half", dtype="float32")
+    assert leaves_equal(
+        wide.params, jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half.params)
+    )
+
+
+def test_from_pretrained_refuses_values_beyond_float16(tmp_path: Path) -> None:
+    model = small_model(LM)
+    layer = model.transformer.h[1].mlp.c_fc
+    layer.kernel.set_value(layer.kernel.get_value().at[0, 0].set(7e4))
+    layer.bias.set_value(layer.bias.get_value().at[0].set(jnp.inf))  # the file's own
+    model.save_pretrained(tmp_path)
+    message = r"^float16 is too narrow for values of transformer\.h\.1\.mlp\.c_fc\.kernel$"
+    with pytest.raises(ValueError, match=message):
+        LM.from_pretrained(tmp_path, dtype="float16")
+    assert LM.from_pretrained(tmp_path, dtype="bfloat16").dtype == jnp.bfloat16
+
+
 @pytest.mark.difference("keywords of from_pretrained")
 @pytest.mark.parametrize(
     ("keyword", "value", "instead"),
     [
-        (
-            "torch_dtype",
-            "float16",
-            "dtype= is for the computation, param_dtype= for the parameters",
-        ),
+        ("torch_dtype", "float16", "dtype= is its name"),
         ("device_map", "auto", "JAX puts arrays on its default device, and mesh= splits them over"),
         ("trust_remote_code", True, "no code of a checkpoint is run"),
         (
@@ -255,7 +280,7 @@ def test_model_says_what_replaces_methods_of_torch(name: str) -> None:
     model = small_model(LM)
     right = {
         "to": "JAX puts arrays on its default device, and mesh= splits them over several",
-        "half": "from_pretrained(..., param_dtype=) loads in another dtype",
+        "half": "from_pretrained(..., dtype=) loads in another dtype",
         "state_dict": "params has them all",
         "set_input_embeddings": "load_params(params) replaces the rows",
     }

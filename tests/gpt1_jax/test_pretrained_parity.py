@@ -11,6 +11,7 @@ from flax import nnx
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from safetensors.torch import load_file  # noqa: E402
 from support.small_models import SIZES, random_ids  # noqa: E402
 from support.torch_reference import flax_model, largest_difference, torch_model  # noqa: E402
 
@@ -55,6 +56,19 @@ def test_from_pretrained_takes_dtypes_of_torch(tmp_path: Path) -> None:
     )
     with pytest.raises(ValueError, match="param_dtype is 'int8', but must be one of float32"):
         gpt1.from_pretrained(tmp_path, param_dtype=torch.int8)
+
+
+def test_from_pretrained_stores_in_dtype_as_transformers(tmp_path: Path) -> None:
+    torch_model("OpenAIGPTLMHeadModel", **SIZES).save_pretrained(tmp_path)
+    theirs = transformers.OpenAIGPTLMHeadModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    ours = gpt1.OpenAIGPTLMHeadModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours.save_pretrained(tmp_path / "ours")
+    files = [tmp_path / name / "model.safetensors" for name in ("theirs", "ours")]
+    assert load_file(files[0]).keys() == load_file(files[1]).keys()
+    for name, tensor in load_file(files[0]).items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, load_file(files[1])[name])
 
 
 def test_from_pretrained_ignores_mismatched_sizes_as_transformers(tmp_path: Path) -> None:

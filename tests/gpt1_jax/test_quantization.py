@@ -154,7 +154,7 @@ def test_save_pretrained_of_a_quantized_model_is_read_back(
 def test_from_pretrained_of_int8_keeps_scales_in_float32(tmp_path: Path) -> None:
     model = gpt1.quantize(float_model())
     model.save_pretrained(tmp_path)
-    half: Any = LM.from_pretrained(tmp_path, dtype="bfloat16", param_dtype="bfloat16")
+    half: Any = LM.from_pretrained(tmp_path, dtype="bfloat16")
     for path, leaf in flatten_dict(half.params).items():
         own: Any = flatten_dict(model.params)[path]
         int8 = (*path[:-1], "qvalue") in flatten_dict(model.params)

@@ -325,12 +325,17 @@ def test_cli_convert_quantizes(run: Run, folder: Path, tmp_path: Path) -> None:
     assert generated == run(
         "generate", "abc j", "--model", folder, "--max-new-tokens", 3, "--quantize", "int8"
     )
+    half = tmp_path / "half"
+    assert run("convert", there, half, "--dtype", "bfloat16")[0] == 0
+    _, params = conversion.read(half)
+    layer = params["transformer"]["h"]["0"]["attn"]["c_attn"]
+    dtypes = {name: leaf.dtype.name for name, leaf in layer.items()}
+    assert dtypes == {"qvalue": "int8", "scale": "float32", "bias": "bfloat16"}
     status, out, _ = run("verify", there)
     assert status == 0
     assert out.splitlines()[-1].endswith("torch: transformers does not read int8 weights")
     for arguments in (
         ["convert", there, tmp_path / "a", "--format", "openai"],
-        ["convert", there, tmp_path / "b", "--dtype", "bfloat16"],
         ["convert", there, tmp_path / "c", "--quantize", "int8"],
         ["generate", "abc", "--model", there, "--quantize", "int8"],
     ):

@@ -154,9 +154,12 @@ def test_cli_evaluate_writes_nan_as_null_in_json(run: Run, calls: list[dict[str,
     status, out, _ = run("evaluate", "a.csv", "--model", "m")
     assert (status, out) == (0, "a.csv: pearson nan, loss 0.1235\n")
     _, out, _ = run("evaluate", "a.csv", "--model", "m", "--output-format", "jsonl", "--stride", 3)
+    assert calls[-1]["dtype"] is None
     assert json.loads(out) == {"file": "a.csv", "pearson": None, "loss": 0.123456}
     assert out.count("null") == 1
     assert calls[-1]["stride"] == 3
+    run("evaluate", "a.csv", "--model", "m", "--dtype", "bfloat16")
+    assert calls[-1]["dtype"] == "bfloat16"
 
 
 # Files of flags.

@@ -76,6 +76,18 @@ def test_evaluate_measures_text_in_overlapping_windows(
             assert measures["perplexity"] == pytest.approx(math.exp(measures["loss"]))
 
 
+def test_evaluate_measures_the_model_in_the_dtype_asked_for(
+    language_model: Path, tmp_path: Path
+) -> None:
+    text = write_text(tmp_path / "text.txt", lines=8)
+    tokens = load_tokens([text], gpt1.Tokenizer.from_pretrained(language_model), tmp_path)
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(language_model, dtype="bfloat16")
+    expected = text_measures(model, tokens, stride=16)(model.params)
+    found = dict(evaluate(language_model, [text], dtype="bfloat16"))[str(text)]
+    assert found == expected
+    assert found["loss"] != dict(evaluate(language_model, [text]))[str(text)]["loss"]
+
+
 def test_evaluate_measures_labelled_sets(classifier: Path, tmp_path: Path) -> None:
     model = gpt1.OpenAIGPTForSequenceClassification.from_pretrained(classifier)
     tokenizer = gpt1.Tokenizer.from_pretrained(classifier)

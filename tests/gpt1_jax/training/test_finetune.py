@@ -1,6 +1,7 @@
 """Fine-tuning: every task end to end, what is trained and what is not, and what is wrong."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -278,6 +279,21 @@ def test_finetune_loss_settings_change_first_loss(
     assert changed.first_loss != prepared_by_default.first_loss
     assert changed.dtypes == {"float32"}
     assert changed.updates == prepared_by_default.updates
+
+
+def test_finetune_of_weights_in_bfloat16_trains_float32(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cls = gpt1.OpenAIGPTLMHeadModel
+    half = shutil.copytree(base, tmp_path / "half")
+    cls.from_pretrained(base, dtype="bfloat16").save_pretrained(half)
+    monkeypatch.setattr(loop, "train", save_unchanged)
+    _, out = run(half, tmp_path, "classification", dtype="bfloat16")
+    started = params_of(out)
+    assert {leaf.dtype.name for leaf in started.values()} == {"float32"}
+    for name, leaf in params_of(half).items():
+        assert leaf.dtype.name == "bfloat16"
+        np.testing.assert_array_equal(started[name][: len(leaf)], leaf.astype(np.float32))
 
 
 def test_finetune_seed_changes_weights_and_order(
