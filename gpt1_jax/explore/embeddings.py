@@ -3,7 +3,7 @@
 import dataclasses
 import operator
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,12 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from gpt1_jax.explore.display import Renderable, background, token_colour
+from gpt1_jax.explore.forward_trace import pad_ids
 from gpt1_jax.model import OpenAIGPTModel
 from gpt1_jax.nn.int8 import QArray
 from gpt1_jax.nn.layers import embedding_table
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
-from gpt1_jax.pure import not_finite
+from gpt1_jax.pure import functional, not_finite
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import END_OF_WORD
 
@@ -101,17 +102,20 @@ def h_0(model: OpenAIGPTPreTrainedModel, ids: Sequence[int]) -> EmbeddingCheck:
         ValueError: no ids, more than the model has positions, or one out of range.
     """
     body = _body(model)
-    row = jnp.asarray([operator.index(id_) for id_ in ids], jnp.int32)
-    if not row.size:
+    row = [operator.index(id_) for id_ in ids]
+    if not row:
         raise ValueError("there are no ids: give one at least")
-    out: Any = body(row[None], output_hidden_states=True)
-    look_up = out.hidden_states[0][0]
+    apply, params = functional(body)
+    padded = pad_ids(row, body.config.n_positions)
+    look_up = apply(params, padded, output_hidden_states=True).hidden_states[0][0]
     tokens_embed = _table(body)  # W_e
     positions_embed = body.positions_embed.embedding.get_value()  # W_p
-    U = jax.nn.one_hot(row, len(tokens_embed), dtype=tokens_embed.dtype)
+    U = jax.nn.one_hot(padded[0], len(tokens_embed), dtype=tokens_embed.dtype)
     # On GPU and TPU a product is coarser than float32 by default.
-    product = jnp.matmul(U, tokens_embed, precision="highest") + positions_embed[: len(row)]
-    return EmbeddingCheck(np.asarray(product, np.float32), np.asarray(look_up, np.float32))
+    product = jnp.matmul(U, tokens_embed, precision="highest") + positions_embed[: padded.size]
+    return EmbeddingCheck(
+        *(np.asarray(each, np.float32)[: len(row)] for each in (product, look_up))
+    )
 
 
 class Neighbour(NamedTuple):

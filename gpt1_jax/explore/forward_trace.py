@@ -1,9 +1,10 @@
 """What a model makes of a text: its states, where it looks, what it expects, and its surprise."""
 
 import dataclasses
+import functools
 import math
 import operator
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +26,10 @@ from gpt1_jax.explore.display import (
     label,
     to_html,
 )
+from gpt1_jax.generation.prompts import bucket
 from gpt1_jax.model import OpenAIGPTDoubleHeadsModel, OpenAIGPTLMHeadModel, lm_logits
-from gpt1_jax.pure import not_finite
+from gpt1_jax.pretrained import Params
+from gpt1_jax.pure import ModelStructure, functional, merge, not_finite, split
 from gpt1_jax.text.tokenizer import Tokenizer
 
 SCALE = (0, 4, 8, 12, 16)  # bits of surprisal, of which the last are shown in full red
@@ -87,8 +90,10 @@ def trace_forward(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Forw
     if not 0 < T <= model.config.n_positions:
         right = f"1 to {model.config.n_positions}, the model's positions"
         raise ValueError(f"the text has {T} tokens, but must have {right}")
-    out: Any = model(jnp.asarray([ids]), output_hidden_states=True, output_attentions=True)
-    log_probs = _log_probs(out.logits[0])
+    apply, params = functional(model)
+    padded = pad_ids(ids, model.config.n_positions)
+    out = apply(params, padded, output_hidden_states=True, output_attentions=True)
+    log_probs = _log_probs(out.logits[0])[:T]
     if not np.isfinite(log_probs).all():
         raise not_finite("the logits", model.params)
     V = out.logits.shape[-1]
@@ -98,11 +103,22 @@ def trace_forward(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Forw
         ids=np.array(ids, np.int32),
         tokens=tuple(tokenizer.convert_ids_to_tokens(ids)),
         spans=tuple(encoding["offset_mapping"]),
-        hidden_states=np.stack([np.asarray(states[0], np.float32) for states in out.hidden_states]),
-        attentions=np.stack([np.asarray(weights[0], np.float32) for weights in out.attentions]),
+        hidden_states=np.stack([np.asarray(x, np.float32)[0, :T] for x in out.hidden_states]),
+        attentions=np.stack([np.asarray(x, np.float32)[0, :, :T, :T] for x in out.attentions]),
         log_probs=log_probs,
         vocabulary=(*known, *map(str, range(len(known), V))),
     )
+
+
+def pad_ids(ids: Sequence[int], n_positions: int) -> np.ndarray:
+    """Return ids as a row (1, T') that is padded on the right, where no token sees it.
+
+    So texts of many lengths share a program; a model's own call compiles 56 small ones for every
+    length. More ids than there are positions stay as many, for the model to refuse.
+    """
+    row = np.zeros((1, max(len(ids), min(bucket(len(ids)), n_positions))), np.int32)
+    row[0, : len(ids)] = ids
+    return row
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -272,9 +288,13 @@ def logit_lens(model: LanguageModel, trace: ForwardTrace) -> LogitLens:
         trace: of the text.
     """
     _check_head(model)
+    structure, params = split(model)
+    T = len(trace.ids)
+    padded = np.zeros((bucket(T), trace.hidden_states.shape[-1]), np.float32)
     ids, probabilities = [], []
     for states in trace.hidden_states:
-        row = _log_probs(lm_logits(model, jnp.asarray(states)[None])[0])
+        padded[:T] = states
+        row = _log_probs(_head_logits(structure, params, padded))[:T]
         best = row.argmax(-1)
         ids.append(best)
         probabilities.append(np.exp(row[np.arange(len(best)), best]))
@@ -292,8 +312,20 @@ def _check_head(model: object) -> None:
         raise ValueError(f"a {type(model).__name__} predicts no tokens: load an {right}")
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _head_logits(
+    structure: ModelStructure[LanguageModel], params: Params, states: jax.Array | np.ndarray
+) -> jax.Array:
+    return lm_logits(merge(structure, params), jnp.asarray(states)[None])[0]
+
+
+@jax.jit
+def _log_softmax(logits: jax.Array) -> jax.Array:
+    return jax.nn.log_softmax(logits)
+
+
 def _log_probs(logits: jax.Array) -> np.ndarray:
-    return np.asarray(jax.nn.log_softmax(logits), np.float32)
+    return np.asarray(_log_softmax(logits), np.float32)
 
 
 def _heat(bits: float, note: str = "") -> Style:

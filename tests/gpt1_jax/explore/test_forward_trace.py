@@ -1,6 +1,7 @@
 """A forward trace against the model's own outputs, and what is told of it against numpy."""
 
 import dataclasses
+import functools
 import math
 import sys
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.special import log_softmax
+from support.compilations import compilations
 from support.small_models import small_model, spoil
 from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
-from gpt1_jax.explore import logit_lens, next_tokens, surprisal, trace_forward
+from gpt1_jax.explore import h_0, logit_lens, next_tokens, surprisal, trace_forward
 from gpt1_jax.explore.display import show
 
 pytestmark = pytest.mark.unoptimized
@@ -42,16 +44,31 @@ def test_trace_forward_matches_model_outputs(
     out = model(ids, output_hidden_states=True, output_attentions=True)
     assert trace.ids.tolist() == ids[0].tolist()
     assert trace.tokens == ("the</w>", "th", "ing</w>", "is</w>", "a</w>")
-    np.testing.assert_array_equal(trace.hidden_states, [each[0] for each in out.hidden_states])
-    np.testing.assert_array_equal(trace.attentions, [each[0] for each in out.attentions])
-    expected = log_softmax(np.asarray(out.logits[0], np.float64), axis=-1)
-    # measured: 4.5e-7
-    np.testing.assert_allclose(trace.log_probs, expected, rtol=0, atol=2e-6)
+    close = functools.partial(np.testing.assert_allclose, rtol=0, atol=2e-6)  # measured: 4.5e-7
+    close(trace.hidden_states, [each[0] for each in out.hidden_states])
+    close(trace.attentions, [each[0] for each in out.attentions])
+    close(trace.log_probs, log_softmax(np.asarray(out.logits[0], np.float64), axis=-1))
     assert trace.vocabulary[-3:] == ("\n</w>", str(SIZE), str(SIZE + 1))
     assert repr(trace) == (
         f"ForwardTrace(5 tokens, hidden_states {trace.hidden_states.shape}, "
         f"attentions {trace.attentions.shape}, log_probs (5, {SIZE + 2}))"
     )
+
+
+def test_views_of_texts_of_other_lengths_compile_nothing(
+    model: Any, tokenizer: gpt1.Tokenizer
+) -> None:
+    def view(text: str) -> list[int]:
+        trace = trace_forward(model, tokenizer, text)
+        logit_lens(model, trace)
+        h_0(model, trace.ids.tolist())
+        return trace.ids.tolist()
+
+    first = view("a")
+    with compilations() as compiled:
+        others = [view(text) for text in ("a thing", TEXT)]
+    assert len({len(ids) for ids in (first, *others)}) == 3
+    assert not compiled  # the model's own call compiles some 50 programs for every length
 
 
 def test_trace_forward_names_a_parameter_that_is_not_finite(tokenizer: gpt1.Tokenizer) -> None:
