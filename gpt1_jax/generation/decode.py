@@ -42,6 +42,7 @@ from gpt1_jax.generation.prompts import (
     Prompt,
     align,
     bucket,
+    chunk,
     most_slots,
     pieces,
 )
@@ -166,10 +167,12 @@ def prefill(
 
         return jax.lax.while_loop(unread, read, cache)
 
-    long = PREFILL_TOKENS // len(context.tokens) // PREFILL_CHUNK * PREFILL_CHUNK
-    if PREFILL_CHUNK < long < cache.length:
+    rows = len(context.tokens)
+    short = chunk(rows)
+    long = PREFILL_TOKENS // rows // short * short
+    if short < long < cache.length:
         cache = read_pieces(cache, long)
-    return read_pieces(cache, PREFILL_CHUNK)
+    return read_pieces(cache, short)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -667,7 +670,7 @@ def _slide(state: State, n_positions: int, window: int) -> State:
     if not full.any():
         return state
     start = np.where(full, length - window, start).astype(np.int32)
-    offset = length - 1 - pieces(length - 1 - int(start.min()))
+    offset = length - 1 - pieces(length - 1 - int(start.min()), len(start))
     return dataclasses.replace(
         state,
         context=dataclasses.replace(context, start=jnp.asarray(start)),
