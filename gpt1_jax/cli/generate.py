@@ -24,7 +24,7 @@ from gpt1_jax.cli.prompts import Prompt, read_prompt_file
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, HubOptions, resolve
 from gpt1_jax.generation import GenerateOutput, GenerationConfig, stream
-from gpt1_jax.generation.batches import generate_batches, reorder
+from gpt1_jax.generation.batches import default_batch_size, generate_batches, reorder
 from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import AttentionBackend
 from gpt1_jax.quantization import quantized_if
@@ -45,7 +45,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     constraints: ConstraintFlags,
     model: Model = DEMO,
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     output_format: Literal["text", "jsonl"] = "text",
     print_ids: bool = False,
     dtype: DType | None = None,
@@ -80,8 +80,8 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
         beams: Beam search.
         constraints: Constraints and stopping criteria.
         prompts: a file of further prompts, one a line; - for standard input.
-        batch_size: prompts to continue at once; each text takes up to 40 MB at full size, each beam
-            twice that.
+        batch_size: prompts to continue at once; by default 8 to 64, as their lengths differ and
+            1 GB of caches allows. At full size each text takes up to 40 MB, each beam twice that.
         output_format: text, or jsonl to print one JSON object a text.
         print_ids: print token ids instead of text.
         dtype: of the weights in memory and of the computation; the checkpoint's by default.
@@ -95,7 +95,8 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
         compilation_cache: keep compiled programs in this folder, for the next run.
     """
     enable_compilation_cache(compilation_cache)
-    check("batch_size", batch_size, INTEGER, at_least(1))
+    if batch_size is not None:
+        check("batch_size", batch_size, INTEGER, at_least(1))
     as_json = output_format == "jsonl"
     if as_json and print_ids:
         raise ValueError("--print-ids has no effect with --output-format jsonl, which has the ids")
@@ -138,6 +139,8 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
         warn_of_unknown_ids(tokenizer, config.vocab_size)
     from tqdm import tqdm
 
+    if batch_size is None:
+        batch_size = default_batch_size(language_model, settings, list(map(len, encoded)))
     finished = generate_batches(
         language_model, encoded, settings, batch_size=batch_size, tokenizer=tokenizer
     )

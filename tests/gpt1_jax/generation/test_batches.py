@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
 from gpt1_jax.generation import batches
-from gpt1_jax.generation.batches import generate_batches, reorder
+from gpt1_jax.generation.batches import default_batch_size, generate_batches, reorder
 
 pytestmark = pytest.mark.unoptimized
 
@@ -183,3 +184,46 @@ def test_generate_batches_reads_few_rows_for_prompts_of_many_limits(
     held = gpt1.GenerationConfig(max_length=20)
     assert len(list(generate_batches(model, prompts, held, batch_size=8))) == 16
     assert rows == [1] * 16
+
+
+@pytest.mark.parametrize(
+    ("lengths", "fields", "expected"),
+    [
+        (100 * [60], {}, 64),
+        (100 * [400], {}, 28),  # 37.7 MB of cache each
+        (100 * [400], {"num_return_sequences": 4, "do_sample": True}, 7),
+        (100 * [400], {"num_beams": 4}, 3),
+        (100 * [400], {"num_beams": 60}, 1),
+        (100 * [60], {"num_beams": 4}, 14),  # 9.4 MB, and once more when beams change places
+        ([5], {}, 8),
+        (64 * [5], {}, 64),
+        # A long one for eight short ones: these would be padded to it.
+        (8 * [400] + 56 * [5], {}, 8),
+        (640 * [80] + 640 * [5], {}, 64),
+    ],
+)
+def test_default_batch_size_weighs_padding_and_memory(
+    lengths: list[int], fields: dict[str, Any], expected: int
+) -> None:
+    config = gpt1.OpenAIGPTConfig()
+    model: Any = SimpleNamespace(config=config, dtype=np.dtype("float32"))
+    settings = gpt1.GenerationConfig(**{"max_new_tokens": 40, **fields})
+    assert default_batch_size(model, settings, lengths) == expected
+    by_length = gpt1.GenerationConfig(max_length=max(lengths) + 40, **fields)
+    assert default_batch_size(model, by_length, lengths) == expected
+
+
+def test_generate_batches_uses_the_default_batch_size(
+    model: gpt1.OpenAIGPTLMHeadModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def counted(model: Any, prompts: Any, *args: Any, **options: Any) -> Any:
+        seen.append(len(prompts))
+        return run(model, prompts, *args, **options)
+
+    run = batches.run
+    monkeypatch.setattr(batches, "run", counted)
+    settings = gpt1.GenerationConfig(max_new_tokens=1)
+    assert len(list(generate_batches(model, [[1]] * 70, settings))) == 70
+    assert seen == [35, 35]
