@@ -19,6 +19,7 @@ from benchmarks.forward import forward
 from benchmarks.generate import generate
 from benchmarks.kneser_ney import kneser_ney
 from benchmarks.load import load
+from benchmarks.prompts import prompts
 from benchmarks.report import report
 from benchmarks.scaling import scaling
 from benchmarks.start import start
@@ -35,6 +36,7 @@ SUITES = {
     "load": load,
     "start": start,
     "scaling": scaling,
+    "prompts": prompts,
     "all": run_all,
     "report": report,
     "kneser-ney": kneser_ney,

@@ -10,6 +10,7 @@ import tyro
 
 from benchmarks.machine import peak
 from benchmarks.peers import OURS, PEERS
+from benchmarks.quiet import quiet
 from benchmarks.roofline import Roofline
 from benchmarks.suite import (
     DEFAULTS,
@@ -52,11 +53,11 @@ def forward(
 
 
 def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
-    loaded = {
-        name: peer.forward(suite.folder, head)
-        for name, peer in suite.peers.items()
-        if peer.forward is not None and (head or peer.states)
-    }
+    loaded = {}
+    for name, peer in suite.peers.items():
+        if peer.forward is not None and (head or peer.states):
+            with quiet():
+                loaded[name] = peer.forward(suite.folder, head)
     load = PEERS[OURS].forward
     assert load is not None
     judge = loaded.get(OURS) or load(suite.folder, head)
@@ -70,9 +71,10 @@ def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
             if expected := budget.too_long(name, ids.size):
                 left_out[name] = expected
                 continue
-            out = reference if run is judge else _array(run(ids))
+            with quiet():
+                out = reference if run is judge else _array(run(ids))
             errors[name] = _error(out, reference)
-            if not errors[name] <= PEERS[name].tolerance:
+            if not errors[name] <= suite.peers[name].tolerance:
                 raise ValueError(
                     f"{name} has other {'logits' if head else 'states'} than {OURS}: "
                     f"the relative error is {errors[name]:.1e}"
@@ -81,6 +83,10 @@ def _race(suite: Suite, cases: list[tuple[int, int]], head: bool) -> None:
             budget.measure(name, ids.size, runs[name])
         if not runs:
             continue
+        with quiet():
+            for name in runs:
+                if suite.peers[name].compiles:
+                    runs[name]()
         seconds, limits = suite.race(runs)
         work = Roofline.forward(suite.config, batch, tokens, tokens, head)
         title = f"{batch} rows of {tokens} tokens, {'logits' if head else 'states'}"

@@ -9,16 +9,19 @@ import numpy as np
 import tyro
 
 from benchmarks.machine import peak
-from benchmarks.peers import OURS, PEERS
+from benchmarks.peers import PEERS, dtype_of, opponent
+from benchmarks.quiet import quiet
 from benchmarks.roofline import Roofline
 from benchmarks.suite import (
     DEFAULTS,
     Options,
     Suite,
     TimeBudget,
+    compare,
     open_suite,
     share,
     show_memory,
+    warn_unsteady,
 )
 from benchmarks.timing import Seconds, Spread, ratio, steps
 from gpt1_jax import OpenAIGPTLMHeadModel, functional
@@ -65,11 +68,11 @@ def generate(
 
 
 def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
-    loaded = {
-        name: peer.generate(suite.folder)
-        for name, peer in suite.peers.items()
-        if peer.generate is not None
-    }
+    loaded = {}
+    for name, peer in suite.peers.items():
+        if peer.generate is not None:
+            with quiet():
+                loaded[name] = peer.generate(suite.folder)
     judge = functional(OpenAIGPTLMHeadModel.from_pretrained(suite.folder))
     budget = TimeBudget(suite.options.max_seconds)
     for batch, prompt, new in cases:
@@ -83,9 +86,10 @@ def _race(suite: Suite, cases: list[tuple[int, int, int]]) -> None:
             if expected := budget.too_long(name, read):
                 left_out[name] = expected
                 continue
-            written = run(prompts, new)
+            with quiet():
+                written = run(prompts, new)
             if name != "gpt2":
-                exact = PEERS[name].dtype == "float32"
+                exact = suite.peers[name].dtype == "float32"
                 if exact and not reference:
                     reference, expected_ids = name, written
                 if exact and not np.array_equal(written, expected_ids):
@@ -136,14 +140,13 @@ def _show(
         line += f"first after {1e3 * Spread.of(first[name]).median:6.0f} ms, "
         line += f"then {1e3 * Spread.of(step).median:6.1f} ms"
         # GPT-2 has other weights to read.
-        if name != "gpt2" and PEERS[name].dtype in limits:
-            line += f", {share(work, PEERS[name].dtype, step, limits).median:4.0%} of the limit"
-        if name != OURS and OURS in seconds:
-            whole = ratio(times, seconds[OURS])
-            decode = ratio(step, steps(seconds[OURS], first[OURS], new - 1))
-            line += f"; {OURS} is {whole.median:.2f} times as fast"
-            line += f" ({whole.low:.2f} to {whole.high:.2f}), decoding {decode.median:.2f} times"
+        if name != "gpt2" and dtype_of(name) in limits:
+            line += f", {share(work, dtype_of(name), step, limits).median:4.0%} of the limit"
+        if ours := opponent(name, seconds):
+            decode = ratio(step, steps(seconds[ours], first[ours], new - 1))
+            line += f"{compare(name, seconds)}, decoding {decode.median:.2f} times"
         print(line, flush=True)
+    warn_unsteady(seconds)
 
 
 def _logit_gap(judge: tuple[Any, Any], ids: np.ndarray, prompt: int) -> float:

@@ -1,15 +1,21 @@
 """From a folder to parameters that are ready, and the memory that this takes."""
 
+import functools
 import gc
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
 import tyro
+from flax import nnx
 
-from benchmarks.machine import STATUS, peak
+import gpt1_jax as gpt1
+from benchmarks.machine import STATUS, kept, peak
 from benchmarks.peers import PEERS
-from benchmarks.roofline import Roofline
+from benchmarks.quiet import quiet
+from benchmarks.roofline import TINY, Roofline
 from benchmarks.suite import (
     DEFAULTS,
     Options,
@@ -29,7 +35,8 @@ def load(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str, An
     """Race the loading of a checkpoint, and measure its memory.
 
     Each has loaded once before: imports do not count, and the file is in the system's cache. The
-    memory is that of a fresh process, imports included.
+    memory is that of a fresh process, imports included; on a CPU also by how much the loaded model
+    makes a process larger that has imported everything.
 
     CTranslate2 does not read such a checkpoint: its time and memory include converting it, to a
     file of its own that it reads then. transformers only maps the file: so that its parameters are
@@ -56,6 +63,9 @@ def load(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str, An
             names = list(suite.peers)[:1] if options.quick else suite.peers
             measured["bytes"] = {name: peak(_load, name, suite.folder) for name in names}
             show_memory("Loading", measured["bytes"])
+            if jax.default_backend() == "cpu":
+                measured["kept"] = _kept_by(names, suite.folder)
+                show_memory("What is loaded", measured["kept"], "what it keeps of memory")
         else:
             print("Memory is measured on Linux alone, and not on a TPU", flush=True)
         suite.add(case={"checkpoint bytes": size}, **measured)
@@ -68,9 +78,10 @@ def _race(suite: Suite, size: int) -> dict[str, Any]:
         runs[name] = lambda name=name: _load(name, suite.folder)
         # Outside of the time: models refer to themselves, and would pile up.
         runs[f"{name} dropped"] = gc.collect
-    for run in runs.values():
-        run()
-    seconds, limits = suite.race(runs)
+    with quiet():
+        for run in runs.values():
+            run()
+        seconds, limits = suite.race(runs)
     seconds = {name: seconds[name] for name in suite.peers}
     work = Roofline(tokens=0, flops=0.0, weights=size)  # bytes, each an int8
     notes = {
@@ -81,7 +92,14 @@ def _race(suite: Suite, size: int) -> dict[str, Any]:
     return {"seconds": seconds, "limits": limits}
 
 
-def _load(name: str, folder: Path) -> None:
+def _kept_by(names: Iterable[str], folder: Path) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as small:
+        config = gpt1.OpenAIGPTConfig(**TINY)
+        gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)).save_pretrained(small)
+        return {name: kept(functools.partial(_load, name), Path(small), folder) for name in names}
+
+
+def _load(name: str, folder: Path) -> object:
     read = PEERS[name].load
     assert read is not None
     model: Any = read(folder)
@@ -89,3 +107,4 @@ def _load(name: str, folder: Path) -> None:
         # transformers maps the file, and reads nothing before it is used: a number of every page.
         for parameter in model.parameters():
             parameter.reshape(-1)[::PAGE].sum()
+    return model

@@ -1,8 +1,10 @@
 """What a measurement is made on: versions and devices, the limits of the machine, and memory."""
 
 import contextlib
+import ctypes
 import datetime
 import functools
+import gc
 import importlib.metadata
 import importlib.util
 import multiprocessing
@@ -17,16 +19,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.quiet import quiet
 from benchmarks.timing import Seconds, cores
 
 Platform = Literal["cpu", "gpu", "tpu"]
 LIBRARIES = ("gpt1-jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
-LIBRARIES += ("onnxruntime", "ctranslate2")
+LIBRARIES += ("torchao", "onnxruntime", "ctranslate2")
 
 # Rows, inputs and outputs of the product whose speed is the limit: the model's widest layer.
 PRODUCT = (1024, 768, 3072)
 STATUS = Path("/proc/self/status")  # of Linux
 READ = 1 << 28  # bytes, more than any cache holds
+# What a processor computes with, by the flags of Linux.
+FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "VNNI",
+    "avx512_vnni": "VNNI",
+    "avx512_bf16": "bfloat16",
+    "amx_bf16": "AMX",
+}
 
 
 def environment() -> dict[str, Any]:
@@ -78,9 +90,10 @@ def _processor() -> str:
         return python_platform.processor()
     fields = dict(line.split(":", 1) for line in text.split("\n\n")[0].splitlines() if ":" in line)
     fields = {name.strip(): value.strip() for name, value in fields.items()}
-    known = ("avx2", "avx512f", "avx512_bf16", "avx512_vnni", "amx_bf16")
-    extensions = [name for name in known if name in fields.get("flags", "").split()]
-    return " ".join([fields.get("model name", python_platform.machine()), *extensions])
+    flags = fields.get("flags", "").split()
+    features = dict.fromkeys(name for flag, name in FEATURES.items() if flag in flags)
+    name = fields.get("model name", python_platform.machine())
+    return f"{name} with {', '.join(features)}" if features else name
 
 
 @functools.cache  # one compilation and one array for all cases of a suite
@@ -90,7 +103,7 @@ def limits() -> dict[str, tuple[float, Callable[[], object]]]:
     Returns:
         By name, the work and a function that does it: bytes of "bytes numpy", a plain sum, and of
         "bytes XLA", a product with one vector; floating-point operations of the products
-        "float32 XLA", "bfloat16 XLA" and, with torch, "float32 torch".
+        "float32 XLA", "bfloat16 XLA", "int8 XLA" and, with torch, "float32 torch".
     """
     rows, inputs, outputs = PRODUCT
     flops = 2.0 * rows * inputs * outputs
@@ -104,9 +117,10 @@ def limits() -> dict[str, tuple[float, Callable[[], object]]]:
 
     @jax.jit
     def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return jnp.dot(x, kernel, precision="highest", preferred_element_type=jnp.float32)
+        sums = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
+        return jnp.dot(x, kernel, precision="highest", preferred_element_type=sums)
 
-    for dtype in ("float32", "bfloat16"):
+    for dtype in ("float32", "bfloat16", "int8"):
         x, kernel = jnp.ones((rows, inputs), dtype), jnp.ones((inputs, outputs), dtype)
         found[f"{dtype} XLA"] = (
             flops,
@@ -131,7 +145,7 @@ def speeds(work: dict[str, float], seconds: dict[str, Seconds]) -> dict[str, Sec
     """Return the limits in bytes or operations a second, round by round: the best of each kind."""
     found: dict[str, Seconds] = {}
     for name, amount in work.items():
-        kind = name.split()[0]  # bytes, float32, bfloat16
+        kind = name.split()[0]  # bytes, float32, bfloat16, int8
         measured = [amount / second for second in seconds[name]]
         found[kind] = [max(pair) for pair in zip(measured, found.get(kind, measured), strict=True)]
     return found
@@ -146,19 +160,63 @@ def peak(function: Callable[..., object], *arguments: object) -> int:
         ValueError: there is no /proc/self/status to read them from, or this is a TPU, which belongs
             to one process.
     """
+    return _in_fresh_process(_peak, function, *arguments)
+
+
+def kept(function: Callable[[Path], object], small: Path, folder: Path) -> int:
+    """Return by how many bytes what a function returns makes a fresh process larger.
+
+    Args:
+        function: loads a checkpoint.
+        small: a checkpoint to load first, so that what is imported does not count.
+        folder: the checkpoint.
+
+    Raises:
+        ValueError: as ``peak``.
+    """
+    return _in_fresh_process(_kept, function, small, folder)
+
+
+def _in_fresh_process(measure: Callable[..., int], *arguments: object) -> int:
     if jax.default_backend() == "tpu":
         raise ValueError("a TPU belongs to one process: memory is not measured there")
     if not STATUS.exists():
         raise ValueError("memory is read from /proc/self/status, which only Linux has")
     fresh = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=fresh) as pool:
-        return pool.submit(_peak, jax.config.values["jax_platforms"], function, arguments).result()
+        platforms = jax.config.values["jax_platforms"]
+        return pool.submit(_quietly, platforms, measure, arguments).result()
 
 
-def _peak(
-    platforms: str | None, function: Callable[..., object], arguments: tuple[object, ...]
+def _quietly(
+    platforms: str | None, measure: Callable[..., int], arguments: tuple[object, ...]
 ) -> int:
     jax.config.update("jax_platforms", platforms)
+    with quiet():
+        return measure(*arguments)
+
+
+def _kept(function: Callable[[Path], object], small: Path, folder: Path) -> int:
+    def resident() -> int:
+        gc.collect()
+        with contextlib.suppress(AttributeError):  # of glibc: gives back what was freed
+            ctypes.CDLL(None).malloc_trim(0)
+        return _status("VmRSS")
+
+    function(small)
+    before = resident()
+    model = function(folder)
+    after = resident()
+    del model
+    return after - before
+
+
+def _status(name: str) -> int:
+    """Return a number of bytes that Linux tells of this process."""
+    return 1024 * int(STATUS.read_text().split(f"{name}:")[1].split()[0])
+
+
+def _peak(function: Callable[..., object], *arguments: object) -> int:
     function(*arguments)
     if jax.default_backend() != "cpu":
         taken = [(jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)]
@@ -168,6 +226,4 @@ def _peak(
             if torch.cuda.is_available():
                 taken.append(torch.cuda.max_memory_allocated())
         return max(taken)
-    # Not getrusage, which remembers what the parent had.
-    status = STATUS.read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    return _status("VmHWM")  # not getrusage, which remembers what the parent had

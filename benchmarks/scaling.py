@@ -7,12 +7,20 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.peers import OURS, PEERS, Kind, available_peers
-from benchmarks.suite import DEFAULTS, Options, Suite, TimeBudget, open_suite
+from benchmarks.peers import ALL_OURS, OURS, PEERS, Kind, available_peers, with_ours
+from benchmarks.quiet import quiet
+from benchmarks.suite import (
+    DEFAULTS,
+    Options,
+    Suite,
+    TimeBudget,
+    open_suite,
+    warn_unsteady,
+)
 from benchmarks.timing import Spread, steps
 
-DECODERS = (OURS, "transformers", "ctranslate2", "gpt2")
-FORWARDS = (OURS, "transformers")
+DECODERS = (*ALL_OURS.values(), "transformers", "ctranslate2", "ctranslate2-int8", "gpt2")
+FORWARDS = (*ALL_OURS.values(), "transformers", "transformers-int8")
 NEW = 9  # tokens, of which the first is not counted: it comes with the reading of the context
 
 CONTEXTS = (16, 32, 64, 128, 256, 480)
@@ -51,7 +59,8 @@ def scaling(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str,
     is that of the power that fits the medians best; what does not grow, such as the start of a
     program, pulls it down where sizes are small.
 
-    By default gpt1-jax, transformers, ctranslate2 and gpt2 write, and the first two run forwards.
+    By default gpt1-jax in every dtype, transformers, ctranslate2 in float32 and int8, and gpt2
+    write; gpt1-jax and transformers, in float32 and int8, run forwards.
 
     Args:
         options: of every suite.
@@ -64,8 +73,8 @@ def scaling(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str,
     """
     if options.memory:
         raise ValueError("scaling measures no memory; forward and generate do")
-    decoders = _able("generate", options.peers or DECODERS)
-    forwards = _able("forward", options.peers or FORWARDS)
+    decoders = _able("generate", with_ours(options.peers or DECODERS, "generate"))
+    forwards = _able("forward", with_ours(options.peers or FORWARDS, "forward"))
     for name in options.peers:
         if name not in (*decoders, *forwards):
             able = _able("generate", PEERS) + _able("forward", PEERS)
@@ -108,7 +117,8 @@ def _present(suite: Suite, kind: Kind, names: list[str]) -> list[str]:
 
 
 def _decode(suite: Suite, names: list[str]) -> dict[str, dict[str, float]]:
-    loaded = {name: load(suite.folder) for name in names if (load := PEERS[name].generate)}
+    with quiet():
+        loaded = {name: load(suite.folder) for name in names if (load := PEERS[name].generate)}
 
     def runs(write: Callable[..., Any], context: int) -> Runs:
         prompt = suite.ids(1, context)
@@ -121,7 +131,8 @@ def _decode(suite: Suite, names: list[str]) -> dict[str, dict[str, float]]:
 
 
 def _forward(suite: Suite, names: list[str]) -> dict[str, dict[str, float]]:
-    loaded = {name: load(suite.folder, True) for name in names if (load := PEERS[name].forward)}
+    with quiet():
+        loaded = {name: load(suite.folder, True) for name in names if (load := PEERS[name].forward)}
     row = 8 if suite.options.quick else min(ROW, suite.config.n_positions)
 
     def long(run: Callable[..., Any], tokens: int) -> Runs:
@@ -156,8 +167,9 @@ def _race(suite: Suite, part: Part, loaded: Mapping[str, Callable[..., Any]]) ->
                 left_out[name] = expected
                 continue
             timed = part.runs(peer, size)
-            for run in timed:
-                run()
+            with quiet():
+                for run in timed:
+                    run()
             budget.measure(name, size, timed[0])
             runs |= {_label(name, i): run for i, run in enumerate(timed)}
         raced, limits = suite.race(runs)
@@ -171,6 +183,7 @@ def _race(suite: Suite, part: Part, loaded: Mapping[str, Callable[..., Any]]) ->
             medians[name][size] = Spread.of(times).median
             row[name] = f"{1e3 * medians[name][size]:.2f}"
         _show(size, row)
+        warn_unsteady(seconds)
         case = {"what": part.what, part.size: size}
         suite.add(case=case, seconds=seconds, left_out=left_out, limits=limits)
     exponents = {}

@@ -85,11 +85,11 @@ def start(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str, A
             raise ValueError(f"{name!r} is no peer in start; the peers are {', '.join(able)}")
     if options.memory:
         raise ValueError("start measures no memory; load does")
-    options = dataclasses.replace(options, peers=options.peers or able)
+    options = dataclasses.replace(options, peers=(options.peers and (OURS, *options.peers)) or able)
     with (
         open_suite("generate", options, name="start") as suite,
         tempfile.TemporaryDirectory() as cache,
-        _with_tokenizer(suite.folder) as folder,
+        with_tokenizer(suite.folder) as folder,
     ):
         _race(suite, folder, cache)
         return suite.record
@@ -116,7 +116,9 @@ def _race(suite: Suite, folder: Path, cache: str) -> None:
 
     def run(name: str, *counted: str) -> tuple[str, str]:
         command = theirs if name == TRANSFORMERS else (*(counted or COMMAND), *flags)
-        return _finish(name, command, line, _environment(suite.options.platform, caches.get(name)))
+        return _finish(
+            name, command, line, command_variables(suite.options.platform, caches.get(name))
+        )
 
     runs: dict[str, Callable[[], tuple[str, str]]] = {}
     for name in (OURS, CACHED, TRANSFORMERS):
@@ -146,7 +148,7 @@ def _race(suite: Suite, folder: Path, cache: str) -> None:
     suite.add(case={"new tokens": 1}, seconds=seconds, compilations=compilations)
 
 
-def _environment(platform: Platform | None, cache: str | None) -> dict[str, str]:
+def command_variables(platform: Platform | None, cache: str | None) -> dict[str, str]:
     """Return the variables of a process on a platform, with a cache of programs or none."""
     variables = {
         name: value
@@ -156,7 +158,9 @@ def _environment(platform: Platform | None, cache: str | None) -> dict[str, str]
     variables["HF_HUB_OFFLINE"] = "1"
     if platform is not None:
         variables["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
-    if cache is not None:
+    if cache is None:
+        variables["GPT1_CACHE"] = "none"
+    else:
         variables["JAX_COMPILATION_CACHE_DIR"] = cache
         # By default only programs that take a second to compile are kept.
         variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
@@ -176,7 +180,7 @@ def _finish(
 
 
 @contextlib.contextmanager
-def _with_tokenizer(folder: Path) -> Iterator[Path]:
+def with_tokenizer(folder: Path) -> Iterator[Path]:
     """Give a checkpoint a tokenizer if it has none: the command does not run without."""
     try:
         Tokenizer.from_pretrained(folder)

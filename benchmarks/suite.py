@@ -16,9 +16,18 @@ from flax import nnx
 
 import gpt1_jax as gpt1
 from benchmarks import machine, timing
-from benchmarks.peers import OURS, PEERS, Kind, Peer, available_peers
+from benchmarks.peers import (
+    OURS,
+    Kind,
+    Peer,
+    available_peers,
+    dtype_of,
+    older_peers,
+    opponent,
+)
+from benchmarks.peers.other_jax import OtherJax
 from benchmarks.roofline import BYTES, TINY, Roofline
-from benchmarks.timing import Seconds, Spread, interleave, ratio
+from benchmarks.timing import Seconds, Spread, interleave, ratio, unsteady
 from conversion.files import atomic_file
 
 
@@ -28,13 +37,15 @@ class Options:
 
     Attributes:
         model: a checkpoint; by default one of full size with random weights.
-        peers: who takes part; by default everyone who can.
+        peers: who takes part, besides this package; by default everyone who can.
         rounds: how often each runs.
         memory: measure the most memory that each takes, in a process of its own, and not the time.
         max_seconds: forward, generate and scaling leave out of a case every peer that would take
             longer than this for one run, judged by its speed in the case before.
         quick: a tiny model and few small cases, to see that all works.
         platform: where to run; by default where JAX does.
+        older: the Python of an environment with another JAX, under which forward, generate and
+            train run this package too.
         out: write what was measured to this JSON file, after every case.
     """
 
@@ -45,6 +56,7 @@ class Options:
     max_seconds: float = 60.0
     quick: bool = False
     platform: machine.Platform | None = None
+    older: Annotated[Path | None, tyro.conf.arg(metavar="PYTHON")] = None
     out: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
 
 
@@ -146,7 +158,7 @@ def show(
     work: Roofline,
     limits: Mapping[str, Seconds],
 ) -> None:
-    """Print a case: each one's time and speed, and how it compares with this package."""
+    """Print a case: each one's time and speed, how it compares, and what is unsteady."""
     print(f"\n{title}")
     width = max(map(len, seconds))
     for name, times in seconds.items():
@@ -154,38 +166,51 @@ def show(
         line = f"  {name:{width}} {1e3 * middle.median:9.1f} ms"
         line += f" ({1e3 * middle.low:.1f} to {1e3 * middle.high:.1f})"
         line += f" {work.tokens / middle.median:9.1f} tokens/s"
-        if name in PEERS and PEERS[name].dtype in limits:
-            line += f", {share(work, PEERS[name].dtype, times, limits).median:4.0%} of the limit"
-        if name != OURS and OURS in seconds:
-            times_as_fast = ratio(times, seconds[OURS])
-            line += f"; {OURS} is {times_as_fast.median:.2f} times as fast"
-            line += f" ({times_as_fast.low:.2f} to {times_as_fast.high:.2f})"
-        print(line, flush=True)
+        if dtype_of(name) in limits:
+            line += f", {share(work, dtype_of(name), times, limits).median:4.0%} of the limit"
+        print(line + compare(name, seconds), flush=True)
+    warn_unsteady(seconds)
+
+
+def compare(name: str, seconds: Mapping[str, Seconds]) -> str:
+    """Return how many times as fast as a peer this package is, in the dtype of the peer."""
+    ours = opponent(name, seconds)
+    if ours is None:
+        return ""
+    found = ratio(seconds[name], seconds[ours])
+    return f"; {ours} is {found.median:.2f} times as fast ({found.low:.2f} to {found.high:.2f})"
+
+
+def warn_unsteady(seconds: Mapping[str, Seconds]) -> None:
+    """Print whose medians should not be relied on."""
+    for name, times in seconds.items():
+        if why := unsteady(times):
+            print(f"  unsteady, measure again: {name}: {why}", flush=True)
 
 
 def show_seconds(title: str, seconds: Mapping[str, Seconds], notes: Mapping[str, str]) -> None:
-    """Print each one's time, how it compares with this package's, and a note."""
+    """Print each one's time, a note, how it compares, and what is unsteady."""
     print(f"\n{title}")
     width = max(map(len, seconds))
     for name, times in seconds.items():
         middle = Spread.of(times)
         line = f"  {name:{width}} {middle.median:7.3f} s ({middle.low:.3f} to {middle.high:.3f})"
-        line += notes.get(name, "")
-        if name != OURS and OURS in seconds:
-            times_as_fast = ratio(times, seconds[OURS])
-            line += f"; {OURS} is {times_as_fast.median:.2f} times as fast"
-            line += f" ({times_as_fast.low:.2f} to {times_as_fast.high:.2f})"
-        print(line, flush=True)
+        print(line + notes.get(name, "") + compare(name, seconds), flush=True)
+    warn_unsteady(seconds)
 
 
-def show_memory(title: str, peaks: Mapping[str, int]) -> None:
+def show_memory(
+    title: str, peaks: Mapping[str, int], what: str = "the most memory of a process"
+) -> None:
     """Print the memory of a case."""
-    print(f"\n{title}; the most memory of a process")
+    print(f"\n{title}; {what}")
     width = max(map(len, peaks))
     for name, peak in peaks.items():
         line = f"  {name:{width}} {peak / 1e9:6.2f} GB"
-        if name != OURS and OURS in peaks:
-            line += f"; {OURS} takes {peaks[OURS] / peak:.0%} of it"
+        if ours := opponent(name, peaks):
+            line += f"; {ours} takes {peaks[ours] / peak:.0%} of it"
+        elif name != OURS and OURS in peaks:
+            line += f", {peak / peaks[OURS]:.0%} of {OURS}'s"
         print(line, flush=True)
 
 
@@ -207,10 +232,17 @@ def open_suite(kind: Kind, options: Options, name: str | None = None) -> Iterato
         raise ValueError(f"max_seconds is {options.max_seconds}, but must be above 0")
     choose(options.platform)
     present, absent = available_peers(options.peers, kind)
+    environment = machine.environment()
+    if options.older is not None and (options.memory or name is not None):
+        raise ValueError("another JAX takes part in the times of forward, generate and train")
     for peer, why in absent.items():
         print(f"{peer} does not take part: {why}", flush=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = options.model or Path(temporary)
+    with contextlib.ExitStack() as stack:
+        if options.older is not None:
+            other = stack.enter_context(OtherJax.start(options.older))
+            present |= older_peers(other, kind, list(present))
+            environment["older"] = {"python": other.python, "jax": other.jax}
+        folder = options.model or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if options.model is None:
             config = gpt1.OpenAIGPTConfig(**TINY if options.quick else {})
             gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)).save_pretrained(folder)
@@ -223,7 +255,7 @@ def open_suite(kind: Kind, options: Options, name: str | None = None) -> Iterato
             record={
                 "suite": name or kind,
                 "environment": {
-                    **machine.environment(),
+                    **environment,
                     "quick": options.quick,
                     "model": options.model.name if options.model else "random weights",
                 },

@@ -9,8 +9,9 @@ import numpy as np
 import tyro
 
 from benchmarks.machine import peak
-from benchmarks.peers import PEERS
+from benchmarks.peers import Peer
 from benchmarks.peers.ours import NO_DROPOUT, OPTIMIZER
+from benchmarks.quiet import quiet
 from benchmarks.roofline import Roofline
 from benchmarks.suite import DEFAULTS, Options, Suite, open_suite, show, show_memory
 from gpt1_jax.nn.remat import Remat
@@ -51,8 +52,11 @@ def train(
 
 def _race(suite: Suite, case: tuple[int, int], dropout: bool, remat: Remat) -> None:
     ids = suite.ids(*case)
-    takes = {name: _load(name, suite.folder, dropout, remat) for name in suite.peers}
-    losses = {name: [take(ids) for _ in range(CHECKED)] for name, take in takes.items()}
+    with quiet():
+        takes = {
+            name: _load(peer, suite.folder, dropout, remat) for name, peer in suite.peers.items()
+        }
+        losses = {name: [take(ids) for _ in range(CHECKED)] for name, take in takes.items()}
     reference = next(iter(losses))
     for name, found in losses.items():
         close = np.allclose(found, losses[reference], rtol=TOLERANCE, atol=0)
@@ -80,7 +84,7 @@ def _race(suite: Suite, case: tuple[int, int], dropout: bool, remat: Remat) -> N
 
 def _memory(suite: Suite, case: tuple[int, int], dropout: bool, remat: Remat) -> None:
     peaks = {
-        name: peak(_run, name, suite.folder, suite.ids(*case), dropout, remat)
+        name: peak(_run, suite.peers[name], suite.folder, suite.ids(*case), dropout, remat)
         for name in suite.peers
     }
     show_memory(f"{case[0]} rows of {case[1]} tokens", peaks)
@@ -89,13 +93,12 @@ def _memory(suite: Suite, case: tuple[int, int], dropout: bool, remat: Remat) ->
     )
 
 
-def _load(name: str, folder: Path, dropout: bool, remat: Remat) -> Callable[[np.ndarray], float]:
-    load = PEERS[name].train
-    assert load is not None
-    return load(folder, OPTIMIZER, {} if dropout else NO_DROPOUT, remat)
+def _load(peer: Peer, folder: Path, dropout: bool, remat: Remat) -> Callable[[np.ndarray], float]:
+    assert peer.train is not None
+    return peer.train(folder, OPTIMIZER, {} if dropout else NO_DROPOUT, remat)
 
 
-def _run(name: str, folder: Path, ids: np.ndarray, dropout: bool, remat: Remat) -> None:
-    take = _load(name, folder, dropout, remat)
+def _run(peer: Peer, folder: Path, ids: np.ndarray, dropout: bool, remat: Remat) -> None:
+    take = _load(peer, folder, dropout, remat)
     for _ in range(CHECKED):
         take(ids)

@@ -13,7 +13,7 @@ from benchmarks.timing import cores
 
 
 def load(folder: Path, dtype: str = "float32") -> Any:
-    """Return a generator; ``dtype`` may be "int8", of weights and products."""
+    """Return a generator; ``dtype`` is that of weights and products, "int8" too."""
     import ctranslate2
     from ctranslate2.specs import Activation, TransformerDecoderModelSpec
 
@@ -58,11 +58,21 @@ def load(folder: Path, dtype: str = "float32") -> Any:
         spec.save(converted)
         return ctranslate2.Generator(
             converted,
-            device="cuda" if jax.default_backend() == "gpu" else "cpu",
+            device=_device(),
             compute_type=dtype,
             inter_threads=1,
             intra_threads=cores(),
         )
+
+
+def lacks(dtype: str) -> str | None:
+    """Return that it has no ``dtype`` here, and would quietly compute in another; else None."""
+    import ctranslate2
+
+    device = _device()
+    if dtype in ctranslate2.get_supported_compute_types(device):
+        return None
+    return f"CTranslate2 has no {dtype} on this {device}"
 
 
 def forward(folder: Path, head: bool, dtype: str = "float32") -> Callable[[np.ndarray], Any]:
@@ -102,3 +112,7 @@ def generate(folder: Path, dtype: str = "float32") -> Callable[[np.ndarray, int]
         return np.concatenate([prompts, added], axis=1)
 
     return run
+
+
+def _device() -> str:
+    return "cuda" if jax.default_backend() == "gpu" else "cpu"

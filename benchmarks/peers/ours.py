@@ -24,10 +24,13 @@ NO_DROPOUT: dict[str, float] = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdr
 
 
 def load(folder: Path, dtype: str = "float32") -> gpt1.OpenAIGPTLMHeadModel:
-    """Return the model with parameters in ``dtype``, ready."""
+    """Return the model with parameters in ``dtype``, ready; in int8 it is quantized here."""
+    stored = "float32" if dtype == "int8" else dtype
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(
-        folder, param_dtype=dtype, precision=PRECISION
+        folder, dtype=stored, param_dtype=stored, precision=PRECISION
     )
+    if dtype == "int8":
+        model = gpt1.quantize(model, "int8")
     jax.block_until_ready(model.params)
     return model
 

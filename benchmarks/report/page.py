@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.machine import PRODUCT
-from benchmarks.peers import OURS
+from benchmarks.peers import OURS, opponent
+from benchmarks.prompts import best_batch, rates
 from benchmarks.report.records import (
     Case,
     Record,
@@ -15,26 +16,32 @@ from benchmarks.report.records import (
     forward_cases,
     limit_shares,
     memory_cases,
-    opponent,
     peer_names,
     speeds,
     step_seconds,
     timed_cases,
     times_as_fast,
 )
-from benchmarks.timing import Seconds, Spread, ratio
+from benchmarks.timing import Seconds, Spread, ratio, unsteady
 
 Cells = Mapping[str, Spread | str]  # by peer
 
 WHO = {
     OURS: "this package, in float32",
-    "gpt1-jax-bfloat16": "this package, computing in bfloat16",
+    "gpt1-jax-bfloat16": "this package, in bfloat16",
+    "gpt1-jax-int8": "this package, quantized by `gpt1.quantize`: dynamic int8",
     "transformers": "Hugging Face's model in eager torch, float32",
     "transformers-bfloat16": "the same, in bfloat16",
+    "transformers-int8": "the same, by torch's dynamic int8 quantization of every product with "
+    "weights; its Conv1D layers are made Linear first",
     "torch.compile": "Hugging Face's model, compiled by torch, float32",
+    "torch.compile-bfloat16": "the same, in bfloat16",
+    "torch.compile-int8": "transformers-int8, compiled by torch",
     "onnxruntime": "ONNX Runtime, with the graph that torch exports of that model, float32",
+    "onnxruntime-int8": "the same, by its own dynamic int8 quantizer, the head too",
     "ctranslate2": "CTranslate2, float32",
-    "ctranslate2-int8": "CTranslate2, with weights rounded to 8 bits",
+    "ctranslate2-bfloat16": "CTranslate2, bfloat16",
+    "ctranslate2-int8": "CTranslate2, int8 weights and products",
     "gpt2": "Hugging Face's GPT-2 small, another model of about the same size: unlike "
     "Hugging Face's GPT-1 it has a cache",
 }
@@ -47,6 +54,7 @@ LIMITS = {
     "bytes": "memory, GB/s",
     "float32": "float32, GFLOP/s",
     "bfloat16": "bfloat16, GFLOP/s",
+    "int8": "int8, Gop/s",
 }
 SPEED = ("tokens/s", "share of the limit", "ratio")
 
@@ -58,10 +66,10 @@ def write_page(records: Sequence[Record], pictures: Mapping[str, str]) -> str:
         records: of all suites that ran, at least one.
         pictures: their files' names, and what each shows.
     """
-    suites = (_forward, _generate, _train, _load, _start, _scaling, _memory)
+    suites = (_forward, _generate, _prompts, _train, _load, _start, _scaling, _memory)
     lines = [*_opening(records), *_summary(records)]
     lines += [f"![{text}]({name})\n" for name, text in pictures.items()]
-    for part in (_method, _machine, _players, *suites):
+    for part in (_method, _machine, _players, *suites, _older, _unsteady):
         lines += part(records)
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -99,8 +107,8 @@ def _summary(records: Sequence[Record]) -> Iterator[str]:
         yield f"## How many times as fast {OURS} is\n"
         yield _text(
             "Geometric means over all cases, and below them the least and the greatest; above 1,",
-            f"{OURS} is faster. What computes in bfloat16 is compared with {OURS} in bfloat16,",
-            "where that takes part, and all else, int8 too, with float32.",
+            f"{OURS} is faster. What computes in bfloat16 or int8 is compared with {OURS} in that",
+            "dtype where it takes part, else with float32.",
         )
         yield from _table(["than", *columns], _rows(*columns.values()))
 
@@ -126,7 +134,7 @@ def _method(records: Sequence[Record]) -> Iterator[str]:
             "product with one vector reads memory, and to do the matrix products, as fast as one",
             f"({rows} x {inputs} by {inputs} x {outputs}) of that dtype is done. Both are timed in",
             "the same rounds, and the best of the case counts. On a shared machine that may still",
-            "be less than it can do. int8 has no share: the speed of its products is not measured.",
+            "be less than it can do.",
         )
     if any("bytes" in case for case in cases):
         yield _text(
@@ -147,6 +155,9 @@ def _machine(records: Sequence[Record]) -> Iterator[str]:
         "system": [environment["system"] for environment in environments],
         "Python": [environment["python"] for environment in environments],
     }
+    others = [environment["older"] for environment in environments if "older" in environment]
+    if others:
+        facts["another JAX"] = [f"{found['jax']}, Python {found['python']}" for found in others]
     for name in dict.fromkeys(name for found in versions for name in found):
         facts[name] = [found[name] for found in versions if name in found]
     yield "## Machine and versions\n"
@@ -233,6 +244,25 @@ def _generate(records: Sequence[Record]) -> list[str]:
         "the first token, and in the whole run. All in float32 write the same ids; the logit gap",
         "is how far the logit of a token that is chosen lies below the greatest in float32, at",
         "most, in standard deviations of the logits.",
+    )
+
+
+def _prompts(records: Sequence[Record]) -> list[str]:
+    rows = []
+    for case in timed_cases(records, "prompts"):
+        found = rates(case["seconds"], case["tokens"], case["command"])
+        best = best_batch(found)
+        rows += _by_peer(
+            f"{case['case']['prompts']} x {case['case']['mean']} + {case['case']['new']}",
+            found,
+            {name: f"{rate.median / best:.0%}" for name, rate in found.items()},
+        )
+    return _section(
+        "Many prompts",
+        ["prompts x mean tokens + new", "", "new tokens/s", "of the best batch"],
+        rows,
+        "Prompts of equal lengths in fixed batches, and what `gpt1 generate --prompts` makes of as",
+        "many tokens in mixed lengths; the command from its start to its end.",
     )
 
 
@@ -332,15 +362,69 @@ def _memory(records: Sequence[Record]) -> list[str]:
     rows = []
     for suite, cases in memory_cases(records).items():
         for case in cases:
-            peaks = case["bytes"]
-            ours = {name: opponent(name, peaks) for name in peaks}
-            rows += _by_peer(
-                f"{suite}, {describe(case)}",
-                {name: f"{peak / 1e9:.2f}" for name, peak in peaks.items()},
-                {name: f"{peaks[our] / peaks[name]:.0%}" for name, our in ours.items() if our},
-            )
-    head = ["case", "", "peak, GB", f"{OURS} takes so much of it"]
-    return _section("Memory", head, rows, "The most memory of a process; less is better.")
+            for peaks, what in ((case["bytes"], ""), (case.get("kept", {}), ", kept")):
+                ours = {name: opponent(name, peaks) for name in peaks}
+                rows += _by_peer(
+                    f"{suite}, {describe(case)}{what}",
+                    {name: f"{peak / 1e9:.2f}" for name, peak in peaks.items()},
+                    {name: f"{peaks[our] / peaks[name]:.0%}" for name, our in ours.items() if our},
+                )
+    return _section(
+        "Memory",
+        ["case", "", "peak, GB", f"{OURS} takes so much of it"],
+        rows,
+        "The most memory of a process; less is better. What is kept is by how much a loaded model",
+        "makes a process larger that has imported everything.",
+    )
+
+
+def _older(records: Sequence[Record]) -> list[str]:
+    versions = _range(
+        record["environment"]["older"]["jax"]
+        for record in records
+        if "older" in record["environment"]
+    )
+    rows = []
+    for record in records:
+        for case in record["cases"]:
+            for name, times in case["older"].get("seconds", {}).items():
+                here = case["seconds"][name]
+                found = ratio(times, here)
+                if found.low <= 1 <= found.high:
+                    continue
+                rows.append(
+                    [
+                        f"{record['suite']}, {describe(case)}",
+                        name,
+                        *(_cell(_milliseconds({"": found})[""]) for found in (here, times)),
+                        _cell(found),
+                    ]
+                )
+    jax = records[0]["environment"]["versions"].get("jax", "")
+    return _section(
+        f"Under JAX {versions}",
+        ["case", "", f"ms, JAX {jax}", f"ms, JAX {versions}", "ratio"],
+        rows,
+        "This package in another Python with another JAX, in the same rounds; above 1 the JAX of",
+        "all other tables is faster. Cases whose quartiles include 1 are left out.",
+    )
+
+
+def _unsteady(records: Sequence[Record]) -> list[str]:
+    rows = [
+        [f"{record['suite']}, {describe(case)}", name, why]
+        for record in records
+        for case in record["cases"]
+        for name, times in case.get("seconds", {}).items()
+        if (why := unsteady(times))
+    ]
+    return _section(
+        "Unsteady",
+        ["case", "", "why"],
+        rows,
+        "The medians of these should not be relied on: the quartiles lie far apart, or the median",
+        "of the last rounds is not that of the first.",
+    )
 
 
 # Its parts
@@ -358,7 +442,7 @@ def _text(*lines: str) -> str:
 
 def _range(values: Iterable[Any]) -> str:
     """Return the least and the greatest value, or the only one."""
-    ends = sorted(set(values))
+    ends = sorted(set(values)) or [""]
     return f"{ends[0]}" if len(ends) == 1 else f"{ends[0]} to {ends[-1]}"
 
 

@@ -4,12 +4,11 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from benchmarks.peers import OURS
+from benchmarks.peers import OURS, dtype_of
 from benchmarks.report.records import (
     Case,
     Record,
     describe,
-    dtype_of,
     forward_cases,
     limit_shares,
     memory_cases,

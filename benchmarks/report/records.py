@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.peers import OURS, PEERS
+from benchmarks.peers import OLDER, OURS, PEERS, dtype_of, opponent
 from benchmarks.roofline import Roofline
 from benchmarks.suite import share
 from benchmarks.timing import Seconds, Spread, ratio, steps
@@ -21,6 +21,7 @@ SUITES = {
     "load": {"limits", "checkpoint bytes"},
     "start": {"compilations"},
     "scaling": {"what"},
+    "prompts": {"tokens", "command", "prompts", "mean", "new", "batch"},
 }
 MACHINE = ("processor", "platform", "devices", "threads")
 ENVIRONMENT = {*MACHINE, "date", "commit", "python", "system", "versions"}
@@ -28,6 +29,8 @@ ENVIRONMENT = {*MACHINE, "date", "commit", "python", "system", "versions"}
 
 def read_records(folder: Path) -> list[Record]:
     """Return the records of a folder, each with its "file", in the order of ``SUITES``.
+
+    What ran under another JAX is in "older" of its case, by what was measured and the name of ours.
 
     Raises:
         FileNotFoundError: there is no record.
@@ -39,7 +42,8 @@ def read_records(folder: Path) -> list[Record]:
         content = read_json(file)
         if wrong := _wrong(content):
             raise ValueError(f"{file} is no record of a suite: {wrong}")
-        records.append({**content, "file": file})
+        cases = [_with_older_apart(case) for case in content["cases"]]
+        records.append({**content, "cases": cases, "file": file})
         first, here = records[0], content["environment"]
         for name in MACHINE:
             if here[name] != (there := first["environment"][name]):
@@ -78,6 +82,19 @@ def _wrong(content: Any) -> str | None:
         elif not {"bytes", "exponents"} & case.keys():
             return f'its case {number} has no "seconds"'
     return None
+
+
+def _with_older_apart(case: Case) -> Case:
+    """Return a case with what ran under another JAX in its "older"."""
+    found: Case = {"older": {}}
+    for measure, values in case.items():
+        if not isinstance(values, dict):
+            found[measure] = values
+            continue
+        older = {name: value for name, value in values.items() if name.endswith(OLDER)}
+        found[measure] = {name: value for name, value in values.items() if name not in older}
+        found["older"][measure] = {name.removesuffix(OLDER): older[name] for name in older}
+    return found
 
 
 def timed_cases(records: Sequence[Record], suite: str) -> list[Case]:
@@ -125,18 +142,6 @@ def peer_names(groups: Iterable[Mapping[str, object]]) -> list[str]:
     found = dict.fromkeys(name for group in groups for name in group)
     order = list(PEERS)
     return sorted(found, key=lambda name: order.index(name) if name in order else len(order))
-
-
-def dtype_of(name: str) -> str:
-    """Return the dtype in which a peer computes; one that is not known does in float32."""
-    return PEERS[name].dtype if name in PEERS else "float32"
-
-
-def opponent(name: str, present: Mapping[str, object]) -> str | None:
-    """Return which of ours a peer is compared with: the one of its dtype if it takes part."""
-    ours = f"{OURS}-{dtype_of(name)}"
-    ours = ours if ours in present else OURS
-    return ours if ours in present and not name.startswith(OURS) else None
 
 
 def times_as_fast(seconds: Mapping[str, Seconds]) -> dict[str, Spread]:

@@ -30,7 +30,7 @@ def test_run_all_records_every_suite(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     records = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
-    names = {"forward", "generate", "train", "load", "scaling", "start"}
+    names = {"forward", "generate", "train", "load", "scaling", "start", "prompts"}
     memory = {"forward-memory", "train-memory"} if STATUS.exists() else set()
     assert records.keys() == names | memory
     for name, record in records.items():

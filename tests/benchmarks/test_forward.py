@@ -14,7 +14,15 @@ from benchmarks.suite import Options
 
 pytestmark = pytest.mark.unoptimized
 
-HERE = (OURS, "gpt1-jax-bfloat16", "transformers", "ctranslate2", "ctranslate2-int8")
+HERE = (
+    OURS,
+    "gpt1-jax-bfloat16",
+    "gpt1-jax-int8",
+    "transformers",
+    "transformers-int8",
+    "ctranslate2",
+    "ctranslate2-int8",
+)
 
 
 @pytest.fixture
@@ -36,7 +44,7 @@ def test_forward_records_seconds_and_errors(options: Options) -> None:
         able = [name for name in here if case["case"]["head"] or PEERS[name].states]
         assert list(case["seconds"]) == list(case["errors"]) == able
         assert {len(seconds) for seconds in case["seconds"].values()} == {2}
-        assert set(case["limits"]) == {"bytes", "float32", "bfloat16"}
+        assert set(case["limits"]) == {"bytes", "float32", "bfloat16", "int8"}
         for name, error in case["errors"].items():
             # Measured: 2e-7, and in half precision 4e-3.
             assert error < 1e-6 or PEERS[name].dtype != "float32"

@@ -29,7 +29,7 @@ def test_generate_records_seconds_and_logit_gap(
     options: Options, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "result.json"
-    able = [OURS, "gpt1-jax-bfloat16", "ctranslate2"]
+    able = [OURS, "gpt1-jax-bfloat16", "gpt1-jax-int8", "ctranslate2"]
     options = dataclasses.replace(options, out=file, peers=tuple(able))
     record = generate(options, (CASE,))
     assert json.loads(file.read_text()) == json.loads(json.dumps(record))

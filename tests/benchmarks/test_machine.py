@@ -1,11 +1,12 @@
 """The machine's limits and memory, and what is written about it."""
 
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.machine import environment, limits, peak, speeds
+from benchmarks.machine import _processor, environment, kept, limits, peak, speeds
 
 
 def test_environment_describes_the_machine() -> None:
@@ -36,3 +37,25 @@ def test_peak_measures_a_fresh_process() -> None:
     assert small < 1e9
     # 512 MB against 8 MB.
     assert 0.4e9 < large - small < 0.6e9
+
+
+def megabytes(folder: Path) -> np.ndarray:
+    """Return as many as a file says, and take as many more for a while."""
+    size = int((folder / "size").read_text()) << 20
+    np.ones(size, np.uint8)
+    return np.ones(size, np.uint8)
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_kept_counts_only_what_is_returned(tmp_path: Path) -> None:
+    for name, size in (("small", "1"), ("large", "300")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(size)
+    assert 0.29e9 < kept(megabytes, tmp_path / "small", tmp_path / "large") < 0.33e9
+
+
+def test_processor_names_its_features(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    info = "model name\t: Abacus 9000\nflags\t\t: fpu avx2 avx512f avx512_vnni avx_vnni\n\n"
+    monkeypatch.setattr(Path, "read_text", lambda self: info)
+    assert _processor() == "Abacus 9000 with AVX2, AVX-512, VNNI"

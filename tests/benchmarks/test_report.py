@@ -25,7 +25,7 @@ ENVIRONMENT = {
 # Weights of 4 GB in float32 at 8 GB/s: no run can take less than half a second.
 WORK = {"tokens": 16, "flops": 1e9, "weights": 1e9}
 LIMITS = {"bytes": [8e9] * 3, "float32": [1e11] * 3, "bfloat16": [2e11] * 3}
-SUITES = ("forward", "generate", "train", "load", "start", "scaling", "memory")
+SUITES = ("forward", "generate", "prompts", "train", "load", "start", "scaling", "memory")
 
 
 def forward_case(batch: int = 2, tokens: int = 8, head: bool = True) -> dict[str, Any]:
@@ -62,6 +62,18 @@ def cases(suite: str) -> list[dict[str, Any]]:
                 "limits": LIMITS,
             }
             for batch in (1, 2)
+        ],
+        "prompts": [
+            {
+                "case": {"prompts": 10, "mean": 4, "new": 3, "batch": 32},
+                "seconds": {
+                    "batch 8": [2.0, 2.0, 2.0],
+                    "batch 16": [1.0, 1.0, 1.0],
+                    "mixed lengths": [4.0, 4.0, 4.0],
+                },
+                "tokens": {"batch 8": 60, "batch 16": 60, "mixed lengths": 120},
+                "command": {"the command, second run": 8.0},
+            }
         ],
         "train": [
             {
@@ -176,6 +188,12 @@ def test_report_shows_numbers_of_other_suites(tmp_path: Path) -> None:
     (ours,) = cells(section(page, "Train"), "2 x 8, gpt1-jax with remat full")
     assert ours[1:] == ["gpt1-jax", "1,000", "16.0", "50%", "", "0"]
     assert cells(section(page, "Train"), "")[0][4:] == ["17%", "3.00", "1.0e-03"]
+    (first,) = cells(section(page, "Many prompts"), "10 x 4 + 3")
+    assert first[1:] == ["batch 8", "30.0", "50%"]
+    others = [row[1:] for row in cells(section(page, "Many prompts"), "")]
+    assert ["batch 16", "60.0", "100%"] in others
+    assert ["mixed lengths", "30.0", "50%"] in others
+    assert ["the command, second run", "15.0", "25%"] in others
     (ours,) = cells(section(page, "Load"), "checkpoint of 2000 MB")
     assert ours[1:] == ["gpt1-jax", "1,000", "2.00", "25%", ""]
     (ours,) = cells(section(page, "Start"), "new tokens 1")
@@ -188,6 +206,37 @@ def test_report_shows_numbers_of_other_suites(tmp_path: Path) -> None:
     assert cells(section(page, "Memory"), "")[0][1:] == ["transformers", "2.00", "75%"]
     assert len(cells(section(page, "Memory"), "load, checkpoint of 2000 MB")) == 1
     assert "tiny" not in page
+
+
+def test_report_compares_with_another_jax_where_it_differs(tmp_path: Path) -> None:
+    content = record("forward")
+    content["environment"] = {**ENVIRONMENT, "older": {"python": "3.11.1", "jax": "0.9.1"}}
+    first, second, _ = content["cases"]
+    first["seconds"]["gpt1-jax older"] = [2.0, 4.0, 1.6]
+    first["seconds"]["gpt1-jax-bfloat16 older"] = [0.4, 0.5, 0.6]  # no difference
+    second["seconds"]["gpt1-jax older"] = second["seconds"]["gpt1-jax"]
+    for case in (first, second):
+        case["errors"]["gpt1-jax older"] = 0.0
+    (tmp_path / "forward.json").write_text(json.dumps(content))
+    page = report(tmp_path).read_text()
+    older = section(page, "Under JAX 0.9.1")
+    assert "ms, JAX 0.10.0 | ms, JAX 0.9.1" in older
+    (row,) = cells(older, "forward, 2 x 8")
+    assert row[1] == "gpt1-jax"
+    assert [cell.split("<")[0] for cell in row[2:]] == ["1,000", "2,000", "2.00"]
+    assert not cells(older, "forward, 4 x 8")
+    assert "| another JAX | 0.9.1, Python 3.11.1 |" in page
+    assert "gpt1-jax older" not in page
+
+
+def test_report_names_what_is_unsteady(tmp_path: Path) -> None:
+    page = report(write(tmp_path, "forward", "train")).read_text()
+    found = cells(section(page, "Unsteady"), "forward, 2 x 8")
+    assert [row[1:] for row in found] == [
+        ["gpt1-jax", "the quartiles lie 60% of the median apart"],
+        ["transformers", "the quartiles lie 32% of the median apart"],
+    ]
+    assert "train" not in section(page, "Unsteady")
 
 
 def test_report_marks_quick_runs(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from gpt1_jax.demo import FOLDER
 
 
 def test_with_tokenizer_adds_only_missing_tokenizer(tmp_path: Path) -> None:
-    with suite._with_tokenizer(FOLDER) as folder:
+    with suite.with_tokenizer(FOLDER) as folder:
         assert folder == FOLDER
     (tmp_path / "config.json").write_text("{}")
-    with suite._with_tokenizer(tmp_path) as folder:
+    with suite.with_tokenizer(tmp_path) as folder:
         assert (folder / "config.json").read_text() == "{}"
         assert len(Tokenizer.from_pretrained(folder)) == len(Tokenizer.from_pretrained(FOLDER))
     assert [file.name for file in tmp_path.iterdir()] == ["config.json"]
@@ -24,10 +24,11 @@ def test_with_tokenizer_adds_only_missing_tokenizer(tmp_path: Path) -> None:
 def test_environment_sets_cache_and_platform(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "another")
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    variables = suite._environment(None, None)
+    variables = suite.command_variables(None, None)
     assert "JAX_COMPILATION_CACHE_DIR" not in variables
+    assert variables["GPT1_CACHE"] == "none"
     assert variables["JAX_PLATFORMS"] == "cpu"
-    variables = suite._environment("gpu", "this")
+    variables = suite.command_variables("gpu", "this")
     assert variables["JAX_COMPILATION_CACHE_DIR"] == "this"
     assert variables["JAX_PLATFORMS"] == "cuda"
 
