@@ -147,7 +147,7 @@ def test_from_pretrained_stores_in_dtype(cls: type, tmp_path: Path) -> None:
 
 def test_from_pretrained_refuses_values_beyond_float16(tmp_path: Path) -> None:
     model = small_model(LM)
-    layer = model.transformer.h[1].mlp.c_fc
+    layer: Any = model.transformer.h[1].mlp.c_fc
     layer.kernel.set_value(layer.kernel.get_value().at[0, 0].set(7e4))
     layer.bias.set_value(layer.bias.get_value().at[0].set(jnp.inf))  # the file's own
     model.save_pretrained(tmp_path)

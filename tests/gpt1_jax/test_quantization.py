@@ -155,7 +155,8 @@ def test_from_pretrained_of_int8_keeps_scales_in_float32(tmp_path: Path) -> None
     model = gpt1.quantize(float_model())
     model.save_pretrained(tmp_path)
     half: Any = LM.from_pretrained(tmp_path, dtype="bfloat16")
-    for path, leaf in flatten_dict(half.params).items():
+    leaves: Any = flatten_dict(half.params)
+    for path, leaf in leaves.items():
         own: Any = flatten_dict(model.params)[path]
         int8 = (*path[:-1], "qvalue") in flatten_dict(model.params)
         if path[-1] == "qvalue" or (path[-1] == "scale" and int8):
@@ -201,6 +202,7 @@ def test_quantized_model_rejects_what_needs_floats(tmp_path: Path) -> None:
     floats = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), model.params)
     with pytest.raises(ValueError, match=r"c_attn\.qvalue is float32, but must be int8"):
         model.load_params(floats)
+    given: Any
     for given, words in (
         ({"format": "openai"}, "OpenAI's format holds floats"),
         ({"safe_serialization": False}, r"pytorch_model\.bin holds floats"),

@@ -98,7 +98,7 @@ def test_int8_matmul_computes_a_single_row_as_two() -> None:
     """A product of one row goes through a loop of scalars in XLA's CPU compiler."""
     x, weights = jnp.asarray(normal(1, 1, 48)), quantize_rows(jnp.asarray(normal(9, 48)))
     program = jax.jit(int8_matmul).lower(x, weights).as_text()
-    on_cpu = jax.jit(int8_matmul).lower(x, weights).compile().as_text()
+    on_cpu: Any = jax.jit(int8_matmul).lower(x, weights).compile().as_text()
     assert "tensor<1x9xi32>" in program  # other platforms compute one row
     assert "s32[2,9]" in on_cpu
 
@@ -125,6 +125,6 @@ def test_int8_linear_matches_its_weights(dtype: str) -> None:
 def test_int8_embed_looks_up_its_table() -> None:
     embed = nnx.Embed(11, 6, rngs=nnx.Rngs(0))
     layer = Int8Embed(embed)
-    ids = np.array([[0, 3], [10, 3]])
+    ids = jnp.array([[0, 3], [10, 3]])
     np.testing.assert_array_equal(layer(ids), np.asarray(layer.weights.dequantize())[ids])
     np.testing.assert_allclose(layer(ids), embed(ids), atol=0.5 * layer.scale.max())
