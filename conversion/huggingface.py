@@ -2,7 +2,9 @@
 
 import json
 import operator
+import os
 import shutil
+import weakref
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +23,7 @@ from conversion.layout import (
     quantization,
     tied,
 )
-from conversion.match import LazyTensor, first_faults
+from conversion.match import STORED, LazyTensor, aligned_empty, first_faults
 from conversion.torch_module import import_torch, state_dict, stored_tensors
 
 SAFETENSORS = "model.safetensors"
@@ -138,30 +140,65 @@ def _open_safetensors(path: Path) -> list[LazyTensor]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        # pread, because the pages of a mapped file would count as a second copy of the weights.
-        handle = safe_open(path, framework="np", backend="pread")
-        described = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118
+        # It checks the header. Its own arrays take twice as long, and JAX would copy each again.
+        with safe_open(path, framework="np", backend="pread"):
+            file = _OpenFile(path)
     except SafetensorError as error:
         hint = ""
-        with path.open("rb") as file:
-            if file.read(23) == b"version https://git-lfs":
+        with path.open("rb") as damaged:
+            if damaged.read(23) == b"version https://git-lfs":
                 hint = "; it is a pointer of git-lfs, run `git lfs pull`"
         raise ValueError(
             f"{path} is not a whole safetensors file ({first_line(error)}){hint}"
         ) from None
 
-    def stored(name: str) -> LazyTensor:
+    length = int.from_bytes(file.read(0, 8).tobytes(), "little")
+    header = json.loads(file.read(8, 8 + length).tobytes())
+    header.pop("__metadata__", None)
+
+    def stored(name: str, described: Mapping[str, Any]) -> LazyTensor:
+        code, shape = str(described["dtype"]), tuple(described["shape"])
+        begin, end = (8 + length + offset for offset in described["data_offsets"])
+        dtype = _DTYPES.get(code, code)
+
         def load() -> np.ndarray:
-            try:
-                return handle.get_tensor(name)
-            except SafetensorError as error:
-                raise ValueError(f"{path}: {name} cannot be read ({first_line(error)})") from None
+            return file.read(begin, end).view(STORED[dtype]).reshape(shape)
 
-        code = str(described[name].get_dtype())
-        shape = tuple(described[name].get_shape())
-        return LazyTensor(name, shape, _DTYPES.get(code, code), load, path.name)
+        return LazyTensor(name, shape, dtype, load, path.name)
 
-    return [stored(name) for name in described]
+    return [stored(name, described) for name, described in sorted(header.items())]
+
+
+class _OpenFile:
+    """A file that is read in parts, the same one even if another is put in its place meanwhile.
+
+    It is not mapped: the pages of a mapped file would count as a second copy of the weights, and
+    one that is cut short meanwhile would end the process.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        with path.open("rb") as file:
+            self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, begin: int, end: int) -> np.ndarray:
+        """Return the bytes from ``begin`` up to ``end``, in memory of their own."""
+        array = aligned_empty((end - begin,), np.uint8)
+        missing = array.data
+        while missing:
+            count = self._read_into(missing, end - len(missing))
+            if count == 0:
+                raise ValueError(f"{self._path} was cut short while it was read")
+            missing = missing[count:]
+        return array
+
+    def _read_into(self, memory: memoryview, begin: int) -> int:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._descriptor, [memory], begin)
+        with self._path.open("rb") as file:  # on Windows, which replaces no file that is open
+            file.seek(begin)
+            return file.readinto(memory)
 
 
 def _open_pickle(path: Path) -> list[LazyTensor]:

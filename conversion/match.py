@@ -5,12 +5,14 @@ for is listed here by name: the parameters of other heads, the mask and position
 versions, and the second copy of a tied embedding.
 """
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from conversion.layout import (
     ALIASES,
@@ -33,7 +35,7 @@ DTYPES = {
 }
 
 # And what quantized weights are.
-_STORED = {**DTYPES, "int8": np.dtype(np.int8)}
+STORED = {**DTYPES, "int8": np.dtype(np.int8)}
 
 # Faults that an error names; a file can have any number of them.
 MAX_FAULTS = 20
@@ -70,7 +72,19 @@ class LazyTensor:
     @property
     def nbytes(self) -> int:
         """Its size, for a dtype that can be read."""
-        return int(np.prod(self.shape, dtype=np.int64)) * _STORED[self.dtype].itemsize
+        return int(np.prod(self.shape, dtype=np.int64)) * STORED[self.dtype].itemsize
+
+
+def aligned_empty(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
+    """Return an array without values, which JAX on a CPU takes as it is instead of copying it.
+
+    For that it must begin at a multiple of 64 bytes.
+    """
+    dtype = np.dtype(dtype)
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 63, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from conversion.config_file import CONFIG, MODEL_TYPE, config_text, read_config
 from conversion.files import atomic_write
 from conversion.json_file import first_line, read_json, short
 from conversion.layout import ALIASES, BASE, ParamSpec, check_not_quantized, param_specs
-from conversion.match import MAX_FAULTS, LazyTensor, first_faults
+from conversion.match import MAX_FAULTS, LazyTensor, aligned_empty, first_faults
 
 SHAPES = "params_shapes.json"
 PIECES = 10  # OpenAI's own loader reads exactly so many
@@ -209,7 +209,7 @@ def _reader(
     """What reads the numbers from ``start`` to ``stop`` of all the pieces together."""
 
     def load() -> np.ndarray:
-        array = np.empty(stop - start, np.float32)
+        array = aligned_empty((stop - start,), np.float32)
         begin = 0  # where the piece begins in the whole
         for path, length in pieces:
             low, high = max(start, begin), min(stop, begin + length)

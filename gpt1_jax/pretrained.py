@@ -425,8 +425,12 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
 
         def leaf(array: np.ndarray) -> np.ndarray | jax.Array:
             # Of a mesh, only the name tells where, so it waits on the host.
-            on_host = mesh is not None or is_float16
-            return array if on_host else jnp.asarray(array, None if int8 else param_dtype)
+            if mesh is not None or is_float16:
+                return array
+            if param_dtype is not None and int8 is None:
+                # By numpy, since JAX would compile a program for every shape.
+                array = array.astype(param_dtype, copy=False)
+            return jax.device_put(array)
 
         try:
             _, params = conversion.read(

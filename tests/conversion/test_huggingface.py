@@ -61,6 +61,34 @@ def test_read_passes_each_leaf_once_largest_first(checkpoint, tmp_path):
     assert seen[params["score"]["kernel"] - 1].shape == (12, 3)
 
 
+@pytest.mark.parametrize("positioned", [True, False])
+def test_read_fills_aligned_memory(checkpoint, tmp_path, identical, monkeypatch, positioned):
+    if not positioned:  # as on Windows
+        monkeypatch.delattr(os, "preadv")
+    made = checkpoint(LM_HEAD, "bfloat16")
+    found = huggingface.open_weights(made.save(tmp_path / "a") / "model.safetensors")
+    arrays = {one.name: one.load() for one in found}
+    assert identical(arrays, made.tensors)
+    assert all(array.ctypes.data % 64 == 0 for array in arrays.values())
+    assert all(array.flags.writeable for array in arrays.values())
+
+
+def test_read_goes_on_with_the_file_that_was_opened(checkpoint, tmp_path, identical):
+    made, other = checkpoint(LM_HEAD), checkpoint(LM_HEAD, n_embd=24)
+    file = made.save(tmp_path / "a") / "model.safetensors"
+    found = huggingface.open_weights(file)
+    (other.save(tmp_path / "b") / "model.safetensors").replace(file)
+    assert identical({one.name: one.load() for one in found}, made.tensors)
+
+
+def test_read_reports_file_that_is_cut_short_meanwhile(checkpoint, tmp_path):
+    file = checkpoint(LM_HEAD).save(tmp_path / "a") / "model.safetensors"
+    found = huggingface.open_weights(file)
+    os.truncate(file, file.stat().st_size // 2)
+    with pytest.raises(ValueError, match=r"model\.safetensors was cut short while it was read$"):
+        [one.load() for one in found]
+
+
 def test_write_keeps_inf_and_nan_bits(checkpoint, tmp_path):
     made = checkpoint(BASE, "bfloat16")
     bits = np.arange(20 * 12, dtype=np.uint16).reshape(20, 12) + np.uint16(0x7F70)  # inf and NaNs

@@ -48,6 +48,23 @@ def test_save_then_load_is_bit_exact(cls: type, dtype: str, tmp_path: Path) -> N
     assert saved["dtype"] == dtype
 
 
+def test_from_pretrained_compiles_nothing_and_jax_takes_what_was_read(tmp_path: Path) -> None:
+    small_model(LM).save_pretrained(tmp_path)
+    with compilations() as compiled:
+        LM.from_pretrained(tmp_path)
+        LM.from_pretrained(tmp_path, param_dtype="bfloat16")
+    assert not compiled
+    # One copy of the weights: the numbers in the file are read into memory that JAX goes on with.
+    places: list[tuple[int, jax.Array]] = []
+
+    def leaf(array: np.ndarray) -> jax.Array:
+        places.append((array.ctypes.data, jax.device_put(array)))
+        return places[-1][1]
+
+    conversion.read(tmp_path, leaf=leaf)
+    assert all(place == array.unsafe_buffer_pointer() for place, array in places)
+
+
 @pytest.mark.parametrize("cls", [LM, DOUBLE])
 def test_save_then_load_keeps_untied_head(cls: type, tmp_path: Path) -> None:
     model = small_model(cls, tie_word_embeddings=False)

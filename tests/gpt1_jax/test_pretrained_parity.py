@@ -71,6 +71,22 @@ def test_from_pretrained_stores_in_dtype_as_transformers(tmp_path: Path) -> None
         assert torch.equal(tensor, load_file(files[1])[name])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_from_pretrained_rounds_weights_as_torch(dtype: str, tmp_path: Path) -> None:
+    reference = torch_model("OpenAIGPTLMHeadModel", **SIZES)
+    # Subnormal and the largest in float16, and half-way between two numbers of either dtype.
+    corners = [1e-7, -3e-8, 6e-5, 2e-8, 65519.0, 1 + 2**-11, 1 + 3 * 2**-11]
+    corners += [1 + 2**-8, 1 + 3 * 2**-8, 1e-40, -0.0, float("inf")]
+    with torch.no_grad():
+        reference.transformer.tokens_embed.weight.view(-1)[: len(corners)] = torch.tensor(corners)
+    reference.save_pretrained(tmp_path)
+    table = gpt1.from_pretrained(tmp_path, param_dtype=dtype).get_input_embeddings().embedding
+    expected = reference.transformer.tokens_embed.weight.to(getattr(torch, dtype))
+    assert np.array_equal(
+        np.asarray(table.get_value()).view(np.int16), expected.detach().view(torch.int16).numpy()
+    )
+
+
 def test_from_pretrained_ignores_mismatched_sizes_as_transformers(tmp_path: Path) -> None:
     name = "OpenAIGPTForSequenceClassification"
     torch_model(name, **SIZES).save_pretrained(tmp_path)
