@@ -64,7 +64,7 @@ print(*out[0].tolist())
 def start(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS) -> dict[str, Any]:
     """Race fresh processes to the first token; all must write the same one.
 
-    This package is its own command: as it is, and with JAX's persistent cache of compiled programs,
+    This package is its own command: without its cache of compiled programs, and with that cache,
     which a run before has filled. The command reads a tokenizer too, the checkpoint's own or the
     demo's small one. transformers is the shortest program that does the same with ids. Each has run
     before, so files are in the system's cache.
@@ -155,16 +155,9 @@ def command_variables(platform: Platform | None, cache: str | None) -> dict[str,
         for name, value in os.environ.items()
         if not (name.startswith("JAX_") and "CACHE" in name)
     }
-    variables["HF_HUB_OFFLINE"] = "1"
+    variables |= {"HF_HUB_OFFLINE": "1", "GPT1_CACHE": cache or "none"}
     if platform is not None:
         variables["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(platform, platform)
-    if cache is None:
-        variables["GPT1_CACHE"] = "none"
-    else:
-        variables["JAX_COMPILATION_CACHE_DIR"] = cache
-        # By default only programs that take a second to compile are kept.
-        variables["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-        variables["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     return variables
 
 

@@ -120,8 +120,10 @@ def verify(
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
+    from gpt1_jax.cli.compilation_cache import enable_compilation_cache
     from gpt1_jax.verify import verify as checks
 
+    enable_compilation_cache()
     failed = False
     source = only_one(checkpoint, model)
     for check in checks(source, revision=revision, local_files_only=local_files_only):

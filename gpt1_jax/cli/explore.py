@@ -11,6 +11,7 @@ from flax import nnx
 
 from gpt1_jax._conversion import conversion
 from gpt1_jax.cli.arguments import MaybeCheckpoint, MaybeModel, Model, only_one
+from gpt1_jax.cli.compilation_cache import enable_compilation_cache
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, resolve
 from gpt1_jax.explore.display import show
@@ -118,6 +119,7 @@ def nearest(
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
+    enable_compilation_cache()
     tokenizer = Tokenizer.from_pretrained(
         model, pipeline=pipeline, revision=revision, local_files_only=local_files_only
     )
@@ -198,6 +200,7 @@ def picture(
 def _read(
     text: str, model: str, pipeline: Pipeline | None, revision: str | None, local_files_only: bool
 ) -> tuple[OpenAIGPTLMHeadModel, ForwardTrace]:
+    enable_compilation_cache()
     tokenizer = Tokenizer.from_pretrained(
         model, pipeline=pipeline, revision=revision, local_files_only=local_files_only
     )

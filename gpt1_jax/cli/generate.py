@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -12,7 +11,7 @@ import tyro
 from gpt1_jax._conversion import conversion
 from gpt1_jax.checks import INTEGER, at_least, check
 from gpt1_jax.cli.arguments import DType, Model, Quantize
-from gpt1_jax.cli.compilation_cache import enable_compilation_cache
+from gpt1_jax.cli.compilation_cache import Cache, enable_compilation_cache
 from gpt1_jax.cli.generation_flags import (
     BeamFlags,
     ConstraintFlags,
@@ -54,9 +53,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     pipeline: Pipeline | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
-    compilation_cache: Annotated[
-        Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")
-    ] = None,
+    compilation_cache: Cache = None,
 ) -> None:
     """Continue one text or several, each printed with its continuation.
 
@@ -92,7 +89,8 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
             checkpoint's by default.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
-        compilation_cache: keep compiled programs in this folder, for the next run.
+        compilation_cache: where compiled programs are kept for the next run; none to keep none.
+            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
     enable_compilation_cache(compilation_cache)
     if batch_size is not None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from gpt1_jax.cli.arguments import DType, MaybeModel, Model, Quantize
-from gpt1_jax.cli.compilation_cache import enable_compilation_cache
+from gpt1_jax.cli.compilation_cache import Cache, enable_compilation_cache
 from gpt1_jax.sharding import processes
 from gpt1_jax.sharding.processes import DeviceSettings, is_main_process
 from gpt1_jax.training import finetune as finetuning
@@ -30,7 +30,6 @@ File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="")]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
-Cache = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 
 
 def pretrain(
@@ -62,7 +61,8 @@ def pretrain(
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
         devices: what devices to train on.
-        compilation_cache: keep compiled programs in this folder, for the next run.
+        compilation_cache: where compiled programs are kept for the next run; none to keep none.
+            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
     enable_compilation_cache(compilation_cache)
     with processes.devices(devices) as mesh:
@@ -117,7 +117,8 @@ def finetune(
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
         devices: what devices to train on.
-        compilation_cache: keep compiled programs in this folder, for the next run.
+        compilation_cache: where compiled programs are kept for the next run; none to keep none.
+            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
     enable_compilation_cache(compilation_cache)
     named = {}
@@ -169,7 +170,8 @@ def evaluate(
         dtype: of the weights in memory and of the computation; the checkpoint's by default.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
-        compilation_cache: keep compiled programs in this folder, for the next run.
+        compilation_cache: where compiled programs are kept for the next run; none to keep none.
+            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
     if not files:
         raise ValueError("give at least one file")

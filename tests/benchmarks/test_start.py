@@ -29,7 +29,7 @@ def test_environment_sets_cache_and_platform(monkeypatch: pytest.MonkeyPatch) ->
     assert variables["GPT1_CACHE"] == "none"
     assert variables["JAX_PLATFORMS"] == "cpu"
     variables = suite.command_variables("gpu", "this")
-    assert variables["JAX_COMPILATION_CACHE_DIR"] == "this"
+    assert variables["GPT1_CACHE"] == "this"
     assert variables["JAX_PLATFORMS"] == "cuda"
 
 
