@@ -6,6 +6,7 @@ start: a command's own module, which imports JAX, is imported when that command 
 
 import contextlib
 import difflib
+import gc
 import importlib
 import io
 import os
@@ -93,6 +94,9 @@ def run(arguments: Sequence[str]) -> None:
         from gpt1_jax.cli.arguments import PATHS
 
         chosen = command(name) if name in COMMANDS else None
+    if not gc.isenabled():  # in a process of its own: see ``program``
+        gc.freeze()
+        gc.enable()
     if name in TAKE_CONFIG and chosen is not None:
         from gpt1_jax.cli.config_flag import with_config
 
@@ -216,6 +220,10 @@ def program() -> None:
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:  # a parent may have it ignored
         # By default the first process of a container would not hear it.
         signal.signal(signal.SIGTERM, _raise_interrupt)
+    # A garbage collection finds nothing among the million objects of modules, which stay to the
+    # end: without one while they are imported, and with them left out of all others, of the last
+    # at exit too, a command is 0.4 s shorter.
+    gc.disable()
     try:
         main()
     except SystemExit as end:
@@ -225,3 +233,5 @@ def program() -> None:
         with contextlib.suppress(OSError):  # the reader of our output may be gone
             sys.stdout.flush()
         os._exit(end.code)
+    finally:
+        gc.freeze()

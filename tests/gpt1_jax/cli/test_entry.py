@@ -1,5 +1,6 @@
 """The entry of the command: light, with a version, and interrupted at any time."""
 
+import gc
 import os
 import random
 import re
@@ -105,6 +106,23 @@ def test_program_skips_teardown_after_an_interrupt() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (130, "a line\n", "")
+
+
+def test_program_keeps_modules_out_of_garbage_collections() -> None:
+    code = (
+        "import atexit, gc, sys\nfrom gpt1_jax import cli\nsys.argv = ['gpt1', 'tokens', 'a']\n"
+        "atexit.register(lambda: print(gc.isenabled(), gc.get_freeze_count() > 100_000))\n"
+        "cli.program()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1], done.stderr) == (0, "True True", "")
+
+
+def test_main_leaves_garbage_collection_as_it_was(run: Run) -> None:
+    frozen = gc.get_freeze_count()
+    run("tokens", "a")
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == frozen
 
 
 @pytest.mark.parametrize("argument", ["--version", "--help", "generate", "generat"])
