@@ -790,7 +790,7 @@ def lm_logits(
 ) -> jax.Array:
     """(..., E) -> (..., V), float32 at least, by the model's own head or its token embedding."""
     if isinstance(model.lm_head, TiedHead):
-        return model.lm_head(states, model.transformer.tokens_embed)
+        return model.lm_head(states, embedding_table(model.transformer.tokens_embed))
     return model.lm_head(states)
 
 

@@ -117,7 +117,7 @@ def qkv_by_heads(
 
 
 class TiedHead(nnx.Module):
-    """A linear layer without parameters of its own: its weights are those of a given embedding."""
+    """A linear layer without parameters of its own: its weights are a given embedding table."""
 
     def __init__(
         self,
@@ -134,13 +134,12 @@ class TiedHead(nnx.Module):
         self.precision = precision
 
     def __call__(
-        self, x: Float[Array, "... E"], embed: nnx.Embed | Int8Embed
+        self, x: Float[Array, "... E"], embedding: Float[Array, "V E"] | QArray
     ) -> Float[Array, "... V"]:
-        """Return x times the transposed table (V, E), float32 at least."""
-        table = embedding_table(embed)
-        if isinstance(table, QArray):
-            return int8_matmul(x, table)
-        return logits_matmul(x.astype(self.dtype), table.astype(self.dtype), self.precision)
+        """Return x @ embedding.T, float32 at least."""
+        if isinstance(embedding, QArray):
+            return int8_matmul(x, embedding)
+        return logits_matmul(x.astype(self.dtype), embedding.astype(self.dtype), self.precision)
 
 
 def embedding_table(embed: nnx.Embed | Int8Embed) -> Float[Array, "V E"] | QArray:
