@@ -7,10 +7,8 @@ from typing import Annotated, Literal
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from gpt1_jax.quantization import Mode
-
 DType = Literal["float32", "bfloat16", "float16"]
-Quantize = Annotated[Mode | None, tyro.conf.arg(help_behavior_hint="")]
+Quantize = Annotated[Literal["int8"] | None, tyro.conf.arg(help_behavior_hint="")]
 Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
 MaybeModel = Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")]
 MaybeCheckpoint = Annotated[MaybeModel, tyro.conf.Positional]
