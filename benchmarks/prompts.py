@@ -50,7 +50,7 @@ def prompts(
 
     Args:
         options: of every suite; the model is the demo unless one is given.
-        full_size: random weights of full size in place of the demo: give it --count 150.
+        full_size: random weights of full size in place of the demo: give it --count 64.
         count: number of prompts.
         new_tokens: tokens to write after each, fewer where the model ends a text.
         batch_sizes: of the fixed batches; by default 8, 16, 32 and 64.

@@ -129,7 +129,7 @@ def describe(case: Case) -> str:
     shape = case["case"]
     if "checkpoint bytes" in shape:
         return f"checkpoint of {shape['checkpoint bytes'] / 1e6:.0f} MB"
-    if "tokens" not in shape:
+    if not {"batch", "tokens"} <= shape.keys():
         return ", ".join(f"{name} {value}" for name, value in shape.items())
     text = f"{shape['batch']} x {shape['tokens']}" + ", states" * (not shape.get("head", True))
     if shape.get("remat", "none") != "none":

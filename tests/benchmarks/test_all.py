@@ -36,7 +36,9 @@ def test_run_all_records_every_suite(tmp_path: Path) -> None:
     for name, record in records.items():
         assert record["suite"] == name.removesuffix("-memory")
         assert record["cases"]
-        assert not (record["absent"] and "CI" in os.environ), f"{name}: {record['absent']}"
+        # What a processor lacks cannot be installed.
+        absent = [peer for peer in record["absent"] if PEERS[peer].lacks is None]
+        assert not (absent and "CI" in os.environ), f"{name}: {record['absent']}"
     check_load(records["load"], done.stdout)
     check_start(records["start"])
     check_scaling(records["scaling"], done.stdout)

@@ -230,12 +230,17 @@ def test_report_compares_with_another_jax_where_it_differs(tmp_path: Path) -> No
 
 
 def test_report_names_what_is_unsteady(tmp_path: Path) -> None:
+    content = record("scaling")
+    content["cases"][0]["seconds"]["gpt1-jax"] = [0.001, 0.001, 0.002]
+    (tmp_path / "scaling.json").write_text(json.dumps(content))
     page = report(write(tmp_path, "forward", "train")).read_text()
     found = cells(section(page, "Unsteady"), "forward, 2 x 8")
     assert [row[1:] for row in found] == [
         ["gpt1-jax", "the quartiles lie 60% of the median apart"],
         ["transformers", "the quartiles lie 32% of the median apart"],
     ]
+    (scaling,) = cells(section(page, "Unsteady"), "scaling, what length, tokens 8")
+    assert scaling[1:] == ["gpt1-jax", "the median went from 1 to 2 ms during the rounds"]
     assert "train" not in section(page, "Unsteady")
 
 
