@@ -122,7 +122,9 @@ def logits_matmul(
     rows = x.size // E
     if x.dtype.itemsize == 2:  # both forms are alike
         if x.size == E:
-            return one_row_twice(whole, x.reshape(1, E), table).reshape(*x.shape[:-1], V)
+            # A GPU multiplies and sums the head's row in one kernel.
+            logits = one_row_twice(whole, x.reshape(1, E), table, platforms=("cpu",))
+            return logits.reshape(*x.shape[:-1], V)
         return whole(x, table)
     # A symbol, as an export has it, is not a known number.
     if isinstance(rows, int) and 1 < rows <= MAX_ROWS:
