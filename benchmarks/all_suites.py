@@ -26,7 +26,7 @@ MAX_SECONDS = 10.0
 
 
 def run_all(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS, full: bool = False) -> None:
-    """Run every suite against the peers and write its report, in about twenty minutes.
+    """Run every suite against the peers and write its report.
 
     The results go to the folder --out, by default benchmarks/results: a JSON file for each suite,
     and the report. The files of finished suites stay if a later one is stopped.
