@@ -52,6 +52,7 @@ from gpt1_jax.nn.layers import (
     normal,
     qkv_by_heads,
     split_key,
+    take_rows,
 )
 from gpt1_jax.nn.losses import causal_lm_loss, classification_loss, cross_entropy
 from gpt1_jax.nn.matmul import dot_general
@@ -440,7 +441,7 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
 
         def look_up(table: nnx.Embed | Int8Embed, ids: ArrayLike) -> jax.Array:
             ids = gather_indices(ids, table.num_embeddings).reshape(-1, tokens)
-            return table(ids).astype(self.dtype)
+            return take_rows(table, ids).astype(self.dtype)
 
         if input_ids is not None:
             x = look_up(self.tokens_embed, input_ids)

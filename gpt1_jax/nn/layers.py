@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import PrecisionLike
 from jax.sharding import NamedSharding
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Integer
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.dtypes import at_least_float32
@@ -145,6 +145,18 @@ class TiedHead(nnx.Module):
 def embedding_table(embed: nnx.Embed | Int8Embed) -> Float[Array, "V E"] | QArray:
     """Return the table of an embedding."""
     return embed.weights if isinstance(embed, Int8Embed) else embed.embedding.get_value()
+
+
+def take_rows(
+    embed: nnx.Embed | Int8Embed, ids: Integer[Array, "..."]
+) -> Float[Array, "... features"]:
+    """Return ``embed(ids)``: the rows that ``ids`` name, NaN for an id beyond the last one."""
+    if type(embed) is nnx.Embed and embed.embedding.get_value().dtype.itemsize == 2:
+        # Before a loop that reads rows, XLA's CPU compiler would convert the whole table to float32
+        # (at full size 124 MB a call): it does not take what comes with the ids out of the loop.
+        table, ids = jax.lax.optimization_barrier((embed.embedding.get_value(), ids))
+        return jnp.take(table, ids, axis=0)
+    return embed(ids)
 
 
 def split_key(key: jax.Array | None, parts: int) -> list[jax.Array | None]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jaxlib
@@ -59,6 +60,16 @@ def test_compilation_cache_on_full_disk_is_silent(tmp_path: Path) -> None:
         found = compiled({}, "--compilation-cache", tmp_path, through=small_files)
         assert found["from the cache"] == 0
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.nightly
+def test_compilation_cache_serves_processes_that_start_together(tmp_path: Path) -> None:
+    caches = {"GPT1_CACHE": str(tmp_path)}
+    with ThreadPoolExecutor() as threads:
+        first, second = threads.map(compiled, [caches] * 2)
+    assert first["count"] == second["count"]
+    again = compiled(caches)
+    assert again["from the cache"] == again["count"] == first["count"]
 
 
 @pytest.mark.nightly
