@@ -36,6 +36,9 @@ from gpt1_jax.demo import HubOptions, resolve
 FILE = "generation_config.json"
 CONFIG = "config.json"
 MAX_INT = 2**20  # tokens or texts, beyond which memory could not hold them
+# What changes the logits whether tokens are drawn or not.
+CONSTRAINTS = ("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids")
+CONSTRAINTS += ("suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 KEPT = ("output_scores", "output_logits")
 RETURNED = ("return_dict_in_generate", *KEPT)
@@ -319,6 +322,13 @@ class GenerationConfig:
         if self.extra is None:
             self._check_effect(DEFAULTS)
         self._check_together()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is drawn, and no constraint is on."""
+        return not self.do_sample and not any(
+            getattr(self, name) != DEFAULTS[name] for name in CONSTRAINTS
+        )
 
     def _idle(self) -> tuple[str, ...]:
         """Return the settings that have no effect without others."""

@@ -191,10 +191,10 @@ def _page(plans: "Sequence[Plan]", missing: dict[str, str], compilers: dict[str,
     parts = [
         "# Launches and bytes of a call",
         _text(
-            "What GPT-1 (116 M parameters) in bfloat16 starts and moves on one device in a decode "
-            "step with a cache of 256 slots, in a forward and in a training step, counted in the "
-            f"programs that XLA compiles ({versions}). `python -m benchmarks accelerator --count` "
-            "writes this page. Nothing was run: the figures are not timings."
+            "What GPT-1 (116 M parameters) in bfloat16 starts and moves on one device in a step of "
+            "greedy decoding with a cache of 256 slots, in a forward and in a training step, "
+            f"counted in the programs that XLA compiles ({versions}). `python -m benchmarks "
+            "accelerator --count` writes this page. Nothing was run: the figures are not timings."
         ),
         "\n".join([rows[0], rules, *rows[1:]]),
         _text(
@@ -210,6 +210,10 @@ def _page(plans: "Sequence[Plan]", missing: dict[str, str], compilers: dict[str,
             "place, the slices count. *us*: how long the memory takes to move that many bytes at "
             "its full bandwidth. *least us*: the same for the program's arguments and results, "
             "each once."
+        ),
+        _text(
+            "A decoding step reads the last token of each row and chooses the next; the condition "
+            "of the loop around it is not counted. On a GPU one row is decoded as two equal ones."
         ),
         _text(
             "A TPU's figures are those of a chip of four with so many rows each. Only its training "

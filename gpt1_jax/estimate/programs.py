@@ -9,6 +9,16 @@ from jax.sharding import Mesh
 
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.planning import DType, Name
+from gpt1_jax.generation.decode import (
+    Extras,
+    SamplingParams,
+    State,
+    empty_state,
+    least_rows,
+    sample_next,
+)
+from gpt1_jax.generation.processors import DecodeContext
+from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import Backend, Cache
 from gpt1_jax.nn.remat import Remat
@@ -62,8 +72,9 @@ def program(
     """Return a program of a language model.
 
     ``forward`` gives the logits of all tokens, ``prefill`` reads a prompt into a cache and gives
-    those of its last token, ``decode`` reads one token more with a full cache of ``length``
-    positions, ``train`` is a step of ``gpt1 pretrain``: loss, gradients, clipping, Adam.
+    those of its last token, ``decode`` is a step of ``generate`` as it decodes by default, with a
+    cache of ``length`` slots: it reads one token more and chooses the next. ``train`` is a step of
+    ``gpt1 pretrain``: loss, gradients, clipping, Adam.
 
     Args:
         name: of the program.
@@ -108,6 +119,12 @@ def program(
         tokens = batch * length
         return Program(name, forward, arguments, tokens, _flops(config, tokens, length, tokens))
 
+    if name == "decode":
+        least = round_up_to_mesh(mesh, 1) * least_rows(mesh.devices.flat[0].platform)
+        step, state, sampling = _decoding(structure, config, max(batch, least), length, dtype)
+        arguments = params, _rows_placed(mesh, state), sampling
+        return Program(name, step, arguments, batch, _flops(config, batch, length, batch))
+
     cache = _rows_placed(mesh, jax.eval_shape(lambda: Cache.empty(config, batch, length, dtype)))
 
     def read(params: Params, ids: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -115,15 +132,43 @@ def program(
         return out.logits, out.cache
 
     run = jax.jit(read, donate_argnums=2)
-    new = length if name == "prefill" else 1
-    arguments = params, _rows_placed(mesh, _ids(batch, new)), cache
-    return Program(name, run, arguments, batch * new, _flops(config, batch * new, length, batch))
+    arguments = params, _rows_placed(mesh, _ids(batch, length)), cache
+    tokens = batch * length
+    return Program(name, run, arguments, tokens, _flops(config, tokens, length, batch))
 
 
 def _flops(config: OpenAIGPTConfig, tokens: int, keys: int, predicted: int) -> float:
     E = config.n_embd
     block = 4 * E * E + 2 * E * config.n_inner + 2 * E * keys
     return 2.0 * (tokens * config.n_layer * block + predicted * E * config.vocab_size)
+
+
+def _decoding(
+    structure: ModelStructure[OpenAIGPTLMHeadModel],
+    config: OpenAIGPTConfig,
+    rows: int,
+    length: int,
+    dtype: DType,
+) -> tuple[jax.stages.Wrapped, State, SamplingParams]:
+    """A step of ``generate`` without settings, and what it takes beside the parameters."""
+
+    def start() -> State:
+        number = jnp.int32(0)
+        context = DecodeContext(
+            tokens=jnp.zeros((rows, length + 1), jnp.int32),
+            start=jnp.zeros(rows, jnp.int32),
+            length=number,
+            new=number,
+        )
+        return empty_state(context, number, config=config, dtype=jnp.dtype(dtype), room=length)
+
+    settings = GenerationConfig().for_model(config)
+    sampling = SamplingParams.build(settings, config.vocab_size, settings.seeds(rows), Extras())
+
+    def step(params: Params, state: State, sampling: SamplingParams) -> State:
+        return sample_next(merge(structure, params), sampling, state)
+
+    return jax.jit(step, donate_argnums=1), jax.eval_shape(start), sampling
 
 
 def _training(

@@ -425,7 +425,7 @@ def _prepare_decoding(
         stops = StopStrings.build(tokenizer, settings.stop_strings, V)
         extras = dataclasses.replace(extras, stop_strings=stops)
     decoder = Decoder.prepare(model, len(prompts) * max(K, each))
-    prompts, settings = decoder.pad_to_mesh(prompts, settings)
+    prompts, settings = decoder.pad(prompts, settings)
     seeds = settings.seeds(len(prompts))  # of a search there is one
     sampling = SamplingParams.build(settings, V, seeds[::each] if K > 1 else seeds, extras)
     return decoder, prompts, settings, sampling

@@ -1,8 +1,9 @@
 """From the logits of a model to the logits that the next token is chosen from.
 
 Each rule of Hugging Face's ``generate`` is a dataclass whose fields are traced arrays, so that
-changing a value compiles nothing; a rule that is off costs a branch. They run in Hugging Face's
-order: ``processors`` always, ``warpers`` when sampling.
+changing a value compiles nothing; a rule that is off costs a branch, and a call with none that is
+on has a program without them (``SamplingParams``). They run in Hugging Face's order: ``processors``
+always, ``warpers`` when sampling.
 
 Dimensions: B rows, C slots for tokens, V vocabulary.
 """

@@ -14,9 +14,10 @@ XLA's CPU compiler makes of the plain product in float32 falls short of that (JA
 
 XLA's GPU compiler turns the product of one row into a multiplication and a sum, and in bfloat16 and
 float16 writes what it multiplied, as large as the kernel and in float32, to memory for two kernels
-of each block: a decoding step of one row moves 526 MB in 197 launches. The product of two equal
-rows stays a product: 246 MB in 173 launches, where the weights are 233 MB (compiled for an H100 by
-JAX 0.10.2; not timed). In float32 one row is left as it is, since a sum does not round to TF32.
+of each block: the forward of one token with a cache moves 526 MB in 197 launches. The product of
+two equal rows stays a product: 246 MB in 173 launches, where the weights are 233 MB (compiled for
+an H100 by JAX 0.10.2; not timed). In float32 one row is left as it is, since a sum does not round
+to TF32. ``generate`` needs none of this: it has two rows throughout (``decode.least_rows``).
 """
 
 import functools

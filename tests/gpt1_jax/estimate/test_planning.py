@@ -76,8 +76,10 @@ def test_plan_decode_step_donates_cache() -> None:
     cache = 2 * SMALL.n_layer * 3 * 16 * SMALL.n_embd * 2
     assert found.tokens == 3
     assert found.donated >= cache
-    mask, ids, index = 3 * 16 * 4, 3 * 4, 4  # float32, int32, int32
-    assert found.arguments == size(SMALL) / 2 + cache + mask + ids + index
+    mask, columns = 3 * 16 * 4, 3 * 3 * 17 * 4  # tokens, scores and log-probabilities
+    counts = 3 * (4 + 4 + 1) + 4 * 4  # of each row: start, length, done; and of all rows
+    settings = SMALL.vocab_size + 4  # end tokens and padding
+    assert found.arguments == size(SMALL) / 2 + cache + mask + columns + counts + settings
     assert found.launches is not None
     # At least the products: four a block, two of its attention, and the logits'.
     assert found.launches.total >= 6 * SMALL.n_layer + 1

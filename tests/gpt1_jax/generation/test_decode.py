@@ -128,18 +128,15 @@ def test_generate_prepares_a_model_once(monkeypatch: pytest.MonkeyPatch) -> None
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("rows", [1, 2])
-def test_decode_step_does_not_copy_the_cache(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> None:
-    """No compiled loop copies an array of the cache to keep one and compute with the other.
-
-    One copy of each may be there for form's sake: where it comes to lie in its own place.
-    """
-    asked = gpt1.GenerationConfig().for_model(CONFIG)
+def compiled_text(model: gpt1.OpenAIGPTLMHeadModel, rows: int, **options: Any) -> str:
+    """What XLA makes of decoding with these settings, with a cache of 64 slots."""
+    asked = gpt1.GenerationConfig(**options).for_model(CONFIG)
     decoder = decode.Decoder.prepare(model, rows)
     sampling = decode.SamplingParams.build(
         asked, CONFIG.vocab_size, asked.seeds(rows), decode.Extras()
     )
     state, _ = decode._start(decoder, [Prompt(np.ones(3, np.int32))] * rows, asked, sampling)
+    assert state.cache.length == 64
     lowered = decode._decode_until.lower(
         decoder.structure,
         decoder.params,
@@ -150,11 +147,83 @@ def test_decode_step_does_not_copy_the_cache(model: gpt1.OpenAIGPTLMHeadModel, r
     )
     text = lowered.compile().as_text()
     assert text is not None
-    cached = rf"f32\[({rows},)?2,{state.cache.length},6\]"
+    return text
+
+
+@pytest.mark.parametrize(
+    ("options", "branches"),
+    [
+        ({}, False),
+        ({"eos_token_id": [3, 4], "pad_token_id": 2}, False),
+        ({"repetition_penalty": 1.5}, True),
+        ({"do_sample": True}, True),
+    ],
+)
+def test_plain_decode_step_has_no_branches(
+    model: gpt1.OpenAIGPTLMHeadModel, options: dict[str, Any], branches: bool
+) -> None:
+    assert ("conditional(" in compiled_text(model, 2, **options)) == branches
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_decode_step_does_not_copy_the_cache(model: gpt1.OpenAIGPTLMHeadModel, rows: int) -> None:
+    """No compiled loop copies an array of the cache to keep one and compute with the other.
+
+    One copy of each may be there for form's sake: where it comes to lie in its own place.
+    """
+    text = compiled_text(model, rows)
+    cached = rf"f32\[({rows},)?2,64,6\]"
     assert re.search(cached, text)
     loops = re.split(r"^}$", text, flags=re.MULTILINE)
     copies = [len(re.findall(rf"= {cached}\S* copy\(", loop)) for loop in loops]
     assert max(copies) <= 2 * CONFIG.n_layer
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"output_scores": True},
+        {"do_sample": True, "seed": 3},
+        {"num_beams": 2},
+        {"prompt_lookup_num_tokens": 3},
+        {"sliding_window": 20, "max_new_tokens": 70},
+    ],
+)
+def test_generate_gives_one_row_of_two_equal_ones(
+    model: gpt1.OpenAIGPTLMHeadModel, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    asked: dict[str, Any] = {"max_new_tokens": 12, "eos_token_id": 5, **options}
+    expected = gpt1.generate(model, [[7, 8, 9]], return_dict_in_generate=True, **asked)
+    monkeypatch.setattr(decode, "least_rows", lambda platform: 2)
+    found = gpt1.generate(model, [[7, 8, 9]], return_dict_in_generate=True, **asked)
+    np.testing.assert_array_equal(found.sequences, expected.sequences)
+    for name in ("transition_scores", "log_probs", "scores"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert np.shape(ours) == np.shape(theirs)
+        if ours is not None:
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
+
+
+def test_decoder_pads_to_its_least_rows(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    decoder = dataclasses.replace(decode.Decoder.prepare(model, 1), least_rows=2)
+    prompts = [Prompt(np.full(3, token, np.int32)) for token in range(3)]
+
+    def padded(number: int, **options: Any) -> tuple[int, Any]:
+        asked = gpt1.GenerationConfig(**options)
+        rows, asked = decoder.pad(prompts[:number], asked)
+        assert rows == prompts[:number] + [prompts[number - 1]] * (len(rows) - number)
+        return len(rows), asked.seed
+
+    assert padded(1) == (2, None)
+    assert padded(3) == (3, None)
+    assert padded(1, num_beams=2) == (1, None)
+    assert padded(1, do_sample=True) == (2, (0, 0))
+    assert padded(1, do_sample=True, seed=[7]) == (2, (7, 7))
+    assert padded(1, do_sample=True, seed=7, num_return_sequences=2) == (1, 7)
+
+
+def test_least_rows_are_two_on_a_gpu() -> None:
+    assert [decode.least_rows(name) for name in ("gpu", "cpu", "tpu")] == [2, 1, 1]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -266,22 +335,26 @@ def random_settings(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def test_generate_compiles_once_per_cache_length(model: gpt1.OpenAIGPTLMHeadModel) -> None:
-    """100 prompts with settings of all kinds: one compilation for every length of the cache."""
+    """100 prompts with settings of all kinds: two programs for every length of the cache."""
     decoder: Any = decode._decode_until
     decoder.clear_cache()
     twin = gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(1))
     # Texts have at most 61 tokens and are read in pieces of 32: the cache has 32 or 64 slots.
-    for new in (1, 33):
-        with compilations() as found:
-            gpt1.generate(model, [[1]], max_new_tokens=new)
-        assert found, "compilations are not counted"
+    kinds: list[dict[str, Any]] = [{}, {"do_sample": True}]
+    for options in kinds:
+        for new in (1, 33):
+            with compilations() as found:
+                gpt1.generate(model, [[1]], max_new_tokens=new, **options)
+            assert found, "compilations are not counted"
     rng = np.random.default_rng(0)
     with compilations() as found:
         for _ in range(100):
             prompt = rng.integers(29, size=rng.integers(1, 33)).tolist()
             gpt1.generate(model, [prompt], **random_settings(rng))
-        gpt1.generate(twin, [[1]], max_new_tokens=3, do_sample=True)
-    assert decoder._cache_size() == 2
+        kinds.append({"repetition_penalty": 2.0})
+        for options in kinds:
+            gpt1.generate(twin, [[1]], max_new_tokens=3, eos_token_id=[5, 6], **options)
+    assert decoder._cache_size() == 4
     assert found == []
 
 

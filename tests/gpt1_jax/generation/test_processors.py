@@ -26,6 +26,7 @@ from gpt1_jax.generation.processors import (
     processors,
     warpers,
 )
+from gpt1_jax.generation_config import SAMPLING
 
 B, V, SLOTS = 2, 9, 12
 
@@ -396,6 +397,13 @@ SETTINGS: dict[str, Callable[[int], dict[str, Any]]] = {
     "min_p": lambda n: {"min_p": n / 10},
     "typical_p": lambda n: {"typical_p": 1 - n / 10},
 }
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_call_with_a_rule_is_not_plain(name: str) -> None:
+    drawn = name in SAMPLING
+    assert GenerationConfig(eos_token_id=3, pad_token_id=2, max_new_tokens=7).is_plain
+    assert not GenerationConfig(do_sample=drawn, **SETTINGS[name](1)).is_plain
 
 
 def test_processors_do_not_recompile_for_new_values() -> None:
