@@ -4,7 +4,12 @@ Of another, such as "rbg", what is drawn under ``vmap`` depends on the whole bat
 of a checkpoint have another size.
 """
 
+import math
+from collections.abc import Sequence
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 IMPLEMENTATION = "threefry2x32"  # JAX's own default
 
@@ -17,3 +22,36 @@ def key_of(seed: int | jax.Array) -> jax.Array:
 def wrap_key_data(data: jax.Array) -> jax.Array:
     """Return the key of which these are the data: the inverse of ``jax.random.key_data``."""
     return jax.random.wrap_key_data(data, impl=IMPLEMENTATION)
+
+
+def random_bits(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    """Return 32 random bits for each element of a dropout mask: a hash of its index and the key.
+
+    ``jax.random.bits`` would do too. On a CPU its threefry is a loop over the whole array for each
+    mask, which XLA takes long to compile and fuses with nothing: with JAX 0.12 a fine-tuning step
+    of the demo took 2.4 times as long to compile, and 1.2 times as long to run. An element's bits
+    depend on nothing else, so that a mask is the same on one device and on a mesh.
+
+    Args:
+        key: typed or raw.
+        shape: of the mask.
+
+    Returns:
+        uint32 of this shape.
+    """
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    words = jax.random.key_data(key) if typed else key
+    bits = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):  # the index in the flat array; an iota for each axis is sharded
+        stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
+        bits += jax.lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    for i in range(words.shape[-1]):
+        bits = _mix(bits ^ words[i])
+    return bits
+
+
+def _mix(bits: jax.Array) -> jax.Array:
+    """Return uint32 whose every bit depends on every bit given (Wellons's hash "lowbias32")."""
+    bits = (bits ^ (bits >> 16)) * np.uint32(0x7FEB352D)
+    bits = (bits ^ (bits >> 15)) * np.uint32(0x846CA68B)
+    return bits ^ (bits >> 16)

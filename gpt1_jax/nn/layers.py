@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import PrecisionLike
 from jax.sharding import NamedSharding
@@ -14,6 +15,7 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.nn.host_arrays import native
 from gpt1_jax.nn.int8 import Int8Embed, Int8Linear, QArray, int8_matmul
+from gpt1_jax.nn.keys import random_bits
 from gpt1_jax.nn.matmul import logits_matmul
 from gpt1_jax.nn.partitioning import TENSOR, axis_size, constrain
 
@@ -168,4 +170,10 @@ def split_key(key: jax.Array | None, parts: int) -> list[jax.Array | None]:
 
 def dropout(layer: nnx.Dropout, x: Float[Array, "..."], key: jax.Array | None) -> jax.Array:
     """Apply ``layer`` with the mask that ``key`` draws; without a key, return ``x``."""
-    return layer(x, deterministic=key is None, rngs=key)
+    if key is None or type(layer) is not nnx.Dropout or not 0 < layer.rate < 1:
+        return layer(x, deterministic=key is None, rngs=key)
+    keep = 1 - layer.rate
+    shared = {axis % x.ndim for axis in layer.broadcast_dims}
+    shape = [1 if axis in shared else size for axis, size in enumerate(x.shape)]
+    kept = random_bits(key, shape) < np.uint32(min(round(keep * 2**32), 2**32 - 1))
+    return jnp.where(kept, x / keep, jnp.zeros_like(x))
