@@ -144,7 +144,10 @@ def quantization(config: Mapping[str, Any]) -> Quantization | None:
     fields = config.get("quantization_config")
     if not isinstance(fields, Mapping) or fields.get("quant_method") != QUANT_METHOD:
         return None
-    return Quantization(_flag(fields, "head"))
+    try:
+        return Quantization(_flag(fields, "head"))
+    except ValueError as error:
+        raise ValueError(f"quantization_config of config.json is wrong: {error}") from None
 
 
 def check_not_quantized(config: Mapping[str, Any], what: str) -> None:
@@ -155,8 +158,8 @@ def check_not_quantized(config: Mapping[str, Any], what: str) -> None:
     """
     if quantization(config) is not None:
         raise ValueError(
-            f"the weights are int8, and {what} holds floats: use the checkpoint that they were "
-            "quantized from"
+            f"the weights are int8, and {what} takes floats alone: use the checkpoint that they "
+            "were quantized from"
         )
 
 

@@ -19,10 +19,12 @@ from conversion.layout import (
     BASE,
     CLASSIFICATION,
     OWN_HEAD,
+    QUANT_METHOD,
     ParamSpec,
     Sizes,
     one_layer,
     param_specs,
+    quantization,
     sizes,
     tied,
 )
@@ -192,6 +194,7 @@ def match_tensors(  # noqa: PLR0915 (one walk through the table collects all tha
     if headless and faults and not new_head:
         faults = [f"  - missing     {name}" for name in head] + faults
     if faults:
+        first += _quantization_differs(config, groups, config_name)
         if _LM_HEAD in named and _LM_HEAD not in groups:
             first += f" ({_LM_HEAD} is needed because tie_word_embeddings is false)"
         raise ValueError("\n".join([first, *first_faults(faults, "  ")]))
@@ -310,6 +313,29 @@ def _differences(
         said["num_labels"] = param_specs(one_layer(config), architecture)[-1].torch_shape[0]
         shown["num_labels"] = shapes["score.weight"][0]
     return [(number, said[number], n) for number, n in shown.items() if n != said[number]]
+
+
+def _quantization_differs(
+    config: Mapping[str, Any], groups: Mapping[str, Sequence[LazyTensor]], config_name: str
+) -> str:
+    """What ``quantization_config`` has to do with faults: nothing, or words to add to a message."""
+    said = quantization(config)
+    scales = [name for name in groups if name.endswith(".weight_scale")]
+    if said is None:
+        return (
+            f": the weights are int8, but {config_name} has no quantization_config with "
+            f'"quant_method": "{QUANT_METHOD}"'
+            if scales
+            else ""
+        )
+    if not scales:
+        return f": quantization_config of {config_name} says that the weights are int8, not floats"
+    if said.head != (_canonical("tokens_embed.weight_scale") in groups):
+        return (
+            f": the embedding is {'not ' if said.head else ''}int8, against quantization_config's "
+            f"head of {config_name}"
+        )
+    return ""
 
 
 def _said(

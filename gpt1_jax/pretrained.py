@@ -398,7 +398,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             TypeError: ``fields`` names no field of the configuration.
         """
         from gpt1_jax._conversion import conversion, layout
-        from gpt1_jax.quantization import quantize_layers
+        from gpt1_jax.quantization import quantize_as_config
         from gpt1_jax.sharding.mesh import check_mesh, param_shardings, shard
 
         _, *own, _ = inspect.signature(cls.from_pretrained).parameters
@@ -455,9 +455,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             attention=attention,
             remat=remat,
         )
-        model = abstract(make)
-        if int8 is not None:
-            model = abstract(lambda rngs: quantize_layers(make(rngs=rngs), head=int8.head))
+        model = abstract(lambda rngs: quantize_as_config(make(rngs=rngs)))
         if rngs is not None and (missing := model._variables().keys() - leaves.keys()):
             leaves |= _initial(make, rngs, missing)
         params = unflatten_dict(leaves)

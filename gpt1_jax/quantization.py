@@ -34,11 +34,16 @@ def quantize(model: Model, mode: Mode = "int8", *, head: bool = True) -> Model:
         A model of the same class, which computes in the same dtype.
 
     Raises:
+        TypeError: ``model`` or ``head`` is something else.
         ValueError: there is no such mode, or the model is quantized already or holds other layers
             than GPT-1's.
     """
+    if not isinstance(model, OpenAIGPTPreTrainedModel):
+        raise TypeError(f"model is a {type(model).__name__}, but must be one of gpt1_jax's models")
     if mode != "int8":
         raise ValueError(f"mode is {mode!r}, but must be 'int8'")
+    if not isinstance(head, bool):
+        raise TypeError(f"head is {head!r}, but must be True or False")
     if is_quantized(model):
         raise ValueError("the model is int8 already: quantize the model that it was made of")
     quantized = quantize_layers(nnx.clone(model), head=head)
@@ -84,6 +89,14 @@ def quantize_layers(model: Model, *, head: bool) -> Model:
         if isinstance(lm_head, nnx.Linear):
             model.lm_head = Int8Linear(lm_head)
     return model
+
+
+def quantize_as_config(model: Model) -> Model:
+    """Replace the layers of a model in place where its config.json says that weights are int8."""
+    from gpt1_jax._conversion import layout
+
+    int8 = layout.quantization(model.config.to_dict())
+    return model if int8 is None else quantize_layers(model, head=int8.head)
 
 
 def quantization_config(model: OpenAIGPTPreTrainedModel) -> dict[str, object]:

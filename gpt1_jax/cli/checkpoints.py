@@ -43,8 +43,8 @@ def convert(
         raise ValueError(
             "--dtype, --quantize, --max-shard-size and --pickle do not go with --format openai"
         )
-    if quantize and (dtype or pickle):
-        raise ValueError("--dtype and --pickle do not go with --quantize")
+    if quantize and pickle:
+        raise ValueError("--pickle does not go with --quantize: int8 weights are in safetensors")
     folder = resolve(source, revision=revision, local_files_only=local_files_only)
     if quantize is None:
         config, params = conversion.read(folder)

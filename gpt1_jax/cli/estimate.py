@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from gpt1_jax._conversion import files
+from gpt1_jax._conversion import files, layout
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.planning import TIMEOUT, DType, Name, Plan
 from gpt1_jax.estimate.planning import plan as planned
@@ -78,6 +78,7 @@ def plan(
         if file is not None and file.is_dir():
             raise ValueError(f"{file} is a folder, but must be a file")
     config = OpenAIGPTConfig() if model is None else OpenAIGPTConfig.from_pretrained(model)
+    layout.check_not_quantized(config.to_dict(), "gpt1 plan")
     for name in machines:  # before the first compilation
         target = parse_target(name)
         if mesh is not None:

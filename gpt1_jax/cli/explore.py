@@ -22,6 +22,7 @@ from gpt1_jax.explore.module_tree import tree as tree_of
 from gpt1_jax.explore.pictures import draw_attention, draw_logit_lens, draw_next_tokens
 from gpt1_jax.explore.tokens import token_table
 from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel, OpenAIGPTModel
+from gpt1_jax.quantization import quantize_as_config
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import Pipeline
 
@@ -47,7 +48,7 @@ def tree(
     fields = conversion.read_config(folder)
     cls = MODELS[conversion.named_architecture(fields) or OpenAIGPTLMHeadModel.__name__]
     config = OpenAIGPTConfig.from_dict(fields)
-    abstract = nnx.eval_shape(lambda: cls(config, rngs=nnx.Rngs(0)))
+    abstract = nnx.eval_shape(lambda: quantize_as_config(cls(config, rngs=nnx.Rngs(0))))
     print(tree_of(abstract))
     print(f"{abstract.num_parameters():,} parameters")
 

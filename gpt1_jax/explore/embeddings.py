@@ -197,7 +197,9 @@ def _body(model: OpenAIGPTPreTrainedModel) -> OpenAIGPTModel:
 def _table(body: OpenAIGPTModel) -> jax.Array:
     """The embeddings (V, E)."""
     table = embedding_table(body.tokens_embed)
-    return table.dequantize() if isinstance(table, QArray) else table
+    if isinstance(table, QArray):
+        return table.dequantize().astype(body.tokens_embed.dtype)
+    return table
 
 
 def _embeddings_of(model: OpenAIGPTPreTrainedModel, tokenizer: Tokenizer) -> np.ndarray:

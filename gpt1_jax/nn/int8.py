@@ -56,6 +56,7 @@ def quantize_rows(x: Float[Array, "*rows K"]) -> QArray:
 
 def int8_matmul(x: Float[Array, "... K"], weights: QArray) -> Float[Array, "..."]:
     """Return (..., K) times the transpose of weights (*out, K), in float32: (..., *out)."""
+    x = _without_gradient(x)
     qvalue, scale = weights
     single = x.size == x.shape[-1]
     rows, row_scale = quantize_rows(x.reshape(1, -1) if single else x)
@@ -69,6 +70,22 @@ def int8_matmul(x: Float[Array, "... K"], weights: QArray) -> Float[Array, "..."
     row_scale = row_scale.reshape(*row_scale.shape[:-1], *(1,) * outputs)
     y = sums.astype(jnp.float32) * row_scale * _as_row(scale[..., 0], sums.ndim)
     return y.reshape(*x.shape[:-1], *qvalue.shape[:-1])
+
+
+@jax.custom_jvp
+def _without_gradient(x: jax.Array) -> jax.Array:
+    """Return ``x``, of which no derivative can be taken.
+
+    That of rounding is 0, so that all but the scales would silently be left out.
+    """
+    return x
+
+
+@_without_gradient.defjvp
+def _no_gradient(primals: object, tangents: object) -> object:
+    raise ValueError(
+        "an int8 model has no gradient: differentiate the model that it was quantized from"
+    )
 
 
 def _as_row(values: jax.Array, ndim: int) -> jax.Array:

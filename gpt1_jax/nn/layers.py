@@ -153,12 +153,21 @@ def take_rows(
     embed: nnx.Embed | Int8Embed, ids: Integer[Array, "..."]
 ) -> Float[Array, "... features"]:
     """Return ``embed(ids)``: the rows that ``ids`` name, NaN for an id beyond the last one."""
-    if type(embed) is nnx.Embed and embed.embedding.get_value().dtype.itemsize == 2:
+    if type(embed) is not nnx.Embed or embed.embedding.get_value().dtype.itemsize != 2:
+        return embed(ids)
+
+    def take(table: jax.Array, ids: jax.Array) -> jax.Array:
+        return jnp.take(table, ids, axis=0)
+
+    def take_alone(table: jax.Array, ids: jax.Array) -> jax.Array:
         # Before a loop that reads rows, XLA's CPU compiler would convert the whole table to float32
         # (at full size 124 MB a call): it does not take what comes with the ids out of the loop.
-        table, ids = jax.lax.optimization_barrier((embed.embedding.get_value(), ids))
-        return jnp.take(table, ids, axis=0)
-    return embed(ids)
+        # Its TPU compiler moves 2.7 in place of 4.7 GB in a forward of 8 x 512 on a v5e (counted).
+        return take(*jax.lax.optimization_barrier((table, ids)))
+
+    table = embed.embedding.get_value()
+    # A GPU's compiler reads the rows in the kernel that adds them up.
+    return jax.lax.platform_dependent(table, ids, cuda=take, rocm=take, default=take_alone)
 
 
 def split_key(key: jax.Array | None, parts: int) -> list[jax.Array | None]:

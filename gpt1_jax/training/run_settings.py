@@ -88,7 +88,8 @@ def check_floats(model: str | os.PathLike[str], config: OpenAIGPTConfig) -> None
     """
     if layout.quantization(config.to_dict()) is not None:
         raise ValueError(
-            f"{model} is int8, which cannot be trained: give the checkpoint it was quantized from"
+            f"the weights of {model} are int8, which cannot be trained: give the checkpoint that "
+            "they were quantized from"
         )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -204,8 +205,8 @@ def test_quantized_model_rejects_what_needs_floats(tmp_path: Path) -> None:
         model.load_params(floats)
     given: Any
     for given, words in (
-        ({"format": "openai"}, "OpenAI's format holds floats"),
-        ({"safe_serialization": False}, r"pytorch_model\.bin holds floats"),
+        ({"format": "openai"}, "OpenAI's format takes floats alone"),
+        ({"safe_serialization": False}, r"pytorch_model\.bin takes floats alone"),
     ):
         with pytest.raises(ValueError, match=f"the weights are int8, and {words}: use the check"):
             conversion.write(tmp_path / "out", saved_config(model), model.params, **given)
@@ -216,13 +217,77 @@ def test_from_pretrained_names_int8_weights_that_are_wrong(tmp_path: Path) -> No
     gpt1.quantize(float_model()).save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     fields = json.loads(config.read_text())
-    config.write_text(json.dumps({**fields, "quantization_config": None}))
-    with pytest.raises(ValueError, match=r"c_attn\.weight is int8, expected float32 or bfloat16"):
+
+    def load(quantization_config: object) -> None:
+        said = {**fields, "quantization_config": quantization_config}
+        config.write_text(json.dumps(said))
         LM.from_pretrained(tmp_path)
-    fields["quantization_config"]["head"] = "yes"
-    config.write_text(json.dumps(fields))
-    with pytest.raises(ValueError, match="head is 'yes'; it must be true or false"):
-        LM.from_pretrained(tmp_path)
+
+    unmarked = "the weights are int8, but config.json has no quantization_config with"
+    for marker in (None, "int8", {"quant_method": "gptq"}):
+        with pytest.raises(ValueError, match=unmarked) as raised:
+            load(marker)
+        assert "c_attn.weight is int8, expected float32 or bfloat16" in str(raised.value)
+    method = fields["quantization_config"]["quant_method"]
+    with pytest.raises(ValueError, match="the embedding is int8, against quantization_config's"):
+        load({"quant_method": method, "head": False})
+    wrong = "quantization_config of config.json is wrong: head is 'yes'; it must be true or false"
+    with pytest.raises(ValueError, match=wrong):
+        load({"quant_method": method, "head": "yes"})
+    float_model().save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="says that the weights are int8, not floats"):
+        load({"quant_method": method, "head": True})
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_quantized_model_has_no_gradient(compiled: bool) -> None:
+    """It would be that of the scales alone."""
+    model = gpt1.quantize(float_model())
+    apply, params = gpt1.functional(model)
+    ids = np.array([[3, 1, 2]])
+
+    def loss(embeds: jax.Array) -> jax.Array:
+        if compiled:
+            return apply(params, inputs_embeds=embeds, labels=ids).loss
+        return model(inputs_embeds=embeds, labels=ids).loss
+
+    with pytest.raises(ValueError, match="an int8 model has no gradient: differentiate the model"):
+        jax.grad(loss)(jnp.ones((1, 3, 32)))
+    with pytest.raises(ValueError, match="an int8 model has no gradient"):
+        jax.grad(lambda params: apply(params, ids, labels=ids).loss, allow_int=True)(params)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("demo", {}, "model is a str, but must be one of gpt1_jax's models"),
+        (None, {"head": "no"}, "head is 'no', but must be True or False"),
+    ],
+)
+def test_quantize_rejects_other_types(model: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        gpt1.quantize(float_model() if model is None else model, **options)
+
+
+def test_commands_know_int8_weights(
+    run: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    gpt1.quantize(float_model()).save_pretrained(tmp_path)
+    status, out, _ = run("tree", tmp_path)
+    assert status == 0
+    assert "Int8Linear" in out
+    assert f"{LM.from_pretrained(tmp_path).num_parameters():,} parameters" in out
+    status, _, err = run("plan", "cpu", "--model", tmp_path)
+    assert (status, err) == (
+        2,
+        "gpt1: the weights are int8, and gpt1 plan takes floats alone: use the checkpoint that "
+        "they were quantized from\n",
+    )
+    target = tmp_path / "half"
+    status, _, err = run("convert", "demo", target, "--quantize", "int8", "--dtype", "bfloat16")
+    assert (status, err) == (0, "")
+    half = LM.from_pretrained(target)
+    assert half.transformer.h[0].ln_1.scale.get_value().dtype == jnp.bfloat16
 
 
 def test_tree_and_embeddings_of_a_quantized_model() -> None:

@@ -24,5 +24,7 @@ def test_transformers_refuses_int8_weights(cls: Any, tmp_path: Path) -> None:
 
 def test_to_torch_rejects_int8_weights() -> None:
     model = gpt1.quantize(small_model(gpt1.OpenAIGPTLMHeadModel))
-    with pytest.raises(ValueError, match="the weights are int8, and a torch module holds floats"):
+    with pytest.raises(
+        ValueError, match="the weights are int8, and a torch module takes floats alone"
+    ):
         conversion.to_torch(saved_config(model), model.params)
