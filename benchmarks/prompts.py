@@ -40,7 +40,7 @@ def prompts(
     new_tokens: int = 32,
     batch_sizes: tuple[int, ...] = (),
 ) -> dict[str, Any]:
-    """Continue many prompts of mixed lengths, and tell what is lost against equal lengths.
+    """Continue many prompts of mixed lengths, and compare with prompts of equal lengths.
 
     The lengths lie between one token and half of what the model reads, evenly on a logarithmic
     scale; equal ones are their mean. Measured are fixed batches of equal lengths, each a call of

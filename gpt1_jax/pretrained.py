@@ -424,7 +424,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             check_mesh(mesh, config)
 
         def leaf(array: np.ndarray) -> np.ndarray | jax.Array:
-            # Of a mesh, only the name tells where, so it waits on the host.
+            # Where a parameter lies on a mesh depends on its path, which is known later.
             if mesh is not None or is_float16:
                 return array
             if param_dtype is not None and int8 is None:

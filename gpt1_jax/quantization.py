@@ -1,4 +1,4 @@
-"""Quantize a model to int8: a quarter of float32's memory, and faster where int8 products are.
+"""Quantize a model to int8: a quarter of float32's memory, and less time on most processors.
 
 The method is dynamic quantization: weights are rounded once, with a scale for each output channel,
 activations at run time, with a scale for each token, and products are summed in int32

@@ -29,9 +29,9 @@ PROGRAMS = "*-cache"
 def enable_compilation_cache(folder: Path | None = None) -> None:
     """Keep what this process compiles on disk, and take from there what others have compiled.
 
-    To be called before anything is compiled: JAX decides then whether it has a cache. A cache by
-    default that cannot be made, read or written is no cache, silently; a damaged program is
-    compiled again.
+    To be called before anything is compiled: JAX decides then whether it has a cache. Without
+    ``folder``, a cache that cannot be made, read or written is silently left out; a damaged program
+    is compiled again.
 
     Args:
         folder: of the cache; "none" for no cache at all. By default it is that of JAX, if

@@ -77,8 +77,9 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
         beams: Beam search.
         constraints: Constraints and stopping criteria.
         prompts: a file of further prompts, one a line; - for standard input.
-        batch_size: prompts to continue at once; by default 8 to 64, as their lengths differ and
-            1 GB of caches allows. At full size each text takes up to 40 MB, each beam twice that.
+        batch_size: prompts to continue at once; by default 8 to 64, the fewer the more their
+            lengths differ, and so many that their caches fit into 1 GB. At full size each text
+            takes up to 40 MB, each beam twice that.
         output_format: text, or jsonl to print one JSON object a text.
         print_ids: print token ids instead of text.
         dtype: of the weights in memory and of the computation; the checkpoint's by default.

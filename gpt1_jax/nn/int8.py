@@ -45,8 +45,8 @@ class QArray(NamedTuple):
 def quantize_rows(x: Float[Array, "*rows K"]) -> QArray:
     """Return ``x`` in int8.
 
-    A row of zeros has the scale 1. A row with NaN or inf has such a scale, so that what it is
-    multiplied to is not finite either.
+    A row of zeros has the scale 1. A row with NaN or inf has a scale of NaN or inf, and so
+    have its products.
     """
     x = x.astype(jnp.float32)
     scale = jnp.abs(x).max(axis=-1, keepdims=True) / BOUND
