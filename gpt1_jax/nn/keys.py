@@ -4,6 +4,7 @@ Of another, such as "rbg", what is drawn under ``vmap`` depends on the whole bat
 of a checkpoint have another size.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -25,12 +26,12 @@ def wrap_key_data(data: jax.Array) -> jax.Array:
 
 
 def random_bits(key: jax.Array, shape: Sequence[int]) -> jax.Array:
-    """Return 32 random bits for each element of a dropout mask: a hash of its index and the key.
+    """Return 32 random bits for each element of a dropout mask.
 
-    ``jax.random.bits`` would do too. On a CPU its threefry is a loop over the whole array for each
-    mask, which XLA takes long to compile and fuses with nothing: with JAX 0.12 a fine-tuning step
-    of the demo took 2.4 times as long to compile, and 1.2 times as long to run. An element's bits
-    depend on nothing else, so that a mask is the same on one device and on a mesh.
+    An element's bits depend on its index and the key alone, so that a mask is the same on one
+    device and on a mesh. On a CPU they are a hash of these: JAX's threefry is a loop over the whole
+    array there for each mask, which XLA takes long to compile and fuses with nothing. With JAX 0.12
+    a fine-tuning step of the demo took 2.4 times as long to compile, and 1.2 times as long to run.
 
     Args:
         key: typed or raw.
@@ -41,6 +42,15 @@ def random_bits(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     """
     typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
     words = jax.random.key_data(key) if typed else key
+
+    def drawn(words: jax.Array) -> jax.Array:
+        return jax.random.bits(wrap_key_data(words), shape, jnp.uint32)
+
+    hashed = functools.partial(_hash_indices, shape=shape)
+    return jax.lax.platform_dependent(words, cpu=hashed, default=drawn)
+
+
+def _hash_indices(words: jax.Array, shape: Sequence[int]) -> jax.Array:
     bits = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):  # the index in the flat array; an iota for each axis is sharded
         stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)
