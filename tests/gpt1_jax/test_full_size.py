@@ -145,14 +145,15 @@ LAYERS = [2, pytest.param(12, marks=pytest.mark.nightly)]
 def test_decode_steps_match_full_forward(n_layer: int, rows: int) -> None:
     model = flax_model(random_reference(n_layer))
     ids = np.random.default_rng(3).integers(40478, size=(rows, 48))
+    most = 1e-5 * rms_error_of_xlas_product_against_torchs()
     apply, params = gpt1.functional(model)
     full = np.asarray(apply(params, ids).logits)
     out = apply(params, ids[:, :32], cache=gpt1.Cache.empty(model.config, rows, 48))
-    # measured: 2.9e-6, of twelve blocks and one row
-    np.testing.assert_allclose(out.logits, full[:, :32], rtol=0, atol=1e-5)
+    # measured: 2.9e-6, of twelve blocks and one row; on AVX2 1.15e-5, of two blocks and two rows
+    np.testing.assert_allclose(out.logits, full[:, :32], rtol=0, atol=most)
     for t in range(32, 48):
         out = apply(params, ids[:, t : t + 1], cache=out.cache)
-        np.testing.assert_allclose(out.logits[:, 0], full[:, t], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(out.logits[:, 0], full[:, t], rtol=0, atol=most)
 
 
 @pytest.mark.parametrize("n_layer", LAYERS)

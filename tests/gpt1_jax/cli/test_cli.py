@@ -453,7 +453,7 @@ def test_cli_verify_reports_each_check(run: Run, folder: Path) -> None:
         (["picture", "attention", "a", "--model", "FOLDER", "--out", "LINK/a.png"], "is a link to"),
         (["convert", "FOLDER", "TARGET", "--max-shard-size", "big"], "max_shard_size is 'big'"),
         (["convert", "FOLDER", "TARGET", "--format", "openai", "--pickle"], "do not go with"),
-        (["convert", "FOLDER", "TARGET", "--quantize", "int8", "--pickle"], "do not go with"),
+        (["convert", "FOLDER", "TARGET", "--quantize", "int8", "--pickle"], "does not go with"),
         (["tree", "EMPTY"], "has no config.json"),
         (["tree"], "give one checkpoint, as an argument or with --model"),
         (["verify", "FOLDER", "--model", "FOLDER"], "give one checkpoint, as an argument or with"),
