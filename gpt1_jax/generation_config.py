@@ -37,8 +37,10 @@ FILE = "generation_config.json"
 CONFIG = "config.json"
 MAX_INT = 2**20  # tokens or texts, beyond which memory could not hold them
 # What changes the logits whether tokens are drawn or not.
-CONSTRAINTS = ("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids")
-CONSTRAINTS += ("suppress_tokens", "forced_bos_token_id", "forced_eos_token_id")
+CONSTRAINTS = (
+    *("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids"),
+    *("suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
+)
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 KEPT = ("output_scores", "output_logits")
 RETURNED = ("return_dict_in_generate", *KEPT)

@@ -74,9 +74,9 @@ def int8_matmul(x: Float[Array, "... K"], weights: QArray) -> Float[Array, "..."
 
 @jax.custom_jvp
 def _without_gradient(x: jax.Array) -> jax.Array:
-    """Return ``x``, of which no derivative can be taken.
+    """Return ``x``, and raise an error where it is differentiated.
 
-    That of rounding is 0, so that all but the scales would silently be left out.
+    The derivative of rounding is 0: a gradient would silently be that of the scales alone.
     """
     return x
 

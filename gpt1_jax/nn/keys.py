@@ -40,17 +40,17 @@ def random_bits(key: jax.Array, shape: Sequence[int]) -> jax.Array:
     Returns:
         uint32 of this shape.
     """
-    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    words = jax.random.key_data(key) if typed else key
 
-    def drawn(words: jax.Array) -> jax.Array:
-        return jax.random.bits(wrap_key_data(words), shape, jnp.uint32)
+    def drawn(key: jax.Array) -> jax.Array:
+        return jax.random.bits(key, shape, jnp.uint32)
 
     hashed = functools.partial(_hash_indices, shape=shape)
-    return jax.lax.platform_dependent(words, cpu=hashed, default=drawn)
+    return jax.lax.platform_dependent(key, cpu=hashed, default=drawn)
 
 
-def _hash_indices(words: jax.Array, shape: Sequence[int]) -> jax.Array:
+def _hash_indices(key: jax.Array, shape: Sequence[int]) -> jax.Array:
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    words = jax.random.key_data(key) if typed else key
     bits = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):  # the index in the flat array; an iota for each axis is sharded
         stride = np.uint32(math.prod(shape[axis + 1 :]) % 2**32)

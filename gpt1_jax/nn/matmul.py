@@ -110,8 +110,8 @@ def logits_matmul(
     V, E = table.shape
 
     def whole(x: jax.Array, table: jax.Array) -> jax.Array:
-        # Of rows in two dimensions XLA's CPU compiler makes a product with the table copied to
-        # (E, V): at every call, 62 MB in bfloat16.
+        # As a matrix: of (B, T, E) XLA's CPU compiler copies the table to (E, V) at every call,
+        # 62 MB in bfloat16.
         logits = product(x.reshape(-1, E), table, (((1,), (1,)), ((), ())))
         return logits.reshape(*x.shape[:-1], V)
 

@@ -52,6 +52,10 @@ def test_random_bits_depend_on_every_word_of_the_key() -> None:
     np.testing.assert_array_equal(raw, random_bits(jax.random.wrap_key_data(words), SHAPE))
 
 
+def test_random_bits_take_keys_of_another_implementation() -> None:
+    assert_fair(bits_of(jax.random.key(0, impl="rbg")))
+
+
 def test_random_bits_are_the_same_under_vmap() -> None:
     keys = jax.random.split(key_of(7), 3)
     mapped = jax.vmap(lambda key: random_bits(key, (5, 6)))(keys)
