@@ -9,6 +9,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def open_folder(folder: Path) -> tuple[dict[str, Any], list[LazyTensor]]:
     numbers, rows = _described(folder / SHAPES, shapes)
     config = _read_config(folder, numbers)
     pieces = _read_pieces(folder)
-    total, held = sum(math.prod(shape) for shape in shapes), sum(length for _, length in pieces)
+    total = sum(math.prod(shape) for shape in shapes)
+    held = sum(piece.length for piece in pieces)
     if total != held:
         raise ValueError(
             f"{folder}: the pieces params_*.npy hold {held} numbers, {SHAPES} describes {total}"
@@ -162,8 +164,21 @@ def _read_config(folder: Path, numbers: Mapping[str, int]) -> dict[str, Any]:
     return config if ALIASES["n_head"] in config else {"n_head": _N_HEAD, **config}
 
 
-def _read_pieces(folder: Path) -> list[tuple[Path, int]]:
-    """(file, length) of each piece, in order."""
+@dataclass(frozen=True)
+class _Piece:
+    """A file's float32 numbers: where they begin in it, in bytes, and how many they are."""
+
+    path: Path
+    offset: int
+    length: int
+
+    def map(self) -> np.ndarray:
+        # Not numpy's load, whose parser of headers can fail when two threads of Python 3.11 are
+        # in it at once (cpython issue 106905).
+        return np.memmap(self.path, "<f4", "r", self.offset, (self.length,))
+
+
+def _read_pieces(folder: Path) -> list[_Piece]:
     files = {path.name for path in folder.glob("params_*.npy") if path.is_file()}
     stems = (name.removeprefix("params_").removesuffix(".npy") for name in files)
     last = max((int(stem) for stem in stems if stem.isdecimal()), default=0)
@@ -181,11 +196,11 @@ def _read_pieces(folder: Path) -> list[tuple[Path, int]]:
             raise ValueError(
                 f"{path} is {piece.dtype} of shape {piece.shape}; it must be a float32 vector"
             )
-        pieces.append((path, piece.size))
+        pieces.append(_Piece(path, piece.offset, piece.size))
     return pieces
 
 
-def _map(path: Path) -> np.ndarray:
+def _map(path: Path) -> np.memmap:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
@@ -204,19 +219,19 @@ def _map(path: Path) -> np.ndarray:
 
 
 def _reader(
-    pieces: Sequence[tuple[Path, int]], start: int, stop: int, shape: tuple[int, ...]
+    pieces: Sequence[_Piece], start: int, stop: int, shape: tuple[int, ...]
 ) -> Callable[[], np.ndarray]:
     """What reads the numbers from ``start`` to ``stop`` of all the pieces together."""
 
     def load() -> np.ndarray:
         array = aligned_empty((stop - start,), np.float32)
         begin = 0  # where the piece begins in the whole
-        for path, length in pieces:
-            low, high = max(start, begin), min(stop, begin + length)
+        for piece in pieces:
+            low, high = max(start, begin), min(stop, begin + piece.length)
             if low < high:
                 # Mapped for this slice only: the pages of a mapped file count as memory.
-                array[low - start : high - start] = _map(path)[low - begin : high - begin]
-            begin += length
+                array[low - start : high - start] = piece.map()[low - begin : high - begin]
+            begin += piece.length
         return array.reshape(shape)
 
     return load
