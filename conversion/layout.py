@@ -3,6 +3,7 @@
 It is generated from the numbers in a config, one row a parameter, in the order of OpenAI's files.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -150,15 +151,18 @@ def quantization(config: Mapping[str, Any]) -> Quantization | None:
         raise ValueError(f"quantization_config of config.json is wrong: {error}") from None
 
 
-def check_not_quantized(config: Mapping[str, Any], what: str) -> None:
+def check_not_quantized(
+    config: Mapping[str, Any], what: str, source: str | os.PathLike[str] | None = None
+) -> None:
     """Check that the weights are floats.
 
     Raises:
-        ValueError: they are int8, which ``what`` cannot be.
+        ValueError: they are int8, which ``what`` does not take. It names ``source``, if given.
     """
     if quantization(config) is not None:
+        weights = "the weights" if source is None else f"the weights of {source}"
         raise ValueError(
-            f"the weights are int8, and {what} takes floats alone: use the checkpoint that they "
+            f"{weights} are int8, and {what} takes floats alone: use the checkpoint that they "
             "were quantized from"
         )
 

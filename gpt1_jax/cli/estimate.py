@@ -78,7 +78,7 @@ def plan(
         if file is not None and file.is_dir():
             raise ValueError(f"{file} is a folder, but must be a file")
     config = OpenAIGPTConfig() if model is None else OpenAIGPTConfig.from_pretrained(model)
-    layout.check_not_quantized(config.to_dict(), "gpt1 plan")
+    layout.check_not_quantized(config.to_dict(), "gpt1 plan", model)
     for name in machines:  # before the first compilation
         target = parse_target(name)
         if mesh is not None:

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gpt1_jax._conversion import files, json_file
+from gpt1_jax._conversion import files, json_file, layout
 from gpt1_jax.checks import (
     INTEGER,
     Count,
@@ -61,7 +61,6 @@ from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.run_settings import (
     RunSettings,
-    check_floats,
     check_modules,
     check_vocabulary,
     fields_of,
@@ -196,7 +195,7 @@ class _Finetuning:
         valid_rows = None if self.valid is None else read_rows(self.valid, columns)
         folder = resolve(self.model)
         config = OpenAIGPTConfig.from_pretrained(folder)
-        check_floats(folder, config)
+        layout.check_not_quantized(config.to_dict(), "training", folder)
         tokenizer = Tokenizer.from_pretrained(folder)
         check_vocabulary(folder, tokenizer, config.vocab_size)
         if self.mesh is not None:

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from gpt1_jax._conversion import layout
 from gpt1_jax.checks import Count, MaybeCount, Positive, PositiveInteger, check_fields
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
@@ -33,7 +34,6 @@ from gpt1_jax.training.perplexity import text_measures
 from gpt1_jax.training.run_settings import (
     RunSettings,
     check_files,
-    check_floats,
     check_modules,
     check_vocabulary,
     fields_of,
@@ -254,7 +254,7 @@ class _Pretraining:
             mesh=mesh,
             **rates,
         )
-        check_floats(source, model.config)
+        layout.check_not_quantized(model.config.to_dict(), "training", source)
         check_vocabulary(source, tokenizer, model.config.vocab_size)
         return model
 

@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from gpt1_jax._conversion import layout
 from gpt1_jax.checks import INTEGER, Count, DropoutRate, Positive, Rule, check_fields
-from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.remat import Remat
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.embedding_dropout import EmbeddingDropout
@@ -78,19 +76,6 @@ def check_files(paths: Iterable[str | os.PathLike[str]]) -> None:
             raise FileNotFoundError(f"{path} is not a file" if path.exists() else f"no file {path}")
         if not path.stat().st_size:
             raise ValueError(f"{path} is empty")
-
-
-def check_floats(model: str | os.PathLike[str], config: OpenAIGPTConfig) -> None:
-    """Check that a checkpoint can be trained.
-
-    Raises:
-        ValueError: its weights are int8.
-    """
-    if layout.quantization(config.to_dict()) is not None:
-        raise ValueError(
-            f"the weights of {model} are int8, which cannot be trained: give the checkpoint that "
-            "they were quantized from"
-        )
 
 
 def check_vocabulary(model: str | os.PathLike[str], tokenizer: Tokenizer, vocab_size: int) -> None:

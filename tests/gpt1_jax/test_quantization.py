@@ -280,14 +280,19 @@ def test_commands_know_int8_weights(
     status, _, err = run("plan", "cpu", "--model", tmp_path)
     assert (status, err) == (
         2,
-        "gpt1: the weights are int8, and gpt1 plan takes floats alone: use the checkpoint that "
-        "they were quantized from\n",
+        f"gpt1: the weights of {tmp_path} are int8, and gpt1 plan takes floats alone: use the "
+        "checkpoint that they were quantized from\n",
     )
     target = tmp_path / "half"
     status, _, err = run("convert", "demo", target, "--quantize", "int8", "--dtype", "bfloat16")
     assert (status, err) == (0, "")
     params = LM.from_pretrained(target).params
     assert params["transformer"]["h"]["0"]["ln_1"]["scale"].dtype == jnp.bfloat16
+    file = tmp_path / "text.txt"
+    file.write_text("a b c\n" * 100)
+    status, _, err = run("pretrain", file, "--out", tmp_path / "out", "--model", target)
+    assert status == 2
+    assert f"the weights of {target} are int8, and training takes floats alone" in err
 
 
 def test_tree_and_embeddings_of_a_quantized_model() -> None:
