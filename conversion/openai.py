@@ -166,7 +166,7 @@ def _read_config(folder: Path, numbers: Mapping[str, int]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A file's float32 numbers: where they begin in it, in bytes, and how many they are."""
+    """A file of float32 numbers: the byte at which they begin, and how many there are."""
 
     path: Path
     offset: int
@@ -179,6 +179,7 @@ class _Piece:
 
 
 def _read_pieces(folder: Path) -> list[_Piece]:
+    """Every piece, in order. No number is read yet."""
     files = {path.name for path in folder.glob("params_*.npy") if path.is_file()}
     stems = (name.removeprefix("params_").removesuffix(".npy") for name in files)
     last = max((int(stem) for stem in stems if stem.isdecimal()), default=0)
@@ -191,7 +192,7 @@ def _read_pieces(folder: Path) -> list[_Piece]:
         raise FileNotFoundError(f"{folder} lacks {', '.join(first)}{more}")
     pieces = []
     for path in (folder / f"params_{i}.npy" for i in range(last + 1)):
-        piece = _map(path)
+        piece = _open(path)
         if piece.dtype != np.dtype("<f4") or piece.ndim != 1:
             raise ValueError(
                 f"{path} is {piece.dtype} of shape {piece.shape}; it must be a float32 vector"
@@ -200,7 +201,8 @@ def _read_pieces(folder: Path) -> list[_Piece]:
     return pieces
 
 
-def _map(path: Path) -> np.memmap:
+def _open(path: Path) -> np.memmap:
+    """Map a .npy file, and check that it is whole."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except OSError:
