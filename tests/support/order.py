@@ -7,6 +7,7 @@ import pytest
 TESTS = Path(__file__).parents[1]
 # The files that take longest, slowest first.
 SLOWEST = (
+    "gpt1_jax/training/test_killed.py",
     "gpt1_jax/test_full_size.py",
     "gpt1_jax/test_parity.py",
     "gpt1_jax/training/test_finetune.py",
@@ -16,6 +17,8 @@ SLOWEST = (
     "gpt1_jax/nn/test_remat.py",
     "gpt1_jax/test_model.py",
     "gpt1_jax/sharding/test_mesh.py",
+    "gpt1_jax/generation/test_api.py",
+    "gpt1_jax/test_quantization.py",
     "gpt1_jax/test_export.py",
     "gpt1_jax/nn/test_attention_backends.py",
     "gpt1_jax/generation/test_batches.py",

@@ -95,7 +95,13 @@ def test_functions_that_return_the_wrong_shape_are_named(name: str) -> None:
         gpt1.generate(OURS, [PROMPT], **options)
 
 
-@pytest.mark.parametrize("beams", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
+@pytest.mark.parametrize(
+    "beams",
+    [
+        pytest.param({}, id="greedy"),
+        pytest.param({"num_beams": 3}, id="beams", marks=pytest.mark.nightly),
+    ],
+)
 def test_inputs_embeds_of_tokens_give_what_the_tokens_give(beams: dict[str, Any]) -> None:
     """Longer than one piece of the prefill; and without ids, rules hold for new tokens alone."""
     ids = np.random.default_rng(1).integers(0, V, size=(2, 40))
