@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from gpt1_jax.nn.attention import Cache
     from gpt1_jax.pure import functional
     from gpt1_jax.quantization import quantize
+    from gpt1_jax.scoring import Score, score
     from gpt1_jax.text.tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -38,11 +39,13 @@ _MODULES = {
     "OpenAIGPTForSequenceClassification": "model",
     "OpenAIGPTLMHeadModel": "model",
     "OpenAIGPTModel": "model",
+    "Score": "scoring",
     "Tokenizer": "text.tokenizer",
     "from_pretrained": "model",
     "functional": "pure",
     "generate": "generation.api",
     "quantize": "quantization",
+    "score": "scoring",
     "stream": "generation.streaming",
     "tree": "explore.module_tree",
 }
@@ -57,12 +60,14 @@ __all__ = [
     "OpenAIGPTForSequenceClassification",
     "OpenAIGPTLMHeadModel",
     "OpenAIGPTModel",
+    "Score",
     "Tokenizer",
     "__version__",
     "from_pretrained",
     "functional",
     "generate",
     "quantize",
+    "score",
     "stream",
     "tree",
 ]

@@ -29,6 +29,7 @@ ROOMS = (
     ("pure",),
     ("sharding",),
     ("generation", "quantization"),
+    ("scoring",),
     ("explore", "export", "training", "verify"),
     ("estimate",),
     ("cli",),
