@@ -24,6 +24,10 @@ import gpt1_jax
 # The module and the summary of each command. A test compares the summaries with the docstrings.
 COMMANDS = {
     "generate": ("generate", "Continue one text or several, each printed with its continuation."),
+    "score": (
+        "score",
+        "Print how likely a model finds each token, word or text, as log-probabilities in nats.",
+    ),
     "convert": (
         "checkpoints",
         "Write a checkpoint in another format or dtype, with its tokenizer.",

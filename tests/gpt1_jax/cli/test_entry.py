@@ -45,7 +45,7 @@ def test_unknown_command_is_an_error(run: Run) -> None:
     )
     status, out, err = run("zzz")
     assert (status, out) == (2, "")
-    assert err.startswith("gpt1: there is no command 'zzz'; the commands are generate, convert, ")
+    assert err.startswith("gpt1: there is no command 'zzz'; the commands are generate, score, ")
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])

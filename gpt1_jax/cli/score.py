@@ -1,0 +1,186 @@
+"""The command ``gpt1 score``."""
+
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from gpt1_jax.cli.arguments import DType, Model, Quantize
+from gpt1_jax.cli.compilation_cache import Cache, enable_compilation_cache
+from gpt1_jax.cli.table_output import (
+    OutputFile,
+    OutputFormat,
+    Record,
+    chosen_format,
+    number,
+    output,
+    write_records,
+)
+from gpt1_jax.cli.texts import Text, Texts, read_texts
+from gpt1_jax.demo import DEMO, HubOptions
+from gpt1_jax.generation.batches import reorder
+from gpt1_jax.model import OpenAIGPTLMHeadModel
+from gpt1_jax.quantization import quantized_if
+from gpt1_jax.scoring import Score, score_batches
+from gpt1_jax.text.tokenizer import Tokenizer
+from gpt1_jax.text.tokenizer_files import Pipeline
+
+By = Literal["token", "word", "text"]
+MaybeInt = Annotated[int | None, tyro.conf.arg(help_behavior_hint="")]
+MEASURES = ("sum", "mean", "perplexity", "bits_per_character")
+KEYS = (
+    *("text", "context", "ids", "tokens", "spans", "log_probs", "is_greedy", "words", *MEASURES),
+    *("text_index", "token", "id", "word", "start", "end", "log_prob", "surprisal"),
+)
+
+
+def score(
+    texts: Texts,
+    text: bool = False,
+    by: By = "token",
+    join_punctuation: bool = False,
+    stride: MaybeInt = None,
+    bos_token_id: MaybeInt = None,
+    batch_tokens: int = 4096,
+    output_format: OutputFormat = None,
+    out: OutputFile = None,
+    model: Model = DEMO,
+    dtype: DType | None = None,
+    quantize: Quantize = None,
+    pipeline: Pipeline | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    compilation_cache: Cache = None,
+) -> None:
+    """Print how likely a model finds each token, word or text, as log-probabilities in nats.
+
+    The first token of a text without a context is null, since nothing comes before it.
+
+    A file is read: one text a line; .jsonl with a JSON object a line, which has "text" or "ids" and
+    perhaps "context", a text or a number of tokens that are read and not scored; .csv and .tsv with
+    a header that has "text". Other keys are copied to the output.
+
+    The JSON object of a text has the keys text, context, tokens, ids, spans (characters of the
+    context and the text together), log_probs, is_greedy, sum, mean, perplexity and
+    bits_per_character. With --by word, words stand in place of the tokens. A table, csv and tsv
+    have a line for each token, word or text.
+
+    Args:
+        texts: texts, files of texts, or - for standard input.
+        text: read every argument as a text, even if a file has its name.
+        by: what is scored: each token, each word, or the whole text.
+        join_punctuation: with --by word, count a punctuation mark to the word that it follows.
+        stride: how many tokens each further window of a text longer than n_positions scores; by
+            default n_positions / 2. Smaller values give more context and take longer.
+        bos_token_id: a token that is read before each text, so that its first token is scored too.
+        batch_tokens: tokens that are computed at once; more take more memory.
+        output_format: table, jsonl, json, csv or tsv; by default after the suffix of --out, a table
+            on a terminal, else jsonl.
+        out: a file for the output, in place of standard output.
+        model: a checkpoint with a tokenizer; by default the bundled demo model.
+        dtype: of the weights in memory and of the computation; the checkpoint's by default.
+        quantize: quantize the model to int8, for a quarter of its memory and more speed.
+        pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
+            checkpoint's by default.
+        revision: branch, tag or commit on the hub.
+        local_files_only: do without the network.
+        compilation_cache: where compiled programs are kept for the next run; none to keep none.
+            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
+    """
+    enable_compilation_cache(compilation_cache)
+    if join_punctuation and by != "word":
+        raise ValueError("--join-punctuation has no effect without --by word")
+    given = read_texts(texts, force_text=text)
+    are_ids = not isinstance(given[0].given, str)
+    if are_ids and by == "word":
+        raise ValueError(f"{given[0].place}: --by word needs texts, and not ids")
+    for each in given:
+        if taken := sorted(each.other.keys() & set(KEYS)):
+            raise ValueError(f"{each.place}: the output has its own {taken}, and cannot copy it")
+    hub: HubOptions = {"revision": revision, "local_files_only": local_files_only}
+    tokenizer = None
+    try:
+        tokenizer = Tokenizer.from_pretrained(model, pipeline=pipeline, **hub)
+    except FileNotFoundError:
+        if not are_ids:
+            raise
+    language_model = OpenAIGPTLMHeadModel.from_pretrained(model, dtype=dtype, **hub)
+    try:
+        scores = score_batches(
+            quantized_if(language_model, quantize),
+            [each.given for each in given],
+            [each.context for each in given],
+            tokenizer=tokenizer,
+            stride=stride,
+            bos_token_id=bos_token_id,
+            batch_tokens=batch_tokens,
+        )
+    except ValueError as error:  # that of a text has its number
+        found = re.match(r"(?:text|context) (\d+)", str(error))
+        if found is None:
+            raise
+        raise ValueError(f"{given[int(found[1])].place}: {error}") from None
+    from tqdm import tqdm
+
+    hidden = None if len(given) > 1 and not (out is None and sys.stdout.isatty()) else True
+    finished = reorder(tqdm(scores, total=len(given), unit="text", disable=hidden))
+    chosen = chosen_format(output_format, out)
+    records_of = _objects if chosen in ("json", "jsonl") else _lines
+    with output(out) as file:
+        write_records(records_of(given, finished, by, join_punctuation), chosen, file)
+
+
+def _objects(
+    given: Iterable[Text], scores: Iterable[Score], by: By, join_punctuation: bool
+) -> Iterator[Record]:
+    """Yield an object for each text."""
+    for text, found in zip(given, scores, strict=True):
+        fields = _own_fields(text)
+        if by == "token":
+            fields |= {"tokens": list(found.tokens)} if found.tokens else {}
+            fields["ids"] = found.ids.tolist()
+            fields |= {"spans": found.spans} if found.spans else {}
+            fields["log_probs"] = list(map(number, found.log_probs))
+            fields["is_greedy"] = found.is_greedy.tolist()
+        elif by == "word":
+            words = found.split_words(join_punctuation=join_punctuation)
+            fields["words"] = [
+                word._asdict() | {"log_prob": number(word.log_prob)} for word in words
+            ]
+        yield fields | _measures(found)
+
+
+def _lines(
+    given: Iterable[Text], scores: Iterable[Score], by: By, join_punctuation: bool
+) -> Iterator[Record]:
+    """Yield a line for each token, word or text."""
+    for i, (text, found) in enumerate(zip(given, scores, strict=True)):
+        if by == "text":
+            yield {"text_index": i, **_own_fields(text), **_measures(found)}
+        elif by == "word":
+            for word in found.split_words(join_punctuation=join_punctuation):
+                yield {"text_index": i, "word": word.text, **_numbers(word.span, word.log_prob)}
+        else:
+            for k, (id_, log_prob) in enumerate(zip(found.ids, found.log_probs, strict=True)):
+                token = {"token": found.tokens[k]} if found.tokens else {}
+                span = found.spans[k] if found.spans else None
+                yield {"text_index": i, **token, "id": int(id_), **_numbers(span, log_prob)}
+
+
+def _own_fields(text: Text) -> dict[str, Any]:
+    context = {} if text.context is None else {"context": text.context}
+    own = {"text": text.given} if isinstance(text.given, str) else {}
+    return {**text.other, **own, **context}
+
+
+def _numbers(span: tuple[int, int] | None, log_prob: Any) -> dict[str, Any]:
+    characters = {} if span is None else {"start": span[0], "end": span[1]}
+    bits = number(-float(log_prob) / math.log(2))
+    return {**characters, "log_prob": number(log_prob), "surprisal": bits}
+
+
+def _measures(found: Score) -> dict[str, float | None]:
+    return {name: number(getattr(found, name)) for name in MEASURES}

@@ -1,0 +1,139 @@
+"""Texts that a command works on: arguments, files of them, and standard input."""
+
+import csv
+import dataclasses
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from gpt1_jax._conversion import json_file
+
+Texts = Annotated[
+    tuple[str, ...],
+    tyro.conf.Positional,
+    tyro.conf.arg(metavar="TEXT|FILE|-...", help_behavior_hint=""),
+]
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+CONTENT = ("text", "ids", "context")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Text:
+    """A text, as a user gives it.
+
+    Attributes:
+        place: where it was given, for error messages.
+        given: a string, or token ids.
+        context: what comes before it: as ``given``, or a number of tokens; None for nothing.
+        other: what else its JSON object or line holds.
+    """
+
+    place: str
+    given: str | list[int]
+    context: str | list[int] | int | None = None
+    other: dict[str, object] = dataclasses.field(default_factory=dict)
+
+
+def read_texts(arguments: Sequence[str], *, force_text: bool = False) -> list[Text]:
+    """Read the texts that arguments give, which are all strings or all ids.
+
+    An argument that is a file is read: a .jsonl file has a JSON object a line, with the key "text"
+    or "ids" and perhaps "context"; a .csv or .tsv file a header with the column "text" and perhaps
+    "context"; any other file has a text a line. Blank lines are skipped. "-" is standard input,
+    whose lines are texts, or JSON objects where the first one begins with a brace.
+
+    Args:
+        arguments: of the command line.
+        force_text: whether each argument is a text, whatever it looks like.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: there is no text, a file has none, or a line is wrong; names the file and line.
+    """
+    texts: list[Text] = []
+    for argument in arguments:
+        if force_text or not (argument == "-" or _is_file(argument)):
+            texts.append(Text(place=f"the text {argument!r}", given=argument))
+            continue
+        name = "standard input" if argument == "-" else argument
+        found = list(_read(name, argument))
+        if not found:
+            raise ValueError(f"{name} holds no text")
+        texts += found
+    if not texts:
+        raise ValueError("give at least one text, a file of texts, or - for standard input")
+    for text in texts:
+        if isinstance(text.given, str) != isinstance(texts[0].given, str):
+            raise ValueError(f"{text.place}: texts and ids cannot be mixed in one call")
+    return texts
+
+
+def _is_file(argument: str) -> bool:
+    try:
+        return Path(argument).is_file()
+    except (OSError, ValueError):  # a text that is too long for a path, or has a null character
+        return False
+
+
+def _read(name: str, argument: str) -> Iterator[Text]:
+    content = sys.stdin.buffer.read() if argument == "-" else Path(argument).read_bytes()
+    try:
+        text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{name}, line {line} is not UTF-8") from None
+    suffix = Path(argument).suffix.lower()
+    if suffix in DELIMITERS:
+        yield from _read_columns(name, text, DELIMITERS[suffix])
+        return
+    as_json = suffix == ".jsonl" or (argument == "-" and text.lstrip().startswith("{"))
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{name}, line {number}"
+        if as_json:
+            try:
+                fields = json_file.parse_json(line, constants=False)
+            except ValueError as error:
+                raise ValueError(f"{place} {error}") from None
+            yield _text_of(fields, place)
+        else:
+            yield Text(place=place, given=line.removesuffix("\r"))
+
+
+def _read_columns(name: str, text: str, delimiter: str) -> Iterator[Text]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        if "text" not in (reader.fieldnames or ()):
+            raise ValueError(f'{name} must have a header with the column "text"')
+        for fields in reader:
+            place = f"{name}, line {reader.line_num}"
+            if None in fields or None in fields.values():
+                raise ValueError(f"{place} must have as many cells as the header")
+            yield _text_of(fields, place)
+    except csv.Error as error:
+        raise ValueError(f"{name}, line {reader.line_num}: {error}") from None
+
+
+def _text_of(fields: Any, place: str) -> Text:
+    if not isinstance(fields, dict) or ("text" in fields) == ("ids" in fields):
+        raise ValueError(f'{place} must be an object with "text" or "ids", and not both')
+    name = "text" if "text" in fields else "ids"
+    given, context = fields[name], fields.get("context")
+    right = "a string" if name == "text" else "a list of integers"
+    if not _is_content(given, name):
+        raise ValueError(f'{place}: "{name}" must be {right}')
+    if context is not None and type(context) is not int and not _is_content(context, name):
+        raise ValueError(f'{place}: "context" must be {right}, or a number of tokens')
+    other = {key: value for key, value in fields.items() if key not in CONTENT}
+    return Text(place=place, given=given, context=context, other=other)
+
+
+def _is_content(value: object, name: str) -> bool:
+    if name == "text":
+        return isinstance(value, str)
+    return isinstance(value, list) and all(type(id_) is int for id_ in value)
