@@ -347,8 +347,6 @@ class PartsEncoding:
     def word_ids(self) -> list[int | None]:
         """Of each id, the number of its word."""
         words = [part.words for part in self.parts]
-        if not any(words) and any(part.ids for part in self.parts):
-            raise ValueError("the original pipeline numbers words with is_split_into_words=True")
         return [None if at is None else words[at[0]][at[1]] for at in self._places()]
 
     @property

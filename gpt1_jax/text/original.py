@@ -188,28 +188,29 @@ class OriginalText:
                 ids = self._joined(chunks)
             yield ids
 
-    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span]]:
-        """Return the ids of a text, and for each the first and the end of what it came from.
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[Span], list[int]]:
+        """Return the ids of a text, and of each where it came from and the number of its word.
 
-        See ``offsets.aligned`` for what ftfy rewrote. A line break's are those of its white
-        space.
+        See ``offsets.aligned`` for the first and the end of what ftfy rewrote. A line break's are
+        those of its white space.
         """
         ids: list[int] = []
         spans: list[Span] = []
+        words: list[int] = []
         start = 0
         for part, end in self._parts(text):
-            if isinstance(part, int):
-                ids.append(part)
-                spans.append((start, end))
-            else:
-                for id_, (first, last) in self._located(part, start):
-                    ids.append(id_)
-                    spans.append((start + first, start + last))
+            known = words[-1] + 1 if words else 0
+            is_added = isinstance(part, int)
+            located = [(part, 0, (0, end - start))] if is_added else self._located(part, start)
+            for id_, word, (first, last) in located:
+                ids.append(id_)
+                spans.append((start + first, start + last))
+                words.append(known + word)
             start = end
-        return ids, spans
+        return ids, spans, words
 
-    def _located(self, part: str, start: int) -> Iterator[tuple[int, Span]]:
-        """Yield each id of a part of a text without added tokens, and its offsets in the part."""
+    def _located(self, part: str, start: int) -> Iterator[tuple[int, int, Span]]:
+        """Yield each id of a part without added tokens, its word, and its offsets in the part."""
         chunks, written, gaps = _prepared(part)
         _check_chunks(chunks, written, start)
         with _LOCK:
@@ -228,9 +229,9 @@ class OriginalText:
             at = starts[number]
             if len(at) == 1:  # a line break: all that lies between the words beside it
                 before, gap, after = written[at[0] - 1], gaps[at[0]], written[at[0]]
-                yield id_, (min(before[1], gap[0]), max(gap[1], after[0]))
+                yield id_, number, (min(before[1], gap[0]), max(gap[1], after[0]))
             else:
-                yield id_, (written[at[first]][0], written[at[last - 1]][1])
+                yield id_, number, (written[at[first]][0], written[at[last - 1]][1])
 
     def _joined(self, chunks: Iterable[str | int]) -> list[int]:
         ids: list[int] = []

@@ -750,11 +750,11 @@ class Tokenizer:
         if offsets:
             found = [self._original.encode_with_offsets(word) for word in words]
         else:
-            found = [(ids, []) for ids in self._original.encode(words)]
+            found = [(ids, [], []) for ids in self._original.encode(words)]
         return Part(
-            ids=[id_ for ids, _ in found for id_ in ids],
-            spans=[span for _, spans in found for span in spans],
-            words=[number for number, (ids, _) in enumerate(found) for _ in ids],
+            ids=[id_ for ids, _, _ in found for id_ in ids],
+            spans=[span for _, spans, _ in found for span in spans],
+            words=[number for number, (ids, _, _) in enumerate(found) for _ in ids],
         )
 
     def _truncation(
