@@ -5,8 +5,10 @@ the right, where causal attention never looks. The head multiplies the states of
 alone, a chunk at a time, so that the logits of a batch never exist together.
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int32
 
 from gpt1_jax.checks import INTEGER, at_least, check, is_integer, wrong
@@ -28,7 +31,6 @@ from gpt1_jax.pure import ModelStructure, merge, not_finite, split
 from gpt1_jax.sharding.mesh import batch_shardings, mesh_of, round_up_to_mesh, shard
 from gpt1_jax.text.offsets import Span
 from gpt1_jax.text.tokenizer import Tokenizer
-from gpt1_jax.text.tokenizer_files import END_OF_WORD
 
 CHUNK = 512  # tokens whose logits exist at once: 83 MB with GPT-1's vocabulary
 
@@ -60,6 +62,8 @@ class Score:
         tokens: T tokens as the vocabulary spells them; empty without a tokenizer.
         spans: for each token its first character in ``raw_text``, and the one after its last; empty
             where ids were given.
+        word_ids: for each token the number of its word, and None for a special token; empty where
+            ids were given.
         log_probs: (T,) float32 in nats, of each token after those before it; NaN for the tokens of
             the context, and for the first of all where nothing comes before it.
         is_greedy: (T,) bool, whether a token is the likeliest one; False where not scored.
@@ -71,6 +75,7 @@ class Score:
     ids: Int32[np.ndarray, "T"]
     tokens: tuple[str, ...]
     spans: tuple[Span, ...]
+    word_ids: tuple[int | None, ...]
     log_probs: Float[np.ndarray, "T"]
     is_greedy: Bool[np.ndarray, "T"]
     context_tokens: int = 0
@@ -94,7 +99,7 @@ class Score:
 
     @property
     def perplexity(self) -> float:
-        """The exponential of minus the mean."""
+        """The exponential of minus the mean; NaN where no token is scored."""
         return math.exp(min(-self.mean, 700.0)) if self.num_scored else math.nan
 
     @property
@@ -118,14 +123,15 @@ class Score:
         return self.split_words()
 
     def split_words(self, *, join_punctuation: bool = False) -> tuple[Word, ...]:
-        """Return the words of the text: each ends with a token that ends in ``</w>``.
+        """Return the words of the text, without those of the context.
 
-        A word also ends where white space follows, since an unknown or an added token has no
-        ``</w>``. Tokens of the context belong to no word.
+        They are what the tokenizer splits a text into before it looks for tokens: with GPT-1's
+        vocabulary, the last token of a word ends in ``</w>``. Punctuation marks are words of their
+        own: ``don't`` is three with the pipeline "huggingface", and two with "original".
 
         Args:
-            join_punctuation: whether a word without a letter or a digit belongs to the word before
-                it, unless white space stands between them.
+            join_punctuation: whether words are what stands between white space, such as ``"don't``,
+                punctuation included.
 
         Raises:
             ValueError: ids were given, which tell no words.
@@ -133,72 +139,27 @@ class Score:
         if self.raw_text is None:
             raise ValueError("words need texts: ids were scored")
         groups: list[list[int]] = []
-        ended, end = True, 0
+        last = None  # token that belongs to a word
         for i in range(self.context_tokens, len(self.ids)):
-            first, last = self.spans[i]
-            if first == last:  # a special token of the tokenizer's template
+            if self.word_ids[i] is None:
                 continue
-            if ended or first > end:
+            if last is None:
+                joins = False
+            elif join_punctuation:
+                around = self.raw_text[self.spans[last][1] - 1 : self.spans[i][0] + 1]
+                joins = not any(map(str.isspace, around))
+            else:
+                joins = self.word_ids[i] == self.word_ids[last]
+            if not joins:
                 groups.append([])
             groups[-1].append(i)
-            ended, end = self.tokens[i].endswith(END_OF_WORD), last
+            last = i
         words: list[Word] = []
         for group in groups:
-            start, stop = self.spans[group[0]][0], self.spans[group[-1]][1]
-            text, total = self.raw_text[start:stop], float(self.log_probs[group].sum())
-            joins = join_punctuation and not any(map(str.isalnum, text))
-            if joins and words and words[-1].span[1] >= start:
-                start, total = words[-1].span[0], words[-1].log_prob + total
-                words[-1] = Word(self.raw_text[start:stop], (start, stop), total)
-            else:
-                words.append(Word(text, (start, stop), total))
+            start, end = self.spans[group[0]][0], self.spans[group[-1]][1]
+            log_prob = float(self.log_probs[group].sum(dtype=np.float64))
+            words.append(Word(self.raw_text[start:end], (start, end), log_prob))
         return tuple(words)
-
-
-class _Prepared(NamedTuple):
-    """A text as it is scored.
-
-    Attributes:
-        sequence: (N,) int32, with ``bos_token_id``.
-        first: the number of the first token of these that is scored.
-        score: without its numbers.
-    """
-
-    sequence: np.ndarray
-    first: int
-    score: Score
-
-
-class _Window(NamedTuple):
-    """Tokens [start, stop) of a text, by which its tokens [counted, stop + 1) are scored."""
-
-    text: int
-    start: int
-    stop: int
-    counted: int
-
-
-def windows(
-    first: int, count: int, n_positions: int, stride: int
-) -> Iterator[tuple[int, int, int]]:
-    """Yield windows that score the tokens ``first`` to ``count - 1`` of a text, each once.
-
-    The first window begins with the text. Each later one scores ``stride`` more tokens.
-
-    Args:
-        first: the first token that is scored, in [1, n_positions].
-        count: the number of tokens.
-        n_positions: the most tokens that a window reads.
-        stride: in [1, n_positions].
-
-    Yields:
-        The first token that is read, the one after the last, and the first one that is scored; the
-        last that is scored is the one after the window.
-    """
-    stop = min(n_positions, count - 1)
-    while first < count:
-        yield max(stop - n_positions, 0), stop, first
-        first, stop = stop + 1, min(stop + stride, count - 1)
 
 
 def score(
@@ -276,97 +237,141 @@ def score_batches(
     check("batch_tokens", batch_tokens, INTEGER, at_least(1))
     if bos_token_id is not None and not (is_integer(bos_token_id) and 0 <= bos_token_id < V):
         raise wrong("bos_token_id", bos_token_id, f"an integer in [0, {V}), vocab_size being {V}")
+    bos = np.asarray([] if bos_token_id is None else [bos_token_id], np.int32)
     unscored = _tokenize(texts, contexts, tokenizer, V)
-    bos = [] if bos_token_id is None else [bos_token_id]
-    prepared: list[_Prepared] = []
-    for number, each in enumerate(unscored):
-        context = len(bos) + each.context_tokens
+    windows: list[_Window] = []
+    for number, text in enumerate(unscored):
+        context = len(bos) + text.context_tokens
         if context > n_positions:
             raise ValueError(
                 f"context {number} has {context} tokens, but must have at most n_positions = "
                 f"{n_positions}"
             )
-        sequence = np.concatenate([np.asarray(bos, np.int32), each.ids])
-        prepared.append(_Prepared(sequence, max(1, context), each))
-    return _scored(model, prepared, stride, batch_tokens)
+        ids = np.concatenate([bos, text.ids])
+        for start, stop, counted in spread(max(1, context), len(ids), n_positions, stride):
+            scored, end = stop + 1 - counted, stop + 1 - len(bos)
+            windows.append(_Window(number, ids[start : stop + 1], scored, end))
+    return _scored(model, unscored, windows, batch_tokens)
+
+
+class _Window(NamedTuple):
+    """Tokens that are read together: all but the last, to score the last ``scored`` of them.
+
+    Attributes:
+        text: its number.
+        ids: (L + 1,) int32.
+        scored: how many of the ids are scored, at most L.
+        end: where in the text the ids end.
+    """
+
+    text: int
+    ids: np.ndarray
+    scored: int
+    end: int
+
+
+def spread(first: int, count: int, n_positions: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Yield windows that score the tokens ``first`` to ``count - 1`` of a text, each once.
+
+    The first window begins with the text. Each later one scores ``stride`` more tokens.
+
+    Args:
+        first: the first token that is scored, in [1, n_positions].
+        count: the number of tokens.
+        n_positions: the most tokens that a window reads.
+        stride: in [1, n_positions].
+
+    Yields:
+        The first token that is read, the one after the last, and the first one that is scored; the
+        last that is scored is the one after the window.
+    """
+    stop = min(n_positions, count - 1)
+    while first < count:
+        yield max(stop - n_positions, 0), stop, first
+        first, stop = stop + 1, min(stop + stride, count - 1)
 
 
 def _scored(
-    model: LanguageModel, prepared: Sequence[_Prepared], stride: int, batch_tokens: int
+    model: LanguageModel, scores: Sequence[Score], windows: list[_Window], batch_tokens: int
 ) -> Iterator[tuple[int, Score]]:
+    """Write the log-probabilities of windows into scores, and yield each when it is complete."""
     structure, params = split(model)
-    n_positions = model.config.n_positions
-    by_length: dict[int, list[_Window]] = {}
-    waiting = [0] * len(prepared)  # windows of each text that are not done
-    for number, text in enumerate(prepared):
-        for window in windows(text.first, len(text.sequence), n_positions, stride):
-            length = min(bucket(window[1] - window[0]), n_positions)
-            by_length.setdefault(length, []).append(_Window(number, *window))
-            waiting[number] += 1
+    mesh = mesh_of(params)
+    waiting = collections.Counter(window.text for window in windows)
     # A text of one token without a context has no windows.
-    yield from ((number, prepared[number].score) for number, n in enumerate(waiting) if n == 0)
+    yield from ((number, each) for number, each in enumerate(scores) if number not in waiting)
     # The longest first: if memory does not suffice for them, that shows at once.
-    for length in sorted(by_length, reverse=True):
-        group = by_length[length]
-        rows = _rows(len(group), max(1, batch_tokens // length))
-        mesh = mesh_of(params)
-        rows = rows if mesh is None else round_up_to_mesh(mesh, rows)
-        for begin in range(0, len(group), rows):
-            batch = group[begin : begin + rows]
-            _score_batch(structure, params, prepared, batch, (rows, length))
-            for window in batch:
-                waiting[window.text] -= 1
-                if waiting[window.text] == 0:
-                    yield window.text, prepared[window.text].score
+    windows.sort(key=lambda window: len(window.ids), reverse=True)
+    lengths = [len(window.ids) - 1 for window in windows]
+    following = iter(windows)
+    for shape in batch_shapes(lengths, model.config.n_positions, batch_tokens, mesh):
+        batch = list(itertools.islice(following, shape[0]))
+        found = _score_batch(structure, params, batch, shape)
+        for window, log_probs, is_greedy in zip(batch, *found, strict=True):
+            here = slice(window.end - window.scored, window.end)
+            scores[window.text].log_probs[here] = log_probs
+            scores[window.text].is_greedy[here] = is_greedy
+            waiting[window.text] -= 1
+            if not waiting[window.text]:
+                yield window.text, scores[window.text]
 
 
-def _rows(count: int, most: int) -> int:
-    """Return the rows of each batch of so many windows, at most ``most``.
+def batch_shapes(
+    lengths: Sequence[int], n_positions: int, batch_tokens: int, mesh: Mesh | None = None
+) -> Iterator[tuple[int, int]]:
+    """Yield the shape (rows, length) of each batch of windows, one for each length.
 
-    Batches are even, so that little is padding; the number is rounded up, so that calls with other
-    numbers of texts share a program: to a power of two, or to an eighth of ``most``.
+    Few windows are padded to a power of two, so that calls share programs. Where a shorter length
+    saves a whole batch of padding, it is worth a program of its own: compiling one takes as long.
+
+    Args:
+        lengths: of the windows, the longest first.
+        n_positions: the longest that one may be.
+        batch_tokens: rows * length at most, unless that is less than one row.
+        mesh: which divides the rows, if any.
     """
-    even = math.ceil(count / math.ceil(count / most))
-    step = max(1, most // 8)
-    rounded = 1 << (even - 1).bit_length() if even <= step else -(-even // step) * step
-    return min(rounded, most)
+    rows, length = 0, min(bucket(max(lengths, default=1)), n_positions)
+    done = 0
+    while (left := len(lengths) - done) > 0:
+        shorter = min(_rounded(lengths[done]), n_positions)
+        if (length - shorter) * left >= batch_tokens:
+            rows, length = 0, shorter
+        if rows == 0:
+            rows = min(max(1, batch_tokens // length), 1 << (left - 1).bit_length())
+            rows = rows if mesh is None else round_up_to_mesh(mesh, rows)
+        yield rows, length
+        done += rows
+
+
+def _rounded(length: int) -> int:
+    """Return ``length`` rounded up to an eighth of a power of two, and at least to 8."""
+    step = max(8, (1 << (length - 1).bit_length()) // 8)
+    return -(-length // step) * step
 
 
 def _score_batch(
     structure: ModelStructure[Any],
     params: Params,
-    prepared: Sequence[_Prepared],
     batch: Sequence[_Window],
     shape: tuple[int, int],
-) -> None:
-    """Write the log-probabilities of a batch of windows, of this shape, into their scores."""
-    L = shape[1]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Return the log-probabilities of each window, and whether its tokens are the likeliest."""
     ids = np.zeros(shape, np.int32)
-    places, targets = [], []
-    for row, window in enumerate(batch):
-        sequence = prepared[window.text].sequence
-        ids[row, : window.stop - window.start] = sequence[window.start : window.stop]
-        before = np.arange(window.counted - 1, window.stop)
-        places.append(row * L + before - window.start)
-        targets.append(sequence[before + 1])
     packed = np.zeros((2, ids.size), np.int32)
-    count = sum(map(len, places))
-    packed[0, :count], packed[1, :count] = np.concatenate(places), np.concatenate(targets)
+    scored = np.cumsum([window.scored for window in batch])
+    for row, window in enumerate(batch):
+        stop = len(window.ids) - 1
+        ids[row, :stop] = window.ids[:stop]
+        here = slice(scored[row] - window.scored, scored[row])
+        packed[0, here] = row * shape[1] + np.arange(stop - window.scored, stop)
+        packed[1, here] = window.ids[-window.scored :]
     mesh = mesh_of(params)
-    on_devices = ids if mesh is None else shard(ids, batch_shardings(mesh, ids))
-    found = _log_probs(structure, params, on_devices, packed, np.int32(count))
-    log_probs, is_greedy = (np.asarray(each)[:count] for each in found)
-    if not np.isfinite(log_probs).all():
+    placed = ids if mesh is None else shard(ids, batch_shardings(mesh, ids))
+    found = _log_probs(structure, params, placed, packed, scored[-1].astype(np.int32))
+    log_probs, is_greedy = (np.split(np.asarray(each), scored)[:-1] for each in found)
+    if not all(np.isfinite(row).all() for row in log_probs):
         raise not_finite("the log-probabilities", params)
-    done = 0
-    for window in batch:
-        own = prepared[window.text]
-        bos = len(own.sequence) - len(own.score.ids)
-        here = slice(window.counted - bos, window.stop + 1 - bos)
-        size = here.stop - here.start
-        own.score.log_probs[here] = log_probs[done : done + size]
-        own.score.is_greedy[here] = is_greedy[done : done + size]
-        done += size
+    return log_probs, is_greedy
 
 
 @functools.partial(jax.jit, static_argnames="structure")
@@ -454,7 +459,7 @@ def _tokenize(
 def _of_strings(texts: list[Any], contexts: list[Any], tokenizer: Tokenizer) -> list[Score]:
     before = [context if isinstance(context, str) else "" for context in contexts]
     joined = [context + text for context, text in zip(before, texts, strict=True)]
-    encoding: Any = tokenizer(joined, return_offsets_mapping=True)
+    encoding = tokenizer(joined, return_offsets_mapping=True)
     found = []
     for i, spans in enumerate(encoding["offset_mapping"]):
         ids, border = encoding["input_ids"][i], len(before[i])
@@ -466,6 +471,7 @@ def _of_strings(texts: list[Any], contexts: list[Any], tokenizer: Tokenizer) -> 
             dataclasses.replace(
                 _unscored(ids, context_tokens, tokenizer),
                 spans=tuple(map(tuple, spans)),
+                word_ids=tuple(encoding.word_ids(i)),
                 raw_text=joined[i],
                 characters=len(texts[i]),
             )
@@ -493,6 +499,7 @@ def _unscored(ids: Any, context_tokens: int, tokenizer: Tokenizer | None) -> Sco
         ids=ids,
         tokens=() if tokenizer is None else tuple(tokenizer.convert_ids_to_tokens(ids)),
         spans=(),
+        word_ids=(),
         log_probs=np.full(len(ids), np.nan, np.float32),
         is_greedy=np.zeros(len(ids), bool),
         context_tokens=context_tokens,

@@ -1,5 +1,7 @@
 """Scores of texts: windows, contexts, words, batches and errors, against plain numpy in float64."""
 
+import itertools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from support.small_tokenizer import SIZE, write_small
 import gpt1_jax as gpt1
 from gpt1_jax import scoring
 from gpt1_jax.pure import split
-from gpt1_jax.scoring import windows
+from gpt1_jax.scoring import batch_shapes, spread
 
 pytestmark = pytest.mark.unoptimized
 
@@ -48,13 +50,13 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> gpt1.Tokenizer:
     return gpt1.Tokenizer.from_pretrained(write_small(folder))
 
 
-@settings(max_examples=1000)
+@settings(max_examples=400)
 @given(st.integers(1, 12), st.integers(2, 60), st.data())
 def test_windows_score_each_token_once(n_positions: int, count: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, n_positions))
     first = data.draw(st.integers(1, n_positions))
     scored: list[int] = []
-    for start, stop, counted in windows(first, count, n_positions, stride):
+    for start, stop, counted in spread(first, count, n_positions, stride):
         assert 0 <= start < stop <= count - 1
         assert start == 0 or stop - start == n_positions
         assert start < counted <= stop
@@ -114,16 +116,42 @@ def test_score_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     jax.clear_caches()
 
 
-def test_score_compiles_a_program_for_each_length_bucket() -> None:
+def test_score_compiles_a_program_for_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, n_positions=80, n_layer=1)
     texts = [random_ids(n % 150 + 2, seed=n) for n in range(0, 1500, 37)]
+    shapes: list[tuple[int, int]] = []
+    score_batch = scoring._score_batch
+
+    def recorded(*arguments: Any) -> Any:
+        shapes.append(arguments[-1])
+        return score_batch(*arguments)
+
+    monkeypatch.setattr(scoring, "_score_batch", recorded)
     split(model)
     with compilations() as found:
-        gpt1.score(model, texts, batch_tokens=512)
-    assert len(found) == 3  # 32, 64 and 80
+        gpt1.score(model, texts, batch_tokens=200)
+    lengths = {length for _, length in shapes}
+    assert len(found) == len(set(shapes)) == len(lengths)
+    assert len(lengths) == 3
     with compilations() as found:
-        gpt1.score(model, texts[::-1], batch_tokens=512)
+        gpt1.score(model, texts[::-1], batch_tokens=200)
     assert not found
+
+
+@settings(max_examples=300)
+@given(st.lists(st.integers(1, 70), max_size=80), st.integers(1, 600))
+def test_batch_shapes_hold_all_windows_by_few_lengths(lengths: list[int], tokens: int) -> None:
+    lengths.sort(reverse=True)
+    shapes = list(batch_shapes(lengths, 70, tokens))
+    assert len(set(shapes)) == len({length for _, length in shapes})
+    assert len(set(shapes)) <= 1 + 70 * len(lengths) // tokens
+    begin = 0
+    for rows, length in shapes:
+        assert rows == 1 or rows * length <= tokens
+        assert lengths[begin] <= length <= 70
+        begin += rows
+    assert begin >= len(lengths)
+    assert begin == 0 or begin - shapes[-1][0] < len(lengths)
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "untied", "double_heads"])
@@ -152,10 +180,10 @@ def test_score_on_a_mesh_of_one_device_is_the_same() -> None:
 
 
 SENTENCES: Sequence[tuple[str, str, list[str], list[str]]] = [
-    # context, text, words, words with punctuation joined
+    # context, text, words, words that stand between white space
     ("", "The press is in.", ["The", "press", "is", "in", "."], ["The", "press", "is", "in."]),
     ("", "pressing, thing", ["pressing", ",", "thing"], ["pressing,", "thing"]),
-    ("the", " 'is' - in", ["'", "is", "'", "-", "in"], ["'", "is'", "-", "in"]),
+    ("the", " 'is' - in", ["'", "is", "'", "-", "in"], ["'is'", "-", "in"]),
     ("the press", "ing is", ["ing", "is"], ["ing", "is"]),
     ("", "\u00e9a  \u4e2d b!?", ["\u00e9a", "\u4e2d", "b", "!", "?"], ["\u00e9a", "\u4e2d", "b!?"]),
 ]
@@ -177,6 +205,27 @@ def test_score_words(
             assert total == pytest.approx(found.sum)
         else:
             assert np.isnan(words[0].log_prob)
+
+
+@settings(max_examples=300)
+@given(st.text("the press\u00e9\u4e2d\u201c'-.\n  ", max_size=9), st.text("thing.,' ", max_size=9))
+def test_score_words_hold_each_token_once(
+    tokenizer: gpt1.Tokenizer, context: str, text: str
+) -> None:
+    text = f"{text} e"
+    (found,) = scoring._tokenize([text], [context], tokenizer, SIZE)
+    found.log_probs[found.context_tokens :] = np.arange(len(found.ids) - found.context_tokens)
+    raw = context + text
+    whole = [match.span() for match in re.finditer(r"\S+", raw) if match.end() > len(context)]
+    joined = [word.span for word in found.split_words(join_punctuation=True)]
+    assert [end for _, end in joined] == [end for _, end in whole]
+    assert [start for start, _ in joined[1:]] == [start for start, _ in whole[1:]]
+    for words in (found.words, found.split_words(join_punctuation=True)):
+        assert sum(word.log_prob for word in words) == found.sum
+        assert all(raw[slice(*word.span)] == word.text for word in words)
+    for word, following in itertools.pairwise(found.words):
+        assert word.span[1] <= following.span[0]
+        assert len(word.text) == 1 or not set(word.text) & set("\u201c'-.,")
 
 
 def test_score_token_across_the_border_belongs_to_the_text(tokenizer: gpt1.Tokenizer) -> None:

@@ -40,16 +40,15 @@ def check_against_torch(reference: Any, lengths: list[int], stride: int) -> None
 
 
 @pytest.mark.unoptimized
-@pytest.mark.parametrize("stride", [1, 3, 8])
-def test_score_equals_torch(stride: int) -> None:
+def test_score_equals_torch() -> None:
     reference = torch_model("OpenAIGPTLMHeadModel", **SIZES)
-    check_against_torch(reference, [1, 2, 7, 8, 9, 10, 20, 33], stride)
+    check_against_torch(reference, [1, 2, 7, 8, 9, 10, 20, 33], stride=3)
 
 
 @pytest.mark.nightly
 def test_score_equals_torch_at_full_size() -> None:
-    # Its own initial weights: with those of ``torch_model``, ten times as wide, twelve blocks amplify
-    # rounding until torch's float32 is 7e-4 from its float64.
+    # Its own initial weights: those of ``torch_model`` are ten times as wide, and twelve blocks of
+    # them amplify the rounding of any forward; torch's float32 logits are then 1e-3 from float64's.
     torch.manual_seed(0)
     reference = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig()).eval()
-    check_against_torch(reference, [5, 30, 100, 700], 256)
+    check_against_torch(reference, [5, 30, 100, 700], stride=256)
