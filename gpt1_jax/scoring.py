@@ -370,7 +370,7 @@ def _score_batch(
     found = _log_probs(structure, params, placed, packed, scored[-1].astype(np.int32))
     log_probs, is_greedy = (np.split(np.asarray(each), scored)[:-1] for each in found)
     if not all(np.isfinite(row).all() for row in log_probs):
-        raise not_finite("the log-probabilities", params)
+        raise not_finite("the logits", params)
     return log_probs, is_greedy
 
 

@@ -13,16 +13,17 @@ from gpt1_jax._conversion import conversion
 from gpt1_jax.cli.arguments import MaybeCheckpoint, MaybeModel, Model, only_one
 from gpt1_jax.cli.compilation_cache import enable_compilation_cache
 from gpt1_jax.config import OpenAIGPTConfig
-from gpt1_jax.demo import DEMO, resolve
+from gpt1_jax.demo import DEMO, HubOptions, resolve
 from gpt1_jax.explore.display import show
 from gpt1_jax.explore.embeddings import nearest as neighbours_of
-from gpt1_jax.explore.forward_trace import ForwardTrace, logit_lens, next_tokens, trace_forward
+from gpt1_jax.explore.forward_trace import logit_lens, next_tokens, trace_forward
 from gpt1_jax.explore.forward_trace import surprisal as surprisal_of
 from gpt1_jax.explore.module_tree import tree as tree_of
 from gpt1_jax.explore.pictures import draw_attention, draw_logit_lens, draw_next_tokens
 from gpt1_jax.explore.tokens import token_table
 from gpt1_jax.model import MODELS, OpenAIGPTLMHeadModel, OpenAIGPTModel
 from gpt1_jax.quantization import quantize_as_config
+from gpt1_jax.scoring import score
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import Pipeline
 
@@ -148,8 +149,9 @@ def surprisal(
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
-    _, trace = _read(" ".join(text), model, pipeline, revision, local_files_only)
-    show(surprisal_of(trace), sys.stdout)
+    loaded, tokenizer = _load(model, pipeline, revision, local_files_only)
+    (found,) = score(loaded, [" ".join(text)], tokenizer=tokenizer)
+    show(surprisal_of(found), sys.stdout)
 
 
 def picture(
@@ -186,7 +188,8 @@ def picture(
     ):
         if value is not None and kind != owner:
             raise ValueError(f"--{name} goes with {owner}, not with {kind}")
-    loaded, trace = _read(" ".join(text), model, pipeline, revision, local_files_only)
+    loaded, tokenizer = _load(model, pipeline, revision, local_files_only)
+    trace = trace_forward(loaded, tokenizer, " ".join(text))
     if kind == "attention":
         last = len(trace.attentions) - 1
         drawn = draw_attention(trace, last if layer is None else layer, head)
@@ -198,17 +201,13 @@ def picture(
     print(out)
 
 
-def _read(
-    text: str, model: str, pipeline: Pipeline | None, revision: str | None, local_files_only: bool
-) -> tuple[OpenAIGPTLMHeadModel, ForwardTrace]:
+def _load(
+    model: str, pipeline: Pipeline | None, revision: str | None, local_files_only: bool
+) -> tuple[OpenAIGPTLMHeadModel, Tokenizer]:
     enable_compilation_cache()
-    tokenizer = Tokenizer.from_pretrained(
-        model, pipeline=pipeline, revision=revision, local_files_only=local_files_only
-    )
-    loaded = OpenAIGPTLMHeadModel.from_pretrained(
-        model, revision=revision, local_files_only=local_files_only
-    )
-    return loaded, trace_forward(loaded, tokenizer, text)
+    hub: HubOptions = {"revision": revision, "local_files_only": local_files_only}
+    tokenizer = Tokenizer.from_pretrained(model, pipeline=pipeline, **hub)
+    return OpenAIGPTLMHeadModel.from_pretrained(model, **hub), tokenizer
 
 
 COMMANDS = (tree, tokens, nearest, surprisal, picture)

@@ -125,9 +125,11 @@ def score(
         raise ValueError(f"{given[int(found[1])].place}: {error}") from None
     from tqdm import tqdm
 
-    hidden = None if len(given) > 1 and not (out is None and sys.stdout.isatty()) else True
-    finished = reorder(tqdm(scores, total=len(given), unit="text", disable=hidden))
     chosen = chosen_format(output_format, out)
+    # Lines that appear on a terminal one by one show the progress themselves.
+    shows_lines = chosen == "jsonl" and out is None and sys.stdout.isatty()
+    hidden = True if shows_lines or len(given) == 1 else None  # None: unless it is on a terminal
+    finished = reorder(tqdm(scores, total=len(given), unit="text", disable=hidden))
     records_of = _objects if chosen in ("json", "jsonl") else _lines
     with output(out) as file:
         write_records(records_of(given, finished, by, join_punctuation), chosen, file)

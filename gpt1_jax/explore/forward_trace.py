@@ -30,6 +30,8 @@ from gpt1_jax.generation.prompts import bucket
 from gpt1_jax.model import OpenAIGPTDoubleHeadsModel, OpenAIGPTLMHeadModel, lm_logits
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import ModelStructure, functional, merge, not_finite, split
+from gpt1_jax.scoring import Score
+from gpt1_jax.text.offsets import Span
 from gpt1_jax.text.tokenizer import Tokenizer
 
 SCALE = (0, 4, 8, 12, 16)  # bits of surprisal, of which the last are shown in full red
@@ -126,12 +128,16 @@ class Surprisal(Renderable):
     """How much each token of a text surprised the model; coloured, red is much.
 
     Attributes:
-        trace: of the text.
-        bits: (T,) float64: minus the binary logarithm of the token's probability after those before
+        text: as given.
+        tokens: T tokens as the vocabulary spells them.
+        spans: for each token its first character in the text, and the one after its last.
+        bits: (T,) floats: minus the binary logarithm of the token's probability after those before
             it; NaN for the first, before which there is none.
     """
 
-    trace: ForwardTrace
+    text: str
+    tokens: tuple[str, ...]
+    spans: tuple[Span, ...]
     bits: np.ndarray
 
     @property
@@ -147,7 +153,7 @@ class Surprisal(Renderable):
     def __str__(self) -> str:
         lines = [
             f"{place:>4}  {'' if np.isnan(bits) else f'{bits:.2f}':>6}  {token!r}"
-            for place, (bits, token) in enumerate(zip(self.bits, self.trace.tokens, strict=True))
+            for place, (bits, token) in enumerate(zip(self.bits, self.tokens, strict=True))
         ]
         return "\n".join(["      bits    token", *lines, self._summary()])
 
@@ -158,7 +164,7 @@ class Surprisal(Renderable):
     def coloured(self) -> Text:
         """Return the text, each token on the colour of its surprisal, the bits as its note."""
         styles = [None if np.isnan(bits) else _heat(bits, f"{bits:.2f} bits") for bits in self.bits]
-        return coloured_text(self.trace.text, self.trace.spans, styles)
+        return coloured_text(self.text, self.spans, styles)
 
     def _summary(self) -> str:
         if len(self.bits) == 1:
@@ -166,11 +172,18 @@ class Surprisal(Renderable):
         return f"{self.mean:.2f} bits a token, perplexity {self.perplexity:.1f}"
 
 
-def surprisal(trace: ForwardTrace) -> Surprisal:
-    """Return the surprisal of each token of a text."""
-    T = len(trace.ids)
-    nats = trace.log_probs[np.arange(T - 1), trace.ids[1:]].astype(np.float64)
-    return Surprisal(trace, np.concatenate([[np.nan], -nats / math.log(2)]))
+def surprisal(found: ForwardTrace | Score) -> Surprisal:
+    """Return the surprisal of each token of a text.
+
+    Args:
+        found: a trace of the text, or its ``gpt1.score``, which may be of any length.
+    """
+    if isinstance(found, Score):
+        return Surprisal(found.raw_text or "", found.tokens, found.spans, found.surprisal)
+    T = len(found.ids)
+    nats = found.log_probs[np.arange(T - 1), found.ids[1:]].astype(np.float64)
+    bits = np.concatenate([[np.nan], -nats / math.log(2)])
+    return Surprisal(found.text, found.tokens, found.spans, bits)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -128,6 +128,7 @@ def heads(mesh: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         model_on(mesh, gpt1.OpenAIGPTLMHeadModel, tie_word_embeddings=False)
     )
     said["untied.logits"] = np.asarray(apply(params, by_rows(mesh, IDS)).logits)
+    said["score"] = scores(model_on(mesh, gpt1.OpenAIGPTLMHeadModel))
     for tied in (True, False):
         model = gpt1.quantize(model_on(mesh, gpt1.OpenAIGPTLMHeadModel, tie_word_embeddings=tied))
         if mesh is not None:
@@ -135,7 +136,15 @@ def heads(mesh: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             facts["int8_placed"] = lie_alike(model.params, shardings)
         apply, params = gpt1.functional(model)
         said[f"int8.tied={tied}"] = np.asarray(apply(params, by_rows(mesh, IDS)).logits)
+        if tied:
+            said["int8.score"] = scores(model)
     return said, facts
+
+
+def scores(model: Any) -> np.ndarray:
+    """The log-probabilities of texts of several lengths, as many as no mesh divides."""
+    found = gpt1.score(model, [row[: 4 + i] for i, row in enumerate(IDS[:7])])
+    return np.concatenate([each.log_probs[1:] for each in found])
 
 
 def without_key_biases(params: Any) -> Any:

@@ -18,6 +18,8 @@ def test_cli_surprisal_prints_tokens_and_perplexity(run: Run) -> None:
         *("'the</w>'", "'old</w>'", "'man</w>'", "'smiled</w>'", "'.</w>'")
     ]
     assert "perplexity" in out.splitlines()[-1]
+    status, out, _ = run("surprisal", *[TEXT] * 100)  # longer than n_positions
+    assert (status, len(out.splitlines())) == (0, 502)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +43,7 @@ def test_cli_picture_writes_a_png(run: Run, tmp_path: Path, flags: list[object])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["surprisal", ""], "the text has 0 tokens"),
+        (["surprisal", ""], "text 0 has no tokens"),
         (["surprisal", "a", "--model", "nowhere/at/all"], "nowhere/at/all"),
         (["picture", "attention", "a", "--out", "OUT.png", "--layer", "9"], "layer is 9"),
         (["picture", "attention", "a", "--out", "OUT.png", "--count", "9"], "--count goes with"),
