@@ -154,10 +154,10 @@ def test_batch_shapes_hold_all_windows_by_few_lengths(lengths: list[int], tokens
     assert begin == 0 or begin - shapes[-1][0] < len(lengths)
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "int8", "untied", "double_heads"])
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "int8", "untied", "double_heads"])
 def test_score_of_other_models_equals_their_logits(kind: str) -> None:
     cls = gpt1.OpenAIGPTDoubleHeadsModel if kind == "double_heads" else gpt1.OpenAIGPTLMHeadModel
-    dtype = "bfloat16" if kind == "bfloat16" else None
+    dtype = kind if kind.endswith("float16") else None
     model: Any = small_model(cls, dtype=dtype, tie_word_embeddings=kind != "untied")
     if kind == "int8":
         model = gpt1.quantize(model)
@@ -166,7 +166,7 @@ def test_score_of_other_models_equals_their_logits(kind: str) -> None:
     logits = np.asarray(apply(params, ids[None, None]).logits, np.float64).reshape(8, V)
     expected = np.take_along_axis(log_softmax(logits[:-1]), ids[1:, None], axis=-1)[:, 0]
     (found,) = gpt1.score(model, [ids])
-    assert difference(found.log_probs[1:], expected) < (0.02 if kind == "bfloat16" else 1e-5)
+    assert difference(found.log_probs[1:], expected) < (0.02 if dtype else 1e-5)
 
 
 def test_score_on_a_mesh_of_one_device_is_the_same() -> None:

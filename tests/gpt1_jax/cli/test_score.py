@@ -3,10 +3,16 @@
 import csv
 import io
 import json
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from gpt1_jax.cli.score import MEASURES
+from gpt1_jax.demo import FOLDER
 
 pytestmark = pytest.mark.unoptimized
 
@@ -74,6 +80,32 @@ def test_cli_score_reads_ids_and_lines(run: Run, tmp_path: Path) -> None:
     assert len(by_lines) == 2
     status, out, _ = run("score", lines, "--text")
     assert (status, json.loads(out)["text"]) == (0, str(lines))
+
+
+def test_cli_score_reads_standard_input(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for content in (b"The old man\n\nNo.\r\n", b'{"text": "The old man"}\n{"text": "No."}'):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+        status, out, _ = run("score", "-", "--by", "text")
+        assert status == 0
+        assert [json.loads(line)["text"] for line in out.splitlines()] == ["The old man", "No."]
+
+
+def test_cli_score_quantizes_and_needs_no_tokenizer_for_ids(run: Run, tmp_path: Path) -> None:
+    folder, ids = tmp_path / "model", tmp_path / "ids.jsonl"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(FOLDER / name, folder)
+    ids.write_text('{"ids": [116, 515, 274]}\n')
+    (plain,), (small,) = (
+        [json.loads(line) for line in run("score", ids, "--model", folder, *flags)[1].splitlines()]
+        for flags in ([], ["--quantize", "int8"])
+    )
+    assert list(plain) == ["ids", "log_probs", "is_greedy", *MEASURES]
+    assert small["sum"] == pytest.approx(plain["sum"], rel=0.1)
+    assert small["sum"] != plain["sum"]
+    status, _, err = run("score", "a text", "--model", folder)
+    assert status == 2
+    assert "tokenizer" in err
 
 
 @pytest.mark.parametrize(
