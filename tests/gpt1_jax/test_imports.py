@@ -30,7 +30,7 @@ ROOMS = (
     ("sharding",),
     ("generation", "quantization"),
     ("scoring",),
-    ("explore", "export", "training", "verify"),
+    ("explore", "export", "training", "verify", "zero_shot"),
     ("estimate",),
     ("cli",),
 )
