@@ -9,7 +9,7 @@ from support.small_models import SIZES
 from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
-from gpt1_jax.zero_shot import acceptability, best_answers, best_referents, sentiment
+from gpt1_jax.explore.zero_shot import acceptability, best_answers, best_referents, sentiment
 
 torch: Any = pytest.importorskip("torch")
 pytest.importorskip("transformers")
