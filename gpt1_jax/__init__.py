@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpt1_jax.config import OpenAIGPTConfig
+    from gpt1_jax.explore.activations import capture, patch
     from gpt1_jax.explore.module_tree import tree
     from gpt1_jax.generation.api import GenerateOutput, generate
     from gpt1_jax.generation.processors import GenerationState
@@ -41,9 +42,11 @@ _MODULES = {
     "OpenAIGPTModel": "model",
     "Score": "scoring",
     "Tokenizer": "text.tokenizer",
+    "capture": "explore.activations",
     "from_pretrained": "model",
     "functional": "pure",
     "generate": "generation.api",
+    "patch": "explore.activations",
     "quantize": "quantization",
     "score": "scoring",
     "stream": "generation.streaming",
@@ -63,9 +66,11 @@ __all__ = [
     "Score",
     "Tokenizer",
     "__version__",
+    "capture",
     "from_pretrained",
     "functional",
     "generate",
+    "patch",
     "quantize",
     "score",
     "stream",

@@ -58,6 +58,7 @@ from gpt1_jax.nn.losses import causal_lm_loss, classification_loss, cross_entrop
 from gpt1_jax.nn.matmul import dot_general
 from gpt1_jax.nn.partitioning import ROWS, constrain
 from gpt1_jax.nn.remat import Remat, check_remat, rematerialize
+from gpt1_jax.nn.sites import requested, scope, site
 from gpt1_jax.nn.validation import ArrayLike, checked
 from gpt1_jax.outputs import (
     BaseModelOutput,
@@ -143,20 +144,22 @@ class Attention(nnx.Module):
         if mask is None:
             mask = Mask.build(None, x.shape[1], past)
         # (B, T, E) -> three of (B, T, N, H) -> three of (B, N, T, H)
-        qkv = qkv_by_heads(self.c_attn, x, self.n_head)
-        query, key, value = (third.transpose(0, 2, 1, 3) for third in qkv)
+        qkv = zip("qkv", qkv_by_heads(self.c_attn, x, self.n_head), strict=True)
+        query, key, value = (site(f"attn.{c}", third).transpose(0, 2, 1, 3) for c, third in qkv)
         if past is not None:
             past = past.append(key, value)
             key, value = past.keys.astype(query.dtype), past.values.astype(query.dtype)
         drop = attn_key is not None and self.attn_dropout.rate > 0
+        need_weights |= requested("attn.scores", "attn.weights", "attn.z")
         if self.backend == "manual" or need_weights or drop:
             weights = attention_weights(query, key, mask, self.precision)
-            weights = dropout(self.attn_dropout, weights, attn_key)
+            weights = site("attn.weights", dropout(self.attn_dropout, weights, attn_key))
             z = attend(weights, value, self.precision)
         else:
             weights, z = None, attend_fused(query, key, value, mask, self.backend)
-        z = z.transpose(0, 2, 1, 3).reshape(x.shape)  # (B, N, T, H) -> (B, T, E)
-        return dropout(self.resid_dropout, self.c_proj(z), resid_key), weights, past
+        z = site("attn.z", z.transpose(0, 2, 1, 3))  # (B, N, T, H) -> (B, T, N, H)
+        out = dropout(self.resid_dropout, self.c_proj(z.reshape(x.shape)), resid_key)
+        return site("attn.out", out), weights, past
 
 
 class MLP(nnx.Module):
@@ -189,7 +192,9 @@ class MLP(nnx.Module):
         self, x: Float[Array, "B T E"], dropout_key: jax.Array | None = None
     ) -> Float[Array, "B T E"]:
         """Return the states to add to ``x``."""
-        return dropout(self.dropout, self.c_proj(self.act(self.c_fc(x))), dropout_key)
+        x = site("mlp.pre", self.c_fc(x))
+        x = site("mlp.act", self.act(x))
+        return site("mlp.out", dropout(self.dropout, self.c_proj(x), dropout_key))
 
 
 class Block(nnx.Module):
@@ -239,9 +244,9 @@ class Block(nnx.Module):
         """Return the new states, with the attention's weights and cache; see ``Attention``."""
         attn_key, mlp_key = split_key(dropout_key, 2)
         a, weights, past = self.attn(x, mask, past, attn_key, need_weights=need_weights)
-        n = self.ln_1(x + a).astype(x.dtype)
-        h = self.ln_2(n + self.mlp(n, mlp_key)).astype(x.dtype)
-        return h, weights, past
+        n = site("n", self.ln_1(site("attn_sum", x + a)).astype(x.dtype))
+        h = self.ln_2(site("mlp_sum", n + self.mlp(n, mlp_key))).astype(x.dtype)
+        return site("out", h), weights, past
 
 
 class OpenAIGPTSequenceSummary(nnx.Module):
@@ -407,14 +412,15 @@ class OpenAIGPTModel(OpenAIGPTPreTrainedModel):
         if cache is not None:  # tokens beyond its end would take the places of earlier ones
             x = jnp.where(cache.index + T <= cache.length, x, jnp.nan)
         drop_key, *block_keys = split_key(None if deterministic else dropout_key, 1 + len(self.h))
-        x = constrain(dropout(self.drop, x, drop_key), ROWS, None, None)
+        x = site("embed", constrain(dropout(self.drop, x, drop_key), ROWS, None, None))
 
         hidden_states, attentions, past = [x], [], []
         for i, (block, key) in enumerate(zip(self.h, block_keys, strict=True)):
             block = functools.partial(block, need_weights=output_attentions)
             # A cache is for decoding, which has no backward pass.
             block = rematerialize(block, self.remat if cache is None else "none")
-            x, weights, layer = block(x, mask, None if cache is None else cache.layer(i), key)
+            with scope(f"h.{i}"):
+                x, weights, layer = block(x, mask, None if cache is None else cache.layer(i), key)
             hidden_states.append(x)
             attentions.append(weights)
             past.append(layer)
@@ -537,7 +543,7 @@ class OpenAIGPTLMHeadModel(OpenAIGPTPreTrainedModel):
             dropout_key=dropout_key,
         )
         states = out.last_hidden_state
-        logits = lm_logits(self, select_positions(states, logits_to_keep))
+        logits = site("logits", lm_logits(self, select_positions(states, logits_to_keep)))
         loss = None
         if labels is not None:
             labels = as_array(labels).reshape(states.shape[:-1])
@@ -639,7 +645,7 @@ class OpenAIGPTDoubleHeadsModel(OpenAIGPTPreTrainedModel):
         )
         states = out.last_hidden_state
         *rows, T, _ = states.shape
-        logits = lm_logits(self, states)
+        logits = site("logits", lm_logits(self, states))
         places = jnp.full(rows, T - 1) if mc_token_ids is None else as_array(mc_token_ids)
         mc_logits = self.multiple_choice_head(states, places, head_key)
         if mc_logits.shape[-1] == 1:
@@ -750,7 +756,7 @@ class OpenAIGPTForSequenceClassification(OpenAIGPTPreTrainedModel):
             is_token = jnp.asarray(input_ids, jnp.int32) != self.config.pad_token_id
             last = jnp.where(is_token, jnp.arange(T)[None], 0).max(axis=-1)
         state = jnp.take_along_axis(out.last_hidden_state, last[:, None, None], axis=1)[:, 0]
-        logits = self.score(state)
+        logits = site("logits", self.score(state))
         loss = None
         if labels is not None:
             loss = classification_loss(logits, as_array(labels), self.config.problem_type)

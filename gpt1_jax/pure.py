@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import operator
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import jax
@@ -276,25 +276,45 @@ def _apply(
         return merge(structure, params).forward(**arguments)
 
     def apply(params: Params, *args: object, **kwargs: object) -> object:
-        arguments = bind_arguments(function, cls.__call__, args, kwargs)
-        cache = arguments.get("cache")
-        if cache is not None:
-            check_not_donated(cache)
-        check_arguments(config, classify=cls.classifies, **_to_check(arguments))
-        arguments.pop("cache", None)
-        arrays, flags = {}, []
-        for name, value in arguments.items():
-            if value is None:
-                continue
-            if name in FLAGS:
-                flags.append((name, bool(value)))
-            elif name == "logits_to_keep" and np.ndim(value) == 0:
-                flags.append((name, int(value)))
-            else:
-                arrays[name] = value if isinstance(value, jax.Array) else native(np.asarray(value))
-        return run(native_leaves(params), arrays, native_leaves(cache), tuple(flags))
+        arrays, cache, flags = split_arguments(function, cls, config, args, kwargs)
+        return run(native_leaves(params), arrays, cache, flags)
 
     return apply
+
+
+def split_arguments(
+    function: str,
+    cls: type[OpenAIGPTPreTrainedModel],
+    config: OpenAIGPTConfig,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+) -> tuple[Arguments, Cache | None, Flags]:
+    """Check the arguments of a model's call; return arrays, the cache, and flags.
+
+    Args:
+        function: what an error calls it.
+        cls: of the model.
+        config: of the model.
+        args: by their places after the model.
+        kwargs: by their names.
+    """
+    arguments = bind_arguments(function, cls.__call__, args, kwargs)
+    cache = arguments.get("cache")
+    if cache is not None:
+        check_not_donated(cache)
+    check_arguments(config, classify=cls.classifies, **_to_check(arguments))
+    arguments.pop("cache", None)
+    arrays, flags = {}, []
+    for name, value in arguments.items():
+        if value is None:
+            continue
+        if name in FLAGS:
+            flags.append((name, bool(value)))
+        elif name == "logits_to_keep" and np.ndim(value) == 0:
+            flags.append((name, int(value)))
+        else:
+            arrays[name] = value if isinstance(value, jax.Array) else native(np.asarray(value))
+    return arrays, native_leaves(cache), tuple(flags)
 
 
 def _to_check(arguments: Arguments) -> Arguments:

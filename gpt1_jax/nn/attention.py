@@ -25,6 +25,7 @@ from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.nn.matmul import one_row_twice
 from gpt1_jax.nn.partitioning import ROWS, TENSOR, constrain
 from gpt1_jax.nn.pytree import pytree_dataclass
+from gpt1_jax.nn.sites import site
 
 Fused = Literal["cudnn", "xla"]
 Backend = Literal["manual", Fused]
@@ -212,7 +213,7 @@ def attention_weights(
     scores = jnp.where(mask.causal, scores, mask.future_bias.astype(dtype))
     if mask.padding is not None:
         scores = scores + mask.padding.astype(dtype)
-    return jax.nn.softmax(scores, axis=-1)
+    return jax.nn.softmax(site("attn.scores", scores), axis=-1)
 
 
 def attend(

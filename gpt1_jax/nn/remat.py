@@ -5,6 +5,8 @@ from typing import Literal, ParamSpec, TypeVar
 
 import jax
 
+from gpt1_jax.nn.sites import any_requested
+
 P = ParamSpec("P")
 T = TypeVar("T")
 Remat = Literal["none", "linear", "all"]
@@ -28,7 +30,7 @@ def check_remat(remat: Remat) -> Remat:
 
 def rematerialize(block: Callable[P, T], remat: Remat) -> Callable[P, T]:
     """Return ``block`` such that the backward pass computes again what ``remat`` says."""
-    if remat == "none":
+    if remat == "none" or any_requested():  # a value that is captured must be able to leave it
         return block
 
     # A function of its own for every call: JAX keeps what it traced by the function, and a module's

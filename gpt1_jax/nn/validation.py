@@ -167,7 +167,7 @@ def _check_tokens(config: OpenAIGPTConfig, given: Arguments) -> tuple[int, ...]:
     if "input_ids" in given:
         shape = check_ids("input_ids", given["input_ids"], config.vocab_size, "vocab_size")
     else:
-        *rows, width = _check_numbers("inputs_embeds", given["inputs_embeds"]).shape or (0,)
+        *rows, width = check_numbers("inputs_embeds", given["inputs_embeds"]).shape or (0,)
         shape = tuple(rows)
         if width != config.n_embd:
             raise ValueError(
@@ -210,7 +210,7 @@ def _check_dropout(deterministic: object, key: object) -> None:
 
 
 def _check_num_items(_: _Call, number: object) -> None:
-    items = _check_numbers("num_items_in_batch", number)
+    items = check_numbers("num_items_in_batch", number)
     if items.ndim:
         raise ValueError(f"num_items_in_batch has shape {items.shape}, but must be one number")
     if not isinstance(items, ABSTRACT) and not items > 0:
@@ -291,7 +291,7 @@ def check_ids(
 
 def check_mask(name: str, mask: ArrayLike) -> None:
     """Check that a mask holds nothing but 1 for a token and 0 for padding, or bools."""
-    array = _check_numbers(name, mask)
+    array = check_numbers(name, mask)
     if isinstance(array, ABSTRACT) or array.dtype == bool:
         return
     values = np.asarray(array)
@@ -303,7 +303,7 @@ def check_mask(name: str, mask: ArrayLike) -> None:
         )
 
 
-def _check_numbers(name: str, value: object) -> Any:
+def check_numbers(name: str, value: object) -> Any:
     """Check that ``value`` is of bools, integers or floats; return it as an array.
 
     The values of a ``jax.Array`` are not read.
@@ -337,7 +337,7 @@ def _is_any(dtype: Any, *kinds: Any) -> bool:
 
 
 def _check_classes(config: OpenAIGPTConfig, labels: ArrayLike, rows: int) -> None:
-    array = _check_numbers("labels", labels)
+    array = check_numbers("labels", labels)
     n, problem = config.num_labels, config.problem_type
     integer = np.issubdtype(array.dtype, np.integer)
     if problem == "single_label_classification" or (problem is None and n > 1 and integer):
