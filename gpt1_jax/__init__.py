@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from gpt1_jax.config import OpenAIGPTConfig
     from gpt1_jax.explore.activations import capture, patch
     from gpt1_jax.explore.module_tree import tree
+    from gpt1_jax.explore.sweeps import sweep
     from gpt1_jax.generation.api import GenerateOutput, generate
     from gpt1_jax.generation.processors import GenerationState
     from gpt1_jax.generation.streaming import stream
@@ -50,6 +51,7 @@ _MODULES = {
     "quantize": "quantization",
     "score": "scoring",
     "stream": "generation.streaming",
+    "sweep": "explore.sweeps",
     "tree": "explore.module_tree",
 }
 
@@ -74,6 +76,7 @@ __all__ = [
     "quantize",
     "score",
     "stream",
+    "sweep",
     "tree",
 ]
 

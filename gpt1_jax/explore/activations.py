@@ -122,12 +122,13 @@ def match_sites(model: OpenAIGPTPreTrainedModel, patterns: Iterable[str]) -> tup
     Raises:
         ValueError: a pattern matches none.
     """
-    names = _site_names(model)
+    names = site_names(model)
     matched = {name for pattern in patterns for name in _matches(pattern, names)}
     return tuple(name for name in names if name in matched)
 
 
-def _site_names(model: OpenAIGPTPreTrainedModel) -> list[str]:
+def site_names(model: OpenAIGPTPreTrainedModel) -> list[str]:
+    """Return the names of all sites of a model, in order."""
     layers = range(model.config.n_layer)
     names = ["embed", *(f"h.{layer}.{name}" for layer in layers for name in BLOCK_SITES)]
     return names if isinstance(model, OpenAIGPTModel) else [*names, "logits"]
@@ -169,9 +170,8 @@ def _run(
     arrays, cache, flags = split_arguments(
         function, type(model), model.config, (input_ids,), inputs
     )
-    leaves, edited = jax.tree.flatten(_by_site(model, edits))
-    embeds = arrays.get("inputs_embeds")
-    shape = arrays["input_ids"].shape if embeds is None else embeds.shape[:-1]
+    leaves, edited = jax.tree.flatten(by_site(model, edits))
+    shape = tokens_shape(arrays)
     if positions is not None:
         positions = _check_positions(positions, shape[-1])
     program = _program(structure, sites, edited, flags, shape)
@@ -179,11 +179,17 @@ def _run(
     return out, dict(zip(sites, captured, strict=True))
 
 
-def _by_site(
+def tokens_shape(arrays: Arguments) -> tuple[int, ...]:
+    """Return the shape (..., T) of the tokens."""
+    embeds = arrays.get("inputs_embeds")
+    return arrays["input_ids"].shape if embeds is None else embeds.shape[:-1]
+
+
+def by_site(
     model: OpenAIGPTPreTrainedModel, edits: Mapping[str, Edit]
 ) -> dict[str, ArrayLike | Partial]:
     """Return the edits by the full names of sites, as a pytree whose leaves are arrays."""
-    names, found = _site_names(model), {}
+    names, found = site_names(model), {}
     for pattern, edit in edits.items():
         if callable(edit):
             edit = edit if isinstance(edit, Partial) else Partial(edit)
@@ -244,7 +250,9 @@ def _program(
             if name != "logits":  # which has the dimensions of the ids already
                 value = value.reshape(*shape[:-1], *flat[1:])
             if name in edits:
-                value = _edited(name, value, edits[name], positions, shape)
+                edit = edits[name]
+                new = edit(value) if isinstance(edit, Partial) else edit
+                value = put(name, value, new, positions, shape)
             if name in sites:
                 captured[name] = value
             return value.reshape(flat)
@@ -258,21 +266,20 @@ def _program(
     return run
 
 
-def _edited(
+def put(
     name: str,
     value: jax.Array,
-    edit: Partial | jax.Array,
+    new: Any,
     positions: jax.Array | None,
     shape: tuple[int, ...],
 ) -> jax.Array:
-    """Return what stands in place of the value of a site."""
-    new = as_array(edit(value) if isinstance(edit, Partial) else edit)
+    """Return the value of a site with another one in its place, or at its positions."""
+    new = as_array(new)
     try:
         new = jnp.broadcast_to(new.astype(value.dtype), value.shape)
     except ValueError:
-        whose = "the function's value for" if isinstance(edit, Partial) else "the value for"
         raise ValueError(
-            f"{whose} {name} has shape {new.shape}, but must broadcast to {value.shape}"
+            f"the new value of {name} has shape {new.shape}, but must broadcast to {value.shape}"
         ) from None
     if positions is None:
         return new
@@ -282,7 +289,6 @@ def _edited(
         raise ValueError(f"{name} has shape {value.shape}, where no dimension is of the positions")
     index = jnp.where(positions < 0, positions + T, positions)
     chosen = (jnp.arange(T, dtype=jnp.int32)[:, None] == index[None, :]).any(axis=1)
-    chosen = chosen.reshape(T, *(1,) * (value.ndim - axis - 1))
-    chosen = jnp.broadcast_to(chosen, value.shape)
+    chosen = jnp.broadcast_to(chosen.reshape(T, *(1,) * (value.ndim - axis - 1)), value.shape)
     in_range = ((index >= 0) & (index < T)).all()
     return jnp.where(in_range, jnp.where(chosen, new, value), jnp.nan)

@@ -84,7 +84,7 @@ def trace_forward(model: LanguageModel, tokenizer: Tokenizer, text: str) -> Forw
         ValueError: a model without such a head, a text without tokens or with too many, or logits
             that are not finite.
     """
-    _check_head(model)
+    check_head(model)
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, not {type(text).__name__}")
     encoding = tokenizer(text, return_offsets_mapping=True)
@@ -300,7 +300,7 @@ def logit_lens(model: LanguageModel, trace: ForwardTrace) -> LogitLens:
         model: the one that made the trace.
         trace: of the text.
     """
-    _check_head(model)
+    check_head(model)
     structure, params = split(model)
     T = len(trace.ids)
     padded = np.zeros((bucket(T), trace.hidden_states.shape[-1]), np.float32)
@@ -319,7 +319,8 @@ def logit_lens(model: LanguageModel, trace: ForwardTrace) -> LogitLens:
     )
 
 
-def _check_head(model: object) -> None:
+def check_head(model: object) -> None:
+    """Check that a model predicts tokens."""
     if not isinstance(model, OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel):
         right = "OpenAIGPTLMHeadModel or OpenAIGPTDoubleHeadsModel"
         raise ValueError(f"a {type(model).__name__} predicts no tokens: load an {right}")

@@ -9,6 +9,7 @@ from jax.tree_util import Partial
 
 torch = pytest.importorskip("torch")
 
+import transformers  # noqa: E402
 from support.torch_reference import flax_model, largest_difference, torch_model  # noqa: E402
 from support.torch_sites import torch_capture, torch_patch  # noqa: E402
 
@@ -75,3 +76,42 @@ def test_patch_matches_torch_at_every_site(
             attention_mask=torch.from_numpy(MASK),
         )
         assert largest_difference(ours, expected) <= TOLERANCE, chosen
+
+
+def remove_head(z: Any, head: Any) -> Any:
+    return jnp.where((jnp.arange(z.shape[-2]) == head)[:, None], 0, z)
+
+
+def restore(state: Any, value: Any, position: Any) -> Any:
+    return jnp.where((jnp.arange(value.shape[-2]) == position)[:, None], state, value)
+
+
+@pytest.mark.nightly
+def test_sweeps_at_full_size_match_eager_hooks() -> None:
+    """Every head removed, and every layer's state restored at every position; of 32, torch 8."""
+    torch.manual_seed(0)
+    reference = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig()).eval()
+    model = flax_model(reference)
+    clean, corrupted = np.random.default_rng(2).integers(40478, size=(2, 1, 32))
+    states = gpt1.capture(model, clean, "h.*.out")
+    restored = {name: Partial(restore, state) for name, state in states.items()}
+    removed = gpt1.sweep(model, corrupted, {"h.*.attn.z": remove_head}, 12)
+    restored = gpt1.sweep(model, corrupted, restored, 32)
+    assert len(removed) == len(restored) == 12
+    theirs = torch_capture(reference, torch.from_numpy(clean))
+
+    def expected(name: str, edit: Any) -> Any:
+        return torch_patch(reference, torch.from_numpy(corrupted), {name: edit})[:, -1:]
+
+    largest = float(expected("logits", lambda logits: logits).abs().max())
+    for name, logits in removed.items():
+        for head in range(12):
+            kept = (torch.arange(12) != head)[:, None]
+            right = expected(name, lambda z, kept=kept: z * kept).numpy()
+            assert np.abs(logits[head] - right).max() <= 1e-5 * largest, (name, head)
+    for name, logits in restored.items():
+        for position in range(3, 32, 4):
+            there = (torch.arange(32) == position)[:, None]
+            state = theirs[name]
+            right = expected(name, lambda h, s=state, t=there: torch.where(t, s, h)).numpy()
+            assert np.abs(logits[position] - right).max() <= 1e-5 * largest, (name, position)

@@ -1,0 +1,223 @@
+"""Many runs of a model, each with one activation patched, in one compiled call."""
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from gpt1_jax.checks import INTEGER, POSITIVE_INTEGER, at_least, check, check_keywords
+from gpt1_jax.explore.activations import by_site, put, site_names, tokens_shape
+from gpt1_jax.explore.forward_trace import LanguageModel, check_head
+from gpt1_jax.model import OpenAIGPTModel, lm_logits, select_positions
+from gpt1_jax.nn.attention import Mask
+from gpt1_jax.nn.dtypes import at_least_float32
+from gpt1_jax.nn.host_arrays import native_leaves
+from gpt1_jax.nn.sites import BLOCK_SITES, scope, visiting
+from gpt1_jax.nn.validation import Arguments, ArrayLike
+from gpt1_jax.pretrained import Params
+from gpt1_jax.pure import Flags, ModelStructure, merge, split, split_arguments
+
+INPUTS = (
+    "attention_mask",
+    "token_type_ids",
+    "position_ids",
+    "inputs_embeds",
+    "positions_from_mask",
+)
+
+
+def sweep(
+    model: LanguageModel,
+    input_ids: ArrayLike | None,
+    edits: Mapping[str, Callable[..., ArrayLike]],
+    count: int,
+    *,
+    batch_size: int | None = None,
+    metric: Callable[[jax.Array], Any] | None = None,
+    logits_to_keep: int = 1,
+    **inputs: Any,
+) -> dict[str, Any]:
+    """Patch one site after the other, each in ``count`` ways, and return the logits of each run.
+
+    One compiled call patches every layer at every position, or switches every head off::
+
+        def remove_head(z, head):
+            return jnp.where((jnp.arange(n_head) == head)[:, None], 0, z)
+
+        logits = gpt1.sweep(model, input_ids, {"h.*.attn.z": remove_head}, n_head)
+
+    A block is computed only for those runs that are patched in it or before it, so that this takes
+    about half as long as all runs from their beginning. It is pure, compiled and transformed as
+    ``capture``.
+
+    Args:
+        model: with a language-modelling head.
+        input_ids: (..., T), or None where ``inputs`` have ``inputs_embeds``.
+        edits: for sites other than logits, by names or patterns, a function that takes the
+            activation and k, a () int32, and returns what stands in its place in the k-th run.
+        count: the number of runs for each site: k is 0 to count - 1.
+        batch_size: how many runs for each site are computed at a time, by default all: fewer take
+            less memory.
+        metric: a function of a run's logits (..., K, V), whose value is returned in their place.
+        logits_to_keep: the number K of positions whose logits are computed, from the last one; 0
+            for all.
+        **inputs: ``attention_mask``, ``token_type_ids``, ``position_ids``, ``inputs_embeds`` and
+            ``positions_from_mask`` of the model's call.
+
+    Returns:
+        For each site, in the model's order, the logits (count, ..., K, V) or those values.
+
+    Raises:
+        ValueError: a model without such a head, an edit that is not a function, or as ``patch``.
+    """
+    check_head(model)
+    check("count", count, POSITIVE_INTEGER)
+    check("batch_size", count if batch_size is None else batch_size, POSITIVE_INTEGER)
+    check("logits_to_keep", logits_to_keep, INTEGER, at_least(0))
+    check_keywords("sweep()", inputs, INPUTS, {})
+    for pattern, edit in edits.items():
+        if not callable(edit):
+            raise ValueError(f"the edit of {pattern} must be a function of the activation and k")
+    structure, params = split(model)
+    arrays, _, flags = split_arguments("sweep()", type(model), model.config, (input_ids,), inputs)
+    chosen = by_site(model, edits)
+    if "logits" in chosen:
+        raise ValueError("sweep() patches what comes before the logits, not the logits themselves")
+    leaves, edited = jax.tree.flatten(chosen)
+    program = _program(
+        structure,
+        edited,
+        flags,
+        tokens_shape(arrays),
+        count,
+        batch_size or count,
+        metric,
+        logits_to_keep,
+    )
+    found = program(native_leaves(params), arrays, native_leaves(leaves))
+    return {name: found[name] for name in site_names(model) if name in found}
+
+
+@functools.lru_cache(maxsize=32)
+def _program(
+    structure: ModelStructure[LanguageModel],
+    edited: Any,
+    flags: Flags,
+    shape: tuple[int, ...],
+    count: int,
+    batch_size: int,
+    metric: Callable[[jax.Array], Any] | None,
+    logits_to_keep: int,
+) -> Callable[..., dict[str, Any]]:
+    """Return the compiled function of a sweep.
+
+    Args:
+        structure: of the model.
+        edited: the tree of the edits.
+        flags: of the model's call.
+        shape: (..., T), of the tokens.
+        count: see ``sweep``, as the others.
+        batch_size: how many runs at a time.
+        metric: of the logits.
+        logits_to_keep: the number of positions.
+    """
+
+    @jax.jit
+    def run(params: Params, arrays: Arguments, leaves: list[jax.Array]) -> dict[str, Any]:
+        model = merge(structure, params)
+        padding = arrays.get("attention_mask")
+        if padding is not None:
+            padding = padding.reshape(-1, shape[-1]).astype(at_least_float32(model.dtype))
+        states = _states(model.transformer, {**arrays, **dict(flags)})
+        edits = jax.tree.unflatten(edited, leaves)
+
+        def some(ks: jax.Array) -> dict[str, Any]:
+            names, x = _patched_states(model.transformer, edits, ks, states, padding, shape)
+            logits = lm_logits(model, select_positions(x, logits_to_keep))
+            logits = logits.reshape(-1, len(ks), *shape[:-1], *logits.shape[1:])
+            found = logits if metric is None else jax.vmap(jax.vmap(metric))(logits)
+            return {
+                name: jax.tree.map(operator.itemgetter(i), found) for i, name in enumerate(names)
+            }
+
+        if batch_size >= count:
+            return some(jnp.arange(count, dtype=jnp.int32))
+        ks = jnp.arange(-(-count // batch_size) * batch_size, dtype=jnp.int32)
+        found = jax.lax.map(some, jnp.minimum(ks, count - 1).reshape(-1, batch_size))
+        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+
+    return run
+
+
+def _states(body: OpenAIGPTModel, arguments: Arguments) -> list[jax.Array]:
+    """Return the states (B, T, E) before every block, and after the last one."""
+    states = []
+
+    def keep(state: jax.Array) -> jax.Array:
+        states.append(state)
+        return state
+
+    outputs = [f"h.{i}.out" for i in range(len(body.h))]
+    with visiting(dict.fromkeys(["embed", *outputs], keep)):
+        body.forward(**arguments)
+    return states
+
+
+def _patched_states(
+    body: OpenAIGPTModel,
+    edits: Mapping[str, Partial],
+    ks: jax.Array,
+    states: list[jax.Array],
+    padding: jax.Array | None,
+    shape: tuple[int, ...],
+) -> tuple[list[str], jax.Array]:
+    """Return the states after the last block of K runs for each site.
+
+    Args:
+        body: the transformer.
+        edits: by the names of sites.
+        ks: (K,) the numbers of the runs.
+        states: see ``_states``; of the run that is not patched.
+        padding: (B, T) the attention mask.
+        shape: (..., T), of the tokens.
+
+    Returns:
+        The names of the sites, and (sites * K * B, T, E).
+    """
+    copies = len(ks)
+    size = copies * math.prod(shape[:-1])  # rows of the runs for one site
+    names, x = [], states[0][:0]  # of the runs that have begun
+
+    def begin(sites: list[str], state: jax.Array) -> jax.Array:
+        names.extend(sites)
+        return jnp.concatenate([x, *[jnp.tile(state, (copies, 1, 1))] * len(sites)])
+
+    def edit(name: str, value: jax.Array) -> jax.Array:
+        first = names.index(name) * size
+        rows = slice(first, first + size)
+        runs = value[rows].reshape(copies, *shape[:-1], *value.shape[1:])
+
+        def edit_run(run: jax.Array, k: jax.Array) -> jax.Array:
+            return put(name, run, edits[name](run, k), None, shape)
+
+        return value.at[rows].set(jax.vmap(edit_run)(runs, ks).reshape(value[rows].shape))
+
+    if "embed" in edits:
+        x = edit("embed", begin(["embed"], states[0]))
+    for i, block in enumerate(body.h):
+        *inner, output = (f"h.{i}.{site}" for site in BLOCK_SITES)
+        inner = [name for name in inner if name in edits]
+        x = begin(inner, states[i])
+        if names:
+            mask = None if padding is None else jnp.tile(padding, (len(x) // len(padding), 1))
+            visits = {name: functools.partial(edit, name) for name in inner}
+            with scope(f"h.{i}"), visiting(visits):
+                x, *_ = block(x, Mask.build(mask, shape[-1], None), need_weights=False)
+        if output in edits:
+            x = edit(output, begin([output], states[i + 1]))
+    return names, x

@@ -1,0 +1,355 @@
+"""Captured and patched activations: what stays as it is without them, transformations, errors."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.tree_util import Partial
+from support.compilations import compilations
+from support.small_models import MODELS, difference, random_ids, small_config, small_model
+
+import gpt1_jax as gpt1
+from gpt1_jax.explore.activations import match_sites
+from gpt1_jax.model import lm_logits
+from gpt1_jax.nn.attention import Cache, Mask
+from gpt1_jax.nn.sites import BLOCK_SITES
+from gpt1_jax.pure import merge, split
+
+pytestmark = pytest.mark.unoptimized
+
+LM = gpt1.OpenAIGPTLMHeadModel
+EVERY = ("*", "h.*.*", "h.*.*.*")
+IDS, OTHER = random_ids(2, 5), random_ids(2, 5, seed=1)
+
+
+@pytest.fixture(scope="module")
+def model() -> gpt1.OpenAIGPTLMHeadModel:
+    return small_model(LM)
+
+
+@pytest.fixture(scope="module")
+def other(model: Any) -> dict[str, jax.Array]:
+    return gpt1.capture(model, OTHER, EVERY)
+
+
+def forward(model: Any, *args: Any, **inputs: Any) -> Any:
+    apply, params = gpt1.functional(model)
+    return apply(params, *args, **inputs)
+
+
+def lowered(model: Any, **flags: Any) -> str:
+    structure, params = split(model)
+
+    def run(params: Any, ids: Any) -> Any:
+        return merge(structure, params).forward(ids, **flags)
+
+    shape = (1, 2, 5) if "Double" in type(model).__name__ else (1, 5)
+    return jax.jit(run).lower(params, jnp.zeros(shape, jnp.int32)).as_text()
+
+
+FLAGS = {"output_attentions": True, "output_hidden_states": True}
+
+
+@pytest.mark.parametrize(("cls", "flags"), [*((cls, {}) for cls in MODELS), (LM, FLAGS)])
+def test_plain_program_is_the_same_text_without_sites(
+    cls: Any, flags: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small_model(cls)
+    text = lowered(model, **flags)
+    for module in ("model", "nn.attention"):
+        monkeypatch.setattr(f"gpt1_jax.{module}.site", lambda name, value: value)
+    assert lowered(model, **flags) == text
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_every_named_site_arises_in_every_model(cls: Any) -> None:
+    model = small_model(cls)
+    ids = random_ids(1, 2, 5) if "Double" in cls.__name__ else random_ids(1, 5)
+    found = gpt1.capture(model, ids, EVERY)
+    blocks = [f"h.{layer}.{name}" for layer in range(2) for name in BLOCK_SITES]
+    logits = [] if cls is gpt1.OpenAIGPTModel else ["logits"]
+    assert list(found) == ["embed", *blocks, *logits]
+    assert found["h.0.attn.z"].shape == (*ids.shape, 2, 4)
+    assert found["h.1.attn.scores"].shape == (*ids.shape[:-1], 2, 5, 5)
+    assert found["h.1.mlp.act"].shape == (*ids.shape, 32)
+    # Patched with what they are, the output is what it was; of ids without rows too.
+    plain, patched = forward(model, ids), gpt1.patch(model, ids, found)
+    for ours, right in zip(patched.to_tuple(), plain.to_tuple(), strict=True):
+        assert difference(ours, right) < 1e-6
+    if cls is LM:
+        row = gpt1.capture(model, ids[0], "h.0.*")
+        assert row["h.0.out"].shape == (5, 8)
+        assert difference(row["h.0.out"], found["h.0.out"][0]) < 1e-6
+
+
+def test_captured_states_are_those_of_the_output(model: Any) -> None:
+    out = forward(model, IDS, output_hidden_states=True, output_attentions=True)
+    found = gpt1.capture(model, IDS, EVERY)
+    for layer in range(2):
+        assert difference(found[f"h.{layer}.out"], out.hidden_states[layer + 1]) < 1e-6
+        assert difference(found[f"h.{layer}.attn.weights"], out.attentions[layer]) < 1e-6
+    weights = jax.nn.softmax(found["h.1.attn.scores"])
+    assert difference(found["h.1.attn.weights"], weights) < 1e-6
+
+
+def test_patch_of_the_last_state_replaces_the_output(model: Any, other: Any) -> None:
+    name = "h.1.out"
+    patched = gpt1.patch(model, IDS, {name: other[name]}, positions=-1, output_hidden_states=True)
+    plain = forward(model, IDS)
+    assert difference(patched.logits[:, -1], other["logits"][:, -1]) < 1e-6
+    assert difference(patched.logits[:, :-1], plain.logits[:, :-1]) < 1e-6
+    assert difference(patched.hidden_states[-1][:, -1], other[name][:, -1]) < 1e-6
+
+
+def test_capture_sees_what_is_patched(model: Any) -> None:
+    found = gpt1.capture(model, IDS, "h.*.attn.z", edits={"h.*.attn.z": 0.0}, positions=[0, 2])
+    plain = gpt1.capture(model, IDS, "h.0.attn.z")["h.0.attn.z"]
+    assert not found["h.1.attn.z"][:, jnp.array([0, 2])].any()
+    assert found["h.1.attn.z"][:, jnp.array([1, 3, 4])].all()
+    assert difference(found["h.0.attn.z"][:, 3:], plain[:, 3:]) < 1e-6
+
+
+def test_edit_function_may_call_the_model(model: Any) -> None:
+    """The model that an edit calls is not patched, nor is its compiled forward afterwards."""
+    apply, params = gpt1.functional(model)
+    ids = random_ids(1, 3)  # a shape that nothing else has compiled
+
+    def twice_logits(value: Any) -> Any:
+        return 2 * apply(params, ids).logits
+
+    patched = gpt1.patch(model, ids, {"logits": twice_logits}).logits
+    plain = apply(params, ids).logits
+    assert difference(patched, 2 * plain) < 1e-6
+    assert difference(plain, gpt1.patch(model, ids, {}).logits) < 1e-6
+
+
+def remove_head(head: Any, z: Any) -> Any:
+    return jnp.where((jnp.arange(z.shape[-2]) == head)[:, None], 0, z)
+
+
+def test_other_arrays_and_positions_compile_nothing(model: Any, other: Any) -> None:
+    def run(head: int, position: int) -> Any:
+        edits = {"h.0.out": other["h.0.out"] + head, "h.1.attn.z": Partial(remove_head, head)}
+        return gpt1.patch(model, IDS, edits, positions=position).logits
+
+    first = run(0, 1)
+    with compilations() as compiled:
+        second = run(1, 3)
+    assert not compiled
+    assert difference(first, second) > 0.1
+
+
+def test_vmap_and_jit_sweep_layers_positions_and_heads(model: Any, other: Any) -> None:
+    states = jnp.stack([other[f"h.{layer}.out"] for layer in range(2)])
+    graphdef, state = nnx.split(model)
+
+    def choose(on: Any, new: Any, value: Any) -> Any:
+        return jnp.where(on, new, value)
+
+    @jax.jit
+    def sweep(state: Any) -> Any:
+        model = nnx.merge(graphdef, state)
+
+        def run(layer: Any, position: Any) -> Any:
+            edits = {f"h.{i}.out": Partial(choose, layer == i, states[i]) for i in range(2)}
+            out = gpt1.patch(model, IDS, edits, positions=position, logits_to_keep=1)
+            return out.logits
+
+        run = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
+        return run(jnp.arange(2), jnp.arange(5))
+
+    found = sweep(state)
+    assert found.shape == (2, 5, 2, 1, 13)
+    for layer in range(2):
+        for position in range(5):
+            name = f"h.{layer}.out"
+            edits = {name: other[name]}
+            alone = gpt1.patch(model, IDS, edits, positions=position, logits_to_keep=1)
+            assert difference(found[layer, position], alone.logits) < 1e-6
+
+
+def test_gradient_reaches_a_patched_state_and_parameters(model: Any) -> None:
+    graphdef, state = nnx.split(model)
+
+    def loss(state: Any, h: Any) -> Any:
+        edits = {"h.0.out": h}
+        return gpt1.patch(nnx.merge(graphdef, state), IDS, edits, labels=IDS).loss
+
+    def expected_loss(state: Any, h: Any) -> Any:
+        model: Any = nnx.merge(graphdef, state)
+        x, *_ = model.transformer.h[1](h, Mask.build(None, 5, None))
+        log_probs = jax.nn.log_softmax(lm_logits(model, x)[:, :-1])
+        return -jnp.take_along_axis(log_probs, IDS[:, 1:, None], -1).mean()
+
+    h = gpt1.capture(model, IDS, "h.0.out")["h.0.out"] + 0.5
+    found = jax.value_and_grad(loss, (0, 1))(state, h)
+    expected = jax.jit(jax.value_and_grad(expected_loss, (0, 1)))(state, h)
+    for ours, right in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert difference(ours, right) < 1e-5
+
+
+def at_position(new: Any, value: Any, k: Any) -> Any:
+    return jnp.where((jnp.arange(5) == k)[None, :, None], new, value)
+
+
+def half_head(z: Any, head: Any) -> Any:
+    return jnp.where((jnp.arange(2) == head)[:, None], z / 2, z)
+
+
+def kth_of(edit: Any, k: Any, value: Any) -> Any:
+    return edit(value, k)
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+def test_sweep_runs_are_those_of_patch(model: Any, other: Any, batch_size: Any) -> None:
+    """Edits of every kind at once, of padded rows, at the edges of blocks and inside them."""
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    at = {name: Partial(at_position, other[name]) for name in ("embed", "h.0.out", "h.1.mlp_sum")}
+    edits = {**at, "h.*.attn.z": half_head}
+    found = gpt1.sweep(model, IDS, edits, 3, attention_mask=mask, batch_size=batch_size)
+    assert list(found) == ["embed", "h.0.attn.z", "h.0.out", "h.1.attn.z", "h.1.mlp_sum"]
+    for name, logits in found.items():
+        assert logits.shape == (3, 2, 1, 13)
+        edit = Partial(edits.get(name, half_head))
+        for k in range(3):
+            one = {name: Partial(kth_of, edit, jnp.int32(k))}
+            alone = gpt1.patch(model, IDS, one, attention_mask=mask, logits_to_keep=1).logits
+            assert difference(logits[k], alone) < 1e-6, (name, k)
+
+
+def test_sweep_returns_what_metric_makes_of_logits(model: Any) -> None:
+    edits = {"h.*.attn.z": half_head}
+    whole = gpt1.sweep(model, IDS[0], edits, 2, logits_to_keep=0)["h.1.attn.z"]
+    assert whole.shape == (2, 5, 13)
+    found = gpt1.sweep(model, IDS[0], edits, 2, metric=lambda logits: {"best": logits[-1].max()})
+    best = found["h.1.attn.z"]["best"]
+    assert best.shape == (2,)
+    assert difference(best, whole[:, -1].max(-1)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("edits", "arguments", "message"),
+    [
+        ({"logits": half_head}, {}, "patches what comes before the logits"),
+        ({"h.0.attn.z": 0.0}, {}, r"the edit of h\.0\.attn\.z must be a function"),
+        ({"h.2.attn.z": half_head}, {}, "the layers 0 to 1"),
+        ({"h.0.attn.z": half_head}, {"count": 0}, "count is 0, but must be a positive integer"),
+        ({"h.0.attn.z": half_head}, {"batch_size": 0}, "batch_size is 0, but must be a positive"),
+        ({"h.0.attn.z": half_head}, {"labels": IDS}, r"sweep\(\) takes no labels"),
+        ({"h.0.attn.z": lambda z, k: z[:, 0]}, {}, r"the new value of h\.0\.attn\.z has shape"),
+    ],
+)
+def test_wrong_sweep_is_one_clear_error(
+    model: Any, edits: Any, arguments: Any, message: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        gpt1.sweep(model, IDS, edits, **{"count": 2, **arguments})
+
+
+def test_traced_position_out_of_range_gives_nan(model: Any) -> None:
+    patched = jax.jit(lambda p: gpt1.patch(model, IDS, {"h.0.out": 0.0}, positions=p).logits)
+    assert jnp.isnan(patched(jnp.array([1, 5]))).all()
+    assert not jnp.isnan(patched(jnp.array([1, -5]))).any()
+
+
+@pytest.mark.parametrize("kind", ["fused", "remat", "int8", "bfloat16"])
+def test_capture_and_patch_work_in_every_kind_of_model(kind: str, model: Any) -> None:
+    sites = ("h.1.attn.scores", "h.0.attn.z", "h.*.mlp.act", "logits")
+    settings: dict[str, dict[str, Any]] = {
+        "fused": {"attention": "xla"},
+        "bfloat16": {"dtype": "bfloat16"},
+    }
+    its = small_model(LM, **settings.get(kind, {}))
+    if kind == "remat":
+        its = LM(small_config(), remat="all", rngs=nnx.Rngs(0))
+        its.load_params(model.params)
+    elif kind == "int8":
+        its = gpt1.quantize(model)
+    mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    found = gpt1.capture(its, IDS, sites, attention_mask=mask)
+    expected = gpt1.capture(model, IDS, sites, attention_mask=mask)
+    for name, value in found.items():
+        if "scores" not in name:  # which are as low as numbers go
+            most = 0.1 if kind in ("int8", "bfloat16") else 1e-5
+            assert difference(value.astype(jnp.float32), expected[name]) < most, name
+    patched = gpt1.patch(its, IDS, found, attention_mask=mask)
+    assert difference(patched.logits, found["logits"]) < 1e-6
+    if kind != "int8":  # which has no gradient
+
+        def size(edits: Any) -> jax.Array:
+            return (gpt1.patch(its, IDS, edits).logits ** 2).sum()
+
+        value = found["h.0.attn.z"]
+        assert jax.grad(size)({"h.0.attn.z": value})["h.0.attn.z"].any()
+
+
+def test_patch_extends_a_cache_without_taking_it(model: Any) -> None:
+    """Keys that were patched stay in the cache for later tokens; the given cache can be reused."""
+    cache = forward(model, IDS[:, :3], cache=Cache.empty(model.config, 2, 5)).cache
+    out = gpt1.patch(model, IDS[:, 3:], {"h.*.attn.v": 0.0}, cache=cache, positions=0)
+    whole = gpt1.patch(model, IDS, {"h.*.attn.v": 0.0}, positions=3)
+    assert difference(out.logits, whole.logits[:, 3:]) < 1e-6
+    assert not out.cache.values[1][:, :, 3].any()
+    again = gpt1.patch(model, IDS[:, 3:], {}, cache=cache).logits
+    assert difference(again, forward(model, IDS).logits[:, 3:]) < 1e-6
+
+
+SHAPE = r"must broadcast to \(2, 5, 8\)"
+
+
+@pytest.mark.parametrize(
+    ("edits", "positions", "message"),
+    [
+        ({"h.0.out": np.zeros((3, 8))}, None, rf"the new value of h\.0\.out .* {SHAPE}"),
+        ({"h.0.out": lambda x: x[0, :3]}, None, rf"the new value of h\.0\.out .* {SHAPE}"),
+        ({"h.0.out": 0.0, "h.*.out": 1.0}, None, r"two of the edits are for h\.0\.out"),
+        ({"h.0.out": "zero"}, None, r"the value for h\.0\.out has dtype <U4"),
+        ({"h.0.out": 0.0}, 5, "positions hold 5, but must be -5 to 4"),
+        ({"h.0.out": 0.0}, [0.5], "must be an integer or a list of integers"),
+        ({"h.0.out": 0.0}, [[1], [2]], "must be an integer or a list of integers"),
+        ({"h.2.out": 0.0}, None, r"'h\.2\.out': the model has the layers 0 to 1"),
+        ({"h.0.attn.zz": 0.0}, None, r"did you mean h\.0\.attn\.z"),
+        ({"nothing": 0.0}, None, "there are embed, logits, and in every block"),
+        ({3: 0.0}, None, "a site is 3, but must be a string"),
+    ],
+)
+def test_wrong_edits_are_one_clear_error(
+    model: Any, edits: Any, positions: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message) as error:
+        gpt1.patch(model, IDS, edits, positions=positions)
+    assert "\n" not in str(error.value)
+
+
+def test_positions_of_a_site_without_positions_are_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match=r"logits has shape \(2, 1, 13\), where no dimension"):
+        gpt1.patch(model, IDS, {"logits": 0.0}, positions=0, logits_to_keep=1)
+    with pytest.raises(TypeError, match=r"patch\(\) takes no output_attention"):
+        gpt1.patch(model, IDS, {}, output_attention=True)
+    with pytest.raises(ValueError, match=r"input_ids\[0, 0\] is 17"):
+        gpt1.capture(model, IDS + 6, "embed")
+
+
+@given(st.data())
+def test_match_sites_finds_exactly_the_names_of_a_pattern(model: Any, data: st.DataObject) -> None:
+    names = match_sites(model, EVERY)
+    name = data.draw(st.sampled_from(names))
+    parts = name.split(".")
+    hidden = data.draw(st.lists(st.booleans(), min_size=len(parts), max_size=len(parts)))
+    pattern = ".".join("*" if h else p for h, p in zip(hidden, parts, strict=True))
+    found = match_sites(model, [pattern])
+    assert name in found
+    assert list(found) == [each for each in names if fits(each, pattern)]
+    assert match_sites(model, found) == found
+
+
+def fits(name: str, pattern: str) -> bool:
+    ours, theirs = name.split("."), pattern.split(".")
+    return len(ours) == len(theirs) and all(
+        b in ("*", a) for a, b in zip(ours, theirs, strict=True)
+    )
