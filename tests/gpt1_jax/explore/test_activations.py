@@ -201,8 +201,8 @@ def half_head(z: Any, head: Any) -> Any:
     return jnp.where((jnp.arange(2) == head)[:, None], z / 2, z)
 
 
-def kth_of(edit: Any, k: Any, value: Any) -> Any:
-    return edit(value, k)
+def kth_if(on: Any, edit: Any, k: Any, value: Any) -> Any:
+    return jnp.where(on, edit(value, k), value)
 
 
 @pytest.mark.parametrize("batch_size", [None, 2])
@@ -215,9 +215,11 @@ def test_sweep_runs_are_those_of_patch(model: Any, other: Any, batch_size: Any) 
     assert list(found) == ["embed", "h.0.attn.z", "h.0.out", "h.1.attn.z", "h.1.mlp_sum"]
     for name, logits in found.items():
         assert logits.shape == (3, 2, 1, 13)
-        edit = Partial(edits.get(name, half_head))
-        for k in range(3):
-            one = {name: Partial(kth_of, edit, jnp.int32(k))}
+        for k in range(3):  # by one program for all of them
+            one = {
+                each: Partial(kth_if, each == name, Partial(edits.get(each, half_head)), k)
+                for each in found
+            }
             alone = gpt1.patch(model, IDS, one, attention_mask=mask, logits_to_keep=1).logits
             assert difference(logits[k], alone) < 1e-6, (name, k)
 
