@@ -14,6 +14,7 @@ if sys.argv[1:2] == ["accelerator"]:  # which does without tyro, so it is looked
 
 import tyro
 
+from benchmarks.activations import activations
 from benchmarks.all_suites import run_all
 from benchmarks.forward import forward
 from benchmarks.generate import generate
@@ -37,6 +38,7 @@ SUITES = {
     "start": start,
     "scaling": scaling,
     "prompts": prompts,
+    "activations": activations,
     "all": run_all,
     "report": report,
     "kneser-ney": kneser_ney,

@@ -63,7 +63,8 @@ def sweep(
         count: the number of runs for each site: k is 0 to count - 1.
         batch_size: how many runs for each site are computed at a time, by default all: fewer take
             less memory.
-        metric: a function of a run's logits (..., K, V), whose value is returned in their place.
+        metric: a function of a run's logits (..., K, V), whose value is returned in their place;
+            what ``Partial`` binds to it is traced, as of an edit.
         logits_to_keep: the number K of positions whose logits are computed, from the last one; 0
             for all.
         **inputs: ``attention_mask``, ``token_type_ids``, ``position_ids``, ``inputs_embeds`` and
@@ -88,17 +89,11 @@ def sweep(
     chosen = by_site(model, edits)
     if "logits" in chosen:
         raise ValueError("sweep() patches what comes before the logits, not the logits themselves")
-    leaves, edited = jax.tree.flatten(chosen)
-    program = _program(
-        structure,
-        edited,
-        flags,
-        tokens_shape(arrays),
-        count,
-        batch_size or count,
-        metric,
-        logits_to_keep,
-    )
+    if metric is not None and not isinstance(metric, Partial):
+        metric = Partial(metric)
+    leaves, traced = jax.tree.flatten((chosen, metric))
+    shape, size = tokens_shape(arrays), batch_size or count
+    program = _program(structure, traced, flags, shape, count, size, logits_to_keep)
     found = program(native_leaves(params), arrays, native_leaves(leaves))
     return {name: found[name] for name in site_names(model) if name in found}
 
@@ -106,24 +101,22 @@ def sweep(
 @functools.lru_cache(maxsize=32)
 def _program(
     structure: ModelStructure[LanguageModel],
-    edited: Any,
+    traced: Any,
     flags: Flags,
     shape: tuple[int, ...],
     count: int,
     batch_size: int,
-    metric: Callable[[jax.Array], Any] | None,
     logits_to_keep: int,
 ) -> Callable[..., dict[str, Any]]:
     """Return the compiled function of a sweep.
 
     Args:
         structure: of the model.
-        edited: the tree of the edits.
+        traced: the tree of the edits and the metric.
         flags: of the model's call.
         shape: (..., T), of the tokens.
         count: see ``sweep``, as the others.
         batch_size: how many runs at a time.
-        metric: of the logits.
         logits_to_keep: the number of positions.
     """
 
@@ -134,7 +127,7 @@ def _program(
         if padding is not None:
             padding = padding.reshape(-1, shape[-1]).astype(at_least_float32(model.dtype))
         states = _states(model.transformer, {**arrays, **dict(flags)})
-        edits = jax.tree.unflatten(edited, leaves)
+        edits, metric = jax.tree.unflatten(traced, leaves)
 
         def some(ks: jax.Array) -> dict[str, Any]:
             names, x = _patched_states(model.transformer, edits, ks, states, padding, shape)
