@@ -42,6 +42,7 @@ WHO = {
     "ctranslate2": "CTranslate2, float32",
     "ctranslate2-bfloat16": "CTranslate2, bfloat16",
     "ctranslate2-int8": "CTranslate2, int8 weights and products",
+    "TransformerLens": "its adapter of Hugging Face's model in eager torch, float32",
     "gpt2": "Hugging Face's GPT-2 small, another model of about the same size: unlike "
     "Hugging Face's GPT-1 it has a cache",
 }
@@ -66,7 +67,17 @@ def write_page(records: Sequence[Record], pictures: Mapping[str, str]) -> str:
         records: of all suites that ran, at least one.
         pictures: their files' names, and what each shows.
     """
-    suites = (_forward, _generate, _prompts, _train, _load, _start, _scaling, _memory)
+    suites = (
+        _forward,
+        _generate,
+        _prompts,
+        _train,
+        _load,
+        _start,
+        _activations,
+        _scaling,
+        _memory,
+    )
     lines = [*_opening(records), *_summary(records)]
     lines += [f"![{text}]({name})\n" for name, text in pictures.items()]
     for part in (_method, _machine, _players, *suites, _older, _unsteady):
@@ -330,6 +341,27 @@ def _start(records: Sequence[Record]) -> list[str]:
         rows,
         "A fresh process to its first token; what is cached has JAX's compiled programs from a",
         f"run before. The ratio says how many times as fast {OURS} is.",
+    )
+
+
+def _activations(records: Sequence[Record]) -> list[str]:
+    rows = []
+    for case in timed_cases(records, "activations"):
+        rows += _by_peer(
+            describe(case),
+            {name: Spread.of(times) for name, times in case["seconds"].items()},
+            times_as_fast(case["seconds"]),
+            {name: f"{error:.0e}" for name, error in case["errors"].items()},
+        )
+    return _section(
+        "Activation patching",
+        ["case", "", "seconds", "ratio", "largest difference"],
+        rows,
+        "One text with one activation changed in each run, and of each run one logit: the state of",
+        'another text before every block at every position ("restore"), and every head removed in',
+        "turn. This package does either in one call, transformers' model in a loop of forwards with",
+        "a hook, TransformerLens in its own patching loop, in an environment of its own. The",
+        "difference is relative to the largest logit.",
     )
 
 

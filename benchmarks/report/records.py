@@ -22,6 +22,7 @@ SUITES = {
     "start": {"compilations"},
     "scaling": {"what"},
     "prompts": {"tokens", "command", "prompts", "mean", "new", "batch"},
+    "activations": {"errors", "task", "tokens", "runs"},
 }
 MACHINE = ("processor", "platform", "devices", "threads")
 ENVIRONMENT = {*MACHINE, "date", "commit", "python", "system", "versions"}
