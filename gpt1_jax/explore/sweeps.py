@@ -81,6 +81,8 @@ def sweep(
     check("batch_size", count if batch_size is None else batch_size, POSITIVE_INTEGER)
     check("logits_to_keep", logits_to_keep, INTEGER, at_least(0))
     check_keywords("sweep()", inputs, INPUTS, {})
+    if not edits:
+        raise ValueError("the edits are empty, but must be for one site at least")
     for pattern, edit in edits.items():
         if not callable(edit):
             raise ValueError(f"the edit of {pattern} must be a function of the activation and k")

@@ -238,6 +238,7 @@ def test_sweep_returns_what_metric_makes_of_logits(model: Any) -> None:
     ("edits", "arguments", "message"),
     [
         ({"logits": half_head}, {}, "patches what comes before the logits"),
+        ({}, {}, "the edits are empty, but must be for one site at least"),
         ({"h.0.attn.z": 0.0}, {}, r"the edit of h\.0\.attn\.z must be a function"),
         ({"h.2.attn.z": half_head}, {}, "the layers 0 to 1"),
         ({"h.0.attn.z": half_head}, {"count": 0}, "count is 0, but must be a positive integer"),
