@@ -359,9 +359,9 @@ def _activations(records: Sequence[Record]) -> list[str]:
         rows,
         "One text with one activation changed in each run, and of each run one logit: the state of",
         'another text before every block at every position ("restore"), and every head removed in',
-        "turn. This package does either in one call, transformers' model in a loop of forwards, each",
-        "with a hook, TransformerLens in its own patching loop and an environment of its own. The",
-        "difference is relative to the largest logit.",
+        "turn. This package does either in one call, transformers' model in a loop of forwards,",
+        "with hooks, TransformerLens in its own patching loop and an environment of its own.",
+        "Differences are relative to the largest logit.",
     )
 
 
