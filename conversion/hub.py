@@ -12,6 +12,7 @@ COMPANIONS = (
     "merges.txt",
     "encoder_bpe_40000.json",  # OpenAI's names for the two
     "vocab_40000.bpe",
+    "vocab.txt",  # BERT's
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

@@ -64,7 +64,7 @@ def short(value: Any) -> str:
     return _cut(text)
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Return the first line of a library's error, which may quote what it read, or its class."""
     return _cut(next(iter(str(error).splitlines()), "") or type(error).__name__)
 

@@ -51,6 +51,7 @@ from gpt1_jax.text.tokenizer_files import (
     SIDE,
     SPECIAL_TOKENS,
     Pipeline,
+    is_gpt1,
     read_tokenizer,
     write_tokenizer,
 )
@@ -153,6 +154,8 @@ class Tokenizer:
     ):
         self._backend = backend
         self.pipeline: Pipeline = _checked_pipeline(pipeline)
+        if pipeline == "original" and not is_gpt1(backend):
+            raise ValueError("the pipeline 'original' needs GPT-1's vocabulary; this is another")
         self._original = OriginalText(backend) if pipeline == "original" else None
         self._special = dict(special_tokens)
         self._extra = list(extra_special_tokens)
@@ -176,6 +179,12 @@ class Tokenizer:
         vocab_40000.bpe; added and special tokens from where transformers 5 reads them. Where none
         of these says ``model_max_length``, texts are cut and padded to the n_positions of a
         config.json in the folder.
+
+        Other vocabularies than GPT-1's are read too: any tokenizer.json, as it is; a vocab.txt,
+        as transformers' ``BertTokenizer`` reads it; and a vocab.json without merges, a list of
+        whole words or an object with their ids, which text is split into at white space. A
+        tokenizer.json whose model is of GPT-1's kind but whose pipeline is not GPT-1's is
+        refused, unless tokenizer_config.json has a ``tokenizer_class`` of another kind.
 
         Args:
             path_or_hub_id: a folder, or the id of a model on the hub, whose weights are left there.
@@ -206,6 +215,7 @@ class Tokenizer:
         transformers has its own pipeline alone; ``from_pretrained`` reads which one it was.
 
         Writes tokenizer.json, tokenizer_config.json, vocab.json and merges.txt: all, or none.
+        Of a vocabulary that is not GPT-1's, the first two alone.
 
         Raises:
             OSError: the folder cannot be made or written.

@@ -11,9 +11,19 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from gpt1_jax.checks import BOOL, Rule, check, short, wrong
+from gpt1_jax.text.other_vocabularies import (
+    OtherVocabulary,
+    bert_template,
+    check_ids,
+    read_any,
+    read_bert,
+    read_words,
+    words_of,
+)
 
 if TYPE_CHECKING:  # importing it takes 50 ms, which `import gpt1_jax` need not pay
     import tokenizers
@@ -34,6 +44,8 @@ VOCABULARIES = (
     ("encoder_bpe_40000.json", "vocab_40000.bpe"),
 )
 END_OF_WORD = "</w>"
+_SETTINGS = "tokenizer_config.json"
+_ANY_CLASS = "PreTrainedTokenizerFast"  # transformers' name for a tokenizer.json of any kind
 Pipeline = Literal["huggingface", "original"]
 PIPELINES = get_args(Pipeline)
 PIPELINE = Rule(" or ".join(map(repr, PIPELINES)), lambda name: name in PIPELINES)
@@ -50,16 +62,22 @@ _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _MARKER = re.compile(r"<.+>|\[.+\]|_.+_")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder has a vocabulary: whether there is a tokenizer to be read."""
+    names = ("tokenizer.json", "vocab.txt", *(name for pair in VOCABULARIES for name in pair))
+    return any((folder / name).is_file() for name in names)
+
+
 def read_tokenizer(folder: Path) -> dict[str, Any]:
-    """The arguments of ``Tokenizer``, from tokenizer.json, or a vocabulary and its merges.
+    """The arguments of ``Tokenizer``, from tokenizer.json, or a vocabulary and its merges, if any.
 
     Raises:
-        FileNotFoundError: neither is there.
+        FileNotFoundError: none of them is there.
         ValueError: a file is broken, or is another model's tokenizer.
     """
-    found = _read_model(folder)
-    file, model = found.file, found.model
     settings = _read_settings(folder)
+    found = _read_model(folder, settings)
+    settings = {**found.defaults, **settings}
     named = {
         name: _added_token(settings[name], folder, special=True)
         for name in SPECIAL_TOKENS
@@ -67,14 +85,12 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
     }
     extra = [_added_token(token, folder, special=True) for token in settings["extra"]]
     special = [*named.values(), *extra]
-    unk_token = named["unk_token"].content if "unk_token" in named else None
-    if unk_token is None or model.token_to_id(unk_token) is None:
-        raise ValueError(f"{file}: the vocabulary has no unknown token {short(unk_token)}")
-
-    backend = pipeline(model, unk_token)
-    _check_ids(found)
     listed = _listed_tokens(folder, settings, found.added, {token.content for token in special})
-    _check_merges(found, {token.content for token in [*special, *listed.values()]})
+    if isinstance(found, OtherVocabulary):
+        backend = found.backend
+    else:
+        backend = _gpt1_pipeline(found, named)
+        _check_merges(found, {token.content for token in [*special, *listed.values()]})
     # In the order of their ids; the special tokens that are not listed come last.
     tokens = {token.content: token for _, token in sorted(listed.items())}
     for token in special:
@@ -89,11 +105,25 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
                 f"{short(index)}, but the vocabulary and the added tokens before it make that "
                 f"{made}"
             )
+    if found.file.name != "tokenizer.json":
+        # transformers too reads add_bos_token and add_eos_token only where that file is missing.
+        bert = found.file.name == "vocab.txt"
+        template = bert_template(backend, named) if bert else _template_of(settings, backend, named)
+        backend.post_processor = template
+    elif not isinstance(found, OtherVocabulary):
+        backend.post_processor = found.template
+    _check_template(backend, found.file)
+    return {
+        "backend": backend,
+        "special_tokens": {name: token.content for name, token in named.items()},
+        "extra_special_tokens": list(dict.fromkeys(token.content for token in extra)),
+        "n_positions": _n_positions(folder),
+        **_checked_settings(settings, folder),
+    }
 
-    # transformers too reads add_bos_token and add_eos_token only where tokenizer.json is missing.
-    whole = found.file == found.merges_file
-    backend.post_processor = found.template if whole else _template_of(settings, backend, named)
-    _check_template(backend, file)
+
+def _checked_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The arguments of ``Tokenizer`` that the settings have as they are."""
     sides = {name: settings.get(name, "right") for name in ("padding_side", "truncation_side")}
     for name, side in sides.items():
         check(f"{folder}: {name}", side, SIDE)
@@ -104,21 +134,16 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
         raise wrong(f"{folder}: model_max_length", length, "a number")
     if length is None or not 1 <= length < 1e20:
         length = None  # not known; transformers saves 1e30 then
-    return {
-        "backend": backend,
-        "special_tokens": {name: token.content for name, token in named.items()},
-        "extra_special_tokens": list(dict.fromkeys(token.content for token in extra)),
-        "model_max_length": None if length is None else int(length),
-        "pipeline": text_pipeline,
-        "n_positions": _n_positions(folder),
-        **sides,
-    }
+    length = None if length is None else int(length)
+    return {"model_max_length": length, "pipeline": text_pipeline, **sides}
 
 
 def write_tokenizer(
     folder: str | os.PathLike[str], backend: tokenizers.Tokenizer, settings: Mapping[str, object]
 ) -> None:
     """Write tokenizer.json, tokenizer_config.json, vocab.json and merges.txt: all, or none.
+
+    Of a vocabulary that is not GPT-1's, write the first two alone.
 
     Args:
         folder: made if it does not exist.
@@ -132,13 +157,17 @@ def write_tokenizer(
     content = json.loads(whole)
     # tokenizer.json holds them too; vocab.json and merges.txt do not.
     added = {token.pop("id"): token for token in content["added_tokens"]}
-    merges = (" ".join(pair) for pair in content["model"]["merges"])
-    contents = {
-        "vocab.json": _json(content["model"]["vocab"]),
-        "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
-        "tokenizer.json": whole,
-        "tokenizer_config.json": _json({**settings, "added_tokens_decoder": added}),
-    }
+    if is_gpt1(backend):
+        merges = (" ".join(pair) for pair in content["model"]["merges"])
+        contents = {
+            "vocab.json": _json(content["model"]["vocab"]),
+            "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n",
+        }
+    else:
+        contents = {}
+        settings = {**settings, "tokenizer_class": _ANY_CLASS}
+    contents["tokenizer.json"] = whole
+    contents[_SETTINGS] = _json({**settings, "added_tokens_decoder": added})
     from gpt1_jax._conversion import files
 
     with files.atomic_write(folder) as temporary:
@@ -166,59 +195,117 @@ class _Model(NamedTuple):
     merged: set[str]
     added: dict[int, AddedToken]
     template: Any = None
+    defaults: Mapping[str, str] = MappingProxyType({"unk_token": "<unk>"})
 
 
-def _read_model(folder: Path) -> _Model:
-    """Read tokenizer.json, else the vocabulary and the merges."""
-    from tokenizers import Tokenizer, models
-
-    from gpt1_jax._conversion import json_file
-
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        content = json_file.read_json(file)  # of keys that stand twice the library takes the last
-        _check_prefix(content, file)
-        try:
-            saved = Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises no narrower class
-            raise ValueError(
-                f"{file} is not a tokenizer's: {json_file.first_line(error)}"
-            ) from None
-        model, fields = _gpt1_model(saved, file), content["model"]
-        # Old versions wrote a merge as one string.
-        merged = {
-            "".join(one.split(" ") if isinstance(one, str) else one) for one in fields["merges"]
-        }
-        added = saved.get_added_tokens_decoder()
-        plain = content.get("post_processor") == _PLAIN_TEMPLATE
-        template = None if plain else saved.post_processor
-        return _Model(file, file, model, fields["vocab"], merged, added, template)
+def _read_model(folder: Path, settings: Mapping[str, object]) -> _Model | OtherVocabulary:
+    """Read tokenizer.json, else the vocabulary and the merges, else another vocabulary."""
+    if (file := folder / "tokenizer.json").is_file():
+        return _read_whole(file, settings)
     for names in VOCABULARIES:
         file, merges = (folder / name for name in names)
         if file.is_file() and merges.is_file():
-            vocabulary = json_file.read_json(file)
-            try:
-                model = models.BPE.from_file(
-                    str(file),
-                    str(merges),
-                    continuing_subword_prefix="",
-                    end_of_word_suffix=END_OF_WORD,
-                )
-            except Exception as error:  # the library raises no narrower class
-                raise ValueError(
-                    f"{file} and {merges.name} are broken: {json_file.first_line(error)}"
-                ) from None
-            # As the library parts lines and words: other white space is a part of a token.
-            lines = merges.read_bytes().decode().replace("\r\n", "\n").split("\n")
-            merged = {line.replace(" ", "") for line in lines if not line.startswith("#version")}
-            return _Model(file, merges, model, vocabulary, merged, {})
+            return _read_pair(file, merges)
+    if (file := folder / "vocab.txt").is_file():
+        return read_bert(file, settings)
+    if (file := folder / "vocab.json").is_file():
+        from gpt1_jax._conversion import json_file
+
+        vocabulary = words_of(json_file.read_json(file), file)
+        # A byte-pair vocabulary is of no use without its merges.
+        if not _has_ends_of_words(vocabulary):
+            return read_words(vocabulary, file, settings)
     for names in VOCABULARIES:
         missing = [name for name in names if not (folder / name).is_file()]
         if len(missing) == 1:
             found = next(name for name in names if name not in missing)
             raise FileNotFoundError(f"{folder} has {found}, but not {missing[0]}")
     pairs = ", nor ".join(" and ".join(names) for names in VOCABULARIES)
-    raise FileNotFoundError(f"{folder} has no tokenizer: neither tokenizer.json, nor {pairs}")
+    raise FileNotFoundError(
+        f"{folder} has no tokenizer: neither tokenizer.json, nor {pairs}, nor vocab.txt"
+    )
+
+
+def _read_whole(file: Path, settings: Mapping[str, object]) -> _Model | OtherVocabulary:
+    """Read a tokenizer.json, GPT-1's or another.
+
+    Where no tokenizer_class says which, a model of GPT-1's kind has to have GPT-1's whole pipeline:
+    a damaged one would change the ids of a text unnoticed.
+    """
+    from tokenizers import Tokenizer
+
+    from gpt1_jax._conversion import json_file
+
+    content = json_file.read_json(file)  # of keys that stand twice the library takes the last
+    cls = settings.get("tokenizer_class")
+    gpt1 = isinstance(cls, str) and cls.startswith("OpenAIGPT")
+    if gpt1:
+        _check_prefix(content, file)
+    try:
+        saved = Tokenizer.from_file(str(file))
+    except BaseException as error:
+        # A panic of the library is no Exception.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"{file} is not a tokenizer's: {json_file.first_line(error)}") from None
+    if not (gpt1 or is_gpt1(saved)) and (
+        cls is not None or not _has_ends_of_words(saved.get_vocab(with_added_tokens=False))
+    ):
+        return read_any(saved, file)
+    try:
+        model, fields = _gpt1_model(saved, file), content["model"]
+    except ValueError as error:
+        hint = f"; tokenizer_class {_ANY_CLASS!r} in {_SETTINGS} would take it as it is"
+        raise ValueError(f"{error}{'' if gpt1 else hint}") from None
+    # Old versions wrote a merge as one string.
+    merged = {"".join(one.split(" ") if isinstance(one, str) else one) for one in fields["merges"]}
+    added = saved.get_added_tokens_decoder()
+    plain = content.get("post_processor") == _PLAIN_TEMPLATE
+    template = None if plain else saved.post_processor
+    return _Model(file, file, model, fields["vocab"], merged, added, template)
+
+
+def _has_ends_of_words(vocabulary: object) -> bool:
+    """Return whether a vocabulary has tokens that end words, as GPT-1's does."""
+    tokens = vocabulary if isinstance(vocabulary, dict | list) else ()
+    return any(str(token).endswith(END_OF_WORD) for token in tokens)
+
+
+def _read_pair(file: Path, merges: Path) -> _Model:
+    """Read GPT-1's vocabulary and its merges."""
+    from tokenizers import models
+
+    from gpt1_jax._conversion import json_file
+
+    vocabulary = json_file.read_json(file)
+    content = merges.read_bytes()
+    if not content.strip() and not _has_ends_of_words(vocabulary):
+        raise ValueError(
+            f"{merges} is empty, but must contain the merges of {file.name}; a vocabulary of "
+            "whole words has no such file"
+        )
+    try:
+        model = models.BPE.from_file(
+            str(file), str(merges), continuing_subword_prefix="", end_of_word_suffix=END_OF_WORD
+        )
+    except Exception as error:  # the library raises no narrower class
+        raise ValueError(
+            f"{file} and {merges.name} are broken: {json_file.first_line(error)}"
+        ) from None
+    # As the library parts lines and words: other white space is a part of a token.
+    lines = content.decode().replace("\r\n", "\n").split("\n")
+    merged = {line.replace(" ", "") for line in lines if not line.startswith("#version")}
+    return _Model(file, merges, model, vocabulary, merged, {})
+
+
+def is_gpt1(backend: tokenizers.Tokenizer) -> bool:
+    """Return whether a pipeline is GPT-1's, and not another vocabulary's."""
+    try:
+        _gpt1_model(backend, Path())
+    except ValueError:
+        return False
+    model: Any = backend.model
+    return not model.continuing_subword_prefix
 
 
 def _gpt1_model(saved: tokenizers.Tokenizer, file: Path) -> models.BPE:
@@ -247,6 +334,16 @@ def _check_prefix(content: object, file: Path) -> None:
         raise ValueError(
             f"{file} is not GPT-1's: continuing_subword_prefix is {short(prefix)}, but must be ''"
         )
+
+
+def _gpt1_pipeline(found: _Model, named: Mapping[str, AddedToken]) -> tokenizers.Tokenizer:
+    """GPT-1's pipeline around its model, whose unknown token and ids are checked."""
+    unk_token = named["unk_token"].content if "unk_token" in named else None
+    if unk_token is None or found.model.token_to_id(unk_token) is None:
+        raise ValueError(f"{found.file}: the vocabulary has no unknown token {short(unk_token)}")
+    backend = pipeline(found.model, unk_token)
+    check_ids(found.vocabulary, found.file)
+    return backend
 
 
 def pipeline(model: models.BPE, unk_token: str) -> tokenizers.Tokenizer:
@@ -310,15 +407,6 @@ def _n_positions(folder: Path) -> int | None:
         return None
 
 
-def _check_ids(found: _Model) -> None:
-    size = len(found.vocabulary)
-    ids = {index for index in found.vocabulary.values() if type(index) is int}
-    for index in range(size):
-        if index not in ids:
-            right = f"its {size} tokens must have the ids 0 to {size - 1}"
-            raise ValueError(f"{found.file}: no token has the id {index}, but {right}")
-
-
 def _check_merges(found: _Model, added: Collection[str]) -> None:
     """Check that the merges make every token of more than one symbol, added tokens aside.
 
@@ -347,7 +435,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
     Under "extra" are the special tokens without a name, of both files.
     """
-    settings = {"unk_token": "<unk>"} | _read_object(folder / "tokenizer_config.json")
+    settings = _read_object(folder / _SETTINGS)
     extra = list(_extra(settings, folder))
     if "added_tokens_decoder" not in settings:
         legacy = _read_object(folder / "special_tokens_map.json")
