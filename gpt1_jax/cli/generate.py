@@ -29,7 +29,7 @@ from gpt1_jax.nn.attention import AttentionBackend
 from gpt1_jax.quantization import quantized_if
 from gpt1_jax.text.decoding import warn_of_unknown_ids
 from gpt1_jax.text.tokenizer import Tokenizer
-from gpt1_jax.text.tokenizer_files import Pipeline
+from gpt1_jax.text.tokenizer_files import Pipeline, has_tokenizer
 
 
 def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
@@ -63,7 +63,8 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
 
     Each line of a --prompts file is a prompt. A line that starts with a brace is a JSON object
     instead, with the key "prompt" or, for token ids, "ids"; --output-format jsonl copies its other
-    keys.
+    keys. Where all prompts are ids, the checkpoint needs no tokenizer, and without one ids are
+    printed.
 
     The JSON object of a text has the keys prompt, text, ids (all of them), new_ids, and for each
     of these the log-probability it was chosen with (transition_scores) and the one that the model
@@ -71,7 +72,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
 
     Args:
         texts: the beginnings of the texts.
-        model: a checkpoint with a tokenizer; by default the bundled demo model.
+        model: a checkpoint, with a tokenizer for texts; by default the bundled demo model.
         length: When a text ends.
         sampling: Draws.
         beams: Beam search.
@@ -114,7 +115,11 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
         raise ValueError(f"{model} is a classification, {held}; it was not trained to write text")
     config = OpenAIGPTConfig.from_pretrained(folder)
     settings = read_settings(folder, length, sampling, beams, constraints)
-    tokenizer = Tokenizer.from_pretrained(folder, pipeline=pipeline)
+    tokenizer = None
+    if has_tokenizer(folder) or any(prompt.ids is None for prompt in given):
+        tokenizer = Tokenizer.from_pretrained(folder, pipeline=pipeline)
+    elif pipeline is not None:
+        raise ValueError(f"--pipeline has no effect: {model} has no tokenizer")
     encoded = [prompt.encode(tokenizer, config.vocab_size) for prompt in given]
     _check_lengths(config, settings, given, encoded)
     language_model = OpenAIGPTLMHeadModel.from_pretrained(
@@ -124,7 +129,14 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     language_model.generation_config = settings  # whole: what a flag unset stays so
 
     one_text = len(given) == settings.num_beams == settings.num_return_sequences == 1
-    if one_text and given[0].text and sys.stdout.isatty() and not as_json and not print_ids:
+    if (
+        one_text
+        and tokenizer is not None
+        and given[0].text
+        and sys.stdout.isatty()
+        and not as_json
+        and not print_ids
+    ):
         pieces = stream(language_model, tokenizer, given[0].text, settings)  # warns by itself
         print(tokenizer.decode(encoded[0]), end="", flush=True)
         try:
@@ -134,7 +146,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
             print()  # an interruption leaves a whole line too
         return
 
-    if settings.stop_strings or not print_ids:
+    if tokenizer is not None and (settings.stop_strings or not print_ids):
         warn_of_unknown_ids(tokenizer, config.vocab_size)
     from tqdm import tqdm
 
@@ -148,7 +160,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     for prompt, tokens, output in zip(given, encoded, reorder(finished), strict=True):
         if as_json:
             lines = map(json.dumps, _json_objects(prompt, tokens, output, tokenizer))
-        elif print_ids:
+        elif print_ids or tokenizer is None:
             lines = (" ".join(map(str, row)) for row in output.sequences)
         else:
             lines = map(tokenizer.decode, output.sequences)
@@ -183,9 +195,9 @@ def _check_other_keys(prompts: Sequence[Prompt]) -> None:
 
 
 def _json_objects(
-    prompt: Prompt, encoded: Sequence[int], output: GenerateOutput, tokenizer: Tokenizer
+    prompt: Prompt, encoded: Sequence[int], output: GenerateOutput, tokenizer: Tokenizer | None
 ) -> Iterator[dict[str, object]]:
-    """Yield the JSON objects of the texts of one prompt."""
+    """Yield the JSON objects of the texts of one prompt, without texts if there is no tokenizer."""
 
     def numbers(row: np.ndarray) -> list[float | None]:
         # The few digits that make a float32, not a float64's; JSON has no NaN.
@@ -193,10 +205,12 @@ def _json_objects(
 
     for i, ids in enumerate(output.sequences):
         fields = dict(prompt.other)
-        fields["prompt"] = tokenizer.decode(encoded) if prompt.text is None else prompt.text
+        if tokenizer is not None:
+            fields["prompt"] = tokenizer.decode(encoded) if prompt.text is None else prompt.text
         if len(output.sequences) > 1:
             fields["index"] = i
-        fields["text"] = tokenizer.decode(ids)
+        if tokenizer is not None:
+            fields["text"] = tokenizer.decode(ids)
         fields["ids"] = ids.tolist()
         fields["new_ids"] = ids[len(encoded) :].tolist()
         if output.sequences_scores is not None:

@@ -25,17 +25,23 @@ class Prompt:
     ids: Sequence[int] | None = None
     other: dict[str, object] = dataclasses.field(default_factory=dict)
 
-    def encode(self, tokenizer: Tokenizer, vocab_size: int) -> list[int]:
+    def encode(self, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
         """Return the prompt's ids.
+
+        Args:
+            tokenizer: needed for a text.
+            vocab_size: of the model.
 
         Raises:
             ValueError: there is none, or one is not in the vocabulary; names the place.
         """
         if self.ids is not None:
             ids = list(self.ids)
+        elif tokenizer is None:
+            raise ValueError(f"{self.place} needs a tokenizer: only token ids do without")
         else:
             try:
-                ids = tokenizer.encode(self.text or "")
+                ids = tokenizer.encode_prompt(self.text or "")
             except ValueError as error:
                 raise ValueError(f"{self.place}: {error}") from None
         if not ids:

@@ -241,7 +241,7 @@ def _encode(prompts: Prompts | None, tokenizer: Tokenizer | None) -> Any:
         return prompts
     if tokenizer is None:
         raise ValueError(f"the prompts are texts, {short(texts[0])} for one, and need a tokenizer")
-    return [tokenizer.encode(text) for text in texts]
+    return [tokenizer.encode_prompt(text) for text in texts]
 
 
 def _check_embeds(

@@ -46,14 +46,21 @@ class StopStrings:
         """Build for strings of at least one character each.
 
         Raises:
-            ValueError: a string that no text of these tokens holds, or too many characters.
+            ValueError: a string that no text of these tokens holds, too many characters, or a
+                vocabulary that does not say where words end.
         """
+        vocabulary = tokenizer.get_vocab()
+        if not any(token.endswith(END_OF_WORD) for token in vocabulary):
+            raise ValueError(
+                f"stop_strings needs a vocabulary like GPT-1's, whose tokens end words with "
+                f"{END_OF_WORD}; eos_token_id ends texts of other vocabularies"
+            )
         if sum(map(len, stop_strings)) > MAX_CHARACTERS:
             raise ValueError(
                 f"stop_strings have {sum(map(len, stop_strings))} characters in all, but must have "
                 f"at most {MAX_CHARACTERS}"
             )
-        pieces = _pieces(tokenizer.get_vocab(), vocab_size)
+        pieces = _pieces(vocabulary, vocab_size)
         return cls(_table(tuple(stop_strings), pieces))
 
     def after(self, prompts: Sequence[Prompt]) -> np.ndarray:

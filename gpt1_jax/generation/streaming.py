@@ -42,7 +42,7 @@ def stream(
             beams or several texts, which have no pieces that stay as they are.
     """
     prompts, _, settings = prepare(
-        model, [tokenizer.encode(prompt)], None, generation_config, changes
+        model, [tokenizer.encode_prompt(prompt)], None, generation_config, changes
     )
     for name in ("num_beams", "num_return_sequences"):
         if getattr(settings, name) != 1:

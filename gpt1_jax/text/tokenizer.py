@@ -289,6 +289,23 @@ class Tokenizer:
             return self(text, text_pair, **options)["input_ids"]
         return self._encode([text])[0]
 
+    def encode_prompt(self, text: str) -> list[int]:
+        """The ids of a text that is to be continued.
+
+        They are those of ``encode`` without the special tokens that the tokenizer's template adds
+        after a text, such as BERT's ``[SEP]``, which would end it. Of an empty text the template's
+        first token is left, if there is one.
+
+        Raises:
+            TypeError, ValueError: as ``encode``.
+        """
+        if not self.num_special_tokens_to_add():
+            return self.encode(text)
+        fields = self(text, return_special_tokens_mask=True)
+        ids, added = fields["input_ids"], fields["special_tokens_mask"]
+        own = [place for place, special in enumerate(added) if not special]
+        return ids[: max(own, default=0) + 1]
+
     def encode_pieces(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         """Yield the ids of a long text that comes in pieces, piece by piece.
 

@@ -222,7 +222,8 @@ def _read_model(folder: Path, settings: Mapping[str, object]) -> _Model | OtherV
             raise FileNotFoundError(f"{folder} has {found}, but not {missing[0]}")
     pairs = ", nor ".join(" and ".join(names) for names in VOCABULARIES)
     raise FileNotFoundError(
-        f"{folder} has no tokenizer: neither tokenizer.json, nor {pairs}, nor vocab.txt"
+        f"{folder} has no tokenizer: neither tokenizer.json, nor {pairs}, nor vocab.txt; without "
+        "one, give token ids in place of texts"
     )
 
 

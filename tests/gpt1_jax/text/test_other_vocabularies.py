@@ -5,38 +5,13 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from support.small_tokenizer import write_small
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from support.small_tokenizer import SIZE, write_small
+from support.vocabularies import write_bert, write_unigram, write_words
 
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import has_tokenizer
 
-TEXTS = ["你好、世界 hello", "Café HELLO helloing", "unknown 鱻 [SEP] x", "", "the  cat"]
-BERT = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[speaker1]", *"你好世界、"]
-BERT += ["hello", "##ing", "cafe", "Café", "HELLO"]
-WORDS = ["<unk>", "the", "cat", "hello"]
-
-
-def write_bert(folder: Path, **settings: object) -> Path:
-    (folder / "vocab.txt").write_text("\n".join(BERT) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return folder
-
-
-def write_bytes_bpe(folder: Path) -> tokenizers.Tokenizer:
-    """A byte-level tokenizer.json, as GPT-2's."""
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=["<|end|>"],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXTS, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return tokenizer
+TEXTS = ["你好、世界 hello", "Café HELLO helloing", "unknown 鱻 [SEP] x", "", "the  press, the"]
 
 
 def reloaded(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
@@ -62,30 +37,40 @@ def test_bert_vocabulary_equals_transformers(tmp_path: Path, settings: dict[str,
     assert again.special_tokens_map == ours.special_tokens_map
     assert ours.pad_token_id == theirs.pad_token_id == 0
     assert ours.mask_token is None  # which the file lacks: no id that a model does not have
-    assert len(ours) == len(BERT)
+    assert len(ours) == SIZE
+
+
+def test_encode_prompt_leaves_out_what_ends_a_text(tmp_path: Path) -> None:
+    bert = Tokenizer.from_pretrained(write_bert(tmp_path))
+    cls, sep, hello = bert.convert_tokens_to_ids(["[CLS]", "[SEP]", "hello"])
+    assert bert.encode("hello [SEP]") == [cls, hello, sep, sep]
+    assert bert.encode_prompt("hello [SEP]") == [cls, hello, sep]
+    assert bert.encode_prompt("") == [cls]
+    (tmp_path / "vocab.txt").unlink()
+    words = Tokenizer.from_pretrained(write_words(tmp_path))
+    assert words.encode_prompt("hello") == words.encode("hello") == [3]
 
 
 def test_any_tokenizer_json_is_read_as_it_is(tmp_path: Path) -> None:
-    theirs = write_bytes_bpe(tmp_path)
+    theirs = write_unigram(tmp_path)
     ours = Tokenizer.from_pretrained(tmp_path)
-    ours.eos_token = "<|end|>"
+    ours.eos_token = "</s>"
     again = reloaded(ours, tmp_path / "saved")
-    for text in [*TEXTS, "a<|end|>"]:
+    for text in [*TEXTS, "a</s>"]:
         ids = theirs.encode(text).ids
         assert ours.encode(text) == again.encode(text) == ids
         assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=False)
-    assert again.eos_token_id == ours.eos_token_id == 0
+    assert again.eos_token_id == ours.eos_token_id == 1
     assert not (tmp_path / "saved" / "merges.txt").exists()
 
 
-@pytest.mark.parametrize("content", [WORDS, dict(zip(WORDS, range(4), strict=True))])
-def test_whole_words_without_merges(tmp_path: Path, content: object) -> None:
-    (tmp_path / "vocab.json").write_text(json.dumps(content))
-    tokenizer = Tokenizer.from_pretrained(tmp_path)
+@pytest.mark.parametrize("as_list", [True, False])
+def test_whole_words_without_merges(tmp_path: Path, as_list: bool) -> None:
+    tokenizer = Tokenizer.from_pretrained(write_words(tmp_path, as_list=as_list))
     for each in (tokenizer, reloaded(tokenizer, tmp_path / "saved")):
-        assert each.encode("the  cat Café\nhello") == [1, 2, 0, 3]
-        assert each(["the", "cat"], is_split_into_words=True)["input_ids"] == [1, 2]
-        assert each.decode([1, 2, 0]) == "the cat <unk>"
+        assert each.encode("the  press Café\nhello") == [1, 2, 0, 3]
+        assert each(["the", "press"], is_split_into_words=True)["input_ids"] == [1, 2]
+        assert each.decode([1, 2, 0]) == "the press <unk>"
     (tmp_path / "merges.txt").write_text("\n")
     with pytest.raises(ValueError, match=r"merges\.txt is empty, but must contain the merges"):
         Tokenizer.from_pretrained(tmp_path)
@@ -93,7 +78,7 @@ def test_whole_words_without_merges(tmp_path: Path, content: object) -> None:
 
 def test_original_pipeline_refuses_other_vocabularies(tmp_path: Path) -> None:
     pytest.importorskip("spacy")
-    write_bytes_bpe(tmp_path)
+    write_unigram(tmp_path)
     with pytest.raises(ValueError, match="'original' needs GPT-1's vocabulary"):
         Tokenizer.from_pretrained(tmp_path, pipeline="original")
 
