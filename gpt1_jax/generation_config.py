@@ -121,7 +121,6 @@ FOREIGN = {
     "output_attentions": ForeignKeyword(_STATES, (None, False)),
     "output_hidden_states": ForeignKeyword(_STATES, (None, False)),
     "past_key_values": ForeignKeyword("every call has a cache of its own"),
-    "token_type_ids": ForeignKeyword("inputs_embeds= can have their embeddings added"),
     "position_ids": ForeignKeyword("positions follow from attention_mask="),
     "assistant_model": ForeignKeyword(_ASSISTANT),
     "assistant_tokenizer": ForeignKeyword(_ASSISTANT),
@@ -766,8 +765,8 @@ def _given_fields(settings: GenerationConfigLike) -> dict[str, Any]:
 
 # What generate takes besides settings, for a hint where a name is misspelt.
 ARGUMENTS = """
-    input_ids attention_mask generation_config inputs_embeds tokenizer logits_processor
-    stopping_criteria streamer key
+    input_ids attention_mask generation_config inputs_embeds token_type_ids new_token_type_id
+    tokenizer logits_processor stopping_criteria streamer key
 """
 DEFAULTS = {
     field.name: field.default for field in dataclasses.fields(GenerationConfig) if field.compare

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -63,8 +63,9 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
 
     Each line of a --prompts file is a prompt. A line that starts with a brace is a JSON object
     instead, with the key "prompt" or, for token ids, "ids"; --output-format jsonl copies its other
-    keys. Where all prompts are ids, the checkpoint needs no tokenizer, and without one ids are
-    printed.
+    keys. Beside "ids" it may have "token_type_ids", ids of tokens whose embeddings are added, such
+    as the speakers of a dialogue, and "new_token_type_id", the one of all new tokens. Where all
+    prompts are ids, the checkpoint needs no tokenizer, and without one ids are printed.
 
     The JSON object of a text has the keys prompt, text, ids (all of them), new_ids, and for each
     of these the log-probability it was chosen with (transition_scores) and the one that the model
@@ -122,6 +123,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
         raise ValueError(f"--pipeline has no effect: {model} has no tokenizer")
     encoded = [prompt.encode(tokenizer, config.vocab_size) for prompt in given]
     _check_lengths(config, settings, given, encoded)
+    token_types = _token_types(given)
     language_model = OpenAIGPTLMHeadModel.from_pretrained(
         model, dtype=dtype, attention=attention, **hub
     )
@@ -153,7 +155,12 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     if batch_size is None:
         batch_size = default_batch_size(language_model, settings, list(map(len, encoded)))
     finished = generate_batches(
-        language_model, encoded, settings, batch_size=batch_size, tokenizer=tokenizer
+        language_model,
+        encoded,
+        settings,
+        batch_size=batch_size,
+        tokenizer=tokenizer,
+        **token_types,
     )
     hidden = None if len(given) > batch_size else True  # None: unless it would be on a terminal
     finished = tqdm(finished, total=len(given), unit="prompt", disable=hidden)
@@ -183,6 +190,20 @@ def _check_lengths(
         settings.for_prompts(config, len(encoded[longest]))
     except ValueError as error:
         raise ValueError(f"{prompts[longest].place}: {error}") from None
+
+
+def _token_types(prompts: Sequence[Prompt]) -> dict[str, Any]:
+    """Return the arguments of ``generate_batches`` for token types: of all prompts, or of none."""
+    typed = [prompt for prompt in prompts if prompt.token_type_ids is not None]
+    if not typed:
+        return {}
+    if len(typed) < len(prompts):
+        other = next(prompt for prompt in prompts if prompt.token_type_ids is None)
+        raise ValueError(f'{other.place} must have "token_type_ids", as {typed[0].place} does')
+    return {
+        "token_type_ids": [prompt.token_type_ids for prompt in prompts],
+        "new_token_type_id": [prompt.new_token_type_id for prompt in prompts],
+    }
 
 
 JSON_KEYS = ("prompt", "index", "text", "ids", "new_ids", "score", "transition_scores", "log_probs")

@@ -17,12 +17,16 @@ class Prompt:
         place: where it was given, for error messages.
         text: None where ids were given.
         ids: None where a text was given.
+        token_type_ids: of the ids, if they have types.
+        new_token_type_id: of the tokens to come; None for the type of the last id.
         other: what else the JSON object of the prompt holds.
     """
 
     place: str
     text: str | None = None
     ids: Sequence[int] | None = None
+    token_type_ids: Sequence[int] | None = None
+    new_token_type_id: int | None = None
     other: dict[str, object] = dataclasses.field(default_factory=dict)
 
     def encode(self, tokenizer: Tokenizer | None, vocab_size: int) -> list[int]:
@@ -33,7 +37,7 @@ class Prompt:
             vocab_size: of the model.
 
         Raises:
-            ValueError: there is none, or one is not in the vocabulary; names the place.
+            ValueError: there is none, or one or a type is not in the vocabulary; names the place.
         """
         if self.ids is not None:
             ids = list(self.ids)
@@ -46,7 +50,9 @@ class Prompt:
                 raise ValueError(f"{self.place}: {error}") from None
         if not ids:
             raise ValueError(f"{self.place} is empty: it has no tokens")
-        for id_ in ids:
+        types = self.token_type_ids or ()
+        new_types = () if self.new_token_type_id is None else (self.new_token_type_id,)
+        for id_ in (*ids, *types, *new_types):
             if not 0 <= id_ < vocab_size:
                 raise ValueError(f"{self.place}: the id {id_} is not in [0, {vocab_size})")
         return ids
@@ -56,7 +62,8 @@ def read_prompt_file(path: str) -> list[Prompt]:
     """Read the prompts of a UTF-8 file, or of standard input if the path is "-".
 
     Blank lines are skipped. A line that starts with { is a JSON object with the key "prompt", a
-    string, or "ids", a list of token ids; every other line is a prompt as it is.
+    string, or "ids", a list of token ids; every other line is a prompt as it is. Beside "ids" the
+    object may have "token_type_ids", as many, and with them "new_token_type_id".
 
     Raises:
         OSError: the file cannot be read.
@@ -95,4 +102,23 @@ def _prompt_of_json(line: str, place: str) -> Prompt:
         raise ValueError(f'"prompt" is {text!r}, but must be a string')
     if ids is not None and not (isinstance(ids, list) and all(type(id_) is int for id_ in ids)):
         raise ValueError(f'"ids" is {ids!r}, but must be a list of integers')
-    return Prompt(place=place, text=text, ids=ids, other=fields)
+    types, new_type = fields.pop("token_type_ids", None), fields.pop("new_token_type_id", None)
+    if types is None and new_type is not None:
+        raise ValueError('"new_token_type_id" has no effect without "token_type_ids"')
+    if types is not None and not (
+        ids is not None
+        and isinstance(types, list)
+        and all(type(id_) is int for id_ in types)
+        and len(types) == len(ids)
+    ):
+        raise ValueError('"token_type_ids" must be a list of integers, one for each of "ids"')
+    if new_type is not None and type(new_type) is not int:
+        raise ValueError(f'"new_token_type_id" is {new_type!r}, but must be an integer')
+    return Prompt(
+        place=place,
+        text=text,
+        ids=ids,
+        token_type_ids=types,
+        new_token_type_id=new_type,
+        other=fields,
+    )

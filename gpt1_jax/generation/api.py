@@ -79,6 +79,8 @@ def generate(
     generation_config: GenerationConfigLike | None = None,
     *,
     inputs_embeds: ArrayLike | None = None,
+    token_type_ids: ArrayLike | None = None,
+    new_token_type_id: int | Sequence[int | None] | None = None,
     tokenizer: Tokenizer | None = None,
     logits_processor: Iterable[LogitsProcessor] | None = None,
     stopping_criteria: Iterable[StoppingCriterion] | None = None,
@@ -97,6 +99,8 @@ def generate(
     generation_config: GenerationConfigLike | None = None,
     *,
     inputs_embeds: ArrayLike | None = None,
+    token_type_ids: ArrayLike | None = None,
+    new_token_type_id: int | Sequence[int | None] | None = None,
     tokenizer: Tokenizer | None = None,
     logits_processor: Iterable[LogitsProcessor] | None = None,
     stopping_criteria: Iterable[StoppingCriterion] | None = None,
@@ -114,6 +118,8 @@ def generate(
     generation_config: GenerationConfigLike | None = None,
     *,
     inputs_embeds: ArrayLike | None = None,
+    token_type_ids: ArrayLike | None = None,
+    new_token_type_id: int | Sequence[int | None] | None = None,
     tokenizer: Tokenizer | None = None,
     logits_processor: Iterable[LogitsProcessor] | None = None,
     stopping_criteria: Iterable[StoppingCriterion] | None = None,
@@ -140,6 +146,10 @@ def generate(
             it, and by default greedy.
         inputs_embeds: (batch, T, E) embeddings to read in place of those of ``input_ids``; without
             ids, the texts are the new tokens alone.
+        token_type_ids: of the shape of the prompts, the ids of tokens whose embeddings are added,
+            such as the speakers of a dialogue.
+        new_token_type_id: the type of all new tokens, or one a prompt; by default that of the
+            prompt's last token, as in transformers.
         tokenizer: needed for ``stop_strings``, and for prompts that are texts.
         logits_processor: functions from logits (B, V) float32 and a ``GenerationState`` to logits,
             applied after the settings' own rules and before those of sampling. Like the criteria,
@@ -173,17 +183,19 @@ def generate(
     )
     ids = _encode(input_ids, tokenizer)
     embeds = None if inputs_embeds is None else _check_embeds(model, ids, inputs_embeds)
-    rows, given, settings = prepare(
+    prompts, given, settings = prepare(
         model,
         np.zeros(embeds.shape[:2], np.int32) if ids is None and embeds is not None else ids,
         attention_mask,
         generation_config,
         changes,
         infer_padding=embeds is None,
+        token_type_ids=token_type_ids,
+        new_token_type_id=new_token_type_id,
     )
     if key is not None:
-        settings = _with_key(settings, key, len(rows))
-    prompts = [Prompt(row) for row in rows]
+        settings = _with_key(settings, key, len(prompts))
+    rows = [prompt.ids for prompt in prompts]
     if embeds is not None:
         prompts = _with_embeds(prompts, embeds, attention_mask, settings, hidden=ids is None)
     if ids is None:  # the texts are the new tokens alone
@@ -276,7 +288,7 @@ def _with_embeds(
             raise ValueError(f"{name} needs input_ids without inputs_embeds: it reads ids again")
     masks = np.ones(embeds.shape[:2]) if attention_mask is None else np.asarray(attention_mask)
     return [
-        Prompt(prompt.ids, values[mask != 0], hidden)
+        prompt._replace(embeds=values[mask != 0], hidden=hidden)
         for prompt, values, mask in zip(prompts, embeds, masks, strict=True)
     ]
 
@@ -308,17 +320,26 @@ def prepare(
     changes: Mapping[str, object],
     *,
     infer_padding: bool = False,
-) -> tuple[list[np.ndarray], np.ndarray | None, GenerationConfig]:
+    token_type_ids: ArrayLike | None = None,
+    new_token_type_id: int | Sequence[int | None] | None = None,
+) -> tuple[list[Prompt], np.ndarray | None, GenerationConfig]:
     """Check what ``generate`` takes; return the prompts (``read_prompts``) and full settings."""
     if not isinstance(model, OpenAIGPTLMHeadModel):
         raise TypeError(f"the model is {type(model).__name__}, but must be OpenAIGPTLMHeadModel")
     settings = model.generation_config.updated(generation_config, **changes)
     padding = settings.padding() if infer_padding else None
-    prompts, given = read_prompts(model.config.vocab_size, input_ids, attention_mask, padding)
+    prompts, given = read_prompts(
+        model.config.vocab_size,
+        input_ids,
+        attention_mask,
+        padding,
+        token_type_ids,
+        new_token_type_id,
+    )
     width = None if given is None else given.shape[1]
     settings.warn_of_unused()
     settings = settings.for_model(model.config)
-    settings = settings.for_prompts(model.config, max(map(len, prompts)), width)
+    settings = settings.for_prompts(model.config, max(len(prompt.ids) for prompt in prompts), width)
     settings.check_for(model.config, len(prompts))
     return prompts, given, settings
 
@@ -356,7 +377,7 @@ def run(
 
     Args:
         model: a language model.
-        prompts: of the rows that ``prepare`` returned.
+        prompts: that ``prepare`` returned.
         settings: likewise.
         tokenizer: for stop strings.
         extras: functions of the user's.

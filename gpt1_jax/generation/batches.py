@@ -36,6 +36,8 @@ def generate_batches(
     *,
     batch_size: int | None = None,
     tokenizer: Tokenizer | None = None,
+    token_type_ids: Sequence[Sequence[int]] | None = None,
+    new_token_type_id: int | Sequence[int | None] | None = None,
 ) -> Iterator[tuple[int, GenerateOutput]]:
     """Continue many prompts, and yield the texts of each when its batch is done.
 
@@ -51,6 +53,8 @@ def generate_batches(
             ``default_batch_size``. Each takes memory for ``num_beams`` or
             ``num_return_sequences`` texts.
         tokenizer: needed for ``stop_strings``.
+        token_type_ids: for each prompt the types of its tokens, as of ``generate``.
+        new_token_type_id: the type of the new tokens, or one a prompt, as of ``generate``.
 
     Yields:
         The number of a prompt, and its texts as lists of rows without padding. The longer of the
@@ -62,12 +66,20 @@ def generate_batches(
     """
     if batch_size is not None and (not is_integer(batch_size) or batch_size < 1):
         raise wrong("batch_size", batch_size, "an integer, at least 1")
-    rows, _, _ = prepare(model, list(prompts), None, settings, {})
+    rows, _, _ = prepare(
+        model,
+        list(prompts),
+        None,
+        settings,
+        {},
+        token_type_ids=token_type_ids,
+        new_token_type_id=new_token_type_id,
+    )
     full = model.generation_config.updated(settings).for_model(model.config)
     if full.stop_strings and tokenizer is None:
         raise ValueError(f"stop_strings is {full.stop_strings!r}, which needs a tokenizer")
     seeds = full.seeds(len(rows))[:: full.num_return_sequences]
-    lengths = list(map(len, rows))
+    lengths = [len(row.ids) for row in rows]
     if batch_size is None:
         batch_size = default_batch_size(model, full, lengths)
     size = _even(batch_size, len(rows))
@@ -144,15 +156,15 @@ def _batches(
 
 def _continue(
     model: OpenAIGPTLMHeadModel,
-    rows: list[np.ndarray],
+    prompts: list[Prompt],
     settings: GenerationConfig,
     tokenizer: Tokenizer | None,
 ) -> Iterator[GenerateOutput]:
     """Yield the texts of each prompt of a batch."""
-    prompts = [Prompt(row) for row in rows]
     texts = run(model, prompts, settings, tokenizer, steps=STEPS_PER_CALL)
     progress, totals = texts.progress, texts.sequences_scores
     each = settings.num_return_sequences
+    rows = [prompt.ids for prompt in prompts]
     sequences = append_new_tokens(rows, None, progress.tokens, progress.lengths)
     for i in range(len(rows)):
         own = slice(i * each, (i + 1) * each)

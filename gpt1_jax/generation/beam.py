@@ -335,13 +335,16 @@ def _start(
         shape = (B * K, kept_steps, model.config.vocab_size)
         return jnp.zeros(shape, jnp.float32) if wanted else None
 
+    types = prompts.token_types
     return SearchState(
         running=running,
         ended=Beams.empty(B, K, C - 1, stop_state),
         open=jnp.ones(B, bool),
         finite=jnp.ones(B, bool),
         context=dataclasses.replace(
-            prompts.take(rows), embeds=prompts.embeds and prompts.embeds.take(rows)
+            prompts.take(rows),
+            embeds=prompts.embeds and prompts.embeds.take(rows),
+            token_types=None if types is None else types[rows],
         ),
         cache=cache.take(rows),
         step_scores=kept(sampling.output_scores),

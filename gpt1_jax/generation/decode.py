@@ -145,6 +145,7 @@ def decode_step(
     cache: Cache,
     input_ids: Int32[jax.Array, "B T"] | None,
     inputs_embeds: Float[jax.Array, "B T E"] | None = None,
+    token_type_ids: Int32[jax.Array, "B T"] | None = None,
 ) -> tuple[Float[jax.Array, "B T V"], Cache]:
     """Read the next tokens of every text: the pure step that all decoding is made of.
 
@@ -156,12 +157,17 @@ def decode_step(
         cache: of the tokens read so far, with room for T more.
         input_ids: of tokens, none of them padding; T is 1, or more with draft tokens.
         inputs_embeds: in place of the ids.
+        token_type_ids: of the tokens, if they have types.
 
     Returns:
         The logits of what follows each of them, and the cache with them in it.
     """
     out = model.forward(
-        input_ids, inputs_embeds=inputs_embeds, positions_from_mask=True, cache=cache
+        input_ids,
+        token_type_ids=token_type_ids,
+        inputs_embeds=inputs_embeds,
+        positions_from_mask=True,
+        cache=cache,
     )
     return out.logits, out.cache
 
@@ -389,7 +395,10 @@ class State:
         else:
             last = context.before(jnp.int32(1))[:, None]
             ids = jnp.concatenate([last, draft_tokens], axis=1)
-            logits, cache = decode_step(model, self.cache, ids)
+            types = None
+            if context.token_types is not None:
+                types = context.types_at(context.length - 1, ids.shape[1])
+            logits, cache = decode_step(model, self.cache, ids, token_type_ids=types)
         return logits, dataclasses.replace(self, cache=cache)
 
     def sample(self, logits: jax.Array, sampling: SamplingParams) -> Self:
@@ -647,7 +656,13 @@ def start_context(
 
     Its arrays are still numpy's: those that go into a compiled function next.
     """
-    length, embeds = np.asarray(width, np.int32), None
+    length, embeds, types = np.asarray(width, np.int32), None, None
+    if prompts[0].types is not None:
+        types = np.zeros(tokens.shape, np.int32)
+        for row, prompt in enumerate(prompts):
+            assert prompt.types is not None
+            types[row, start[row] : width] = prompt.types[:-1]
+            types[row, width:] = prompt.types[-1]
     if prompts[0].embeds is not None:
         values = np.zeros((*tokens.shape, prompts[0].embeds.shape[-1]), np.float32)
         for row, prompt in enumerate(prompts):
@@ -656,8 +671,8 @@ def start_context(
         embeds = PromptEmbeds(*given)
         if prompts[0].hidden:
             start = np.full_like(start, width)
-    arrays: Any = (tokens, start, length, np.asarray(0, np.int32))
-    return DecodeContext(*arrays, embeds=embeds)
+    arrays: Any = (tokens, start, length, np.asarray(0, np.int32), embeds, types)
+    return DecodeContext(*arrays)
 
 
 @functools.partial(

@@ -25,10 +25,11 @@ Array = jax.Array | np.ndarray
 
 
 class Inputs(TypedDict):
-    """What a model reads: (B, T) ids or, in place of them, (B, T, E) embeddings."""
+    """What a model reads: (B, T) ids or, in place of them, (B, T, E) embeddings; token types."""
 
     input_ids: jax.Array | None
     inputs_embeds: jax.Array | None
+    token_type_ids: jax.Array | None
 
 
 @pytree_dataclass
@@ -81,6 +82,7 @@ class DecodeContext:
         new: () int32, the number of tokens chosen so far.
         embeds: of prompts that are given as embeddings. Without ids beside them, ``start`` is the
             slot of the first new token.
+        token_types: (B, C) int32, of every slot, those of new tokens too; None for no types.
     """
 
     tokens: jax.Array
@@ -88,6 +90,7 @@ class DecodeContext:
     length: jax.Array
     new: jax.Array
     embeds: PromptEmbeds | None = None
+    token_types: jax.Array | None = None
 
     def append(self, token: jax.Array) -> Self:
         """Return the texts with one more token (B,) each."""
@@ -100,19 +103,26 @@ class DecodeContext:
         )
 
     def take(self, rows: jax.Array) -> Self:
-        """Return the texts numbered by ``rows`` (N,); ``embeds`` stays as it is."""
+        """Return the texts numbered by ``rows`` (N,); embeddings and types stay as they are."""
         return dataclasses.replace(self, tokens=self.tokens[rows], start=self.start[rows])
 
     def inputs(self, model: OpenAIGPTPreTrainedModel, slot: jax.Array, tokens: int) -> Inputs:
         """Return what a model reads for so many slots from ``slot`` () on: ids or embeddings."""
+        types = self.types_at(slot, tokens)
         ids = jax.lax.dynamic_slice_in_dim(self.tokens, slot, tokens, axis=1)
         if self.embeds is None:
-            return {"input_ids": ids, "inputs_embeds": None}
+            return {"input_ids": ids, "inputs_embeds": None, "token_type_ids": types}
         given = jax.lax.dynamic_slice_in_dim(self.embeds.values, slot, tokens, axis=1)
         is_given = slot + jnp.arange(tokens, dtype=jnp.int32) < self.embeds.end
         own = model.get_input_embeddings()(ids).astype(given.dtype)
         embeds = jnp.where(is_given[None, :, None], given, own)
-        return {"input_ids": None, "inputs_embeds": embeds}
+        return {"input_ids": None, "inputs_embeds": embeds, "token_type_ids": types}
+
+    def types_at(self, slot: jax.Array, tokens: int) -> jax.Array | None:
+        """Return the types (B, tokens) of so many slots from ``slot`` () on, if there are any."""
+        if self.token_types is None:
+            return None
+        return jax.lax.dynamic_slice_in_dim(self.token_types, slot, tokens, axis=1)
 
     def is_text(self, slots: jax.Array) -> jax.Array:
         """(T,) slots up to the end -> (B, T) bool, false where padding comes before a text."""

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gpt1_jax.checks import is_integer, wrong
 from gpt1_jax.nn.validation import ArrayLike, check_ids, check_mask
 
 # Prompts are read in pieces, each in one forward pass: at most so many tokens of a row, fewer where
@@ -24,11 +25,14 @@ class Prompt(NamedTuple):
         ids: (T,) int32.
         embeds: (T, E), to be read in place of the embeddings of the ids, if any.
         hidden: whether the ids stand for nothing, since only embeddings were given.
+        types: (T + 1,) int32, the type of each token, and then that of the new ones, if they have
+            types.
     """
 
     ids: np.ndarray
     embeds: np.ndarray | None = None
     hidden: bool = False
+    types: np.ndarray | None = None
 
 
 def read_prompts(
@@ -36,7 +40,9 @@ def read_prompts(
     input_ids: ArrayLike | None,
     attention_mask: ArrayLike | None,
     padding: int | None = None,
-) -> tuple[list[np.ndarray], np.ndarray | None]:
+    token_type_ids: ArrayLike | None = None,
+    new_token_type_id: int | Sequence[int | None] | None = None,
+) -> tuple[list[Prompt], np.ndarray | None]:
     """Return the prompts without padding, and, where they have one width, as they were given.
 
     Args:
@@ -44,6 +50,9 @@ def read_prompts(
         input_ids: (T,) or (batch, T) integers, or a list of prompts of any lengths.
         attention_mask: of the same shape, 0 where a prompt is padding.
         padding: without a mask, and in prompts of one width, the id that is padding; None for none.
+        token_type_ids: of the same shape, if the tokens have types.
+        new_token_type_id: the type of the new tokens, or one a prompt; where it is None, that of a
+            prompt's last token.
 
     Raises:
         ValueError: an empty batch or prompt, shapes that do not fit, or ids out of range.
@@ -73,17 +82,60 @@ def read_prompts(
         check_mask(f"attention_mask[{i}]", mask)
     if masks is None and padding is not None and len(set(shapes)) == 1:
         masks = [row != padding for row in rows]
+    types = _read_types(vocab_size, shapes, token_type_ids, new_token_type_id)
     prompts = []
     for i, row in enumerate(rows):
         if row.size:
             check_ids(f"prompt {i}", row, vocab_size, "vocab_size")
-        prompt = row if masks is None else row[masks[i] != 0]
+        is_text = np.ones(row.shape, bool) if masks is None else masks[i] != 0
+        prompt = row[is_text]
         if not prompt.size:
             raise ValueError(f"prompt {i} is empty, but must have at least one token")
-        prompts.append(prompt.astype(np.int32))
+        prompts.append(Prompt(prompt.astype(np.int32)))
+        if types is not None:
+            given, new = types[i]
+            own = given[is_text]
+            own = np.append(own, own[-1] if new is None else new).astype(np.int32)
+            prompts[i] = prompts[i]._replace(types=own)
     if len(set(shapes)) > 1:
         return prompts, None
     return prompts, np.stack(rows).astype(np.int32)
+
+
+def _read_types(
+    vocab_size: int,
+    shapes: Sequence[tuple[int, ...]],
+    token_type_ids: ArrayLike | None,
+    new_token_type_id: int | Sequence[int | None] | None,
+) -> list[tuple[np.ndarray, int | None]] | None:
+    """Return for each prompt the types of its tokens and of the new ones; see ``read_prompts``."""
+    if token_type_ids is None:
+        if new_token_type_id is not None:
+            raise ValueError("new_token_type_id has no effect without token_type_ids")
+        return None
+    try:
+        types = [np.asarray(row) for row in token_type_ids]
+    except (TypeError, ValueError):
+        raise ValueError("token_type_ids must be a list or an array of rows") from None
+    if types and all(row.ndim == 0 for row in types):  # of one prompt
+        types = [np.asarray(types)]
+    if [row.shape for row in types] != list(shapes):
+        raise ValueError(
+            f"token_type_ids has rows of {[row.shape for row in types]}, but must have {shapes}"
+        )
+    for i, row in enumerate(types):
+        if row.size:
+            check_ids(f"token_type_ids[{i}]", row, vocab_size, "vocab_size")
+    if isinstance(new_token_type_id, Sequence | np.ndarray):
+        new = list(new_token_type_id)
+    else:
+        new = [new_token_type_id] * len(types)
+    if len(new) != len(types) or not all(
+        each is None or (is_integer(each) and 0 <= each < vocab_size) for each in new
+    ):
+        right = f"an id in [0, {vocab_size}), or one a prompt"
+        raise wrong("new_token_type_id", new_token_type_id, right)
+    return list(zip(types, new, strict=True))
 
 
 def align(prompts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
@@ -137,8 +189,8 @@ def append_new_tokens(
     """Return texts in the form their prompts came in.
 
     Args:
-        prompts: what ``read_prompts`` returned.
-        given: likewise.
+        prompts: the ids of those that ``read_prompts`` returned.
+        given: what it returned.
         new: (B, T) int32 the tokens after the prompts; B a multiple of the number of prompts.
         lengths: (B,) how many of these belong to each text.
 

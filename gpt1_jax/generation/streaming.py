@@ -6,7 +6,6 @@ import numpy as np
 
 from gpt1_jax.checks import is_integer, wrong
 from gpt1_jax.generation.api import prepare, progress_of
-from gpt1_jax.generation.prompts import Prompt
 from gpt1_jax.generation_config import GenerationConfigLike
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.text.decoding import warn_of_unknown_ids
@@ -50,14 +49,15 @@ def stream(
     if not is_integer(steps) or steps < 1:
         raise wrong("steps", steps, "an integer, at least 1")
     warn_of_unknown_ids(tokenizer, model.config.vocab_size)
-    progress = progress_of(model, [Prompt(prompts[0])], settings, tokenizer, steps=steps)
+    progress = progress_of(model, prompts, settings, tokenizer, steps=steps)
 
     def pieces() -> Iterator[str]:
-        printed = len(tokenizer.decode(prompts[0]))
+        given = prompts[0].ids
+        printed = len(tokenizer.decode(given))
         text = ""
         for so_far in progress:
             new = so_far.tokens[0, : so_far.lengths[0]]
-            text = tokenizer.decode(np.concatenate([prompts[0], new]))
+            text = tokenizer.decode(np.concatenate([given, new]))
             whole = end_of_words(text)
             if whole > printed:
                 yield text[printed:whole]

@@ -58,6 +58,10 @@ def test_read_prompt_file_reads_standard_input(monkeypatch: pytest.MonkeyPatch) 
         (b'{"prompt": "a", "weight": NaN}', "line 1: starts with { but contains NaN, which"),
         (b'{"ids": [1, true]}', "but must be a list of integers"),
         (b'{"ids": [1, 2.0]}', "but must be a list of integers"),
+        (b'{"ids": [1, 2], "token_type_ids": [1]}', '"token_type_ids" must be a list of integers'),
+        (b'{"prompt": "a", "token_type_ids": [1]}', 'one for each of "ids"'),
+        (b'{"ids": [1], "new_token_type_id": 1}', "has no effect without"),
+        (b'{"ids": [1], "token_type_ids": [1], "new_token_type_id": 1.0}', "must be an integer"),
         (b'{"a": ' + b"[" * 100_000, "line 1: starts with { but is nested too deeply"),
     ],
 )
