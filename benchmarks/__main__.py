@@ -23,6 +23,7 @@ from benchmarks.load import load
 from benchmarks.prompts import prompts
 from benchmarks.report import report
 from benchmarks.scaling import scaling
+from benchmarks.score import score
 from benchmarks.start import start
 from benchmarks.tasks import tasks
 from benchmarks.text import text
@@ -39,6 +40,7 @@ SUITES = {
     "scaling": scaling,
     "prompts": prompts,
     "activations": activations,
+    "score": score,
     "all": run_all,
     "report": report,
     "kneser-ney": kneser_ney,

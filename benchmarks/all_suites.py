@@ -14,6 +14,7 @@ from benchmarks.peers import OURS
 from benchmarks.prompts import prompts
 from benchmarks.report import report
 from benchmarks.scaling import scaling
+from benchmarks.score import score
 from benchmarks.start import start
 from benchmarks.suite import DEFAULTS, Options
 from benchmarks.train import train
@@ -22,6 +23,7 @@ from benchmarks.train import train
 GENERATE = ((1, 16, 64), (1, 128, 128), (4, 16, 64), (8, 16, 64))
 TRAIN = ((8, 64), (4, 256))
 LARGEST = ((8, 512),)
+SCORED = 100  # texts of each set
 MAX_SECONDS = 10.0
 
 
@@ -60,6 +62,10 @@ def run_all(options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS, full: bool =
     train(to("train"), cases=TRAIN if short else ())
     load(to("load"))
     prompts(to("prompts"))
+    try:
+        score(to("score"), count=SCORED if short else 1000)
+    except FileNotFoundError as error:
+        print(f"score is left out: {error}", flush=True)
     if not short:
         scaling(to("scaling"))
     if jax.default_backend() != "tpu":  # which belongs to one process

@@ -24,7 +24,7 @@ from benchmarks.timing import Seconds, cores
 
 Platform = Literal["cpu", "gpu", "tpu"]
 LIBRARIES = ("gpt1-jax", "jax", "jaxlib", "flax", "optax", "numpy", "torch", "transformers")
-LIBRARIES += ("torchao", "onnxruntime", "ctranslate2")
+LIBRARIES += ("torchao", "onnxruntime", "ctranslate2", "minicons")
 
 # Rows, inputs and outputs of the product whose speed is the limit: the model's widest layer.
 PRODUCT = (1024, 768, 3072)

@@ -246,7 +246,7 @@ def tasks(
     """
     if unknown := set(sets) - set(SETS):
         raise ValueError(f"{unknown.pop()!r} is no set; the sets are {', '.join(SETS)}")
-    folder = _data_folder(data)
+    folder = data_folder(data)
     recipe = ("--epochs", str(epochs), "--learning-rate", str(learning_rate))
     results = {}
     for name in sets:
@@ -330,7 +330,12 @@ def write_untrained(model: Path, folder: Path, seed: int) -> None:
     gpt1.Tokenizer.from_pretrained(model).save_pretrained(folder)
 
 
-def _data_folder(given: Path | None) -> Path:
+def data_folder(given: Path | None) -> Path:
+    """Return the folder of public data.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
     beside = Path(__file__).parents[2] / "shared" / "data"
     folder = given or Path(os.environ.get("GPT1_DATA") or beside)
     if not folder.is_dir():

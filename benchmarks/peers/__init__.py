@@ -11,19 +11,21 @@ import jax
 import numpy as np
 
 from benchmarks.machine import Platform
-from benchmarks.peers import ctranslate, hugging_face, onnx_runtime, ours
+from benchmarks.peers import ctranslate, hugging_face, minicons, onnx_runtime, ours
 from benchmarks.peers.other_jax import OtherJax
 
 OURS = "gpt1-jax"
 ALL_OURS = {"float32": OURS, "bfloat16": f"{OURS}-bfloat16", "int8": f"{OURS}-int8"}
 OLDER = " older"  # after the name of one of ours: it under another JAX
-Kind = Literal["forward", "generate", "train", "load"]
+Kind = Literal["forward", "generate", "train", "load", "score"]
 
 # ids (B, T) -> logits (B, T, V) or, without the head, states (B, T, E): ready, in the library's
 # own arrays.
 Forward = Callable[[np.ndarray], Any]
 # Prompts (B, T) and a number of new tokens -> greedy ids (B, T + new).
 Generate = Callable[[np.ndarray, int], np.ndarray]
+# Texts -> of each, the log-probabilities of its tokens but the first.
+Scores = Callable[[Sequence[str]], list[np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Peer:
         generate: from a checkpoint.
         train: from a checkpoint; see ``train.py``.
         load: reads a checkpoint; what it returns is ready to be used.
+        score: from a checkpoint with its tokenizer.
         states: whether it has a forward without the head.
         platforms: where it runs.
         compiles: whether it compiles anew after another library has run: it is run once more before
@@ -52,6 +55,7 @@ class Peer:
     generate: Callable[[Path], Generate] | None = None
     train: Callable[..., Any] | None = None
     load: Callable[[Path], object] | None = None
+    score: Callable[[Path], Scores] | None = None
     states: bool = True
     platforms: tuple[Platform, ...] = ("cpu", "gpu")
     compiles: bool = False
@@ -67,6 +71,7 @@ PEERS: dict[str, Peer] = {
         generate=ours.generate,
         train=ours.train,
         load=ours.load,
+        score=ours.score,
         platforms=("cpu", "gpu", "tpu"),
     ),
     "gpt1-jax-bfloat16": Peer(
@@ -76,6 +81,7 @@ PEERS: dict[str, Peer] = {
         forward=functools.partial(ours.forward, dtype="bfloat16"),
         generate=functools.partial(ours.generate, dtype="bfloat16"),
         load=functools.partial(ours.load, dtype="bfloat16"),
+        score=functools.partial(ours.score, dtype="bfloat16"),
         platforms=("cpu", "gpu", "tpu"),
     ),
     "gpt1-jax-int8": Peer(
@@ -85,6 +91,7 @@ PEERS: dict[str, Peer] = {
         forward=functools.partial(ours.forward, dtype="int8"),
         generate=functools.partial(ours.generate, dtype="int8"),
         load=functools.partial(ours.load, dtype="int8"),
+        score=functools.partial(ours.score, dtype="int8"),
         platforms=("cpu", "gpu", "tpu"),
     ),
     "transformers": Peer(
@@ -94,6 +101,7 @@ PEERS: dict[str, Peer] = {
         generate=hugging_face.generate,
         train=hugging_face.train,
         load=hugging_face.load,
+        score=hugging_face.score,
     ),
     "transformers-bfloat16": Peer(
         modules=TORCH,
@@ -101,6 +109,7 @@ PEERS: dict[str, Peer] = {
         dtype="bfloat16",
         forward=functools.partial(hugging_face.forward, dtype="bfloat16"),
         load=functools.partial(hugging_face.load, dtype="bfloat16"),
+        score=functools.partial(hugging_face.score, dtype="bfloat16"),
     ),
     "transformers-int8": Peer(
         modules=TORCH,
@@ -108,6 +117,7 @@ PEERS: dict[str, Peer] = {
         dtype="int8",
         forward=functools.partial(hugging_face.forward, dtype="int8"),
         load=functools.partial(hugging_face.load, dtype="int8"),
+        score=functools.partial(hugging_face.score, dtype="int8"),
         platforms=("cpu",),
     ),
     "torch.compile": Peer(
@@ -174,6 +184,7 @@ PEERS: dict[str, Peer] = {
         load=functools.partial(ctranslate.load, dtype="int8"),
         states=False,
     ),
+    "minicons": Peer(modules=("minicons", *TORCH), tolerance=1e-5, score=minicons.score),
     "gpt2": Peer(modules=TORCH, tolerance=0, generate=hugging_face.gpt2),
 }
 

@@ -3,7 +3,7 @@
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,47 @@ def forward(
 def generate(folder: Path, dtype: str = "float32") -> Callable[[np.ndarray, int], np.ndarray]:
     """Return transformers' greedy ``generate``; GPT-1 has no cache there."""
     return _generate(load(folder, dtype))
+
+
+def score(
+    folder: Path, dtype: str = "float32", batch_tokens: int = 2048, chunk: int = 256
+) -> Callable[[Sequence[str]], list[np.ndarray]]:
+    """Return the function from texts to log-probabilities of their tokens, without the first.
+
+    The longest texts come first, and share a batch with the next. The head multiplies the states of
+    their own tokens alone, ``chunk`` at a time.
+    """
+    import torch
+    from transformers import AutoTokenizer
+
+    model, tokenizer = load(folder, dtype), AutoTokenizer.from_pretrained(folder)
+
+    @torch.inference_mode()
+    def score_batch(rows: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        lengths = [len(row) - 1 for row in rows]
+        ids = np.zeros((len(rows), max(lengths)), np.int64)
+        for number, row in enumerate(rows):
+            ids[number, : len(row) - 1] = row[:-1]
+        states = model.transformer(_tensor(ids)).last_hidden_state
+        states = torch.cat([own[:length] for own, length in zip(states, lengths, strict=True)])
+        targets = _tensor(np.concatenate([row[1:] for row in rows]))
+        found = []
+        for x, y in zip(states.split(chunk), targets.split(chunk), strict=True):
+            logits = model.lm_head(x).float()
+            found.append(logits.gather(1, y[:, None])[:, 0] - logits.logsumexp(-1))
+        return [own.cpu().numpy() for own in torch.cat(found).split(lengths)]
+
+    def run(texts: Sequence[str]) -> list[np.ndarray]:
+        rows = tokenizer(list(texts))["input_ids"] if texts else []
+        order = sorted(range(len(rows)), key=lambda number: -len(rows[number]))
+        found: dict[int, np.ndarray] = {}
+        while order:
+            size = max(1, batch_tokens // len(rows[order[0]]))
+            batch, order = order[:size], order[size:]
+            found |= zip(batch, score_batch([rows[number] for number in batch]), strict=True)
+        return [found[number] for number in range(len(rows))]
+
+    return run
 
 
 def gpt2(folder: Path) -> Callable[[np.ndarray, int], np.ndarray]:

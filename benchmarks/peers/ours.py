@@ -1,6 +1,6 @@
 """gpt1-jax itself."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,16 @@ def generate(folder: Path, dtype: str = "float32") -> Callable[[np.ndarray, int]
 
     def run(prompts: np.ndarray, new: int) -> np.ndarray:
         return gpt1.generate(model, prompts, max_new_tokens=new)
+
+    return run
+
+
+def score(folder: Path, dtype: str = "float32") -> Callable[[Sequence[str]], list[np.ndarray]]:
+    """Return the function from texts to log-probabilities of their tokens, without the first."""
+    model, tokenizer = load(folder, dtype), gpt1.Tokenizer.from_pretrained(folder)
+
+    def run(texts: Sequence[str]) -> list[np.ndarray]:
+        return [each.log_probs[1:] for each in gpt1.score(model, texts, tokenizer=tokenizer)]
 
     return run
 

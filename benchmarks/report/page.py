@@ -43,6 +43,7 @@ WHO = {
     "ctranslate2-bfloat16": "CTranslate2, bfloat16",
     "ctranslate2-int8": "CTranslate2, int8 weights and products",
     "TransformerLens": "its adapter of Hugging Face's model in eager torch, float32",
+    "minicons": "minicons, with Hugging Face's model in eager torch, float32",
     "gpt2": "Hugging Face's GPT-2 small, another model of about the same size: unlike "
     "Hugging Face's GPT-1 it has a cache",
 }
@@ -71,6 +72,7 @@ def write_page(records: Sequence[Record], pictures: Mapping[str, str]) -> str:
         _forward,
         _generate,
         _prompts,
+        _score,
         _train,
         _load,
         _start,
@@ -274,6 +276,28 @@ def _prompts(records: Sequence[Record]) -> list[str]:
         rows,
         "Prompts of equal lengths in fixed batches, and what `gpt1 generate --prompts` makes of as",
         "many tokens in mixed lengths; the command from its start to its end.",
+    )
+
+
+def _score(records: Sequence[Record]) -> list[str]:
+    rows = []
+    for case in timed_cases(records, "score"):
+        seconds = case["seconds"]
+        rows += _by_peer(
+            f"{case['case']['count']} {case['case']['texts']}",
+            {name: Spread.of(times) for name, times in seconds.items()},
+            speeds(case["tokens"], seconds),
+            times_as_fast(seconds),
+            {name: _error(found) for name, found in case["errors"].items()},
+        )
+    return _section(
+        "Score",
+        ["texts", "", "seconds", "scored tokens/s", "ratio", "error"],
+        rows,
+        "The log-probability of every token of texts of mixed lengths, from strings. transformers",
+        "is a batched loop over its model: texts sorted by length, the head on their own tokens",
+        f"alone. The ratio says how many times as fast {OURS} is. The error is the root mean",
+        f"square of the difference from {OURS}'s log-probabilities in float32, relative to theirs.",
     )
 
 

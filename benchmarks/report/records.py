@@ -23,6 +23,7 @@ SUITES = {
     "scaling": {"what"},
     "prompts": {"tokens", "command", "prompts", "mean", "new", "batch"},
     "activations": {"errors", "task", "tokens", "runs"},
+    "score": {"tokens", "errors", "limits", "texts", "count"},
 }
 MACHINE = ("processor", "platform", "devices", "threads")
 ENVIRONMENT = {*MACHINE, "date", "commit", "python", "system", "versions"}
