@@ -38,6 +38,7 @@ def generate_batches(
     tokenizer: Tokenizer | None = None,
     token_type_ids: Sequence[Sequence[int]] | None = None,
     new_token_type_id: int | Sequence[int | None] | None = None,
+    stop_in_prompt: bool = True,
 ) -> Iterator[tuple[int, GenerateOutput]]:
     """Continue many prompts, and yield the texts of each when its batch is done.
 
@@ -55,6 +56,7 @@ def generate_batches(
         tokenizer: needed for ``stop_strings``.
         token_type_ids: for each prompt the types of its tokens, as of ``generate``.
         new_token_type_id: the type of the new tokens, or one a prompt, as of ``generate``.
+        stop_in_prompt: whether a stop string may begin in the prompt, as transformers has it.
 
     Yields:
         The number of a prompt, and its texts as lists of rows without padding. The longer of the
@@ -79,6 +81,7 @@ def generate_batches(
     if full.stop_strings and tokenizer is None:
         raise ValueError(f"stop_strings is {full.stop_strings!r}, which needs a tokenizer")
     seeds = full.seeds(len(rows))[:: full.num_return_sequences]
+    rows = [row._replace(hidden=not stop_in_prompt) for row in rows]
     lengths = [len(row.ids) for row in rows]
     if batch_size is None:
         batch_size = default_batch_size(model, full, lengths)

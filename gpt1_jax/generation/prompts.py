@@ -24,7 +24,8 @@ class Prompt(NamedTuple):
     Attributes:
         ids: (T,) int32.
         embeds: (T, E), to be read in place of the embeddings of the ids, if any.
-        hidden: whether the ids stand for nothing, since only embeddings were given.
+        hidden: whether stop strings may not begin in the ids; with ``embeds``, whether the ids
+            stand for nothing, since only embeddings were given.
         types: (T + 1,) int32, the type of each token, and then that of the new ones, if they have
             types.
     """

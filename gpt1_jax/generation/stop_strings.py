@@ -79,6 +79,12 @@ class StopStrings:
         return entry >> 1, (entry & 1).astype(bool)
 
 
+def possible(tokenizer: Tokenizer, stop_strings: Sequence[str], vocab_size: int) -> list[str]:
+    """Return those of the strings that a text of these tokens can hold."""
+    pieces = _pieces(tokenizer.get_vocab(), vocab_size)
+    return [text for text in stop_strings if _can_occur(text, pieces)]
+
+
 def _pieces(vocabulary: Mapping[str, int], vocab_size: int) -> tuple[str | None, ...]:
     """Return the text of each id, with a space at the end of a word; None for unknown ids."""
     pieces: list[str | None] = [None] * vocab_size

@@ -15,6 +15,7 @@ from support.small_tokenizer import SIZE, small_vocab, write_small
 
 import gpt1_jax as gpt1
 from gpt1_jax.generation import stop_strings
+from gpt1_jax.generation.batches import generate_batches
 
 pytestmark = pytest.mark.unoptimized
 
@@ -108,6 +109,27 @@ def test_stop_strings_end_each_row_separately(
     texts = [tokenizer.decode(row) for row in out]
     assert texts[0] == "the king is in"
     assert texts[1] == texts[2] == "the king is in the spring . this is it , the press in"
+
+
+def test_stop_strings_may_not_begin_in_the_prompt_unless_asked_for(
+    writer: Any, tokenizer: gpt1.Tokenizer, script: list[int]
+) -> None:
+    found = {}
+    for stop_in_prompt in (True, False):
+        batches = generate_batches(
+            writer,
+            [tokenizer.encode("the king"), script[:12], script[:9]],
+            {"max_new_tokens": NEW, "stop_strings": ["king is", "n the spring"]},
+            tokenizer=tokenizer,
+            stop_in_prompt=stop_in_prompt,
+        )
+        found[stop_in_prompt] = tokenizer.decode(dict(batches)[0].sequences[0])
+    assert found == {True: "the king is", False: "the king is in the spring"}
+
+
+def test_possible_stop_strings_are_those_that_a_text_can_hold(tokenizer: gpt1.Tokenizer) -> None:
+    given = ["the king", "The", "\n\n", "\n", " ", "e k"]
+    assert stop_strings.possible(tokenizer, given, SIZE) == ["the king", "\n", " ", "e k"]
 
 
 def oracle(
