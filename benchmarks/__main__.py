@@ -19,6 +19,7 @@ from benchmarks.all_suites import run_all
 from benchmarks.forward import forward
 from benchmarks.generate import generate
 from benchmarks.kneser_ney import kneser_ney
+from benchmarks.lm_eval import lm_eval
 from benchmarks.load import load
 from benchmarks.prompts import prompts
 from benchmarks.report import report
@@ -46,6 +47,7 @@ SUITES = {
     "kneser-ney": kneser_ney,
     "tasks": tasks,
     "text": text,
+    "lm-eval": lm_eval,
 }
 
 if __name__ == "__main__":

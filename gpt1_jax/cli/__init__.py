@@ -53,6 +53,7 @@ COMMANDS = {
         "training",
         "Measure a language model on texts, or a fine-tuned model on labelled sets.",
     ),
+    "lm-eval": ("lm_eval", "Evaluate a model on tasks of the lm-evaluation-harness."),
     "tree": (
         "explore",
         "Print the modules of a model as torch prints them, and its number of parameters.",
@@ -79,7 +80,8 @@ _PYTHON_FORMAT = warnings.formatwarning
 
 def command(name: str) -> Callable[..., None]:
     """Import the function of a command."""
-    return getattr(importlib.import_module(f"gpt1_jax.cli.{COMMANDS[name][0]}"), name)
+    module = importlib.import_module(f"gpt1_jax.cli.{COMMANDS[name][0]}")
+    return getattr(module, name.replace("-", "_"))
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -101,6 +103,9 @@ def run(arguments: Sequence[str]) -> None:
     if not gc.isenabled():  # in a process of its own: see ``program``
         gc.freeze()
         gc.enable()
+    if name == "lm-eval" and chosen is not None:  # whose flags are the harness's
+        chosen(arguments[1:])
+        return
     if name in TAKE_CONFIG and chosen is not None:
         from gpt1_jax.cli.config_flag import with_config
 

@@ -3,7 +3,7 @@
 import ast
 import functools
 import graphlib
-import importlib
+import importlib.util
 import pkgutil
 import subprocess
 import sys
@@ -30,7 +30,7 @@ ROOMS = (
     ("sharding",),
     ("generation", "quantization"),
     ("scoring",),
-    ("explore", "export", "training", "verify"),
+    ("explore", "export", "lm_eval", "training", "verify"),
     ("estimate",),
     ("cli",),
 )
@@ -94,12 +94,15 @@ def test_no_module_is_hidden_by_a_name(package: ModuleType) -> None:
     for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if found.name.endswith("__main__"):
             continue
+        if found.name == "gpt1_jax.lm_eval" and importlib.util.find_spec("lm_eval") is None:
+            continue
         module = importlib.import_module(found.name)
         parent, _, name = found.name.rpartition(".")
         assert getattr(sys.modules[parent], name) is module, found.name
 
 
 def test_root_has_few_files() -> None:
+    # Each is a thing that users name, lm_eval among them, which they import.
     assert len(list(ROOT.glob("*.py"))) <= 15
 
 
