@@ -5,9 +5,9 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -22,10 +22,37 @@ from gpt1_jax import Tokenizer
 from gpt1_jax.demo import FOLDER as DEMO
 
 QUICK = 8  # texts of each set
+Set = Literal["passages", "sentences"]
+
+
+def read_passages(data: Path) -> list[str]:
+    """Read LAMBADA's passages.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    lines = (data / "lambada" / "lambada_test.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def read_sentences(data: Path) -> list[str]:
+    """Read UCI's sentences on products, films and restaurants.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    return [row["text"] for row in read_sentiment(data)[0]]
+
+
+READERS: dict[Set, Callable[[Path], list[str]]] = {
+    "passages": read_passages,
+    "sentences": read_sentences,
+}
 
 
 def score(
     options: tyro.conf.OmitArgPrefixes[Options] = DEFAULTS,
+    sets: tuple[Set, ...] = ("passages", "sentences"),
     count: int = 1000,
     data: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None,
 ) -> dict[str, Any]:
@@ -39,6 +66,7 @@ def score(
 
     Args:
         options: of every suite; random weights have GPT-1's own tokenizer, ``quick`` the demo.
+        sets: which sets.
         count: texts of each set.
         data: the folder of public data; by default $GPT1_DATA, or ../shared/data.
 
@@ -55,10 +83,7 @@ def score(
     if options.quick:
         options = dataclasses.replace(options, model=options.model or DEMO)
         count = min(count, QUICK)
-    texts = {
-        "LAMBADA's passages": read_passages(folder)[:count],
-        "short sentences": [row["text"] for row in read_sentiment(folder)[0]][:count],
-    }
+    texts = {name: READERS[name](folder)[:count] for name in sets}
     with open_suite("score", options) as suite, _with_tokenizer(suite.folder, folder) as checkpoint:
         runs = {}
         if not options.memory:
@@ -74,16 +99,6 @@ def score(
             else:
                 _race(suite, case, runs, own)
         return suite.record
-
-
-def read_passages(data: Path) -> list[str]:
-    """Read LAMBADA's passages.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    lines = (data / "lambada" / "lambada_test.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines]
 
 
 @contextlib.contextmanager

@@ -69,7 +69,7 @@ class Score:
         is_greedy: (T,) bool, whether a token is the likeliest one; False where not scored.
         context_tokens: how many of the tokens are the context's.
         raw_text: context + text; None where ids were given.
-        characters: of the text alone; None where ids were given.
+        characters: of the text, without the context; None where ids were given.
     """
 
     ids: Int32[np.ndarray, "T"]
@@ -139,27 +139,27 @@ class Score:
         if self.raw_text is None:
             raise ValueError("words need texts: ids were scored")
         groups: list[list[int]] = []
-        last = None  # token that belongs to a word
         for i in range(self.context_tokens, len(self.ids)):
             if self.word_ids[i] is None:
                 continue
-            if last is None:
-                joins = False
-            elif join_punctuation:
-                around = self.raw_text[self.spans[last][1] - 1 : self.spans[i][0] + 1]
-                joins = not any(map(str.isspace, around))
+            if groups and self._share_word(groups[-1][-1], i, join_punctuation):
+                groups[-1].append(i)
             else:
-                joins = self.word_ids[i] == self.word_ids[last]
-            if not joins:
-                groups.append([])
-            groups[-1].append(i)
-            last = i
+                groups.append([i])
         words: list[Word] = []
         for group in groups:
             start, end = self.spans[group[0]][0], self.spans[group[-1]][1]
             log_prob = float(self.log_probs[group].sum(dtype=np.float64))
             words.append(Word(self.raw_text[start:end], (start, end), log_prob))
         return tuple(words)
+
+    def _share_word(self, i: int, k: int, join_punctuation: bool) -> bool:
+        """Whether a token and the next one that belongs to a word are of the same word."""
+        if not join_punctuation:
+            return self.word_ids[i] == self.word_ids[k]
+        assert self.raw_text is not None
+        around = self.raw_text[self.spans[i][1] - 1 : self.spans[k][0] + 1]
+        return not any(map(str.isspace, around))
 
 
 def score(
@@ -446,12 +446,9 @@ def _tokenize(
             _of_ids(number, text, context, tokenizer, vocab_size)
             for number, (text, context) in enumerate(zip(texts, contexts, strict=True))
         ]
-    for number, (each, context) in enumerate(zip(found, contexts, strict=True)):
+    for number, each in enumerate(found):
         check_ids(f"text {number}", each.ids, vocab_size, "vocab_size")
-        tokens = len(each.ids)
-        if is_integer(context) and not 0 <= context < max(1, tokens):
-            raise wrong(f"context {number}", context, f"in [0, {tokens}), the text's tokens")
-        if tokens == each.context_tokens:
+        if len(each.ids) == each.context_tokens:
             raise ValueError(f"text {number} has no tokens")
     return found
 
@@ -463,8 +460,10 @@ def _of_strings(texts: list[Any], contexts: list[Any], tokenizer: Tokenizer) -> 
     found = []
     for i, spans in enumerate(encoding["offset_mapping"]):
         ids, border = encoding["input_ids"][i], len(before[i])
-        context_tokens = contexts[i] if is_integer(contexts[i]) else 0
-        if border:
+        context_tokens = _count(i, contexts[i], len(ids))
+        if context_tokens:
+            border = spans[context_tokens - 1][1]
+        elif border:
             ends = (k for k, (_, end) in enumerate(spans) if end > border)
             context_tokens = next(ends, len(ids))
         found.append(
@@ -473,10 +472,19 @@ def _of_strings(texts: list[Any], contexts: list[Any], tokenizer: Tokenizer) -> 
                 spans=tuple(map(tuple, spans)),
                 word_ids=tuple(encoding.word_ids(i)),
                 raw_text=joined[i],
-                characters=len(texts[i]),
+                characters=len(joined[i]) - border,
             )
         )
     return found
+
+
+def _count(number: int, context: Any, tokens: int) -> int:
+    """Return how many of the text's own tokens are context; 0 where that is not said."""
+    if not is_integer(context):
+        return 0
+    if not 0 <= context < max(1, tokens):
+        raise wrong(f"context {number}", context, f"in [0, {tokens}), the text's tokens")
+    return context
 
 
 def _of_ids(
@@ -489,7 +497,7 @@ def _of_ids(
             raise ValueError(f"{name} {number} has shape {ids.shape}, but must be (T,)")
         check_ids(f"{name} {number}", ids, vocab_size, "vocab_size")
         rows.append(ids.astype(np.int32))
-    context_tokens = context if is_integer(context) else len(rows[0])
+    context_tokens = len(rows[0]) or _count(number, context, len(rows[1]))
     return _unscored(np.concatenate(rows), context_tokens, tokenizer)
 
 

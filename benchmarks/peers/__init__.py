@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from benchmarks.machine import Platform
-from benchmarks.peers import ctranslate, hugging_face, minicons, onnx_runtime, ours
+from benchmarks.peers import ctranslate, hugging_face, minicons_scorer, onnx_runtime, ours
 from benchmarks.peers.other_jax import OtherJax
 
 OURS = "gpt1-jax"
@@ -184,7 +184,7 @@ PEERS: dict[str, Peer] = {
         load=functools.partial(ctranslate.load, dtype="int8"),
         states=False,
     ),
-    "minicons": Peer(modules=("minicons", *TORCH), tolerance=1e-5, score=minicons.score),
+    "minicons": Peer(modules=("minicons", *TORCH), tolerance=1e-5, score=minicons_scorer.score),
     "gpt2": Peer(modules=TORCH, tolerance=0, generate=hugging_face.gpt2),
 }
 

@@ -235,6 +235,21 @@ def test_score_token_across_the_border_belongs_to_the_text(tokenizer: gpt1.Token
     assert not np.isnan(found.log_probs[1:]).any()
 
 
+def test_score_characters_are_those_of_the_text(tokenizer: gpt1.Tokenizer) -> None:
+    # "\u00c9" is cleaned to "e" and the two spaces fall away, but the raw text is what counts.
+    texts, contexts = ["th\u00c9  press", " is a", "the is a"], [None, "the press", 1]
+    found = gpt1.score(TEXT_MODEL, texts, contexts, tokenizer=tokenizer)
+    assert [each.characters for each in found] == [10, 5, 5]
+    assert [found[0].raw_text[slice(*word.span)] for word in found[0].words] == [
+        *("th\u00c9", "press")
+    ]
+    (ids,) = gpt1.score(TEXT_MODEL, [[1, 2]], tokenizer=tokenizer)
+    assert (ids.characters, len(ids.tokens)) == (None, 2)
+    assert np.isnan(ids.bits_per_character)
+    with pytest.raises(ValueError, match="words need texts: ids were scored"):
+        ids.split_words()
+
+
 def test_score_measures(tokenizer: gpt1.Tokenizer) -> None:
     (found,) = gpt1.score(TEXT_MODEL, ["the press is"], tokenizer=tokenizer)
     scored = found.log_probs[1:].astype(np.float64)
