@@ -106,16 +106,6 @@ def test_score_does_not_depend_on_the_batch() -> None:
         assert difference(np.nan_to_num(found.log_probs), np.nan_to_num(alone.log_probs)) < 1e-5
 
 
-def test_score_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [random_ids(9, seed=n) for n in range(3)]
-    whole = gpt1.score(MODEL, texts)
-    monkeypatch.setattr(scoring, "CHUNK", 5)  # which divides nothing
-    jax.clear_caches()
-    for found, expected in zip(gpt1.score(MODEL, texts), whole, strict=True):
-        np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-5)
-    jax.clear_caches()
-
-
 def test_score_compiles_a_program_for_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, n_positions=80, n_layer=1)
     texts = [random_ids(n % 150 + 2, seed=n) for n in range(0, 1500, 37)]
@@ -154,29 +144,25 @@ def test_batch_shapes_hold_all_windows_by_few_lengths(lengths: list[int], tokens
     assert begin == 0 or begin - shapes[-1][0] < len(lengths)
 
 
-@pytest.mark.parametrize("kind", ["bfloat16", "float16", "int8", "untied", "double_heads"])
-def test_score_of_other_models_equals_their_logits(kind: str) -> None:
+@pytest.mark.parametrize(
+    "kind", ["bfloat16", "float16", "int8", "untied", "double_heads", "chunks"]
+)
+def test_score_of_other_models_equals_their_logits(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cls = gpt1.OpenAIGPTDoubleHeadsModel if kind == "double_heads" else gpt1.OpenAIGPTLMHeadModel
     dtype = kind if kind.endswith("float16") else None
-    model: Any = small_model(cls, dtype=dtype, tie_word_embeddings=kind != "untied")
+    model: Any = small_model(cls, dtype=dtype, tie_word_embeddings=kind != "untied", n_layer=1)
     if kind == "int8":
         model = gpt1.quantize(model)
+    if kind == "chunks":
+        monkeypatch.setattr(scoring, "CHUNK", 3)  # which divides nothing
     ids = random_ids(8)
     apply, params = gpt1.functional(model)
     logits = np.asarray(apply(params, ids[None, None]).logits, np.float64).reshape(8, V)
     expected = np.take_along_axis(log_softmax(logits[:-1]), ids[1:, None], axis=-1)[:, 0]
     (found,) = gpt1.score(model, [ids])
     assert difference(found.log_probs[1:], expected) < (0.02 if dtype else 1e-5)
-
-
-def test_score_on_a_mesh_of_one_device_is_the_same() -> None:
-    from gpt1_jax.sharding.mesh import make_mesh, shard_model
-
-    model = small_model(gpt1.OpenAIGPTLMHeadModel)
-    shard_model(model, make_mesh("data=1", jax.devices()[:1]))
-    text = random_ids(11)
-    (found,), (expected,) = gpt1.score(model, [text]), gpt1.score(MODEL, [text])
-    np.testing.assert_allclose(found.log_probs, expected.log_probs, rtol=1e-6)
 
 
 SENTENCES: Sequence[tuple[str, str, list[str], list[str]]] = [
