@@ -19,8 +19,7 @@ from benchmarks.timing import Seconds, clock, interleave
 
 OURS, THEIRS = "gpt1-jax", "hf"
 END = "<|endoftext|>"
-# Prompts in a batch see their padding in transformers' GPT-1: only one at a time is right.
-BATCHES = {"loglikelihood": (1, 8), "generate_until": (1,)}
+BATCHES = (1, 8)  # of theirs
 TASK = """dataset_path: json
 dataset_kwargs: {data_files: {validation: %s}}
 validation_split: validation
@@ -175,7 +174,7 @@ def _race(folder: Path, requests: Sequence[Any], rounds: int) -> dict[str, Any]:
     first = clock() - start
     runs: dict[str, Any] = {OURS: lambda: answer(ours, requests)}
     largest = 0.0
-    for size in BATCHES[requests[0].request_type]:
+    for size in BATCHES:
         with quiet():
             options = {"device": "cpu", "batch_size": size}
             theirs = get_model("hf").create_from_arg_obj(given, options)

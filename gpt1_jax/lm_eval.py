@@ -3,8 +3,7 @@
 Importing this module registers it; versions of the harness that look for plugins find it without.
 
 Requests are tokenized, cut and ended as by the harness's own model ``hf``, so that the answers are
-those that ``hf`` gives in batches of one, where it can run the checkpoint at all: without a bos and
-an eos token it cannot. (In larger batches, transformers' GPT-1 sees the padding of prompts.)
+equal where ``hf`` can run the checkpoint at all: it cannot without a bos or an eos token.
 """
 
 # pyright: reportMissingImports=false

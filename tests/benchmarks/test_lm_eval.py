@@ -27,8 +27,8 @@ def test_lm_eval_records_equal_answers_to_three_tasks(
         {"task": "local_sentences", "requests": 8},
     ]
     assert all(case["difference"] <= 1e-4 for case in cases)
-    assert list(cases[0]["seconds"]) == ["gpt1-jax", "hf, batch 1", "hf, batch 8"]
-    assert list(cases[2]["seconds"]) == ["gpt1-jax", "hf, batch 1"]
+    for case in cases:
+        assert list(case["seconds"]) == ["gpt1-jax", "hf, batch 1", "hf, batch 8"]
     assert "gpt1-jax is" in capsys.readouterr().out
 
 

@@ -1,7 +1,6 @@
 """The model of the lm-evaluation-harness, against the harness's own ``hf`` on the same checkpoint.
 
-The demo gets an end token for that, without which ``hf`` cannot run a GPT-1; ``hf`` runs in batches
-of one, since transformers' GPT-1 lets a prompt see its padding.
+The demo gets an end token for that, without which ``hf`` cannot run a GPT-1.
 """
 
 import functools
