@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpt1_jax.config import OpenAIGPTConfig
+    from gpt1_jax.embedding import embed
     from gpt1_jax.explore.activations import capture, patch
     from gpt1_jax.explore.module_tree import tree
     from gpt1_jax.explore.sweeps import sweep
@@ -44,6 +45,7 @@ _MODULES = {
     "Score": "scoring",
     "Tokenizer": "text.tokenizer",
     "capture": "explore.activations",
+    "embed": "embedding",
     "from_pretrained": "model",
     "functional": "pure",
     "generate": "generation.api",
@@ -69,6 +71,7 @@ __all__ = [
     "Tokenizer",
     "__version__",
     "capture",
+    "embed",
     "from_pretrained",
     "functional",
     "generate",

@@ -30,6 +30,7 @@ ROOMS = (
     ("sharding",),
     ("generation", "quantization"),
     ("scoring",),
+    ("embedding",),
     ("explore", "export", "lm_eval", "training", "verify"),
     ("estimate",),
     ("cli",),
