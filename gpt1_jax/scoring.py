@@ -33,6 +33,8 @@ from gpt1_jax.text.offsets import Span
 from gpt1_jax.text.tokenizer import Tokenizer
 
 CHUNK = 256  # tokens whose logits exist at once: 41 MB with GPT-1's vocabulary
+# Padding tokens that take as long as compiling a program: a second or two at full size on a CPU.
+COMPILATION = 512
 
 LanguageModel = OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel
 Text = str | Sequence[int] | np.ndarray
@@ -321,8 +323,8 @@ def batch_shapes(
 ) -> Iterator[tuple[int, int]]:
     """Yield the shape (rows, length) of each batch of windows, one for each length.
 
-    Few windows are padded to a power of two, so that calls share programs. Where a shorter length
-    saves a whole batch of padding, it is worth a program of its own: compiling one takes as long.
+    The first is as long as a power of two, so that calls with few windows share programs. A shorter
+    one follows where that spares more padding than compiling another program is worth.
 
     Args:
         lengths: of the windows, the longest first.
@@ -330,17 +332,35 @@ def batch_shapes(
         batch_tokens: rows * length at most, unless that is less than one row.
         mesh: which divides the rows, if any.
     """
-    rows, length = 0, min(bucket(max(lengths, default=1)), n_positions)
-    done = 0
-    while (left := len(lengths) - done) > 0:
-        shorter = min(_rounded(lengths[done]), n_positions)
-        if (length - shorter) * left >= batch_tokens:
-            rows, length = 0, shorter
-        if rows == 0:
-            rows = min(max(1, batch_tokens // length), 1 << (left - 1).bit_length())
-            rows = rows if mesh is None else round_up_to_mesh(mesh, rows)
-        yield rows, length
-        done += rows
+
+    def shape(length: int, left: int) -> tuple[int, int]:
+        rows = _even_rows(left, max(1, batch_tokens // length))
+        return rows if mesh is None else round_up_to_mesh(mesh, rows), length
+
+    def tokens(shape: tuple[int, int], left: int) -> int:
+        return -(-left // shape[0]) * shape[0] * shape[1]
+
+    left = len(lengths)
+    chosen = shape(min(bucket(max(lengths, default=1)), n_positions), left)
+    while left > 0:
+        length = min(_rounded(lengths[-left]), n_positions)
+        shorter = shape(length, left)
+        if length < chosen[1] and tokens(chosen, left) - tokens(shorter, left) >= COMPILATION:
+            chosen = shorter
+        yield chosen
+        left -= chosen[0]
+
+
+def _even_rows(left: int, most: int) -> int:
+    """Return the rows of batches that so many windows fill evenly, at most ``most``.
+
+    They are rounded up, so that calls share programs: to a power of two, or to an eighth of
+    ``most``.
+    """
+    even = -(-left // max(1, -(-left // most)))
+    step = max(1, most // 8)
+    rows = 1 << (even - 1).bit_length() if even <= step else -(-even // step) * step
+    return min(rows, most)
 
 
 def _rounded(length: int) -> int:
