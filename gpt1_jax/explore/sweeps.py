@@ -1,8 +1,6 @@
 """Many runs of a model, each with one activation patched, in one compiled call."""
 
 import functools
-import math
-import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,11 +11,11 @@ from jax.tree_util import Partial
 from gpt1_jax.checks import INTEGER, POSITIVE_INTEGER, at_least, check, check_keywords
 from gpt1_jax.explore.activations import by_site, put, site_names, tokens_shape
 from gpt1_jax.explore.forward_trace import LanguageModel, check_head
-from gpt1_jax.model import OpenAIGPTModel, lm_logits, select_positions
+from gpt1_jax.model import Block, OpenAIGPTModel, lm_logits, select_positions
 from gpt1_jax.nn.attention import Mask
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.nn.host_arrays import native_leaves
-from gpt1_jax.nn.sites import BLOCK_SITES, scope, visiting
+from gpt1_jax.nn.sites import BLOCK_SITES, Visits, scope, visiting
 from gpt1_jax.nn.validation import Arguments, ArrayLike
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import Flags, ModelStructure, merge, split, split_arguments
@@ -131,20 +129,27 @@ def _program(
         states = _states(model.transformer, {**arrays, **dict(flags)})
         edits, metric = jax.tree.unflatten(traced, leaves)
 
-        def some(ks: jax.Array) -> dict[str, Any]:
-            names, x = _patched_states(model.transformer, edits, ks, states, padding, shape)
-            logits = lm_logits(model, select_positions(x, logits_to_keep))
-            logits = logits.reshape(-1, len(ks), *shape[:-1], *logits.shape[1:])
-            found = logits if metric is None else jax.vmap(jax.vmap(metric))(logits)
-            return {
-                name: jax.tree.map(operator.itemgetter(i), found) for i, name in enumerate(names)
-            }
-
-        if batch_size >= count:
-            return some(jnp.arange(count, dtype=jnp.int32))
+        names = [name for name in site_names(model) if name in edits]
+        # A loop over sites and, for each, over a few of its runs at a time.
         ks = jnp.arange(-(-count // batch_size) * batch_size, dtype=jnp.int32)
-        found = jax.lax.map(some, jnp.minimum(ks, count - 1).reshape(-1, batch_size))
-        return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:count], found)
+        ks = jnp.minimum(ks, count - 1).reshape(-1, batch_size)
+        turns = jnp.repeat(jnp.arange(len(names), dtype=jnp.int32), len(ks))
+
+        def some(turn_and_ks: tuple[jax.Array, jax.Array]) -> Any:
+            turn, ks = turn_and_ks
+            x = _patched_states(model.transformer, edits, names, turn, ks, states, padding, shape)
+            logits = lm_logits(model, select_positions(x, logits_to_keep))
+            logits = logits.reshape(len(ks), *shape[:-1], *logits.shape[1:])
+            return logits if metric is None else jax.vmap(metric)(logits)
+
+        found = jax.lax.map(some, (turns, jnp.tile(ks, (len(names), 1))))
+
+        def runs_of(site: int) -> Any:
+            return jax.tree.map(
+                lambda leaf: leaf.reshape(len(names), -1, *leaf.shape[2:])[site, :count], found
+            )
+
+        return {name: runs_of(site) for site, name in enumerate(names)}
 
     return run
 
@@ -166,53 +171,58 @@ def _states(body: OpenAIGPTModel, arguments: Arguments) -> list[jax.Array]:
 def _patched_states(
     body: OpenAIGPTModel,
     edits: Mapping[str, Partial],
+    names: list[str],
+    turn: jax.Array,
     ks: jax.Array,
     states: list[jax.Array],
     padding: jax.Array | None,
     shape: tuple[int, ...],
-) -> tuple[list[str], jax.Array]:
-    """Return the states after the last block of K runs for each site.
+) -> jax.Array:
+    """Return the states (K * B, T, E) after the last block of K runs, all patched at one site.
 
     Args:
         body: the transformer.
         edits: by the names of sites.
+        names: of these sites, in the model's order.
+        turn: () which of them is patched.
         ks: (K,) the numbers of the runs.
         states: see ``_states``; of the run that is not patched.
         padding: (B, T) the attention mask.
         shape: (..., T), of the tokens.
-
-    Returns:
-        The names of the sites, and (sites * K * B, T, E).
     """
-    copies = len(ks)
-    size = copies * math.prod(shape[:-1])  # rows of the runs for one site
-    names, x = [], states[0][:0]  # of the runs that have begun
+    mask = None if padding is None else jnp.tile(padding, (len(ks), 1))
+    mask = Mask.build(mask, shape[-1], None)
 
-    def begin(sites: list[str], state: jax.Array) -> jax.Array:
-        names.extend(sites)
-        return jnp.concatenate([x, *[jnp.tile(state, (copies, 1, 1))] * len(sites)])
+    def unpatched(state: jax.Array) -> jax.Array:
+        return jnp.tile(state, (len(ks), 1, 1))
 
     def edit(name: str, value: jax.Array) -> jax.Array:
-        first = names.index(name) * size
-        rows = slice(first, first + size)
-        runs = value[rows].reshape(copies, *shape[:-1], *value.shape[1:])
-
         def edit_run(run: jax.Array, k: jax.Array) -> jax.Array:
             return put(name, run, edits[name](run, k), None, shape)
 
-        return value.at[rows].set(jax.vmap(edit_run)(runs, ks).reshape(value[rows].shape))
+        def edit_runs(value: jax.Array) -> jax.Array:
+            runs = value.reshape(len(ks), *shape[:-1], *value.shape[1:])
+            return jax.vmap(edit_run)(runs, ks).reshape(value.shape)
 
-    if "embed" in edits:
-        x = edit("embed", begin(["embed"], states[0]))
+        return jax.lax.cond(turn == names.index(name), edit_runs, lambda value: value, value)
+
+    x, begun = unpatched(states[0]), int("embed" in edits)  # sites so far
+    if begun:
+        x = edit("embed", x)
     for i, block in enumerate(body.h):
         *inner, output = (f"h.{i}.{site}" for site in BLOCK_SITES)
-        inner = [name for name in inner if name in edits]
-        x = begin(inner, states[i])
-        if names:
-            mask = None if padding is None else jnp.tile(padding, (len(x) // len(padding), 1))
-            visits = {name: functools.partial(edit, name) for name in inner}
+        visits = {name: functools.partial(edit, name) for name in inner if name in edits}
+
+        def run_block(
+            x: jax.Array, i: int = i, block: Block = block, visits: Visits = visits
+        ) -> jax.Array:
             with scope(f"h.{i}"), visiting(visits):
-                x, *_ = block(x, Mask.build(mask, shape[-1], None), need_weights=False)
+                return block(x, mask, need_weights=False)[0]
+
+        # Only the runs that are patched in this block or before it differ after it.
+        begun += len(visits)
+        x = jax.lax.cond(turn < begun, run_block, lambda x, i=i: unpatched(states[i + 1]), x)
         if output in edits:
-            x = edit(output, begin([output], states[i + 1]))
-    return names, x
+            x = edit(output, x)
+            begun += 1
+    return x
