@@ -58,7 +58,8 @@ def activations(
         open_suite("forward", options, name="activations") as suite,
         contextlib.ExitStack() as stack,
     ):
-        loaded: dict[str, Patching] = {OURS: _ours(suite.folder)}
+        model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(suite.folder)
+        loaded: dict[str, Patching] = {OURS: _ours(model)}
         if HOOKS in suite.peers:
             with quiet():
                 loaded[HOOKS] = _hooks(suite.folder)
@@ -66,16 +67,23 @@ def activations(
             child = lens.start(transformer_lens, suite.folder, cores())
             loaded[LENS], versions = stack.enter_context(child)
             suite.record["environment"][LENS] = versions
+        clean, corrupted = suite.ids(2, tokens)[:, None]
+        logits = gpt1.capture(model, corrupted, "logits", logits_to_keep=1)["logits"]
         for task in TASKS:
-            _race(suite, loaded, task, tokens)
+            _race(suite, loaded, task, clean, corrupted, int(logits.argmax()))
         return suite.record
 
 
-def _race(suite: Suite, loaded: dict[str, Patching], task: str, tokens: int) -> None:
-    clean, corrupted = suite.ids(2, tokens)[:, None]
+def _race(
+    suite: Suite,
+    loaded: dict[str, Patching],
+    task: str,
+    clean: np.ndarray,
+    corrupted: np.ndarray,
+    token: int,
+) -> None:
     runs = {
-        name: functools.partial(run, task, clean, corrupted, int(clean[0, -1]))
-        for name, run in loaded.items()
+        name: functools.partial(run, task, clean, corrupted, token) for name, run in loaded.items()
     }
     found = {name: np.asarray(run()) for name, run in runs.items()}
     largest = np.abs(found[OURS]).max()
@@ -86,7 +94,7 @@ def _race(suite: Suite, loaded: dict[str, Patching], task: str, tokens: int) -> 
         if not error <= TOLERANCE:
             raise ValueError(f"{name} finds other logits than {OURS}: by {error:.1e}")
     seconds = interleave(runs, suite.rounds)
-    number = found[OURS].size
+    number, tokens = found[OURS].size, clean.shape[-1]
     title = f"{task}: {number} runs of {tokens} tokens; medians of {suite.rounds} rounds"
     show_seconds(title, seconds, {})
     suite.add(case={"task": task, "tokens": tokens, "runs": number}, errors=errors, seconds=seconds)
@@ -104,8 +112,7 @@ def _remove_head(z: jax.Array, head: jax.Array) -> jax.Array:
     return jnp.where((jnp.arange(z.shape[-2]) == head)[:, None], 0, z)
 
 
-def _ours(folder: Path) -> Patching:
-    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
+def _ours(model: gpt1.OpenAIGPTLMHeadModel) -> Patching:
     layers = range(model.config.n_layer)
     befores = ["embed", *(f"h.{layer}.out" for layer in layers[:-1])]
 

@@ -58,9 +58,10 @@ def sweep(
         input_ids: (..., T), or None where ``inputs`` have ``inputs_embeds``.
         edits: for sites other than logits, by names or patterns, a function that takes the
             activation and k, a () int32, and returns what stands in its place in the k-th run.
+            As in ``patch``, arrays that vary from call to call are bound by ``Partial``.
         count: the number of runs for each site: k is 0 to count - 1.
-        batch_size: how many runs for each site are computed at a time, by default all: fewer take
-            less memory.
+        batch_size: how many runs for each site are computed at a time, by default all. The
+            most memory is that of a forward of as many times the rows.
         metric: a function of a run's logits (..., K, V), whose value is returned in their place;
             what ``Partial`` binds to it is traced, as of an edit.
         logits_to_keep: the number K of positions whose logits are computed, from the last one; 0

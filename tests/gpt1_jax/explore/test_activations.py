@@ -224,6 +224,15 @@ def test_sweep_runs_are_those_of_patch(model: Any, other: Any, batch_size: Any) 
             assert difference(logits[k], alone) < 1e-6, (name, k)
 
 
+def test_sweep_takes_choices() -> None:
+    model = small_model(gpt1.OpenAIGPTDoubleHeadsModel)
+    found = gpt1.sweep(model, IDS[None], {"h.1.attn.z": half_head}, 2)["h.1.attn.z"]
+    edit = Partial(kth_if, True, Partial(half_head), jnp.int32(1))
+    alone = gpt1.patch(model, IDS[None], {"h.1.attn.z": edit}).logits[..., -1:, :]
+    assert found.shape == (2, 1, 2, 1, 13)
+    assert difference(found[1], alone) < 1e-6
+
+
 def test_sweep_returns_what_metric_makes_of_logits(model: Any) -> None:
     edits = {"h.*.attn.z": half_head}
     whole = gpt1.sweep(model, IDS[0], edits, 2, logits_to_keep=0)["h.1.attn.z"]
