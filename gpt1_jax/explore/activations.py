@@ -3,7 +3,7 @@
 A site is a name for an activation. ``*`` stands for any part of a name between dots:
 ``"h.*.attn.z"`` is every block's. GPT-1 is post-norm, so that what TransformerLens calls
 ``resid_mid`` and ``resid_post`` are states after a layer norm, and the sums before it have names of
-their own. B stands for all but the last dimension of the ids.
+their own. B stands for all but the last dimension of the ids, S for the keys.
 
 =================  ==================================  ============  ==============================
 site               what it is                          shape         TransformerLens
@@ -20,9 +20,11 @@ h.N.mlp.pre        of the MLP, before its activation   B T 4E        blocks.N.ml
 h.N.mlp.act        after it                            B T 4E        blocks.N.mlp.hook_post
 h.N.mlp.out        what is added to n                  B T E         blocks.N.hook_mlp_out
 h.N.mlp_sum        n + mlp.out                         B T E         blocks.N.ln2.hook_in
-h.N.out            ln_2 of that, the block's output    B T E         blocks.N.hook_resid_post
+h.N.out            ln_2 of that, the block's output    B T E         blocks.M.hook_resid_pre (1)
 logits             of the head                         B T V         unembed.hook_out
 =================  ==================================  ============  ==============================
+
+(1) M = N + 1: its block N has no hook_resid_post for this model (4.3.0).
 
 Scores are those after the masks: -1e4 where TransformerLens has -inf, and the lowest number added
 at padding. Scores, weights and z are those of GPT-1's formula, whatever the model's ``attention``.
@@ -37,7 +39,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.core import Tracer
 from jax.tree_util import Partial
 
 from gpt1_jax.model import OpenAIGPTModel
@@ -110,8 +111,8 @@ def patch(
 
     Raises:
         ValueError: no such site, or one that two patterns name; an array of another shape; a
-            position out of range; or as the model's call. Where a position is traced, and out of
-            range, the activation becomes NaN.
+            position out of range; or as the model's call. A position out of range in a
+            ``jax.Array``, whose values are not read, makes the activation NaN.
     """
     return _run("patch()", model, input_ids, (), edits, positions, inputs)[0]
 
@@ -203,13 +204,12 @@ def by_site(
 
 
 def _check_positions(positions: ArrayLike | int, tokens: int) -> jax.Array | np.ndarray:
-    """Return positions in [0, tokens), or outside it where they are traced and wrong."""
+    """Return positions (P,), of numpy's in [-tokens, tokens)."""
     array = check_numbers("positions", positions)
     if not jnp.issubdtype(array.dtype, jnp.integer) or array.ndim > 1:
         got = f"{array.dtype} of shape {array.shape}"
         raise ValueError(f"positions are {got}, but must be an integer or a list of integers")
-    if not isinstance(array, Tracer):
-        array = np.asarray(array)
+    if isinstance(array, np.ndarray):  # the values of a jax.Array are never read
         if wrong := array[(array < -tokens) | (array >= tokens)].tolist():
             raise ValueError(f"positions hold {wrong[0]}, but must be {-tokens} to {tokens - 1}")
         return native(array.reshape(-1).astype(np.int32))
@@ -285,7 +285,7 @@ def put(
         return new
     *rows, T = shape
     axis = len(rows) + name.endswith(BY_HEAD)
-    if value.ndim <= axis or value.shape[axis] != T:
+    if value.ndim < len(shape) + 1 or value.shape[axis] != T:
         raise ValueError(f"{name} has shape {value.shape}, where no dimension is of the positions")
     index = jnp.where(positions < 0, positions + T, positions)
     chosen = (jnp.arange(T, dtype=jnp.int32)[:, None] == index[None, :]).any(axis=1)

@@ -341,6 +341,9 @@ def test_wrong_edits_are_one_clear_error(
 def test_positions_of_a_site_without_positions_are_refused(model: Any) -> None:
     with pytest.raises(ValueError, match=r"logits has shape \(2, 1, 13\), where no dimension"):
         gpt1.patch(model, IDS, {"logits": 0.0}, positions=0, logits_to_keep=1)
+    classifier = small_model(gpt1.OpenAIGPTForSequenceClassification, num_labels=5)
+    with pytest.raises(ValueError, match=r"logits has shape \(1, 5\), where no dimension"):
+        gpt1.patch(classifier, IDS[:1], {"logits": 0.0}, positions=0)
     with pytest.raises(TypeError, match=r"patch\(\) takes no output_attention"):
         gpt1.patch(model, IDS, {}, output_attention=True)
     with pytest.raises(ValueError, match=r"input_ids\[0, 0\] is 17"):

@@ -88,30 +88,32 @@ def restore(state: Any, value: Any, position: Any) -> Any:
 
 @pytest.mark.nightly
 def test_sweeps_at_full_size_match_eager_hooks() -> None:
-    """Every head removed, and every layer's state restored at every position; of 32, torch 8."""
+    """Every head removed, and every layer's state restored; torch at every fourth of 32 positions.
+
+    Torch has the runs of a layer as the rows of one batch.
+    """
     torch.manual_seed(0)
     reference = transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig()).eval()
     model = flax_model(reference)
     clean, corrupted = np.random.default_rng(2).integers(40478, size=(2, 1, 32))
     states = gpt1.capture(model, clean, "h.*.out")
-    restored = {name: Partial(restore, state) for name, state in states.items()}
     removed = gpt1.sweep(model, corrupted, {"h.*.attn.z": remove_head}, 12)
-    restored = gpt1.sweep(model, corrupted, restored, 32)
+    edits = {name: Partial(restore, state) for name, state in states.items()}
+    restored = gpt1.sweep(model, corrupted, edits, 32)
     assert len(removed) == len(restored) == 12
     theirs = torch_capture(reference, torch.from_numpy(clean))
+    positions = torch.arange(3, 32, 4)
+    kept = ~torch.eye(12, dtype=torch.bool)[:, None, :, None]  # runs, 1, heads, 1
+    there = (torch.arange(32) == positions[:, None])[:, :, None]  # runs, positions, 1
 
-    def expected(name: str, edit: Any) -> Any:
-        return torch_patch(reference, torch.from_numpy(corrupted), {name: edit})[:, -1:]
+    def expected(name: str, runs: int, edit: Any) -> Any:
+        ids = torch.from_numpy(corrupted).repeat(runs, 1)
+        return torch_patch(reference, ids, {name: edit})[:, -1].numpy()
 
-    largest = float(expected("logits", lambda logits: logits).abs().max())
+    largest = np.abs(expected("logits", 1, lambda logits: logits)).max()
     for name, logits in removed.items():
-        for head in range(12):
-            kept = (torch.arange(12) != head)[:, None]
-            right = expected(name, lambda z, kept=kept: z * kept).numpy()
-            assert np.abs(logits[head] - right).max() <= 1e-5 * largest, (name, head)
+        right = expected(name, 12, lambda z: z * kept)
+        assert np.abs(logits[:, 0, -1] - right).max() <= 1e-5 * largest, name
     for name, logits in restored.items():
-        for position in range(3, 32, 4):
-            there = (torch.arange(32) == position)[:, None]
-            state = theirs[name]
-            right = expected(name, lambda h, s=state, t=there: torch.where(t, s, h)).numpy()
-            assert np.abs(logits[position] - right).max() <= 1e-5 * largest, (name, position)
+        right = expected(name, 8, lambda h, state=theirs[name]: torch.where(there, state, h))
+        assert np.abs(logits[positions.numpy(), 0, -1] - right).max() <= 1e-5 * largest, name
