@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gpt1_jax.config import OpenAIGPTConfig
-    from gpt1_jax.embedding import embed
     from gpt1_jax.explore.activations import capture, patch
     from gpt1_jax.explore.module_tree import tree
     from gpt1_jax.explore.sweeps import sweep
+    from gpt1_jax.explore.text_embeddings import embed
     from gpt1_jax.generation.api import GenerateOutput, generate
     from gpt1_jax.generation.processors import GenerationState
     from gpt1_jax.generation.streaming import stream
@@ -45,7 +45,7 @@ _MODULES = {
     "Score": "scoring",
     "Tokenizer": "text.tokenizer",
     "capture": "explore.activations",
-    "embed": "embedding",
+    "embed": "explore.text_embeddings",
     "from_pretrained": "model",
     "functional": "pure",
     "generate": "generation.api",

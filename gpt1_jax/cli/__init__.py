@@ -28,6 +28,10 @@ COMMANDS = {
         "score",
         "Print how likely a model finds each token, word or text, as log-probabilities in nats.",
     ),
+    "embed": (
+        "embed",
+        "Write the states of a layer for texts: one vector for each text, token or word.",
+    ),
     "convert": (
         "checkpoints",
         "Write a checkpoint in another format or dtype, with its tokenizer.",

@@ -30,7 +30,6 @@ ROOMS = (
     ("sharding",),
     ("generation", "quantization"),
     ("scoring",),
-    ("embedding",),
     ("explore", "export", "lm_eval", "training", "verify"),
     ("estimate",),
     ("cli",),

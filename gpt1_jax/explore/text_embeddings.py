@@ -5,7 +5,7 @@ states, those of layers beyond the chosen one are never computed.
 """
 
 import functools
-import math
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -20,10 +20,9 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.nn.validation import check_ids, host_array
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, Params
 from gpt1_jax.pure import ModelStructure, merge, not_finite, split
-from gpt1_jax.sharding.mesh import batch_shardings, mesh_of, round_up_to_mesh, shard
+from gpt1_jax.scoring import batch_shapes
+from gpt1_jax.sharding.mesh import batch_shardings, mesh_of, shard
 from gpt1_jax.text.tokenizer import Tokenizer
-
-SHORTEST = 8  # tokens: below this, padding costs less than another compilation
 
 Pooling = Literal["mean", "last", "none", "word"]
 POOLING = Rule("mean, last, none or word", lambda pooling: pooling in get_args(Pooling))
@@ -185,54 +184,34 @@ def embed_batches(
         raise wrong("layer", layer, right)
     check("pooling", pooling, POOLING)
     check("batch_tokens", batch_tokens, INTEGER, at_least(1))
-    by_length: dict[int, list[int]] = {}
-    for number, text in enumerate(texts):
-        length = max(SHORTEST, 1 << (len(text.ids) - 1).bit_length())
-        by_length.setdefault(min(length, n_positions), []).append(number)
+    layer %= n_layer + 1
+    # The longest first: if memory does not suffice for them, that shows at once.
+    order = sorted(range(len(texts)), key=lambda i: len(texts[i].ids), reverse=True)
 
     def embedded() -> Iterator[tuple[int, np.ndarray]]:
         structure, params = split(model)
         mesh = mesh_of(params)
-        # The longest first: if memory does not suffice for them, that shows at once.
-        for length in sorted(by_length, reverse=True):
-            group = by_length[length]
-            rows = _rows(len(group), max(1, batch_tokens // length))
-            rows = rows if mesh is None else round_up_to_mesh(mesh, rows)
-            for begin in range(0, len(group), rows):
-                batch = group[begin : begin + rows]
-                ids, lengths = np.zeros((rows, length), np.int32), np.ones(rows, np.int32)
-                for row, number in enumerate(batch):
-                    lengths[row] = len(texts[number].ids)
-                    ids[row, : lengths[row]] = texts[number].ids
-                inputs = ids, lengths
-                inputs = inputs if mesh is None else shard(inputs, batch_shardings(mesh, inputs))
-                pool = "none" if pooling == "word" else pooling
-                states = np.asarray(
-                    _states(structure, params, *inputs, layer % (n_layer + 1), pool)
-                )
-                for row, number in enumerate(batch):
-                    found = states[row]
-                    if pooling == "none":
-                        found = found[: lengths[row]]
-                    elif pooling == "word":
-                        found = found[texts[number].ends]
-                    if not np.isfinite(found).all():
-                        raise not_finite("the states", params)
-                    yield number, found
+        lengths, following = [len(texts[i].ids) for i in order], iter(order)
+        pool = "none" if pooling == "word" else pooling
+        for shape in batch_shapes(lengths, n_positions, batch_tokens, mesh):
+            batch = list(itertools.islice(following, shape[0]))
+            inputs = ids, sizes = np.zeros(shape, np.int32), np.ones(shape[0], np.int32)
+            for row, i in enumerate(batch):
+                sizes[row] = len(texts[i].ids)
+                ids[row, : sizes[row]] = texts[i].ids
+            inputs = inputs if mesh is None else shard(inputs, batch_shardings(mesh, inputs))
+            states = np.asarray(_states(structure, params, *inputs, layer, pool))
+            for row, i in enumerate(batch):
+                found = states[row]
+                if pooling == "none":
+                    found = found[: sizes[row]]
+                elif pooling == "word":
+                    found = found[texts[i].ends]
+                if not np.isfinite(found).all():
+                    raise not_finite("the states", params)
+                yield i, found
 
     return embedded()
-
-
-def _rows(count: int, most: int) -> int:
-    """Return the rows of each batch of so many texts, at most ``most``: few different numbers.
-
-    Batches are even, so that little is padding; the number is rounded up to a power of two, or to
-    an eighth of ``most``.
-    """
-    even = math.ceil(count / math.ceil(count / most))
-    step = max(1, most // 8)
-    rounded = 1 << (even - 1).bit_length() if even <= step else -(-even // step) * step
-    return min(rounded, most)
 
 
 @functools.partial(jax.jit, static_argnames=("structure", "layer", "pooling"))

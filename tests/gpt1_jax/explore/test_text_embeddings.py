@@ -12,7 +12,7 @@ from support.small_tokenizer import SIZE, write_small
 from support.vocabularies import write_bert
 
 import gpt1_jax as gpt1
-from gpt1_jax import embedding
+from gpt1_jax.explore import text_embeddings
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
 from gpt1_jax.pure import split
 
@@ -77,8 +77,8 @@ def test_embed_takes_any_model(
     np.testing.assert_array_equal(gpt1.embed(other, IDS[:2]), gpt1.embed(model, IDS[:2]))
 
 
-def test_embed_compiles_once_for_each_bucket(model: gpt1.OpenAIGPTLMHeadModel) -> None:
-    texts = [np.arange(1 + i % 16, dtype=np.int64) for i in range(48)]  # of 8 and 16
+def test_embed_compiles_once_for_each_length(model: gpt1.OpenAIGPTLMHeadModel) -> None:
+    texts = [np.arange(1 + i % 16, dtype=np.int64) for i in range(48)]  # in batches of 8 and 16
     with compilations() as compiled:
         gpt1.embed(model, texts, layer=0, batch_tokens=80)
         gpt1.embed(model, texts[::-1] + texts[:16], layer=0, batch_tokens=80)
@@ -90,7 +90,7 @@ def test_layers_beyond_the_chosen_one_are_not_computed(model: gpt1.OpenAIGPTLMHe
     ids, lengths = np.zeros((4, 16), np.int32), np.ones(4, np.int32)
 
     def products(layer: int) -> int:
-        lowered = embedding._states.lower(structure, params, ids, lengths, layer, "mean")
+        lowered = text_embeddings._states.lower(structure, params, ids, lengths, layer, "mean")
         return lowered.as_text().count("dot_general")
 
     counts = [products(layer) for layer in range(LAYERS + 1)]
@@ -112,13 +112,13 @@ def test_embed_words(model: gpt1.OpenAIGPTLMHeadModel, tokenizer: gpt1.Tokenizer
     np.testing.assert_array_equal(found[0], every[0][ends])
     for one, other in zip(found, again, strict=True):
         np.testing.assert_array_equal(one, other)
-    read = embedding.tokenize(model.config, texts, tokenizer, words=True)
+    read = text_embeddings.tokenize(model.config, texts, tokenizer, words=True)
     assert [text.words for text in read] == [("The", "press", ",", "pressing"), ("a",)]
 
 
 def test_words_have_no_special_tokens(model: gpt1.OpenAIGPTLMHeadModel, tmp_path: Path) -> None:
     bert = gpt1.Tokenizer.from_pretrained(write_bert(tmp_path))
-    (read,) = embedding.tokenize(model.config, ["helloing 你好"], bert, words=True)
+    (read,) = text_embeddings.tokenize(model.config, ["helloing 你好"], bert, words=True)
     assert read.words == ("helloing", "你", "好")
     assert read.ends is not None
     assert read.ends.tolist() == [2, 3, 4]  # after [CLS] hello
