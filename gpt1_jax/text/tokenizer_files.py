@@ -165,7 +165,9 @@ def write_tokenizer(
         }
     else:
         contents = {}
-        settings = {**settings, "tokenizer_class": _ANY_CLASS}
+        # Zeros as token types, which BERT ignores, would change what a GPT-1 computes.
+        inputs = ["input_ids", "attention_mask"]
+        settings = {**settings, "tokenizer_class": _ANY_CLASS, "model_input_names": inputs}
     contents["tokenizer.json"] = whole
     contents[_SETTINGS] = _json({**settings, "added_tokens_decoder": added})
     from gpt1_jax._conversion import files

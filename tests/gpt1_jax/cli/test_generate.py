@@ -31,7 +31,7 @@ def folder(
     return folder
 
 
-def test_every_layout_is_generated_from_and_saved_again(
+def test_every_layout_is_generated_from_scored_and_saved_again(
     run: Run, folder: Path, model: gpt1.OpenAIGPTLMHeadModel
 ) -> None:
     tokenizer = None if folder.name == "none" else gpt1.Tokenizer.from_pretrained(folder)
@@ -47,6 +47,7 @@ def test_every_layout_is_generated_from_and_saved_again(
     prompts = folder.parent / "prompts.jsonl"
     given = {"prompt": prompt} if tokenized else {"ids": ids}
     prompts.write_text(json.dumps(given) + "\n")
+    scores = []
     expected = np.asarray(gpt1.generate(model, [ids], max_new_tokens=6))[0].tolist()
     for each in (folder, saved, converted):
         flags = ["--prompts", prompts, "--model", each, "--max-new-tokens", 6]
@@ -58,6 +59,13 @@ def test_every_layout_is_generated_from_and_saved_again(
         text = run("generate", *flags)[1]
         printed = " ".join(map(str, expected)) if tokenizer is None else tokenizer.decode(expected)
         assert text == printed + "\n"
+        scored = folder.parent / "scored.jsonl"
+        scored.write_text(json.dumps({"text": prompt} if tokenized else {"ids": ids}) + "\n")
+        status, out, _ = run("score", scored, "--model", each)
+        assert status == 0
+        scores.append(json.loads(out)["log_probs"])
+    assert scores[0] == scores[1] == scores[2]
+    assert len(scores[0]) == (len(tokenizer.encode(prompt)) if tokenizer is not None else len(ids))
 
 
 def test_saved_layouts_load_in_transformers(folder: Path, model: gpt1.OpenAIGPTLMHeadModel) -> None:
@@ -71,6 +79,8 @@ def test_saved_layouts_load_in_transformers(folder: Path, model: gpt1.OpenAIGPTL
         ours.save_pretrained(saved)
         tokenizer = transformers.AutoTokenizer.from_pretrained(saved)
         assert tokenizer.encode("hello the press") == ours.encode("hello the press")
+        # Token types of zeros would be embedded.
+        assert tokenizer("hello").keys() == {"input_ids", "attention_mask"}
 
 
 @pytest.mark.parametrize("folder", ["none"], indirect=True)

@@ -46,6 +46,12 @@ def test_encode_prompt_leaves_out_what_ends_a_text(tmp_path: Path) -> None:
     assert bert.encode("hello [SEP]") == [cls, hello, sep, sep]
     assert bert.encode_prompt("hello [SEP]") == [cls, hello, sep]
     assert bert.encode_prompt("") == [cls]
+    assert len(bert.tokenize("[speaker1]")) > 1
+    write_bert(tmp_path, additional_special_tokens=["[speaker1]"])
+    listed = Tokenizer.from_pretrained(tmp_path)
+    speaker = bert.convert_tokens_to_ids("[speaker1]")
+    assert listed.encode_prompt("[speaker1] hello") == [cls, speaker, hello]
+    assert len(listed) == len(bert)
     (tmp_path / "vocab.txt").unlink()
     words = Tokenizer.from_pretrained(write_words(tmp_path))
     assert words.encode_prompt("hello") == words.encode("hello") == [3]
