@@ -127,7 +127,7 @@ class GPT1LM(TemplateLM):
             warnings.warn(
                 "the tokenizer has no bos or eos token, and no prefix_token_id is given: the first "
                 "token of a text without a context is not scored",
-                stacklevel=2,
+                stacklevel=1,  # in the command, a line of its own
             )
         elif not is_integer(self._prefix) or not 0 <= self._prefix < V:
             right = f"an integer in [0, {V}), vocab_size being {V}"
