@@ -62,6 +62,8 @@ class GPT1LM(TemplateLM):
         quantize: "int8", or None.
         prefix_token_id: what stands before a text that has no context; by default the tokenizer's
             bos or eos token. Without any, the first token of such a text is not scored.
+        add_bos_token: False for texts without the special tokens of the tokenizer's template, which
+            most GPT-1s have not.
         max_length: tokens of a window; n_positions by default, which is the most.
         max_gen_toks: how many tokens a text is continued by where a task does not say.
         pipeline: how text is prepared, "huggingface" or "original"; the tokenizer's by default.
@@ -87,6 +89,7 @@ class GPT1LM(TemplateLM):
         dtype: str | None = None,
         quantize: Any = None,
         prefix_token_id: int | None = None,
+        add_bos_token: bool = True,
         max_length: int | None = None,
         max_gen_toks: int = 256,
         pipeline: Any = None,
@@ -114,7 +117,7 @@ class GPT1LM(TemplateLM):
             tokenizer = Tokenizer.from_pretrained(tokenizer, pipeline=pipeline, **hub)
         self.tokenizer = tokenizer
         self.model = quantized_if(model, quantize)
-        self.max_gen_toks = max_gen_toks
+        self.max_gen_toks, self._add_bos_token = max_gen_toks, add_bos_token
         V, n_positions = model.config.vocab_size, model.config.n_positions
         self.max_length = n_positions if max_length is None else max_length
         if not is_integer(self.max_length) or not 1 <= self.max_length <= n_positions:
@@ -161,12 +164,12 @@ class GPT1LM(TemplateLM):
     ) -> list[int]:
         """Return the ids of a text.
 
-        Special tokens are those of the tokenizer's template, which most GPT-1s have not; a text
-        that begins with the prefix token gets none, unless asked for.
+        A text that begins with the prefix token gets no special tokens, unless asked for.
         """
         if add_special_tokens is None:
             prefix = None if self._prefix is None else self.tokenizer.decode(self._prefix)
-            add_special_tokens = prefix is None or not string.startswith(prefix)
+            begun = prefix is not None and string.startswith(prefix)
+            add_special_tokens = self._add_bos_token and not begun
         return self.tokenizer.encode(string, add_special_tokens=add_special_tokens)
 
     def loglikelihood(

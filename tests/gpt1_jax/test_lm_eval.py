@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 import gpt1_jax as gpt1
 from benchmarks import lm_eval as suite
@@ -218,3 +219,25 @@ def test_cli_wrong_input_is_one_line(run: Run, task: Path, tmp_path: Path) -> No
     assert status == 0
     assert "--model is a checkpoint" in out
     assert "--num_fewshot" in out
+
+
+def test_special_tokens_of_a_template_are_added_as_asked_for(ours: Any) -> None:
+    template = json.loads(ours.tokenizer.to_json())
+    template["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": END, "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {END: {"id": END, "ids": [ours.eot_token_id], "tokens": [END]}},
+    }
+    backend = tokenizers.Tokenizer.from_str(json.dumps(template))
+    tokenizer = gpt1.Tokenizer(backend, special_tokens={"eos_token": END, "unk_token": "<unk>"})
+    plain = ours.tok_encode("the old man")
+    model = GPT1LM(ours.model, tokenizer=tokenizer)
+    assert model.tok_encode("the old man") == [ours.eot_token_id, *plain]
+    assert model.tok_encode("the old man", add_special_tokens=False) == plain
+    assert model.tok_encode(END + "the old man") == [ours.eot_token_id, *plain]
+    model = GPT1LM(ours.model, tokenizer=tokenizer, add_bos_token=False)
+    assert model.tok_encode("the old man") == plain
