@@ -303,14 +303,18 @@ class GPT1LM(TemplateLM):
         settings["stop_strings"] = stops or None
         prefix = [] if self._prefix is None else [self._prefix]
         prompts = [self.tok_encode(context)[-room:] or prefix for context in contexts]
-        for number, output in generate_batches(
-            self.model,
-            prompts,
-            settings,
-            batch_size=self._batch_size,
-            tokenizer=self.tokenizer,
-            stop_in_prompt=False,  # ``hf`` looks for them in what is new
-        ):
+        try:
+            batches = generate_batches(
+                self.model,
+                prompts,
+                settings,
+                batch_size=self._batch_size,
+                tokenizer=self.tokenizer,
+                stop_in_prompt=False,  # ``hf`` looks for them in what is new
+            )
+        except TypeError as error:
+            raise ValueError(f"generation_kwargs are {short(gen_kwargs)}: {error}") from None
+        for number, output in batches:
             new_ids = output.sequences[0][len(prompts[number]) :]
             text = self.tokenizer.decode(new_ids, skip_special_tokens=True)
             yield number, postprocess_generated_text(text, until, None)

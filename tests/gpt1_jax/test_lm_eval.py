@@ -175,6 +175,8 @@ def test_wrong_arguments_are_errors(folder: Path, ours: Any) -> None:
         ours.loglikelihood([Request("wor", "ld")])
     with pytest.raises(ValueError, match="max_gen_toks is 256, but must be less than 256"):
         ours.generate_until([Request("the", {})])
+    with pytest.raises(ValueError, match=r"generation_kwargs are .*takes no beams"):
+        ours.generate_until([Request("the", {"max_gen_toks": 4, "beams": 2})])
 
 
 @pytest.fixture
