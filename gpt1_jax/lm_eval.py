@@ -4,6 +4,8 @@ Importing this module registers it; versions of the harness that look for plugin
 
 Requests are tokenized, cut and ended as by the harness's own model ``hf``, so that the answers are
 equal where ``hf`` can run the checkpoint at all: it cannot without a bos or an eos token.
+(Where two requests are one text with borders at different places, version 0.4.13 of ``hf`` gives
+one of them the numbers of other tokens, unless its ``logits_cache`` is False.)
 """
 
 # pyright: reportMissingImports=false
