@@ -79,9 +79,10 @@ def test_embed_takes_any_model(
 
 def test_embed_compiles_once_for_each_length(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     texts = [np.arange(1 + i % 16, dtype=np.int64) for i in range(48)]  # in batches of 8 and 16
+    options: dict[str, Any] = {"layer": 0, "pooling": "last"}  # as no other test
     with compilations() as compiled:
-        gpt1.embed(model, texts, layer=0, batch_tokens=80)
-        gpt1.embed(model, texts[::-1] + texts[:16], layer=0, batch_tokens=80)
+        gpt1.embed(model, texts, batch_tokens=80, **options)
+        gpt1.embed(model, texts[::-1] + texts[:16], batch_tokens=80, **options)
     assert len(compiled) == 2
 
 
@@ -202,3 +203,19 @@ def test_embed_equals_transformers() -> None:
             expected = out.hidden_states[layer][0].numpy()
             expected = expected.mean(axis=0) if pooling == "mean" else expected
             assert difference(found[layer][i], expected) < 1e-5
+
+
+@pytest.mark.nightly
+def test_embed_equals_transformers_at_full_size() -> None:
+    torch = pytest.importorskip("torch")
+    import transformers
+    from support.torch_reference import flax_model
+
+    torch.manual_seed(0)
+    theirs = transformers.OpenAIGPTModel(transformers.OpenAIGPTConfig()).eval()
+    texts = [np.random.default_rng(n).integers(0, 40478, n) for n in (6, 1, 40, 17)]
+    found = gpt1.embed(flax_model(theirs), texts, layer=9, pooling="last")
+    for ids, row in zip(texts, found, strict=True):
+        with torch.no_grad():
+            out = theirs(torch.tensor(ids)[None], output_hidden_states=True)
+        assert difference(row, out.hidden_states[9][0, -1].numpy()) < 1e-5
