@@ -14,6 +14,7 @@ from support.small_tokenizer import SIZE, write_small
 import gpt1_jax as gpt1
 from gpt1_jax.generation import batches
 from gpt1_jax.generation.batches import default_batch_size, generate_batches, reorder
+from gpt1_jax.generation.prompts import Prompt
 
 pytestmark = pytest.mark.unoptimized
 
@@ -109,8 +110,8 @@ def test_generate_batches_groups_prompts_by_length(
     seen = []
     inner = batches._continue
 
-    def spy(model: Any, rows: list[np.ndarray], *rest: Any) -> Iterator[gpt1.GenerateOutput]:
-        seen.append(sorted(map(len, rows)))
+    def spy(model: Any, rows: list[Prompt], *rest: Any) -> Iterator[gpt1.GenerateOutput]:
+        seen.append(sorted(len(row.ids) for row in rows))
         return inner(model, rows, *rest)
 
     monkeypatch.setattr(batches, "_continue", spy)
