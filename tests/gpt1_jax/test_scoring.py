@@ -226,9 +226,9 @@ def test_score_characters_are_those_of_the_text(tokenizer: gpt1.Tokenizer) -> No
     texts, contexts = ["th\u00c9  press", " is a", "the is a"], [None, "the press", 1]
     found = gpt1.score(TEXT_MODEL, texts, contexts, tokenizer=tokenizer)
     assert [each.characters for each in found] == [10, 5, 5]
-    assert [found[0].raw_text[slice(*word.span)] for word in found[0].words] == [
-        *("th\u00c9", "press")
-    ]
+    raw_text = texts[0]
+    assert found[0].raw_text == raw_text
+    assert [raw_text[slice(*word.span)] for word in found[0].words] == ["th\u00c9", "press"]
     (ids,) = gpt1.score(TEXT_MODEL, [[1, 2]], tokenizer=tokenizer)
     assert (ids.characters, len(ids.tokens)) == (None, 2)
     assert np.isnan(ids.bits_per_character)
