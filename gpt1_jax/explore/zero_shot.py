@@ -68,12 +68,16 @@ def best_answers(
         tokenizer: the model's.
         contexts: N documents, each with its question.
         answers: to each question. They are compared by the mean log-probability of their tokens.
+
+    Raises:
+        ValueError: there are not as many lists of answers as contexts, one is empty, or an answer
+            has no probability: it is a single token, and its context is empty.
     """
+    if len(contexts) != len(answers):
+        raise ValueError(f"there are {len(contexts)} contexts, but {len(answers)} lists of answers")
     pairs = zip(contexts, answers, strict=True)
-    means = _means(
-        model, tokenizer, [[(context, f" {each}") for each in own] for context, own in pairs]
-    )
-    return np.asarray([row.argmax() for row in means], np.int64)
+    groups = [[(context, f" {each}") for each in own] for context, own in pairs]
+    return _best("answers", _means(model, tokenizer, groups))
 
 
 def best_referents(
@@ -89,11 +93,21 @@ def best_referents(
         sentences: N: what stands before the pronoun, the nouns to put in its place, and the rest of
             the sentence, by the mean log-probability of whose tokens they are compared.
     """
-    means = _means(
-        model,
-        tokenizer,
-        [[(f"{before} {noun}", f" {rest}") for noun in nouns] for before, nouns, rest in sentences],
-    )
+    groups = [
+        [(f"{before} {noun}", f" {rest}") for noun in nouns] for before, nouns, rest in sentences
+    ]
+    return _best("nouns", _means(model, tokenizer, groups))
+
+
+def _best(what: str, means: Sequence[np.ndarray]) -> Int[np.ndarray, "N"]:
+    for number, row in enumerate(means):
+        if not len(row):
+            raise ValueError(f"{what} {number} are empty, but must be at least one")
+        if np.isnan(row).any():  # which argmax would take for the greatest
+            raise ValueError(
+                f"{what} {number} cannot be compared: number {np.isnan(row).argmax()} is a single "
+                "token without a context, which has no probability"
+            )
     return np.asarray([row.argmax() for row in means], np.int64)
 
 

@@ -72,3 +72,22 @@ def test_zero_shot_heuristics_of_nothing_are_empty(
     model = flax_model(reference)
     for heuristic in (acceptability, sentiment, best_referents):
         assert heuristic(model, tokenizer, []).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("contexts", "answers", "message"),
+    [
+        (["in"], [["a"], ["is"]], "there are 1 contexts, but 2 lists of answers"),
+        (["in", "is"], [["a"], []], "answers 1 are empty, but must be at least one"),
+        ([""], [["in the thing", "a"]], "answers 0 cannot be compared: number 1 is"),
+    ],
+)
+def test_wrong_answers_are_one_clear_error(
+    tokenizer: gpt1.Tokenizer,
+    reference: Any,
+    contexts: list[str],
+    answers: list[list[str]],
+    message: str,
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        best_answers(flax_model(reference), tokenizer, contexts, answers)
