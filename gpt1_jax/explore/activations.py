@@ -110,6 +110,7 @@ def patch(
         **inputs: what else the model's call takes.
 
     Raises:
+        TypeError: ``edits`` are not a mapping.
         ValueError: no such site, or one that two patterns name; an array of another shape; a
             position out of range; or as the model's call. A position out of range in a
             ``jax.Array``, whose values are not read, makes the activation NaN.
@@ -190,6 +191,8 @@ def by_site(
     model: OpenAIGPTPreTrainedModel, edits: Mapping[str, Edit]
 ) -> dict[str, ArrayLike | Partial]:
     """Return the edits by the full names of sites, as a pytree whose leaves are arrays."""
+    if not isinstance(edits, Mapping):
+        raise TypeError(f"edits are a {type(edits).__name__}, but must be a dict by site")
     names, found = site_names(model), {}
     for pattern, edit in edits.items():
         if callable(edit):
@@ -274,6 +277,8 @@ def put(
     shape: tuple[int, ...],
 ) -> jax.Array:
     """Return the value of a site with another one in its place, or at its positions."""
+    if new is None:  # as hooks of torch return that change a value in place
+        raise ValueError(f"the edit of {name} returned None, but must return the new value")
     new = as_array(new)
     try:
         new = jnp.broadcast_to(new.astype(value.dtype), value.shape)

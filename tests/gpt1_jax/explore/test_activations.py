@@ -300,6 +300,8 @@ SHAPE = r"must broadcast to \(2, 5, 8\)"
     [
         ({"h.0.out": np.zeros((3, 8))}, None, rf"the new value of h\.0\.out .* {SHAPE}"),
         ({"h.0.out": lambda x: x[0, :3]}, None, rf"the new value of h\.0\.out .* {SHAPE}"),
+        ({"h.0.out": lambda x: None}, None, r"the edit of h\.0\.out returned None"),
+        ([("h.0.out", 0.0)], None, "edits are a list, but must be a dict by site"),
         ({"h.0.out": 0.0, "h.*.out": 1.0}, None, r"two of the edits are for h\.0\.out"),
         ({"h.0.out": "zero"}, None, r"the value for h\.0\.out has dtype <U4"),
         ({"h.0.out": 0.0}, 5, "positions hold 5, but must be -5 to 4"),
@@ -314,7 +316,7 @@ SHAPE = r"must broadcast to \(2, 5, 8\)"
 def test_wrong_edits_are_one_clear_error(
     model: Any, edits: Any, positions: Any, message: str
 ) -> None:
-    with pytest.raises(ValueError, match=message) as error:
+    with pytest.raises((ValueError, TypeError), match=message) as error:
         gpt1.patch(model, IDS, edits, positions=positions)
     assert "\n" not in str(error.value)
 
