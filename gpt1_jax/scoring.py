@@ -447,8 +447,9 @@ def _tokenize(
     vocab_size: int,
 ) -> list[Score]:
     """Return scores without their numbers: ids, tokens and spans."""
-    if isinstance(texts, str):
-        raise TypeError("texts is a single string, but must be a list of texts")
+    for name, given in (("texts", texts), ("contexts", contexts)):
+        if isinstance(given, str):
+            raise TypeError(f"{name} is a single string, but must be a list of texts")
     texts = list(texts)
     contexts = [None] * len(texts) if contexts is None else list(contexts)
     if len(contexts) != len(texts):
@@ -512,7 +513,8 @@ def _of_ids(
 ) -> Score:
     rows = []
     for name, row in (("context", context), ("text", text)):
-        ids = host_array(f"{name} {number}", [] if row is None or is_integer(row) else row)
+        is_count = name == "context" and is_integer(row)
+        ids = host_array(f"{name} {number}", [] if row is None or is_count else row)
         if ids.ndim != 1:
             raise ValueError(f"{name} {number} has shape {ids.shape}, but must be (T,)")
         check_ids(f"{name} {number}", ids, vocab_size, "vocab_size")

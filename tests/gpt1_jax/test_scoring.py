@@ -262,6 +262,8 @@ def test_score_of_no_texts_is_empty() -> None:
         ([[1]], {"contexts": [[1] * 9]}, "context 0 has 9 tokens, but .* n_positions = 8"),
         ([[1]], {"contexts": []}, "there are 1 texts, but 0 contexts"),
         ([[[1]]], {}, r"text 0 has shape \(1, 1\), but must be \(T,\)"),
+        ([1, 2], {}, r"text 0 has shape \(\), but must be \(T,\)"),
+        (["a"], {"contexts": "b"}, "contexts is a single string, but must be a list of texts"),
         ([[1.5]], {}, "text 0 has dtype float64, but must be integer"),
         ([[1, 2]], {"stride": 9}, r"stride is 9, but must be an integer in \[1, 8\]"),
         ([[1, 2]], {"batch_tokens": 0}, "batch_tokens is 0, but must be at least 1"),
