@@ -44,19 +44,22 @@ def read_texts(arguments: Sequence[str], *, force_text: bool = False) -> list[Te
     An argument that is a file is read: a .jsonl file has a JSON object a line, with the key "text"
     or "ids" and perhaps "context"; a .csv or .tsv file a header with the column "text" and perhaps
     "context"; any other file has a text a line. Blank lines are skipped. "-" is standard input,
-    whose lines are texts, or JSON objects where the first one begins with a brace.
+    whose lines are texts, or JSON objects where the first one begins with a brace. A single word
+    that ends as such a file's name, but is none, is most likely a mistake and is refused.
 
     Args:
         arguments: of the command line.
         force_text: whether each argument is a text, whatever it looks like.
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: a file is missing or cannot be read.
         ValueError: there is no text, a file has none, or a line is wrong; names the file and line.
     """
     texts: list[Text] = []
     for argument in arguments:
         if force_text or not (argument == "-" or _is_file(argument)):
+            if not force_text and _looks_like_a_file(argument):
+                raise FileNotFoundError(f"there is no file {argument}; --text reads it as a text")
             texts.append(Text(place=f"the text {argument!r}", given=argument))
             continue
         name = "standard input" if argument == "-" else argument
@@ -77,6 +80,10 @@ def _is_file(argument: str) -> bool:
         return Path(argument).is_file()
     except (OSError, ValueError):  # a text that is too long for a path, or has a null character
         return False
+
+
+def _looks_like_a_file(argument: str) -> bool:
+    return len(argument.split()) == 1 and argument.lower().endswith((".jsonl", ".txt", *DELIMITERS))
 
 
 def _read(name: str, argument: str) -> Iterator[Text]:

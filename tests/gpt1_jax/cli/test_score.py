@@ -133,3 +133,11 @@ def test_cli_score_rejects_bad_input(
     assert (status, out) == (2, "")
     assert message in err
     assert len(err.splitlines()) == 1
+
+
+def test_cli_score_refuses_a_missing_file(run: Run, tmp_path: Path) -> None:
+    file = str(tmp_path / "missing.jsonl")
+    status, _, err = run("score", file)
+    assert status == 2
+    assert f"there is no file {file}; --text reads it as a text" in err
+    assert run("score", "missing.jsonl", "--text", "--by", "text")[0] == 0
