@@ -469,7 +469,9 @@ def _tokenize(
         ]
     for number, each in enumerate(found):
         check_ids(f"text {number}", each.ids, vocab_size, "vocab_size")
-        if len(each.ids) == each.context_tokens:
+        own = each.spans[each.context_tokens :]
+        only_template = bool(own) and all(start == end for start, end in own)  # [CLS] [SEP]
+        if len(each.ids) == each.context_tokens or only_template:
             raise ValueError(f"text {number} has no tokens")
     return found
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from support.compilations import compilations
 from support.small_models import SIZES, difference, numpy_logits, random_ids, small_model, spoil
 from support.small_tokenizer import SIZE, write_small
+from support.vocabularies import write_bert
 
 import gpt1_jax as gpt1
 from gpt1_jax import scoring
@@ -276,6 +277,15 @@ def test_score_of_no_texts_is_empty() -> None:
 def test_score_refuses(texts: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         gpt1.score(MODEL, texts, **options)
+
+
+def test_score_refuses_a_text_of_the_template_alone(tmp_path: Path) -> None:
+    tokenizer = gpt1.Tokenizer.from_pretrained(write_bert(tmp_path))
+    assert len(tokenizer.encode("  ")) == 2  # [CLS] [SEP]
+    model = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=len(tokenizer))
+    for texts, contexts in ((["  "], None), ([" "], ["hello"])):
+        with pytest.raises(ValueError, match="text 0 has no tokens"):
+            gpt1.score(model, texts, contexts, tokenizer=tokenizer)
 
 
 def test_score_refuses_a_model_without_a_head_or_with_nan() -> None:
