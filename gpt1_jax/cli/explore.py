@@ -12,6 +12,7 @@ from flax import nnx
 from gpt1_jax._conversion import conversion
 from gpt1_jax.cli.arguments import MaybeCheckpoint, MaybeModel, Model, only_one
 from gpt1_jax.cli.compilation_cache import enable_compilation_cache
+from gpt1_jax.cli.texts import Texts, read_texts
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, HubOptions, resolve
 from gpt1_jax.explore.display import show
@@ -132,7 +133,8 @@ def nearest(
 
 
 def surprisal(
-    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")],
+    texts: Texts,
+    text: bool = False,
     model: Model = DEMO,
     pipeline: Pipeline | None = None,
     revision: str | None = None,
@@ -141,17 +143,23 @@ def surprisal(
     """Show how much each token of a text surprises a model, in bits.
 
     On a terminal the text is coloured, red where the surprise is great; elsewhere it is a table.
+    Files are read as gpt1 score reads them. Several arguments are the words of one text.
 
     Args:
-        text: to read.
+        texts: a text, a file of texts, or - for standard input.
+        text: read the arguments as a text, even if a file has its name.
         model: a checkpoint with a tokenizer; by default the bundled demo model.
         pipeline: how the text is prepared; see tokens.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
+    given = read_texts([" ".join(texts)] if texts else [], force_text=text)
+    if not isinstance(given[0].given, str):
+        raise ValueError(f"{given[0].place}: surprisal needs texts; gpt1 score takes ids")
     loaded, tokenizer = _load(model, pipeline, revision, local_files_only)
-    (found,) = score(loaded, [" ".join(text)], tokenizer=tokenizer)
-    show(surprisal_of(found), sys.stdout)
+    contexts = [each.context for each in given]
+    for found in score(loaded, [each.given for each in given], contexts, tokenizer=tokenizer):
+        show(surprisal_of(found), sys.stdout)
 
 
 def picture(

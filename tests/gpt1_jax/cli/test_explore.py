@@ -22,6 +22,17 @@ def test_cli_surprisal_prints_tokens_and_perplexity(run: Run) -> None:
     assert (status, len(out.splitlines())) == (0, 502)
 
 
+def test_cli_surprisal_reads_files(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": " smiled.", "context": "The old man"}\n{"text": "The old man."}\n')
+    status, out, _ = run("surprisal", file)
+    assert status == 0
+    lines = [line.split() for line in out.splitlines()]
+    tables = [i for i, line in enumerate(lines) if line == ["bits", "token"]]
+    assert tables == [0, 7]
+    assert [len(line) for line in lines[1:6]] == [2, 2, 2, 3, 3]  # a context has no bits
+
+
 @pytest.mark.parametrize(
     "flags",
     [
@@ -44,6 +55,7 @@ def test_cli_picture_writes_a_png(run: Run, tmp_path: Path, flags: list[object])
     ("arguments", "message"),
     [
         (["surprisal", ""], "text 0 has no tokens"),
+        (["surprisal", "nowhere.txt"], "no file nowhere.txt"),
         (["surprisal", "a", "--model", "nowhere/at/all"], "nowhere/at/all"),
         (["picture", "attention", "a", "--out", "OUT.png", "--layer", "9"], "layer is 9"),
         (["picture", "attention", "a", "--out", "OUT.png", "--count", "9"], "--count goes with"),
