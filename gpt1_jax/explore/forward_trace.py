@@ -132,7 +132,7 @@ class Surprisal(Renderable):
         tokens: T tokens as the vocabulary spells them.
         spans: for each token its first character in the text, and the one after its last.
         bits: (T,) floats: minus the binary logarithm of the token's probability after those before
-            it; NaN for the first, before which there is none.
+            it; NaN for the first, before which there is none, and for those of a context.
     """
 
     text: str
@@ -142,8 +142,9 @@ class Surprisal(Renderable):
 
     @property
     def mean(self) -> float:
-        """Bits a token; NaN where there is no second token."""
-        return float(np.mean(self.bits[1:])) if len(self.bits) > 1 else math.nan
+        """Bits a token, of those that have any; NaN where none has."""
+        known = self.bits[~np.isnan(self.bits)]
+        return float(known.mean()) if len(known) else math.nan
 
     @property
     def perplexity(self) -> float:
@@ -167,7 +168,7 @@ class Surprisal(Renderable):
         return coloured_text(self.text, self.spans, styles)
 
     def _summary(self) -> str:
-        if len(self.bits) == 1:
+        if np.isnan(self.bits).all():
             return "a single token: nothing was expected of it"
         return f"{self.mean:.2f} bits a token, perplexity {self.perplexity:.1f}"
 
@@ -177,9 +178,14 @@ def surprisal(found: ForwardTrace | Score) -> Surprisal:
 
     Args:
         found: a trace of the text, or its ``gpt1.score``, which may be of any length.
+
+    Raises:
+        ValueError: ids were scored.
     """
     if isinstance(found, Score):
-        return Surprisal(found.raw_text or "", found.tokens, found.spans, found.surprisal)
+        if found.raw_text is None:
+            raise ValueError("surprisal needs the score of a text, and not of ids")
+        return Surprisal(found.raw_text, found.tokens, found.spans, found.surprisal)
     T = len(found.ids)
     nats = found.log_probs[np.arange(T - 1), found.ids[1:]].astype(np.float64)
     bits = np.concatenate([[np.nan], -nats / math.log(2)])

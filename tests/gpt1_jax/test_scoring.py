@@ -18,6 +18,7 @@ from support.vocabularies import write_bert
 
 import gpt1_jax as gpt1
 from gpt1_jax import scoring
+from gpt1_jax.explore import surprisal
 from gpt1_jax.pure import split
 from gpt1_jax.scoring import batch_shapes, spread
 
@@ -235,6 +236,8 @@ def test_score_characters_are_those_of_the_text(tokenizer: gpt1.Tokenizer) -> No
     assert np.isnan(ids.bits_per_character)
     with pytest.raises(ValueError, match="words need texts: ids were scored"):
         ids.split_words()
+    with pytest.raises(ValueError, match="surprisal needs the score of a text"):
+        surprisal(ids)
 
 
 def test_score_measures(tokenizer: gpt1.Tokenizer) -> None:

@@ -31,6 +31,7 @@ def test_cli_surprisal_reads_files(run: Run, tmp_path: Path) -> None:
     tables = [i for i, line in enumerate(lines) if line == ["bits", "token"]]
     assert tables == [0, 7]
     assert [len(line) for line in lines[1:6]] == [2, 2, 2, 3, 3]  # a context has no bits
+    assert "nan" not in out
 
 
 @pytest.mark.parametrize(
