@@ -40,8 +40,8 @@ FAULTS = (
     Fault(
         "the MLP's sum taken with the block's input",
         "gpt1_jax/model.py",
-        "self.ln_2(n + self.mlp(n, mlp_key))",
-        "self.ln_2(x + self.mlp(n, mlp_key))",
+        'site("mlp_sum", n + self.mlp(n, mlp_key))',
+        'site("mlp_sum", x + self.mlp(n, mlp_key))',
     ),
     Fault(
         "layer norms with Flax's own epsilon",
