@@ -1,6 +1,5 @@
 """The command ``gpt1 embed``."""
 
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,14 +12,21 @@ from gpt1_jax._conversion import files
 from gpt1_jax.cli.arguments import DType, Model, Quantize
 from gpt1_jax.cli.compilation_cache import Cache, enable_compilation_cache
 from gpt1_jax.cli.table_output import OutputFile, Record, output, write_records
-from gpt1_jax.cli.texts import Text, Texts, read_texts
+from gpt1_jax.cli.texts import (
+    Text,
+    Texts,
+    check_other_keys,
+    errors_name_places,
+    read_texts,
+    tokenizer_of,
+)
 from gpt1_jax.demo import DEMO, HubOptions, resolve
 from gpt1_jax.explore.text_embeddings import Pooling, Tokens, embed_batches, tokenize
 from gpt1_jax.generation.batches import reorder
 from gpt1_jax.model import from_pretrained
 from gpt1_jax.quantization import quantized_if
 from gpt1_jax.text.tokenizer import Tokenizer
-from gpt1_jax.text.tokenizer_files import Pipeline, has_tokenizer
+from gpt1_jax.text.tokenizer_files import Pipeline
 
 Format = Literal["jsonl", "json", "csv", "tsv", "npy", "npz"]
 EmbeddingFormat = Annotated[Format | None, tyro.conf.arg(help_behavior_hint="")]
@@ -83,22 +89,16 @@ def embed(
     _check(given, pooling)
     hub: HubOptions = {"revision": revision, "local_files_only": local_files_only}
     folder = resolve(model, **hub)
-    tokenizer = None
-    if has_tokenizer(folder) or isinstance(given[0].given, str):
-        tokenizer = Tokenizer.from_pretrained(folder, pipeline=pipeline)
+    are_texts = isinstance(given[0].given, str)
+    tokenizer = tokenizer_of(folder, model, pipeline, for_texts=are_texts)
     network = quantized_if(from_pretrained(folder, dtype=dtype), quantize)
-    try:
+    with errors_name_places(given):
         tokens = tokenize(
             network.config,
             [each.given for each in given],
             tokenizer,
             words=pooling == "word",
         )
-    except ValueError as error:  # that of a text has its number
-        found = re.match(r"text (\d+)", str(error))
-        if found is None:
-            raise
-        raise ValueError(f"{given[int(found[1])].place}: {error}") from None
     batches = embed_batches(
         network, tokens, layer=layer, pooling=pooling, batch_tokens=batch_tokens
     )
@@ -135,8 +135,7 @@ def _check(given: Sequence[Text], pooling: Pooling) -> None:
     for each in given:
         if each.context is not None:
             raise ValueError(f"{each.place}: embeddings have no context")
-        if taken := sorted(each.other.keys() & set(KEYS)):
-            raise ValueError(f"{each.place}: the output has its own {taken}, and cannot copy it")
+    check_other_keys(given, KEYS)
 
 
 def _names(

@@ -20,6 +20,7 @@ from gpt1_jax.cli.generation_flags import (
     read_settings,
 )
 from gpt1_jax.cli.prompts import Prompt, read_prompt_file
+from gpt1_jax.cli.texts import check_other_keys, tokenizer_of
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, HubOptions, resolve
 from gpt1_jax.generation import GenerateOutput, GenerationConfig, stream
@@ -29,7 +30,7 @@ from gpt1_jax.nn.attention import AttentionBackend
 from gpt1_jax.quantization import quantized_if
 from gpt1_jax.text.decoding import warn_of_unknown_ids
 from gpt1_jax.text.tokenizer import Tokenizer
-from gpt1_jax.text.tokenizer_files import Pipeline, has_tokenizer
+from gpt1_jax.text.tokenizer_files import Pipeline
 
 
 def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
@@ -107,7 +108,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     if not given:
         raise ValueError("give at least one prompt, or a file of them with --prompts")
     if as_json:
-        _check_other_keys(given)
+        check_other_keys(given, JSON_KEYS)
     hub: HubOptions = {"revision": revision, "local_files_only": local_files_only}
     # All that can be wrong comes before the weights, which may have to be downloaded.
     folder = resolve(model, weights=False, **hub)
@@ -116,11 +117,8 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
         raise ValueError(f"{model} is a classification, {held}; it was not trained to write text")
     config = OpenAIGPTConfig.from_pretrained(folder)
     settings = read_settings(folder, length, sampling, beams, constraints)
-    tokenizer = None
-    if has_tokenizer(folder) or any(prompt.ids is None for prompt in given):
-        tokenizer = Tokenizer.from_pretrained(folder, pipeline=pipeline)
-    elif pipeline is not None:
-        raise ValueError(f"--pipeline has no effect: {model} has no tokenizer")
+    have_texts = any(prompt.ids is None for prompt in given)
+    tokenizer = tokenizer_of(folder, model, pipeline, for_texts=have_texts)
     encoded = [prompt.encode(tokenizer, config.vocab_size) for prompt in given]
     _check_lengths(config, settings, given, encoded)
     token_types = _token_types(given)
@@ -207,12 +205,6 @@ def _token_types(prompts: Sequence[Prompt]) -> dict[str, Any]:
 
 
 JSON_KEYS = ("prompt", "index", "text", "ids", "new_ids", "score", "transition_scores", "log_probs")
-
-
-def _check_other_keys(prompts: Sequence[Prompt]) -> None:
-    for prompt in prompts:
-        if taken := sorted(prompt.other.keys() & set(JSON_KEYS)):
-            raise ValueError(f"{prompt.place}: the output has its own {taken}, and cannot copy it")
 
 
 def _json_objects(

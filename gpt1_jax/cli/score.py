@@ -1,7 +1,6 @@
 """The command ``gpt1 score``."""
 
 import math
-import re
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
@@ -19,13 +18,19 @@ from gpt1_jax.cli.table_output import (
     output,
     write_records,
 )
-from gpt1_jax.cli.texts import Text, Texts, read_texts
-from gpt1_jax.demo import DEMO, HubOptions
+from gpt1_jax.cli.texts import (
+    Text,
+    Texts,
+    check_other_keys,
+    errors_name_places,
+    read_texts,
+    tokenizer_of,
+)
+from gpt1_jax.demo import DEMO, HubOptions, resolve
 from gpt1_jax.generation.batches import reorder
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.quantization import quantized_if
 from gpt1_jax.scoring import Score, score_batches
-from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import Pipeline
 
 By = Literal["token", "word", "text"]
@@ -97,18 +102,12 @@ def score(
     are_ids = not isinstance(given[0].given, str)
     if are_ids and by == "word":
         raise ValueError(f"{given[0].place}: --by word needs texts, and not ids")
-    for each in given:
-        if taken := sorted(each.other.keys() & set(KEYS)):
-            raise ValueError(f"{each.place}: the output has its own {taken}, and cannot copy it")
+    check_other_keys(given, KEYS)
     hub: HubOptions = {"revision": revision, "local_files_only": local_files_only}
-    tokenizer = None
-    try:
-        tokenizer = Tokenizer.from_pretrained(model, pipeline=pipeline, **hub)
-    except FileNotFoundError:
-        if not are_ids:
-            raise
-    language_model = OpenAIGPTLMHeadModel.from_pretrained(model, dtype=dtype, **hub)
-    try:
+    folder = resolve(model, **hub)
+    tokenizer = tokenizer_of(folder, model, pipeline, for_texts=not are_ids)
+    language_model = OpenAIGPTLMHeadModel.from_pretrained(folder, dtype=dtype)
+    with errors_name_places(given):
         scores = score_batches(
             quantized_if(language_model, quantize),
             [each.given for each in given],
@@ -118,11 +117,6 @@ def score(
             bos_token_id=bos_token_id,
             batch_tokens=batch_tokens,
         )
-    except ValueError as error:  # that of a text has its number
-        found = re.match(r"(?:text|context) (\d+)", str(error))
-        if found is None:
-            raise
-        raise ValueError(f"{given[int(found[1])].place}: {error}") from None
     from tqdm import tqdm
 
     chosen = chosen_format(output_format, out)

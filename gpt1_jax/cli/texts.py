@@ -1,16 +1,21 @@
 """Texts that a command works on: arguments, files of them, and standard input."""
 
+import contextlib
 import csv
 import dataclasses
 import io
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from gpt1_jax._conversion import json_file
+from gpt1_jax.cli.prompts import Prompt
+from gpt1_jax.text.tokenizer import Tokenizer
+from gpt1_jax.text.tokenizer_files import Pipeline, has_tokenizer
 
 Texts = Annotated[
     tuple[str, ...],
@@ -144,3 +149,48 @@ def _is_content(value: object, name: str) -> bool:
     if name == "text":
         return isinstance(value, str)
     return isinstance(value, list) and all(type(id_) is int for id_ in value)
+
+
+def check_other_keys(given: Iterable[Text | Prompt], keys: Collection[str]) -> None:
+    """Check that what is copied from the input does not have the keys of the output.
+
+    Raises:
+        ValueError: it has; names the place and the keys.
+    """
+    for each in given:
+        if taken := sorted(each.other.keys() & set(keys)):
+            raise ValueError(f"{each.place}: the output has its own {taken}, and cannot copy it")
+
+
+def tokenizer_of(
+    folder: Path, model: str, pipeline: Pipeline | None, *, for_texts: bool
+) -> Tokenizer | None:
+    """Return the tokenizer of a checkpoint; None where it has none and ids alone were given.
+
+    Args:
+        folder: of the checkpoint.
+        model: what the user calls it.
+        pipeline: that the user chose.
+        for_texts: whether a text was given, which needs a tokenizer.
+
+    Raises:
+        FileNotFoundError: a text has no tokenizer.
+        ValueError: a pipeline is chosen for no tokenizer.
+    """
+    if for_texts or has_tokenizer(folder):
+        return Tokenizer.from_pretrained(folder, pipeline=pipeline)
+    if pipeline is not None:
+        raise ValueError(f"--pipeline has no effect: {model} has no tokenizer")
+    return None
+
+
+@contextlib.contextmanager
+def errors_name_places(texts: Sequence[Text]) -> Iterator[None]:
+    """Put the place of a text before an error of the library that begins with its number."""
+    try:
+        yield
+    except ValueError as error:
+        found = re.match(r"(?:text|context) (\d+)", str(error))
+        if found is None:
+            raise
+        raise ValueError(f"{texts[int(found[1])].place}: {error}") from None
