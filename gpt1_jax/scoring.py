@@ -430,11 +430,12 @@ def _log_probs(
         shifted = logits - logits.max(axis=-1, keepdims=True)
         at_targets = jnp.take_along_axis(shifted, targets[:, None], axis=-1)[:, 0]
         log_probs = at_targets - jnp.log(jnp.exp(shifted).sum(axis=-1))
-        new = log_probs.astype(jnp.float32), logits.argmax(axis=-1) == targets
-        return tuple(  # pyright: ignore[reportReturnType]
-            jax.lax.dynamic_update_slice_in_dim(whole, part, i * size, axis=0)
-            for whole, part in zip(found, new, strict=True)
-        )
+        is_greedy = logits.argmax(axis=-1) == targets
+
+        def put(whole: jax.Array, part: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice_in_dim(whole, part, i * size, axis=0)
+
+        return put(found[0], log_probs.astype(jnp.float32)), put(found[1], is_greedy)
 
     start = jnp.zeros(packed.shape[1], jnp.float32), jnp.zeros(packed.shape[1], bool)
     return jax.lax.fori_loop(0, (count + size - 1) // size, add, start)

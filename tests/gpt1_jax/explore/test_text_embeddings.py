@@ -193,9 +193,9 @@ def test_embed_equals_transformers() -> None:
 
     theirs = torch_model("OpenAIGPTModel", 0, **SIZES)
     ours = flax_model(theirs)
-    layers = {0: "mean", 1: "none", 2: "mean"}
+    layers: dict[int, Any] = {0: "mean", 1: "none", 2: "mean"}
     found = {
-        layer: gpt1.embed(ours, IDS, layer=layer, pooling=pooling)  # type: ignore[arg-type]
+        layer: gpt1.embed(ours, IDS, layer=layer, pooling=pooling)
         for layer, pooling in layers.items()
     }
     for i, ids in enumerate(IDS):
