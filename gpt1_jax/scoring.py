@@ -35,6 +35,9 @@ from gpt1_jax.text.tokenizer import Tokenizer
 CHUNK = 256  # tokens whose logits exist at once: 41 MB with GPT-1's vocabulary
 # Padding tokens that take as long as compiling a program: a second or two at full size on a CPU.
 COMPILATION = 512
+# Small batches of a sorted set need little padding: a set is cut into 16 batches or more, but into
+# none of less than 512 tokens. 1,000 sentences then take 1.2 tokens of work each in place of 1.6.
+BATCHES, LEAST_TOKENS = 16, 512
 
 LanguageModel = OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel
 Text = str | Sequence[int] | np.ndarray
@@ -190,7 +193,7 @@ def score(
         stride: how many tokens of a longer text each further window scores; the rest of a window
             is context. By default n_positions // 2; n_positions for windows that do not overlap.
         bos_token_id: a token that is read before each text, so that its first token is scored too.
-        batch_tokens: tokens that are computed at once, padding included.
+        batch_tokens: the most tokens that are computed at once, padding included.
 
     Returns:
         A ``Score`` for each text.
@@ -332,6 +335,10 @@ def batch_shapes(
         batch_tokens: rows * length at most, unless that is less than one row.
         mesh: which divides the rows, if any.
     """
+    if lengths and lengths[0] > lengths[-1]:  # else there is nothing to pad
+        # A power of two, so that calls with about as many windows share programs.
+        share = 1 << max(1, sum(lengths) // BATCHES).bit_length() - 1
+        batch_tokens = min(batch_tokens, max(LEAST_TOKENS, share))
 
     def shape(length: int, left: int) -> tuple[int, int]:
         rows = _even_rows(left, max(1, batch_tokens // length))
@@ -364,8 +371,8 @@ def _even_rows(left: int, most: int) -> int:
 
 
 def _rounded(length: int) -> int:
-    """Return ``length`` rounded up to an eighth of a power of two, and at least to 8."""
-    step = max(8, (1 << (length - 1).bit_length()) // 8)
+    """Return ``length`` rounded up to an eighth of a power of two, and to a multiple of 4."""
+    step = max(4, (1 << (length - 1).bit_length()) // 8)
     return -(-length // step) * step
 
 

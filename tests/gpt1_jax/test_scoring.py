@@ -146,6 +146,17 @@ def test_batch_shapes_hold_all_windows_by_few_lengths(lengths: list[int], tokens
     assert begin == 0 or begin - shapes[-1][0] < len(lengths)
 
 
+@pytest.mark.parametrize(("longest", "most"), [(30, 1.2), (100, 1.16)])
+def test_batch_shapes_compute_little_padding(longest: int, most: float) -> None:
+    lengths = sorted(np.random.default_rng(0).integers(3, longest, 1000).tolist(), reverse=True)
+    computed = sum(rows * length for rows, length in batch_shapes(lengths, 512, 4096))
+    assert computed < most * sum(lengths)
+
+
+def test_batch_shapes_take_windows_of_one_length_at_once() -> None:
+    assert list(batch_shapes([6] * 192, 512, 192 * 8)) == [(192, 8)]
+
+
 @pytest.mark.parametrize(
     "kind", ["bfloat16", "float16", "int8", "untied", "double_heads", "chunks"]
 )
