@@ -10,7 +10,7 @@ numpy's.
 
 from conversion.checkpoint import read, read_architecture, read_config, write
 from conversion.config_file import named_architecture
-from conversion.hub import resolve
+from conversion.hub import push_folder, resolve
 from conversion.layout import ARCHITECTURES, ParamSpec, param_specs
 from conversion.match import DTYPES, MissingHeadError
 from conversion.torch_module import from_torch, to_torch
@@ -23,6 +23,7 @@ __all__ = [
     "from_torch",
     "named_architecture",
     "param_specs",
+    "push_folder",
     "read",
     "read_architecture",
     "read_config",

@@ -125,6 +125,89 @@ def resolve(
     return folder
 
 
+def push_folder(
+    folder: str | os.PathLike[str],
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    commit_message: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Upload a checkpoint to the Hugging Face hub, in one commit.
+
+    Hidden files and the folder ``checkpoints`` of a training run are left out.
+
+    Args:
+        folder: a checkpoint in Hugging Face's layout, or an adapter.
+        repo_id: the id of a model on the hub ("owner/name"), which is created if need be.
+        private: whether a new repository is private; by default what the account is set to.
+        token: an access token that may write; by default the stored one.
+        commit_message: the commit's first line.
+        revision: the branch, which is created if need be; by default the main one.
+        create_pr: open a pull request in place of a commit to the branch.
+
+    Returns:
+        The address of the commit, or of the pull request.
+
+    Raises:
+        FileNotFoundError: the folder is not there or holds no checkpoint.
+        ValueError: ``repo_id`` is not an id, or both ``revision`` and ``create_pr`` are given.
+        OSError: the upload failed; the message says why and what would be right.
+    """
+    from huggingface_hub import HfApi, errors
+
+    path = expand_home(folder)
+    if not any((path / name).is_file() for name in ("config.json", *_PUSHED_ALONE)):
+        raise FileNotFoundError(
+            f"{path} holds no checkpoint to push: expected a folder with config.json, "
+            f"{' or '.join(_PUSHED_ALONE)}"
+        )
+    if create_pr and revision is not None:
+        raise ValueError(
+            f"a pull request is opened against the main branch: leave out revision={revision!r} or "
+            f"create_pr"
+        )
+    finish_writes(path)
+    api = HfApi(token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo_id, branch=revision, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=path,
+            commit_message=commit_message or f"Upload {path.resolve().name}",
+            revision=revision,
+            create_pr=create_pr,
+            ignore_patterns=["checkpoints/**", ".*", "**/.*"],
+        )
+    except errors.HFValidationError as error:
+        line = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{repo_id!r} is not an id ({line}); an id is owner/name") from error
+    except Exception as error:  # whatever the hub's client, the network or the disk raise
+        raise OSError(f"cannot push {path} to {repo_id!r}: {_push_cause(error)}") from error
+    return commit.pr_url or commit.commit_url
+
+
+_PUSHED_ALONE = ("adapter_config.json", "tokenizer.json")
+
+
+def _push_cause(error: Exception) -> str:
+    """Return one line: what failed, and what would be right."""
+    from huggingface_hub import errors
+
+    text = str(error).strip()
+    line = text.splitlines()[0].rstrip(".") if text else type(error).__name__
+    response = getattr(error, "response", None)
+    if isinstance(error, errors.LocalTokenNotFoundError) or (
+        response is not None and response.status_code in (401, 403)
+    ):
+        return f"it is not allowed ({line}); run `hf auth login` or give a token that may write"
+    return f"{line}; check the connection, and push again"
+
+
 def _weights(stem: str, suffix: str, variant: str | None) -> list[str]:
     """Patterns of a file of weights, of its shards, and last of their index."""
     if variant is None:

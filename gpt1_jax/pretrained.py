@@ -6,7 +6,8 @@ import inspect
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
-from typing import Any, ClassVar, Self, TypeVar, cast
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar, Self, TypeVar, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from flax.typing import PrecisionLike
 
 from gpt1_jax.checks import POSITIVE_INTEGER, ForeignKeyword, check, check_keywords
 from gpt1_jax.config import OpenAIGPTConfig, field_names, own_fields
-from gpt1_jax.demo import resolve
+from gpt1_jax.demo import PushOptions, resolve
 from gpt1_jax.generation_config import (
     FILE,
     GenerationConfig,
@@ -497,6 +498,27 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             safe_serialization=safe_serialization,
             files=generation_files(self),
         )
+
+    def push_to_hub(self, repo_id: str, **push: Unpack[PushOptions]) -> str:
+        """Upload the model to the Hugging Face hub, as ``save_pretrained`` writes it.
+
+        Args:
+            repo_id: the id of a model on the hub ("owner/name"), which is created if need be.
+            **push: ``private``, ``token`` and the like.
+
+        Returns:
+            The address of the commit, or of the pull request.
+
+        Raises:
+            ValueError: ``repo_id`` is not an id.
+            OSError: the upload failed; the message says why.
+        """
+        from gpt1_jax._conversion import conversion
+
+        default: PushOptions = {"commit_message": "Upload model"}
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return conversion.push_folder(folder, repo_id, **default | push)
 
     def resize_token_embeddings(
         self,

@@ -40,6 +40,10 @@ COMMANDS = {
         "checkpoints",
         "Write a model as programs that JAX runs without this package, beside its weights.",
     ),
+    "push": (
+        "checkpoints",
+        "Upload a checkpoint, a trained folder or an adapter to the Hugging Face hub.",
+    ),
     "verify": (
         "checkpoints",
         "Check a checkpoint: whole, equal to torch, and, if it is the published GPT-1, to its "

@@ -1,4 +1,4 @@
-"""The commands ``gpt1 convert``, ``export`` and ``verify``."""
+"""The commands ``gpt1 convert``, ``export``, ``push`` and ``verify``."""
 
 import sys
 from pathlib import Path
@@ -102,6 +102,38 @@ def export(
         companions=folder,
     )
     print(f"{target}: {cls.__name__} for {', '.join(platforms)}")
+
+
+def push(
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
+    repository: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="HUB-ID")],
+    private: bool = False,
+    commit_message: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> None:
+    """Upload a checkpoint, a trained folder or an adapter to the Hugging Face hub.
+
+    The access token is the one that ``hf auth login`` has stored, or $HF_TOKEN. Hidden files and
+    the folder checkpoints of a training run are left out.
+
+    Args:
+        folder: the folder to upload.
+        repository: the id of a model on the hub, OWNER/NAME; it is created if need be.
+        private: make a new repository private.
+        commit_message: the first line of the commit; by default "Upload" and the folder's name.
+        revision: the branch to upload to, created if need be; by default the main one.
+        create_pr: open a pull request in place of a commit to the branch.
+    """
+    address = conversion.push_folder(
+        folder,
+        repository,
+        private=private or None,
+        commit_message=commit_message,
+        revision=revision,
+        create_pr=create_pr,
+    )
+    print(address)
 
 
 def verify(

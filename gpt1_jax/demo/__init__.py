@@ -8,6 +8,16 @@ DEMO = "demo"
 FOLDER = Path(__file__).parent
 
 
+class PushOptions(TypedDict, total=False):
+    """How to push to the Hugging Face hub; ``conversion.push_folder`` says what each does."""
+
+    private: bool | None
+    token: str | bool | None
+    commit_message: str | None
+    revision: str | None
+    create_pr: bool
+
+
 class HubOptions(TypedDict, total=False):
     """Where a checkpoint lies, and how to get it from the hub; see ``conversion.resolve``."""
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, Self, Unpack, overload
 
 import jax
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gpt1_jax.checks import INTEGER, at_least, check, is_integer, short, wrong
-from gpt1_jax.demo import HubOptions, resolve
+from gpt1_jax.demo import HubOptions, PushOptions, resolve
 from gpt1_jax.text.decoding import checked_ids, warn_of_clean_up
 from gpt1_jax.text.detokenize import detokenized
 from gpt1_jax.text.encoding import (
@@ -232,6 +233,18 @@ class Tokenizer:
         if self.model_max_length is not None:
             settings["model_max_length"] = self.model_max_length
         write_tokenizer(folder, self._backend, settings)
+
+    def push_to_hub(self, repo_id: str, **push: Unpack[PushOptions]) -> str:
+        """Upload the tokenizer to the Hugging Face hub, as ``save_pretrained`` writes it.
+
+        Args, result and errors are those of the models' ``push_to_hub``.
+        """
+        from gpt1_jax._conversion import conversion
+
+        default: PushOptions = {"commit_message": "Upload tokenizer"}
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return conversion.push_folder(folder, repo_id, **default | push)
 
     def to_json(self) -> str:
         """The whole pipeline, vocabulary and added tokens included, as tokenizer.json holds it."""
