@@ -17,6 +17,7 @@ COMPANIONS = (
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "task.json",  # of a fine-tuned model
 )
 _LIGHT = ["config.json", *COMPANIONS]
 

@@ -458,7 +458,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         )
         model = abstract(lambda rngs: quantize_as_config(make(rngs=rngs)))
         if rngs is not None and (missing := model._variables().keys() - leaves.keys()):
-            leaves |= _initial(make, rngs, missing)
+            leaves |= initial_params(make, rngs, missing)
         params = unflatten_dict(leaves)
         if mesh is not None:
             params = shard(params, param_shardings(mesh, params))
@@ -636,7 +636,7 @@ class _OneKey(nnx.Rngs):
         return self["default"].key[...]
 
 
-def _initial(
+def initial_params(
     make: Callable[..., OpenAIGPTPreTrainedModel],
     rngs: nnx.Rngs,
     paths: Collection[tuple[str, ...]],

@@ -8,6 +8,7 @@ so that threads may use one tokenizer with different options.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self, TypeVar
 
@@ -391,6 +392,36 @@ def encode_parts(
     inputs = [line[0] if len(line) == 1 else line for line in lines]
     encodings = _run(own, inputs, layout, words=False, special=special, full=True)
     return [PartsEncoding(*each, backend) for each in zip(encodings, rows, strict=True)]
+
+
+def make_template(backend: tokenizers.Tokenizer, single: str, pair: str) -> Any:
+    """Return the template that ``Tokenizer.set_template`` describes, of a tokenizer's tokens."""
+    from tokenizers import processors
+
+    ids = {}
+    for name, given, texts in (("single", single, ["$A"]), ("pair", pair, ["$A", "$B"])):
+        if not isinstance(given, str):
+            raise wrong(name, given, f"a string with {' and '.join(texts)}")
+        # As the library reads them: a token type may follow each token and each text.
+        pieces = [re.sub(r"(?<=.):[0-9]+$", "", piece) for piece in given.split()]
+        if sorted(piece for piece in pieces if piece.startswith("$")) != texts:
+            right = " and ".join(f"{text} once" for text in texts)
+            raise wrong(name, given, f"special tokens and {right}, separated by spaces")
+        for token in pieces:
+            if token.startswith("$"):
+                continue
+            ids[token] = backend.token_to_id(token)
+            if ids[token] is None:
+                raise ValueError(
+                    f"{name} is {given!r}, but {token!r} is not in the vocabulary; "
+                    "add_special_tokens takes new tokens"
+                )
+    try:
+        return processors.TemplateProcessing(
+            single=single, pair=pair, special_tokens=list(ids.items())
+        )
+    except ValueError as error:  # a token with a colon, say, which the library cannot spell
+        raise ValueError(f"single is {single!r} and pair {pair!r}: {error}") from None
 
 
 def plain_template() -> Any:

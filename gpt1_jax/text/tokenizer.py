@@ -40,6 +40,7 @@ from gpt1_jax.text.encoding import (
     cut,
     encode_parts,
     encode_texts,
+    make_template,
     padded,
     padding_strategy,
     read_inputs,
@@ -110,7 +111,8 @@ class Tokenizer:
     known, contractions are words, and a line break is a token.
 
     GPT-1 has an unknown token, ``<unk>`` with id 0, and no other special token. Text gets none
-    added to it, unless tokenizer.json has a template (a post-processor) that adds some. A text that
+    added to it, unless tokenizer.json has a template (a post-processor) that adds some, as that of
+    a fine-tuned model has, or ``set_template`` set one. A text that
     spells ``<unk>`` out has that token with "huggingface"; with "original" it has the tokens of
     those five characters, as in OpenAI's code. Both pipelines find tokens that were added.
 
@@ -682,6 +684,24 @@ class Tokenizer:
         add = self._backend.add_special_tokens if special_tokens else self._backend.add_tokens
         add(several)
         return grown + len(self)
+
+    def set_template(self, single: str, pair: str = "$A $B:1") -> None:
+        """Set the template: the special tokens that are added to a text, and to a pair of texts.
+
+        ``encode`` and a call apply it unless ``add_special_tokens=False``, and ``save_pretrained``
+        writes it into tokenizer.json, from which transformers applies it too.
+
+        Args:
+            single: tokens of the vocabulary and, once, $A in place of the text, separated by
+                spaces: "[CLS] $A [SEP]". "$A" alone adds nothing.
+            pair: likewise, with $B in place of the second text. ":1" after a token, $A or $B is
+                its token type, by default 0.
+
+        Raises:
+            ValueError: a token is not in the vocabulary, or a text is missing or repeated; the
+                template stays as it was.
+        """
+        self._backend.post_processor = make_template(self._backend, single, pair)
 
     def __len__(self) -> int:
         return self._backend.get_vocab_size(with_added_tokens=True)

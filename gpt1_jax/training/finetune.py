@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -57,6 +58,7 @@ from gpt1_jax.training.data.tasks import (
 )
 from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.freezing import combine_params, split_frozen
+from gpt1_jax.training.heads import TASK, TrainedHead, draw_head
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
 from gpt1_jax.training.run_settings import (
@@ -76,7 +78,6 @@ from gpt1_jax.training.task_objective import (
 OPTIMIZER = OptimizerSettings(
     optimizer="openai", learning_rate=6.25e-5, schedule="linear", warmup=0.002
 )
-TASK = "task.json"
 ADAPTER = "adapter"
 
 
@@ -90,6 +91,9 @@ class FinetuneSettings(RunSettings):
         lm_weight: of the auxiliary language-modelling loss.
         max_tokens: the most tokens of a text; by default what the model has room for.
         numbers: whether the labels of a similarity are numbers, not classes.
+        new_head: train a new head although the checkpoint has one. By default a head for the same
+            task and the same classes is trained further; other classes of that task need this
+            flag, and another task always gets a new head.
         freeze_embeddings: do not train the embeddings.
         freeze_layers: do not train so many layers, from the lowest on.
         lora_rank: train adapters of this rank, and the head, in place of all weights; they are
@@ -103,6 +107,7 @@ class FinetuneSettings(RunSettings):
     lm_weight: NotNegative = 0.5
     max_tokens: MaybeCount = None
     numbers: Switch = False
+    new_head: Switch = False
     freeze_embeddings: Switch = False
     freeze_layers: Annotated[int, INTEGER, at_least(0)] = 0
     lora_rank: MaybeCount = None
@@ -200,14 +205,22 @@ class _Finetuning:
         check_vocabulary(folder, tokenizer, config.vocab_size)
         if self.mesh is not None:
             check_heads(self.mesh, config)
-        task = self.make_task(tokenizer, config, rows)
+        head = TrainedHead.read(folder, config)
+        task = self.make_task(tokenizer, config, rows, head)
+        replaced = head is not None and (self.settings.new_head or not head.fits(task))
         examples = [task.encode(row) for row in rows]
         run = self.describe(folder, columns)
         run_folder.claim(out, run, self.mesh)
-        model = _model(folder, task, config, self.settings, self.mesh)
+        if head is not None and replaced and is_main_process():
+            trained = f"{self.model} was trained for {head.describe()}"
+            print(f"{trained}: {task.name} gets a new head", file=sys.stderr)
+        model = _model(folder, task, config, self.settings, self.mesh, replaces_head=replaced)
         spec = self.specify(model, task, examples, valid_rows, own_rows, out)
         if is_main_process():
             tokenizer.save_pretrained(out)
+            if self.settings.lora is not None:
+                # By its number of tokens, peft resizes the embeddings of the base.
+                tokenizer.save_pretrained(out / ADAPTER)
             _write_task(out, task, columns)
             run_folder.begin(out, run)
         epoch = math.ceil(len(examples) / self.settings.batch_size)
@@ -224,21 +237,33 @@ class _Finetuning:
             )
         return rows
 
-    def make_task(self, tokenizer: Tokenizer, config: OpenAIGPTConfig, rows: Sequence[Row]) -> Task:
-        """Return the task with the classes of the training set; the tokenizer gets its tokens."""
+    def make_task(
+        self,
+        tokenizer: Tokenizer,
+        config: OpenAIGPTConfig,
+        rows: Sequence[Row],
+        head: TrainedHead | None,
+    ) -> Task:
+        """Return the task with the classes of the training set; the tokenizer is set up for it."""
         scored = self.task_name == "similarity" and not self.settings.numbers
         by_class = scored or self.task_name in ("classification", "entailment")
+        classes = find_classes(rows) if by_class else None
+        if head is not None and classes is not None and not self.settings.new_head:
+            classes = head.order(self.task_name, classes)
         task = Task(
             name=self.task_name,
             tokenizer=tokenizer,
             special=prepare_tokenizer(tokenizer),
             n_positions=config.n_positions,
-            classes=find_classes(rows) if by_class else None,
+            classes=classes,
             choices=len(self.choices),
             max_tokens=self.settings.max_tokens,
         )
         if scored:
             check_no_numbers(rows)
+        if head is not None and not head.fits(task) and not self.settings.new_head:
+            head.check_replaceable(task, self.model)
+        task.configure_tokenizer()
         return task
 
     def describe(self, folder: Path, columns: Mapping[str, str]) -> dict[str, object]:
@@ -314,7 +339,8 @@ class _Finetuning:
                 self.settings.lora,
                 trained["adapters"],
                 architecture=task.architecture,
-                base=str(self.model),
+                # Which is no path, so that peft would look for it on the hub.
+                base=str(resolve(self.model) if self.model == "demo" else self.model),
                 # The embeddings of the special tokens are new, and the base lacks them.
                 saved_modules={
                     **trained["head"],
@@ -441,6 +467,8 @@ def _model(
     config: OpenAIGPTConfig,
     settings: FinetuneSettings,
     mesh: Mesh | None,
+    *,
+    replaces_head: bool,
 ) -> TaskModel:
     """Return the model of the task with the checkpoint's weights, and new ones for what is new."""
     rates = ("embd_pdrop", "attn_pdrop", "resid_pdrop", "summary_first_dropout")
@@ -458,8 +486,11 @@ def _model(
         param_dtype="float32",
         remat=settings.remat,
         mesh=mesh,
+        ignore_mismatched_sizes=replaces_head,
         **fields,
     )
+    if replaces_head:
+        draw_head(model, rngs)
     model.config = model.transformer.config = config
     model.resize_token_embeddings(len(task.tokenizer), rngs=rngs)
     return model

@@ -274,6 +274,26 @@ class Task:
             extra={**config.extra, **labels},
         )
 
+    def configure_tokenizer(self) -> None:
+        """Set on the tokenizer what ``encode`` does, so that transformers does it with the files.
+
+        transformers' tokenizer puts the special tokens around a text or a pair of texts, pads with
+        ``PAD`` on the right, and with ``truncation=True`` cuts at the length of texts that fill
+        their budgets. A pair of texts of which one alone exceeds its budget is cut less: the
+        ``tokenizers`` library has one limit for both.
+        """
+        tokenizer = self.tokenizer
+        tokenizer.set_template(
+            f"{START} $A {CLASSIFY}", f"{START} $A {DELIMITER} $B:1 {CLASSIFY}:1"
+        )
+        length = self.budget + 2 if self._single else 2 * self.budget + 3
+        tokenizer.model_max_length = length
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        # An attention mask does not depend on the ids, so unknown tokens are still attended to. A
+        # vocabulary whose first token is a word has no pad token: it would become a special one.
+        pad = tokenizer.convert_ids_to_tokens(PAD)
+        tokenizer.pad_token = pad if pad in tokenizer.all_special_tokens else None
+
     def encode(self, row: Row) -> Example:
         """Return the sequences and the label of a row.
 

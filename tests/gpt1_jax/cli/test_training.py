@@ -102,6 +102,11 @@ def test_cli_training_commands_work_in_sequence(run: Run, here: Path) -> None:
     assert status == 0
     assert out.startswith("rows.csv: loss ")
     assert "accuracy" in out
+    # A copy has the task too.
+    assert run("convert", "task", "copy")[0] == 0
+    assert run("evaluate", "rows.csv", "--model", "copy")[1] == out
+    assert run("export", "task", "programs", "--platforms", "cpu")[0] == 0
+    assert (here / "programs" / "task.json").read_bytes() == (here / "task/task.json").read_bytes()
 
 
 # What flags come to.

@@ -253,3 +253,49 @@ def test_convert_tokens_to_string_refuses_other_things(plain: Tokenizer):
     for given in ("the", [None], [3]):
         with pytest.raises(TypeError, match="tokens must be a list of strings, not"):
             plain.convert_tokens_to_string(given)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("pipeline", ["huggingface", "original"])
+def test_set_template_is_applied_and_saved(pipeline: Any, tmp_path: Path):
+    if pipeline == "original":
+        pytest.importorskip("spacy")
+    tokenizer = Tokenizer.from_pretrained(write_small(tmp_path / "small"), pipeline=pipeline)
+    (the,), (is_,) = tokenizer.encode("the"), tokenizer.encode("is")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["[a]", "[b]"]})
+    a, b = tokenizer.convert_tokens_to_ids(["[a]", "[b]"])
+    tokenizer.set_template("[a] $A [b]", "[a] $A [b] $B:1 [b]:1")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    loaded = Tokenizer.from_pretrained(tmp_path / "saved")
+    assert loaded.pipeline == pipeline
+    for each in (tokenizer, loaded):
+        assert each.encode("the") == [a, the, b]
+        assert each.encode("the", add_special_tokens=False) == [the]
+        pair = each("the", "is", return_token_type_ids=True)
+        assert pair.input_ids == [a, the, b, is_, b]
+        assert pair.token_type_ids == [0, 0, 0, 1, 1]
+        assert each("the is the", truncation=True, max_length=4).input_ids == [a, the, is_, b]
+        assert each.encode_prompt("the") == [a, the]
+        assert list(each.encode_pieces(["the"])) == [[the]]
+    loaded.set_template("$A")
+    loaded.save_pretrained(tmp_path / "plain")
+    assert Tokenizer.from_pretrained(tmp_path / "plain").encode("the", "is") == [the, is_]
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (("[a]",), r"single is '\[a\]', but must be special tokens and \$A once, separated by sp"),
+        (("$A $A",), r"single is '\$A \$A', but must be special tokens and \$A once"),
+        (("$A", "$A"), r"pair is '\$A', but must be special tokens and \$A once and \$B once"),
+        (("$A [x]",), r"single is '\$A \[x\]', but '\[x\]' is not in the vocabulary; add_special"),
+        (("$A a:b",), r"single is '\$A a:b', but 'a:b' is not in the vocabulary"),
+        (("$A:x",), r"single is '\$A:x', but must be"),
+        ((["$A"],), r"single is \['\$A'\], but must be a string with \$A"),
+    ],
+)
+def test_set_template_rejects_bad_templates(folder: Path, template: Any, message: str):
+    tokenizer = Tokenizer.from_pretrained(folder)
+    before = tokenizer.encode("the")
+    with pytest.raises(ValueError, match=message):
+        tokenizer.set_template(*template)
+    assert tokenizer.encode("the") == before

@@ -185,14 +185,100 @@ def test_finetune_accepts_custom_column_names(base: Path, tmp_path: Path) -> Non
     assert read == {**columns, "choice0": "one", "choice1": "two"}
     assert (task.choices, task.max_tokens) == (2, 9)
     first, second = task.encode(read_rows(train, read)[0]).sequences
-    question = tokenizer.encode("big ?")
-    context, choice = tokenizer.encode(rows[0]["why"]), tokenizer.encode(rows[0]["one"])
+    question, context, choice = (
+        tokenizer.encode(text, add_special_tokens=False)
+        for text in ("big ?", rows[0]["why"], rows[0]["one"])
+    )
     special = task.special
     assert first == [
         special.start, *context[: 9 - len(question)], *question,
         special.delimiter, *choice[:9], special.classify,
     ]  # fmt: skip
     assert second != first
+
+
+# The head of a checkpoint that was fine-tuned before.
+
+
+@pytest.fixture(scope="module")
+def turned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier whose classes are not in their order, and without training."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", save_unchanged)
+        _, folder = run(base, tmp_path_factory.mktemp("turned"), "classification", seed=1)
+    for name in ("config.json", "task.json"):
+        text = (folder / name).read_text()
+        fields = json.loads(text)
+        if name == "config.json":
+            fields["id2label"] = {"0": "is good", "1": "is bad"}
+            fields["label2id"] = {"is good": 0, "is bad": 1}
+        else:
+            fields["classes"] = ["is good", "is bad"]
+        (folder / name).write_text(json.dumps(fields))
+    return folder
+
+
+def fine_tuned_further(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, task: str, **fields: Any
+) -> tuple[dict[str, Any], np.ndarray]:
+    """The configuration and the head that fine-tuning begins with."""
+    monkeypatch.setattr(loop, "train", save_unchanged)
+    _, out = run(model, folder, task, validates=False, **fields)
+    config, params = conversion.read(out)
+    return config, np.asarray(params["score"]["kernel"])
+
+
+@pytest.mark.parametrize("has_task", [True, False])
+def test_finetune_keeps_rows_of_the_same_classes(
+    turned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_task: bool, capfd: Any
+) -> None:
+    model = shutil.copytree(turned, tmp_path / "model")
+    if not has_task:  # as transformers saves it
+        (model / "task.json").unlink()
+    config, kernel = fine_tuned_further(model, tmp_path, monkeypatch, "classification")
+    assert config["id2label"] == {"0": "is good", "1": "is bad"}
+    assert json.loads((tmp_path / "run" / "task.json").read_text())["classes"] == [
+        "is good",
+        "is bad",
+    ]
+    assert kernel.tobytes() == params_of(turned)["score.kernel"].tobytes()
+    assert capfd.readouterr().err == ""
+
+
+def test_finetune_replaces_the_head_of_another_task(
+    turned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    config, kernel = fine_tuned_further(turned, tmp_path, monkeypatch, "similarity")
+    assert config["id2label"] == {"0": "0", "1": "1"}
+    before = params_of(turned)["score.kernel"]
+    assert kernel.shape == before.shape
+    assert not np.isin(kernel, before).any()
+    error = capfd.readouterr().err
+    assert error == f"{turned} was trained for classification: similarity gets a new head\n"
+    tokenizer = gpt1.Tokenizer.from_pretrained(tmp_path / "run")
+    assert tokenizer.extra_special_tokens == list(NEW)
+    assert tokenizer.num_special_tokens_to_add(pair=True) == 3  # once
+
+
+def test_finetune_replaces_the_head_when_told_to(
+    turned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    given: dict[str, Any] = {"new_head": True}
+    config, kernel = fine_tuned_further(turned, tmp_path, monkeypatch, "classification", **given)
+    assert config["id2label"] == {"0": "is bad", "1": "is good"}
+    assert not np.isin(kernel, params_of(turned)["score.kernel"]).any()
+    assert capfd.readouterr().err.endswith(": classification gets a new head\n")
+    three = [{"text": "a cat", "label": label} for label in "xyz"]
+    train = write_rows(tmp_path / "three.jsonl", three)
+    message = (
+        r"was trained on the classes \['is good', 'is bad'\], but the training set has the "
+        r"classes \['x', 'y', 'z'\]: pass new_head=True \(--new-head\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        finetune("classification", train, None, tmp_path / "out", turned)
+    assert not (tmp_path / "out").exists()
+    finetune("classification", train, None, tmp_path / "out", turned, new_head=True)
+    assert params_of(tmp_path / "out")["score.kernel"].shape == (16, 3)
 
 
 # What is trained, and what is not.
@@ -235,6 +321,8 @@ def test_finetune_lora_trains_only_adapters_and_head(
     assert (adapter["r"], adapter["lora_alpha"]) == (2, 4.0)
     assert adapter["target_modules"] == list(targets)
     assert adapter["base_model_name_or_path"] == str(deep)
+    tokenizer = gpt1.Tokenizer.from_pretrained(tmp_path / "end" / "run" / "adapter")
+    assert tokenizer.extra_special_tokens == list(NEW)
 
 
 # What the settings do.

@@ -187,6 +187,43 @@ def test_task_encode_fits_n_positions(
     assert all(ids[0] == START and ids[-1] == CLASSIFY for ids in example.sequences)
 
 
+@pytest.mark.parametrize("budget", [None, 4])
+def test_task_configure_tokenizer_makes_a_call_what_encode_is(
+    tmp_path: Path, budget: int | None
+) -> None:
+    tokenizer = gpt1.Tokenizer.from_pretrained(write_small(tmp_path))
+    tokenizer.padding_side = tokenizer.truncation_side = "left"
+    prepare_tokenizer(tokenizer)
+    short, long = "the \u2603 thing", "the thing is in a press " * 9
+    for name in ("classification", "regression"):
+        single = task(tokenizer, name, max_tokens=budget)
+        single.configure_tokenizer()
+        for text in (short, long):
+            (ids,) = single.encode(row({"text": text}, "good" if single.classes else "1")).sequences
+            assert tokenizer(text, truncation=True).input_ids == ids
+    pair = task(tokenizer, "entailment", max_tokens=budget)
+    pair.configure_tokenizer()
+    for premise, hypothesis in [("the", "is"), (long, long)]:
+        (ids,) = pair.encode(row({"premise": premise, "hypothesis": hypothesis})).sequences
+        assert tokenizer(premise, hypothesis, truncation=True).input_ids == ids
+    # One limit for both: the longer text gets what the shorter one leaves.
+    cut = tokenizer("the", long, truncation=True).input_ids
+    assert len(cut) == (2 * budget + 3 if budget else 31)
+    assert (tokenizer.pad_token, tokenizer.pad_token_id) == ("<unk>", 0)
+    padded = tokenizer([short, "is"], padding=True)
+    assert padded.attention_mask[0][1:3] == [1, 1]  # an unknown token is no pad
+    assert padded.input_ids[1][-1] == 0
+    assert padded.attention_mask[1][-1] == 0
+
+
+def test_task_configure_tokenizer_makes_no_word_a_pad(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text(json.dumps(["the", "<unk>", "cat"]))
+    tokenizer = gpt1.Tokenizer.from_pretrained(tmp_path)
+    prepare_tokenizer(tokenizer)
+    task(tokenizer, "classification").configure_tokenizer()
+    assert tokenizer.pad_token is None
+
+
 def test_task_encode_parses_labels(tokenizer: gpt1.Tokenizer) -> None:
     def label(made: Task, text: str) -> Any:
         texts = {"text": "a", "text1": "a", "text2": "b", "context": "a"}
