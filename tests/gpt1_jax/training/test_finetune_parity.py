@@ -128,19 +128,25 @@ def test_finetune_adapter_in_peft_matches_merged_model(
 
     labels = {} if described.classes is None else {"num_labels": len(described.classes)}
     cls = getattr(transformers, described.architecture)
-    start = cls.from_pretrained(base, pad_token_id=0, **labels)
-    start.resize_token_embeddings(tokens, mean_resizing=False)
-    for merge in (False, True):
-        model = peft.PeftModel.from_pretrained(start, folder / "adapter")
-        adapted = model.merge_and_unload() if merge else model
+
+    def loaded() -> Any:
+        start = cls.from_pretrained(base, pad_token_id=0, **labels)
+        start.resize_token_embeddings(tokens, mean_resizing=False)
+        return peft.PeftModel.from_pretrained(start, folder / "adapter")
+
+    auto = "AutoPeftModelForSequenceClassification" if labels else "AutoPeftModel"
+    for name, model in (
+        ("adapted", loaded()),
+        ("merged", loaded().merge_and_unload()),
+        # By the tokenizer beside the adapter, it resizes the embeddings itself.
+        ("auto", getattr(peft, auto).from_pretrained(folder / "adapter", pad_token_id=0, **labels)),
+    ):
         if task == "classification":
-            theirs = classified(adapted, batch["input_ids"][:, 0])
+            theirs = classified(model, batch["input_ids"][:, 0])
         else:
             with torch.no_grad():
-                theirs = adapted.eval()(
+                theirs = model.eval()(
                     input_ids=to_torch(batch["input_ids"]),
                     mc_token_ids=to_torch(batch["classify_at"]),
                 ).mc_logits
-        assert largest_difference(outputs, theirs) <= TOLERANCE, f"merged: {merge}"
-        start = cls.from_pretrained(base, pad_token_id=0, **labels)
-        start.resize_token_embeddings(tokens, mean_resizing=False)
+        assert largest_difference(outputs, theirs) <= TOLERANCE, name
