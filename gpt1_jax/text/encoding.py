@@ -395,7 +395,7 @@ def encode_parts(
 
 
 def make_template(backend: tokenizers.Tokenizer, single: str, pair: str) -> Any:
-    """Return the template that ``Tokenizer.set_template`` describes, of a tokenizer's tokens."""
+    """Return the library's form of a template; see ``Tokenizer.set_template``."""
     from tokenizers import processors
 
     ids = {}

@@ -112,9 +112,9 @@ class Tokenizer:
 
     GPT-1 has an unknown token, ``<unk>`` with id 0, and no other special token. Text gets none
     added to it, unless tokenizer.json has a template (a post-processor) that adds some, as that of
-    a fine-tuned model has, or ``set_template`` set one. A text that
-    spells ``<unk>`` out has that token with "huggingface"; with "original" it has the tokens of
-    those five characters, as in OpenAI's code. Both pipelines find tokens that were added.
+    a fine-tuned model has, or ``set_template`` set one. A text that spells ``<unk>`` out has that
+    token with "huggingface"; with "original" it has the tokens of those five characters, as in
+    OpenAI's code. Both pipelines find tokens that were added.
 
     Args:
         backend: the pipeline, vocabulary and added tokens included.

@@ -46,7 +46,7 @@ class TrainedHead:
         return cls(architecture, task, names if by_class else None)
 
     def order(self, task: TaskName, classes: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the classes of a training set, in the order of the rows if these are the same."""
+        """Return a training set's classes, in the order of the rows if they are the same."""
         if self.task in (None, task) and sorted(self.classes or ()) == sorted(classes):
             return self.classes or ()
         return classes
@@ -56,14 +56,14 @@ class TrainedHead:
         return self._is_of(task) and self.classes == task.classes
 
     def check_replaceable(self, task: Task, source: object) -> None:
-        """Check that nobody takes a new head for the trained one: that of the same task.
+        """Check that a new head is no surprise: that this one was trained for another task.
 
         Args:
-            task: to be trained; the head does not fit it.
+            task: the task to train, which this head does not fit.
             source: the checkpoint, as the error names it.
 
         Raises:
-            ValueError: the head is of the same task, with other classes.
+            ValueError: it was trained for the same task, with other classes.
         """
         if self._is_of(task):
             trained, wanted = map(_shown, (self.classes, task.classes))

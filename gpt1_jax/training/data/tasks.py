@@ -275,19 +275,18 @@ class Task:
         )
 
     def configure_tokenizer(self) -> None:
-        """Set on the tokenizer what ``encode`` does, so that transformers does it with the files.
+        """Make a call of the tokenizer, here and in transformers, do what ``encode`` does.
 
-        transformers' tokenizer puts the special tokens around a text or a pair of texts, pads with
-        ``PAD`` on the right, and with ``truncation=True`` cuts at the length of texts that fill
-        their budgets. A pair of texts of which one alone exceeds its budget is cut less: the
-        ``tokenizers`` library has one limit for both.
+        It puts the special tokens around a text or a pair of texts, pads with ``PAD`` on the right,
+        and with ``truncation=True`` cuts to the length of texts that fill their budgets. A pair of
+        which one text alone exceeds its budget is cut less than by ``encode``: the ``tokenizers``
+        library has one limit for both.
         """
         tokenizer = self.tokenizer
         tokenizer.set_template(
             f"{START} $A {CLASSIFY}", f"{START} $A {DELIMITER} $B:1 {CLASSIFY}:1"
         )
-        length = self.budget + 2 if self._single else 2 * self.budget + 3
-        tokenizer.model_max_length = length
+        tokenizer.model_max_length = self.budget + 2 if self._single else 2 * self.budget + 3
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         # An attention mask does not depend on the ids, so unknown tokens are still attended to. A
         # vocabulary whose first token is a word has no pad token: it would become a special one.

@@ -325,6 +325,17 @@ def test_finetune_lora_trains_only_adapters_and_head(
     assert tokenizer.extra_special_tokens == list(NEW)
 
 
+@pytest.mark.nightly
+def test_finetune_names_a_base_that_peft_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "train", save_unchanged)
+    demo: Any = "demo"
+    _, out = run(demo, tmp_path, "classification", validates=False, lora_rank=1)
+    adapter = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert (Path(adapter["base_model_name_or_path"]) / "config.json").is_file()
+
+
 # What the settings do.
 
 
