@@ -97,8 +97,8 @@ def test_evaluate_measures_labelled_sets(classifier: Path, tmp_path: Path) -> No
         files.append(write_rows(tmp_path / f"{i}.jsonl", rows))
         right, loss = [], []
         for row in rows:
-            text = f"_start_ {row['body']} _classify_"
-            logits = np.asarray(apply(params, np.array([tokenizer.encode(text)], np.int32)).logits)
+            ids = tokenizer.encode(row["body"])  # which has the tokens of the task
+            logits = np.asarray(apply(params, np.array([ids], np.int32)).logits)
             right.append(names[logits[0].argmax()] == row["class"])
             loss.append(-jax.nn.log_softmax(logits[0])[names.index(row["class"])])
         expected.append((np.mean(right), np.mean(loss)))
