@@ -81,7 +81,8 @@ def read_snli(data: Path) -> tuple[Rows, Rows]:
 
 def _read_pairs(file: Path) -> Rows:
     rows = []
-    for row in read_rows(file, {name: name for name in ("premise", "hypothesis", "label")}):
+    columns = {name: name for name in ("premise", "hypothesis", "label")}
+    for row in read_rows(file, columns, quoting="csv"):
         if row.label not in ("0", "1", "2"):
             raise ValueError(f"{row.place}: the label is {row.label!r}, but must be 0, 1 or 2")
         rows.append({**row.texts, "label": int(row.label)})

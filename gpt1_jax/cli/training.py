@@ -14,6 +14,7 @@ from gpt1_jax.sharding import processes
 from gpt1_jax.sharding.processes import DeviceSettings, is_main_process
 from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import pretrain as pretraining
+from gpt1_jax.training.data.records import Quoting
 from gpt1_jax.training.data.tasks import TaskName
 from gpt1_jax.training.evaluate import evaluate as measures_of
 from gpt1_jax.training.finetune import FinetuneSettings
@@ -29,6 +30,7 @@ Group = Annotated[Value, tyro.conf.arg(name="")]
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="")]
+MaybeQuoting = Annotated[Quoting | None, tyro.conf.arg(help_behavior_hint="")]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 
 
@@ -90,6 +92,7 @@ def finetune(
     valid: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     columns: Annotated[Names, tyro.conf.arg(metavar="ROLE=NAME...")] = (),
     choices: Names = (),
+    quoting: MaybeQuoting = None,
     settings: Group[FinetuneSettings] = FinetuneSettings(),
     optimizer: Group[OptimizerSettings] = finetuning.OPTIMIZER,
     loop: Group[LoopSettings] = LoopSettings(),
@@ -113,6 +116,8 @@ def finetune(
         valid: another labelled set; the result is then the best model on it, else the last.
         columns: names of columns that differ from their roles, such as text=sentence.
         choices: the columns of the choices of a multiple choice, in order.
+        quoting: csv reads cells in quotes, with a quote inside doubled; none takes quotes for a
+            part of the text. By default csv for .csv files and none for .tsv files.
         settings: what to train, for how long.
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
@@ -136,6 +141,7 @@ def finetune(
             model=model,
             columns=named,
             choices=choices,
+            quoting=quoting,
             settings=settings,
             optimizer=optimizer,
             loop=loop,
@@ -151,6 +157,7 @@ def evaluate(
     stride: int | None = None,
     batch_size: int = 8,
     quantize: Quantize = None,
+    quoting: MaybeQuoting = None,
     output_format: Literal["text", "jsonl"] = "text",
     dtype: DType | None = None,
     revision: str | None = None,
@@ -166,6 +173,8 @@ def evaluate(
             default half the model's positions.
         batch_size: windows or examples to compute at once.
         quantize: quantize the model to int8 before it is measured.
+        quoting: of labelled sets in .csv and .tsv files: csv reads cells in quotes, none takes
+            quotes for a part of the text. By default as the model was trained.
         output_format: text, or jsonl to print one JSON object a file.
         dtype: of the weights in memory and of the computation; the checkpoint's by default.
         revision: branch, tag or commit on the hub.
@@ -182,6 +191,7 @@ def evaluate(
         stride=stride,
         batch_size=batch_size,
         quantize=quantize,
+        quoting=quoting,
         dtype=dtype,
         revision=revision,
         local_files_only=local_files_only,

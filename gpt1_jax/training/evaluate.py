@@ -18,7 +18,8 @@ from gpt1_jax.quantization import Mode, quantized_if
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.data.corpus import load_tokens
 from gpt1_jax.training.data.labelled import read_rows
-from gpt1_jax.training.finetune import TASK, read_task, task_measures
+from gpt1_jax.training.data.records import Quoting
+from gpt1_jax.training.finetune import TASK, read_quoting, read_task, task_measures
 from gpt1_jax.training.perplexity import check_stride, text_measures
 from gpt1_jax.training.run_settings import check_files, check_modules, check_vocabulary
 
@@ -31,6 +32,7 @@ def evaluate(
     batch_size: int = 8,
     dtype: str | None = None,
     quantize: Mode | None = None,
+    quoting: Quoting | None = None,
     **hub: Unpack[HubOptions],
 ) -> Iterator[tuple[str, dict[str, float]]]:
     """Measure a checkpoint on each of several files.
@@ -44,6 +46,8 @@ def evaluate(
         batch_size: windows or examples that are computed at once.
         dtype: of the weights in memory and of the computation; the checkpoint's by default.
         quantize: "int8" quantizes the model before it is measured.
+        quoting: of labelled sets in .csv and .tsv files, see ``records.read_records``; by default
+            that of the files that the model was trained on.
         **hub: ``revision``, ``local_files_only`` and the like.
 
     Yields:
@@ -66,7 +70,8 @@ def evaluate(
         if stride is not None:
             raise ValueError(f"{model} is a model for labelled sets, which have no stride")
         task, columns = read_task(folder, tokenizer, config.n_positions)
-        sets = [read_rows(file, columns) for file in files]
+        quoting = quoting or read_quoting(folder)
+        sets = [read_rows(file, columns, quoting=quoting) for file in files]
         task_model: Any = MODELS[task.architecture].from_pretrained(folder, dtype=dtype)
         task_model = quantized_if(task_model, quantize)
         _, params = split(task_model)

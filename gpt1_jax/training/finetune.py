@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from gpt1_jax.checks import (
     Positive,
     Switch,
     at_least,
+    wrong,
 )
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
@@ -46,6 +47,7 @@ from gpt1_jax.training import lora, metrics, run_folder
 from gpt1_jax.training.callbacks import Callback
 from gpt1_jax.training.data.batches import BatchIterator, shuffled_batches
 from gpt1_jax.training.data.labelled import Row, read_rows
+from gpt1_jax.training.data.records import Quoting
 from gpt1_jax.training.data.tasks import (
     Example,
     Task,
@@ -141,6 +143,7 @@ def finetune(
     model: str | os.PathLike[str],
     columns: Mapping[str, str] | None = None,
     choices: Sequence[str] = (),
+    quoting: Quoting | None = None,
     settings: FinetuneSettings = FinetuneSettings(),
     optimizer: OptimizerSettings = OPTIMIZER,
     loop: LoopSettings = LoopSettings(),
@@ -158,6 +161,7 @@ def finetune(
         model: a pre-trained checkpoint with its tokenizer: a folder, or a hub id.
         columns: the columns' names by their roles, where they differ.
         choices: the columns of the choices of a multiple choice, in order.
+        quoting: of the cells of .csv and .tsv files, see ``records.read_records``.
         settings: what to train, for how long.
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
@@ -173,7 +177,9 @@ def finetune(
         BlockingIOError: another process is training into ``out``.
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
     """
-    job = _Finetuning(task, train, valid, model, columns, choices, settings, optimizer, loop, mesh)
+    job = _Finetuning(
+        task, train, valid, model, columns, choices, quoting, settings, optimizer, loop, mesh
+    )
     return train_into(out, job.prepare, callbacks)
 
 
@@ -187,6 +193,7 @@ class _Finetuning:
     model: str | os.PathLike[str]
     columns: Mapping[str, str] | None
     choices: Sequence[str]
+    quoting: Quoting | None
     settings: FinetuneSettings
     optimizer: OptimizerSettings
     loop: LoopSettings
@@ -196,8 +203,8 @@ class _Finetuning:
         """Return what is trained, and when to do what; claim the output folder."""
         own_rows = self.check()
         columns = task_columns(self.task_name, self.columns, self.choices)
-        rows = read_rows(self.train, columns)
-        valid_rows = None if self.valid is None else read_rows(self.valid, columns)
+        read = functools.partial(read_rows, columns=columns, quoting=self.quoting)
+        rows, valid_rows = read(self.train), None if self.valid is None else read(self.valid)
         folder = resolve(self.model)
         config = OpenAIGPTConfig.from_pretrained(folder)
         layout.check_not_quantized(config.to_dict(), "training", folder)
@@ -221,7 +228,7 @@ class _Finetuning:
             if self.settings.lora is not None:
                 # By its number of tokens, peft resizes the embeddings of the base.
                 tokenizer.save_pretrained(out / ADAPTER)
-            _write_task(out, task, columns)
+            _write_task(out, task, columns, self.quoting)
             run_folder.begin(out, run)
         epoch = math.ceil(len(examples) / self.settings.batch_size)
         return spec, dataclasses.replace(self.loop, eval_every=self.loop.eval_every or epoch)
@@ -277,6 +284,7 @@ class _Finetuning:
             "model": str(self.model),
             "model_content": run_folder.checkpoint_content(folder),
             "columns": columns,
+            "quoting": self.quoting,
             **fields_of(self.settings, self.optimizer, self.loop),
         }
 
@@ -432,6 +440,7 @@ def read_task(folder: Path, tokenizer: Tokenizer, n_positions: int) -> tuple[Tas
         columns = fields.pop("columns")
         if not isinstance(columns, dict) or not all(isinstance(c, str) for c in columns.values()):
             raise ValueError(f"columns is {json_file.short(columns)}, but must hold names by roles")
+        _quoting_of(fields)
         classes = fields.pop("classes")
         if not isinstance(classes, list | None):
             raise ValueError(f"classes is {json_file.short(classes)}, but must be a list")
@@ -449,13 +458,35 @@ def read_task(folder: Path, tokenizer: Tokenizer, n_positions: int) -> tuple[Tas
     return task, columns
 
 
-def _write_task(out: Path, task: Task, columns: Mapping[str, str]) -> None:
+def read_quoting(folder: Path) -> Quoting | None:
+    """Return the quoting of the files that a checkpoint was trained on, as ``finetune`` took it.
+
+    Raises:
+        FileNotFoundError: the folder has no task.json.
+        ValueError: the file is broken.
+    """
+    try:
+        return _quoting_of(json_file.parse_json((folder / TASK).read_bytes()))
+    except (AttributeError, TypeError, ValueError) as error:
+        message = json_file.first_line(error)
+        raise ValueError(f"{folder / TASK} describes no task: {message}") from None
+
+
+def _quoting_of(fields: dict[str, Any]) -> Quoting | None:
+    quoting = fields.pop("quoting", None)  # which task.json of an older version lacks
+    if quoting not in (None, *get_args(Quoting)):
+        raise wrong("quoting", quoting, '"csv", "none" or null')
+    return quoting
+
+
+def _write_task(out: Path, task: Task, columns: Mapping[str, str], quoting: Quoting | None) -> None:
     fields = {
         "name": task.name,
         "classes": task.classes,
         "choices": task.choices,
         "max_tokens": task.max_tokens,
         "columns": dict(columns),
+        "quoting": quoting,
     }
     with files.atomic_write(out) as new:
         new(TASK).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

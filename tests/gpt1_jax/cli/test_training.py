@@ -141,15 +141,16 @@ def test_cli_finetune_passes_its_flags(run: Run, calls: list[dict[str, Any]]) ->
     assert run("finetune", *needed)[0] == 0
     call = calls.pop()
     assert (call["task"], call["train"], call["valid"]) == ("multiple-choice", Path("a.csv"), None)
-    assert (call["columns"], call["choices"]) == ({}, ())
+    assert (call["columns"], call["choices"], call["quoting"]) == ({}, (), None)
     assert call["settings"] == commands.FinetuneSettings()
     assert call["optimizer"] == OptimizerSettings(
         optimizer="openai", learning_rate=6.25e-5, schedule="linear", warmup=0.002
     )
     columns = ["--columns", "context=a", "label=b=c", "--choices", "one", "two"]
     lora = ["--lora-rank", "2", "--lora-targets", "c_attn", "c_fc", "--freeze-layers", "0"]
-    run("finetune", *needed, *columns, *lora, "--valid", "v.csv", "--numbers")
+    run("finetune", *needed, *columns, *lora, "--valid", "v.csv", "--numbers", "--quoting", "csv")
     call = calls.pop()
+    assert call["quoting"] == "csv"
     assert (call["columns"], call["choices"]) == ({"context": "a", "label": "b=c"}, ("one", "two"))
     assert call["settings"].lora_targets == ("c_attn", "c_fc")
     assert (call["settings"].numbers, call["valid"]) == (True, Path("v.csv"))
@@ -163,8 +164,8 @@ def test_cli_evaluate_writes_nan_as_null_in_json(run: Run, calls: list[dict[str,
     assert json.loads(out) == {"file": "a.csv", "pearson": None, "loss": 0.123456}
     assert out.count("null") == 1
     assert calls[-1]["stride"] == 3
-    run("evaluate", "a.csv", "--model", "m", "--dtype", "bfloat16")
-    assert calls[-1]["dtype"] == "bfloat16"
+    run("evaluate", "a.csv", "--model", "m", "--dtype", "bfloat16", "--quoting", "none")
+    assert (calls[-1]["dtype"], calls[-1]["quoting"]) == ("bfloat16", "none")
 
 
 # Files of flags.

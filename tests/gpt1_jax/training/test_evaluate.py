@@ -112,6 +112,20 @@ def test_evaluate_measures_labelled_sets(classifier: Path, tmp_path: Path) -> No
     assert 0 < expected[0][0] < 1
 
 
+@pytest.mark.filterwarnings("ignore:.* begin and end with a quote")
+def test_evaluate_quotes_as_the_training_did(classifier: Path, tmp_path: Path) -> None:
+    file = tmp_path / "rows.tsv"
+    file.write_text('body\tclass\n"a cat sat"\ta\n')
+    folder = shutil.copytree(classifier, tmp_path / "model")
+    given: list[Any] = ["none", "csv"]
+    bare, unquoted = (dict(evaluate(folder, [file], quoting=each)) for each in given)
+    assert bare != unquoted
+    assert dict(evaluate(folder, [file])) == bare
+    task = folder / "task.json"
+    task.write_text(task.read_text().replace('"quoting": null', '"quoting": "csv"'))
+    assert dict(evaluate(folder, [file])) == unquoted
+
+
 def test_evaluate_names_a_parameter_that_is_not_finite(
     language_model: Path, classifier: Path, tmp_path: Path
 ) -> None:

@@ -24,7 +24,7 @@ from gpt1_jax.pretrained import flatten
 from gpt1_jax.pure import split
 from gpt1_jax.training import loop
 from gpt1_jax.training.data.labelled import read_rows
-from gpt1_jax.training.finetune import FinetuneSettings, read_task, task_measures
+from gpt1_jax.training.finetune import FinetuneSettings, read_quoting, read_task, task_measures
 from gpt1_jax.training.log import read_log
 from gpt1_jax.training.loop import TrainProgress
 
@@ -158,6 +158,7 @@ def test_finetune_writes_config_tokenizer_and_task(base: Path, tmp_path: Path) -
         "choices": 0,
         "max_tokens": None,
         "columns": {"text": "text", "label": "label"},
+        "quoting": None,
     }
     steps = [record["step"] for record in read_log(out / "log.jsonl") if "valid_f1" in record]
     assert steps == [6]  # once an epoch, of 48 rows in batches of 8
@@ -178,12 +179,13 @@ def test_finetune_accepts_custom_column_names(base: Path, tmp_path: Path) -> Non
     columns = {"context": "why", "question": "asks", "label": "gold"}
     finetune(
         "multiple-choice", train, None, tmp_path / "run", base,
-        columns=columns, choices=("one", "two"), epochs=1, max_tokens=9,
+        columns=columns, choices=("one", "two"), quoting="csv", epochs=1, max_tokens=9,
     )  # fmt: skip
     tokenizer = gpt1.Tokenizer.from_pretrained(tmp_path / "run")
     task, read = read_task(tmp_path / "run", tokenizer, 32)
     assert read == {**columns, "choice0": "one", "choice1": "two"}
     assert (task.choices, task.max_tokens) == (2, 9)
+    assert read_quoting(tmp_path / "run") == "csv"
     first, second = task.encode(read_rows(train, read)[0]).sequences
     question, context, choice = (
         tokenizer.encode(text, add_special_tokens=False)
@@ -543,6 +545,7 @@ TASK = (
         TASK.replace('"label": "y"', '"label": 1'),
         TASK.replace('"label"', '"place"'),
         TASK.replace('"choices": 0', '"choices": false'),
+        TASK.replace('"choices": 0', '"choices": 0, "quoting": "excel"'),
     ],
 )
 def test_read_task_rejects_invalid_file(base: Path, tmp_path: Path, content: str) -> None:
@@ -556,6 +559,7 @@ def test_read_task_reads_what_a_run_writes(base: Path, tmp_path: Path) -> None:
     task, columns = read_task(tmp_path, gpt1.Tokenizer.from_pretrained(base), 34)
     assert (task.name, task.classes, task.max_tokens) == ("classification", ("0", "1"), 32)
     assert columns == {"text": "x", "label": "y"}
+    assert read_quoting(tmp_path) is None
 
 
 def test_finetune_similarity_rejects_scores_as_classes(base: Path, tmp_path: Path) -> None:

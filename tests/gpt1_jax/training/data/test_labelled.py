@@ -2,22 +2,26 @@
 
 import csv
 import json
+import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpt1_jax.training.data.labelled import Row, read_rows
 
 COLUMNS = {"text": "sentence", "label": "class"}
 
+Cells = list[tuple[str, str, str]]
+
 texts = st.text(st.characters(codec="utf-8")).filter(str.strip)
 labels = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1)
 
 
-def write(path: Path, rows: list[tuple[str, str, str]], blank_lines: bool) -> list[int]:
+def write(path: Path, rows: Cells, blank_lines: bool, quoted: bool = True) -> list[int]:
     """Write rows with a column that nobody reads; return the lines that they start on."""
     starts = []
     with path.open("w", encoding="utf-8-sig", newline="") as file:
@@ -28,6 +32,12 @@ def write(path: Path, rows: list[tuple[str, str, str]], blank_lines: bool) -> li
                 end = "\n\n" if blank_lines else "\n"
                 file.write(json.dumps(record, ensure_ascii=False) + end)
             return starts
+        if not quoted:
+            end = "\r\n\r\n" if blank_lines else "\n"
+            lines = ["class\tother\tsentence"]
+            lines += [f"{label}\t{other}\t{text}" for text, label, other in rows]
+            file.write(end.join(lines))
+            return [1 + number * (2 if blank_lines else 1) for number in range(1, 1 + len(rows))]
         delimiter = "," if path.suffix == ".csv" else "\t"
         # The writer does not quote a lone carriage return of itself.
         returns = any("\r" in field for row in rows for field in row)
@@ -51,15 +61,83 @@ def write(path: Path, rows: list[tuple[str, str, str]], blank_lines: bool) -> li
 def test_read_rows_returns_written_rows(
     tmp_path_factory: pytest.TempPathFactory,
     suffix: str,
-    rows: list[tuple[str, str, str]],
+    rows: Cells,
     blank: bool,
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"rows{suffix}"
     starts = write(path, rows, blank)
-    assert read_rows(path, COLUMNS) == [
+    quoting: Any = "csv" if suffix == ".tsv" else None
+    assert read_rows(path, COLUMNS, quoting=quoting) == expected(path, starts, rows)
+
+
+def expected(path: Path, starts: list[int], rows: Cells) -> list[Row]:
+    return [
         Row(f"{path}, line {start}", {"text": text}, label)
         for start, (text, label, _) in zip(starts, rows, strict=True)
     ]
+
+
+# Any text of one line, quotes and lone carriage returns inside included.
+bare = texts.filter(lambda text: not re.search(r"[\t\n]|\r$", text))
+
+
+@pytest.mark.filterwarnings("ignore:.* begin and end with a quote")
+@given(rows=st.lists(st.tuples(bare, labels, bare), min_size=1, max_size=4), blank=st.booleans())
+@example(rows=[('"Yes he said', "a", '"'), ('they all said no"', "b", '""')], blank=False)
+def test_read_rows_takes_quotes_in_tsv_for_text(
+    tmp_path_factory: pytest.TempPathFactory, rows: Cells, blank: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "bare.tsv"
+    starts = write(path, rows, blank, quoted=False)
+    assert read_rows(path, COLUMNS) == expected(path, starts, rows)
+
+
+def test_read_rows_reads_six_rows_of_bare_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "glue.tsv"
+    texts = ["a film", '"Yes he said', "fine", "dull", 'they all said no"', "good"]
+    lines = [f"{text}\t{'neg' if i % 2 else 'pos'}" for i, text in enumerate(texts)]
+    path.write_text("\n".join(["sentence\tclass", *lines]) + "\n")
+    rows = read_rows(path, COLUMNS)
+    assert [row.texts["text"] for row in rows] == texts
+    assert [row.label for row in rows] == ["pos", "neg"] * 3
+    assert len(read_rows(path, COLUMNS, quoting="csv")) == 3  # which the user has to ask for
+
+
+@pytest.mark.parametrize(
+    ("cells", "warns"),
+    [
+        (['"a b"', *["a"] * 9], True),
+        (['"a b"', *["a"] * 10], False),
+        (['"a ""b"""', *["a"] * 99], True),  # as no other than a CSV writer would have it
+        (['"a" b "c"', *["a"] * 99], False),
+        (['"a', 'b"', '"', "c"], False),
+    ],
+)
+def test_read_rows_warns_of_quoted_cells_in_tsv(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, cells: list[str], warns: bool
+) -> None:
+    path = tmp_path / "rows.tsv"
+    path.write_text("sentence\tclass\n" + "".join(f"{cell}\t1\n" for cell in cells))
+    assert [row.texts["text"] for row in read_rows(path, COLUMNS)] == cells
+    messages = [str(warning.message) for warning in recwarn]
+    assert len(messages) == warns
+    for message in messages:
+        assert f"1 of {len(cells)} cells in the column 'sentence' begin and end wi" in message
+        assert "--quoting csv" in message
+    read_rows(path, COLUMNS, quoting="none")
+    assert len(recwarn) == warns
+
+
+def test_read_rows_reads_cells_beyond_the_limit_of_csv(tmp_path: Path) -> None:
+    limit, text = csv.field_size_limit(), "word " * 40_000
+    for suffix in (".csv", ".tsv", ".jsonl"):
+        path = tmp_path / f"rows{suffix}"
+        write(path, [(text, "1", "x")], blank_lines=False)
+        assert read_rows(path, COLUMNS)[0].texts["text"] == text
+    (tmp_path / "open.csv").write_text('sentence,class\n"a')
+    with pytest.raises(ValueError, match="unexpected end of data"):
+        read_rows(tmp_path / "open.csv", COLUMNS)
+    assert csv.field_size_limit() == limit
 
 
 def test_read_rows_keeps_unicode_line_separators(tmp_path: Path) -> None:
@@ -123,7 +201,8 @@ def test_read_rows_converts_json_labels_to_strings(tmp_path: Path, value: str, l
         ),
         ("a.csv", b"sentence,class\na, b,1\n", "a.csv, line 2 has 3 cells, but the header 2"),
         ("a.csv", b'sentence,class\na,1\n"b,1\nc,2\n', "a.csv, line 3: unexpected end of data"),
-        ("a.tsv", b'sentence\tclass\n"a" b\t1\n', "a.tsv, line 2: '\t' expected after '\"'"),
+        ("a.csv", b'sentence,class\n"a" b,1\n', "a.csv, line 2: ',' expected after '\"'"),
+        ("a.tsv", b"sentence\tclass\na\t1\n \n", "a.tsv, line 3 has 1 cells, but the header 2"),
         ("a.csv", b"sentence,class\n ,1\n", "a.csv, line 2: 'sentence' is empty"),
         ("a.csv", b"sentence,class\na,\n", "line 2: 'class' is empty: the label is missing"),
         ("a.csv", b"sentence,class\na,1\nna\xefve,1\n", "a.csv, line 3 is not UTF-8"),
@@ -161,7 +240,10 @@ def test_read_rows_reports_missing_file(tmp_path: Path) -> None:
 
 def test_read_rows_reads_published_snli(data_folder: Path) -> None:
     columns = {"premise": "premise", "hypothesis": "hypothesis", "label": "label"}
-    rows = read_rows(data_folder / "entailment" / "snli" / "validation.tsv", columns)
+    file = data_folder / "entailment" / "snli" / "validation.tsv"
+    with pytest.warns(UserWarning, match="--quoting csv"):
+        assert len(read_rows(file, columns)) == 9842
+    rows = read_rows(file, columns, quoting="csv")
     assert Counter(row.label for row in rows) == {"0": 3329, "1": 3235, "2": 3278}
     assert rows[0].texts["premise"].startswith("Two women are embracing")
     assert rows[-1].place.endswith("validation.tsv, line 9843")
