@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +44,7 @@ from gpt1_jax.sharding.processes import is_main_process
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import lora, metrics, run_folder
 from gpt1_jax.training.callbacks import Callback
-from gpt1_jax.training.data.batches import BatchIterator, shuffled_batches
+from gpt1_jax.training.data.batches import BatchIterator, count_steps, shuffled_batches
 from gpt1_jax.training.data.labelled import Row, read_rows
 from gpt1_jax.training.data.records import Quoting
 from gpt1_jax.training.data.tasks import (
@@ -62,7 +61,12 @@ from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.freezing import combine_params, split_frozen
 from gpt1_jax.training.heads import TASK, TrainedHead, draw_head
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
-from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from gpt1_jax.training.optimizer import (
+    OptimizerSettings,
+    check_rate,
+    learning_rate,
+    make_optimizer,
+)
 from gpt1_jax.training.run_settings import (
     RunSettings,
     check_modules,
@@ -88,7 +92,7 @@ class FinetuneSettings(RunSettings):
     """What to train, for how long, and how to compute it; the defaults are the paper's.
 
     Attributes:
-        epochs: how often to read the training set.
+        epochs: how often to read the training set; the steps of a fraction are rounded up.
         batch_size: examples a step.
         lm_weight: of the auxiliary language-modelling loss.
         max_tokens: the most tokens of a text; by default what the model has room for.
@@ -230,7 +234,7 @@ class _Finetuning:
                 tokenizer.save_pretrained(out / ADAPTER)
             _write_task(out, task, columns, self.quoting)
             run_folder.begin(out, run)
-        epoch = math.ceil(len(examples) / self.settings.batch_size)
+        epoch = count_steps(1, len(examples), self.settings.batch_size)
         return spec, dataclasses.replace(self.loop, eval_every=self.loop.eval_every or epoch)
 
     def check(self) -> np.ndarray:
@@ -302,7 +306,8 @@ class _Finetuning:
         dropped = configure_dropout(model, settings.embedding_dropout, settings.dropout)
         structure, params = split(model)
         trained, frozen, combine = _trained(params, settings)
-        steps = max(1, round(settings.epochs * len(examples) / batch_size))
+        steps = count_steps(settings.epochs, len(examples), batch_size)
+        check_rate(self.optimizer, steps)
 
         def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             return task_loss(
@@ -315,7 +320,7 @@ class _Finetuning:
 
         def tokens(batch: Batch) -> int:
             # As if other processes had rows as long as those of this one.
-            own = float((batch["classify_at"] + 1).sum())
+            own = float(batch["weight"] @ (batch["classify_at"] + 1).sum(axis=1))
             return round(own * (batch_size / len(batch["classify_at"])))
 
         return TrainSpec(
@@ -367,11 +372,12 @@ def batches(
 ) -> BatchIterator:
     """Return grain's iterator over shuffled batches, without end: each epoch in another order.
 
-    Of each batch only ``rows`` are returned, as long as the longest of the whole.
+    The last batch of an epoch is filled up with rows of weight 0. Of each batch only ``rows`` are
+    returned, as long as the longest of the whole.
     """
 
     def make(batch: Sequence[Example]) -> dict[str, np.ndarray]:
-        whole = collate(batch, n_positions=task.n_positions)
+        whole = collate(batch, n_positions=task.n_positions, rows=batch_size)
         return {name: array[rows] for name, array in whole.items()}
 
     return shuffled_batches(examples, batch_size, seed, make)

@@ -135,6 +135,21 @@ def learning_rate(settings: OptimizerSettings, total_steps: int) -> LearningRate
     return rate
 
 
+def check_rate(settings: OptimizerSettings, total_steps: int) -> None:
+    """Check that a run does not consist of a single step whose learning rate is 0.
+
+    Every warm-up begins at 0, so such a run would leave the weights as they are.
+
+    Raises:
+        ValueError: it does.
+    """
+    if total_steps == 1 and learning_rate(settings, 1)(0) == 0:
+        raise ValueError(
+            "the run is a single step, whose learning rate is 0 since the warm-up begins there: "
+            "give more epochs, a smaller batch_size, or warmup=0"
+        )
+
+
 def _decay(kind: Schedule, steps: int) -> optax.Schedule:
     """Return what falls from 1 at step 0, to 0 at the last."""
     if kind == "linear":

@@ -1,7 +1,6 @@
 """Pre-training: from plain text to a language model."""
 
 import dataclasses
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,12 +23,17 @@ from gpt1_jax.text.bpe_training import train_tokenizer
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import run_folder
 from gpt1_jax.training.callbacks import Callback
-from gpt1_jax.training.data.batches import BatchIterator, shuffled_batches
+from gpt1_jax.training.data.batches import BatchIterator, count_steps, shuffled_batches
 from gpt1_jax.training.data.corpus import PackedBlocks, TokenizedText, load_tokens, read_pieces
 from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
-from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from gpt1_jax.training.optimizer import (
+    OptimizerSettings,
+    check_rate,
+    learning_rate,
+    make_optimizer,
+)
 from gpt1_jax.training.perplexity import text_measures
 from gpt1_jax.training.run_settings import (
     RunSettings,
@@ -104,7 +108,7 @@ class PretrainSettings(RunSettings):
     """How long to train on how much at once, and how to compute it; the defaults are the paper's.
 
     Attributes:
-        epochs: how often to read the texts.
+        epochs: how often to read the texts; the steps of a fraction are rounded up.
         steps: how many steps to take, in place of epochs.
         batch_size: sequences a step.
     """
@@ -193,7 +197,7 @@ class _Pretraining:
         if is_main_process():
             tokenizer.save_pretrained(out)  # which a run that goes on reads
             run_folder.begin(out, run)
-        epoch = math.ceil(len(blocks) / self.settings.batch_size)
+        epoch = count_steps(1, len(blocks), self.settings.batch_size)
         return spec, dataclasses.replace(self.loop, eval_every=self.loop.eval_every or epoch)
 
     def check(self) -> np.ndarray:
@@ -267,14 +271,19 @@ class _Pretraining:
         out: Path,
     ) -> TrainSpec:
         """Return what is trained, and on what."""
-        settings, T = self.settings, model.config.n_positions
-        steps = settings.steps or max(1, round(settings.epochs * len(blocks) / settings.batch_size))
+        settings = self.settings
+        steps = settings.steps or count_steps(settings.epochs, len(blocks), settings.batch_size)
+        check_rate(self.optimizer, steps)
         evaluate = None if valid is None else text_measures(model, valid)
         dropped = configure_dropout(model, settings.embedding_dropout, settings.dropout)
         structure, params = split(model)
 
         def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             return lm_loss(merge(structure, params), batch, key)
+
+        def tokens(batch: Batch) -> int:
+            # As if other processes had as many blocks as this one.
+            return round(float(batch["weights"].mean()) * settings.batch_size * blocks.length)
 
         return TrainSpec(
             params=params,
@@ -283,7 +292,7 @@ class _Pretraining:
             optimizer=make_optimizer(self.optimizer, steps),
             learning_rate=learning_rate(self.optimizer, steps),
             batches=batches(blocks, settings.batch_size, settings.seed, rows),
-            tokens=lambda batch: settings.batch_size * T,
+            tokens=tokens,
             steps=steps,
             seed=settings.seed,
             save=lambda _, params: model.save_pretrained(out, params=params),
@@ -298,11 +307,18 @@ def batches(
 ) -> BatchIterator:
     """Return grain's iterator over shuffled batches, without end: each epoch in another order.
 
-    Of each batch ``rows`` alone are read. The position is that of whole batches, so another number
-    of processes goes on from it.
+    The last batch of an epoch is filled up with rows of weight 0, so that every block is read once
+    an epoch, and one program computes all batches. Of each batch ``rows`` alone are read. The
+    position is that of whole batches, so another number of processes goes on from it.
     """
+    own = np.arange(batch_size)[rows]
 
     def read(numbers: Sequence[int]) -> dict[str, np.ndarray]:
-        return {"tokens": np.stack([blocks[number] for number in np.asarray(numbers)[rows]])}
+        tokens = np.zeros((len(own), blocks.length + 1), np.int32)
+        weights = np.zeros((len(own), blocks.length), np.float32)
+        for row in np.flatnonzero(own < len(numbers)):
+            tokens[row] = blocks[numbers[own[row]]]
+            weights[row] = 1
+        return {"tokens": tokens, "weights": weights}
 
     return shuffled_batches(range(len(blocks)), batch_size, seed, read)

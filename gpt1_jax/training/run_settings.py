@@ -22,7 +22,7 @@ class RunSettings:
     """How long to train on how much at once, and how to compute it.
 
     Attributes:
-        epochs: how often to read the training set.
+        epochs: how often to read the training set; the steps of a fraction are rounded up.
         batch_size: sequences or examples a step.
         dropout: rate on embeddings, attention weights, what the blocks add, and the state that a
             new head reads; of the model, in place of its own.

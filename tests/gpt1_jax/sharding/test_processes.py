@@ -134,7 +134,7 @@ def test_pretrain_in_two_processes_matches_one_after_a_kill(tmp_path: Path) -> N
 
 @pytest.mark.nightly
 def test_finetune_in_two_processes_matches_one(tmp_path: Path) -> None:
-    """Ragged rows, each process reading its own; the last batch is not full."""
+    """Ragged rows, each process reading its own; of the last batch the second one has none."""
     write_checkpoint(tmp_path / "base")
     rng = np.random.default_rng(0)
     for name, number in (("train", 72), ("valid", 11)):

@@ -86,11 +86,12 @@ def run(
     task: str,
     suffix: str = ".jsonl",
     validates: bool = True,
+    number: int = 48,
     **fields: Any,
 ) -> tuple[TrainProgress, Path]:
-    """Fine-tune on a set; returns how it went, and the folder of the result."""
+    """Fine-tune on a set of so many rows; returns how it went, and the folder of the result."""
     folder.mkdir(exist_ok=True)
-    train = write_rows(folder / f"train{suffix}", rows_of(task))
+    train = write_rows(folder / f"train{suffix}", rows_of(task, number))
     valid = write_rows(folder / f"valid{suffix}", rows_of(task, 24, seed=1)) if validates else None
     if task == "multiple-choice":
         fields.setdefault("choices", CHOICES)
@@ -416,16 +417,34 @@ def test_finetune_epochs_set_number_of_steps(
 ) -> None:
     assert prepared_by_default.steps == 3  # of 48 rows in batches of 8
     assert prepared(epochs=1.5).steps == 9
+    assert prepared(epochs=1, number=10, batch_size=32).steps == 1
+
+
+def test_finetune_trains_on_a_set_below_one_batch(base: Path, tmp_path: Path) -> None:
+    """By the paper's schedule, whose first step has the rate 0."""
+    fields: dict[str, Any] = {"batch_size": 32, "schedule": "linear", "warmup": 0.002}
+    fields |= {"validates": False, "number": 10}
+    _, out = run(base, tmp_path, "classification", **fields, epochs=3)
+    records = read_log(out / "log.jsonl")
+    assert [record["learning_rate"] > 0 for record in records] == [False, True, True]
+    before, after = params_of(base), params_of(out)
+    name = "transformer.h.0.mlp.c_fc.kernel"
+    assert np.abs(after[name] - before[name]).max() > 1e-3
+    losses = [record["loss"] for record in records]
+    assert losses[0] == pytest.approx(losses[1])  # the same rows in another order
+    assert losses[2] < losses[1] - 1e-3
+    with pytest.raises(ValueError, match="a single step, whose learning rate is 0"):
+        run(base, tmp_path / "single", "classification", **fields, epochs=1)
 
 
 @pytest.mark.parametrize("change", [{"remat": "all"}, {"accumulate": 4}])
 def test_finetune_memory_settings_keep_the_result(
     base: Path, tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    _, plain = run(base, tmp_path / "plain", "entailment", epochs=0.5, validates=False)
-    _, changed = run(
-        base, tmp_path / "changed", "entailment", epochs=0.5, validates=False, **change
-    )
+    # The second step has 3 rows, and its last two micro-batches none.
+    fields: dict[str, Any] = {"number": 11, "epochs": 1, "validates": False}
+    _, plain = run(base, tmp_path / "plain", "entailment", **fields)
+    _, changed = run(base, tmp_path / "changed", "entailment", **fields, **change)
     second = params_of(changed)
     for name, leaf in params_of(plain).items():
         assert difference(leaf, second[name]) < 5e-6, name  # measured: 3e-7

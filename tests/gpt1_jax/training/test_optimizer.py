@@ -17,6 +17,7 @@ from gpt1_jax.pretrained import flatten
 from gpt1_jax.training.optimizer import (
     MOST_STEPS,
     OptimizerSettings,
+    check_rate,
     learning_rate,
     make_optimizer,
     openai_adam,
@@ -309,3 +310,13 @@ def test_make_optimizer_rejects_warmup_beyond_total_steps(optimizer: Any) -> Non
     message = "^warmup is 2000 steps, but must be at most total_steps = 500$"
     with pytest.raises(ValueError, match=message):
         make_optimizer(settings, 500)
+
+
+@pytest.mark.parametrize("optimizer", ["openai", "adamw"])
+def test_check_rate_refuses_a_single_step_of_rate_0(optimizer: Any) -> None:
+    rises = make_settings(optimizer=optimizer, warmup=0.002)
+    with pytest.raises(ValueError, match="is a single step, whose learning rate is 0 since"):
+        check_rate(rises, 1)
+    check_rate(rises, 2)
+    check_rate(make_settings(optimizer=optimizer, warmup=0), 1)
+    assert learning_rate(rises, 2)(0) == 0 < learning_rate(rises, 2)(1)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ import gpt1_jax as gpt1
 from gpt1_jax.pure import merge, split
 from gpt1_jax.training import task_objective
 from gpt1_jax.training.data.tasks import Example, collate
+from gpt1_jax.training.step import TrainState, make_step, micro_batches
 from gpt1_jax.training.task_objective import task_loss, task_outputs
 
 pytestmark = pytest.mark.unoptimized
@@ -135,6 +137,25 @@ def test_task_loss_of_micro_batches_adds_up(kind: str) -> None:
     )
     assert difference(first["loss"] + rest["loss"], whole["loss"]) <= TOLERANCE
     assert first["number"] + rest["number"] == whole["number"] == ROWS
+
+
+@pytest.mark.parametrize("kind", ["numbers", "choices"])
+def test_task_loss_accumulates_over_micro_batches_without_rows(kind: str) -> None:
+    """The step of a batch that is filled up is that of its examples alone."""
+    structure, params = split(model_of(kind))
+
+    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return task_loss(merge(structure, params), batch, lm_weight=0.5)
+
+    step, states = make_step(objective, optax.sgd(1.0)), []
+    examples = random_examples(kind, 3, 0)
+    for rows, accumulate in ((3, 1), (8, 4)):
+        batch = micro_batches(collate(examples, n_positions=POSITIONS, rows=rows), accumulate)
+        state, measures = step(TrainState.create(params, optax.sgd(1.0), 0), {}, batch)
+        states.append({"params": state.params, **measures})
+    assert max(jax.tree.leaves(jax.tree.map(difference, states[0]["params"], params))) > 0.1
+    errors = jax.tree.map(difference, *states)
+    assert max(jax.tree.leaves(errors)) <= TOLERANCE
 
 
 @given(seed=st.integers(0, 2**32 - 1))

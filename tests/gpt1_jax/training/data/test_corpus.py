@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -235,53 +236,28 @@ def test_packed_blocks_predict_each_token_once(N: int, T: int) -> None:
     assert all(row[0] == before[-1] for before, row in itertools.pairwise(rows))
 
 
-def numbered_batches(seed: int, count: int = 11, batch_size: int = 4) -> Any:
-    """Batches of blocks that each hold their own number."""
+@pytest.mark.parametrize(("count", "rows"), [(11, slice(None)), (3, slice(None)), (5, [2, 3])])
+def test_batches_fill_last_one_of_an_epoch(count: int, rows: Any) -> None:
     from gpt1_jax.training.pretrain import batches
 
-    ids = np.repeat(np.arange(count, dtype=np.uint16), 2)
-    return batches(PackedBlocks(np.append(ids, np.uint16(0)), 2), batch_size, seed)
-
-
-def take(batches: Any, count: int) -> list[int]:
-    """The numbers of the blocks in so many batches."""
-    found = []
-    for _ in range(count):
-        tokens = next(batches)["tokens"]
-        assert tokens.shape == (4, 3)
-        assert tokens.dtype == np.int32
-        found += tokens[:, 0].tolist()
-    return found
-
-
-def test_batches_reshuffle_all_blocks_each_epoch() -> None:
-    found = take(numbered_batches(seed=0), 11)
-    epochs = [found[start : start + 11] for start in range(0, 44, 11)]
-    assert all(sorted(epoch) == list(range(11)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in [*epochs, range(11)]}) == 5
-
-
-def test_batches_order_depends_only_on_seed() -> None:
-    found = [take(numbered_batches(seed), 8) for seed in (0, 0, 1)]
-    assert found[0] == found[1]
-    assert found[0] != found[2]
-
-
-@pytest.mark.parametrize("before", [0, 1, 3, 7])
-def test_batches_resume_from_saved_state(before: int) -> None:
-    batches = numbered_batches(seed=0)
-    take(batches, before)
-    state = batches.get_state()
-    expected = take(batches, 6)
-    later = numbered_batches(seed=0)
-    take(later, 2)
-    later.set_state(state)
-    assert take(later, 6) == expected
-
-
-def test_batches_can_exceed_number_of_blocks() -> None:
-    found = take(numbered_batches(seed=0, count=3), 3)
-    assert [sorted(found[start : start + 3]) for start in range(0, 12, 3)] == [[0, 1, 2]] * 4
+    found, ids = [], np.repeat(np.arange(1, 1 + count, dtype=np.uint16), 2)
+    blocks = PackedBlocks(np.append(ids, np.uint16(0)), 2)
+    every, own = (batches(blocks, 4, 0, each) for each in (slice(None), rows))
+    for step in range(1, 1 + 2 * math.ceil(count / 4)):
+        whole, part = next(every), next(own)
+        assert {name: (each.shape, each.dtype) for name, each in whole.items()} == {
+            "tokens": ((4, 3), np.int32),
+            "weights": ((4, 2), np.float32),
+        }
+        for name, array in part.items():
+            np.testing.assert_array_equal(array, whole[name][rows])
+        real = min(4, count - len(found))
+        np.testing.assert_array_equal(whole["weights"], np.arange(4)[:, None] < [real, real])
+        assert not whole["tokens"][real:].any()
+        found += whole["tokens"][:real, 0].tolist()
+        if step % math.ceil(count / 4) == 0:
+            assert sorted(found) == list(range(1, 1 + count))
+            found.clear()
 
 
 def test_load_tokens_keeps_line_breaks_in_original_pipeline(
