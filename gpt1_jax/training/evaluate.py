@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +18,8 @@ from gpt1_jax.pure import not_finite, split
 from gpt1_jax.quantization import Mode, quantized_if
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.data.corpus import load_tokens
-from gpt1_jax.training.data.labelled import read_rows
+from gpt1_jax.training.data.labelled import Row, read_rows
+from gpt1_jax.training.data.plausibility import drop_unlabelled
 from gpt1_jax.training.data.records import Quoting
 from gpt1_jax.training.finetune import TASK, read_quoting, read_task, task_measures
 from gpt1_jax.training.perplexity import check_stride, text_measures
@@ -72,6 +74,8 @@ def evaluate(
         task, columns = read_task(folder, tokenizer, config.n_positions)
         quoting = quoting or read_quoting(folder)
         sets = [read_rows(file, columns, quoting=quoting) for file in files]
+        if task.name == "entailment":
+            sets = [_labelled(rows, task.classes or ()) for rows in sets]
         task_model: Any = MODELS[task.architecture].from_pretrained(folder, dtype=dtype)
         task_model = quantized_if(task_model, quantize)
         _, params = split(task_model)
@@ -96,6 +100,14 @@ def evaluate(
         ]
         for file, measure in zip(files, measures, strict=True):
             yield str(file), _finite(measure(params), params)
+
+
+def _labelled(rows: list[Row], classes: Sequence[str]) -> list[Row]:
+    """Return the rows with a gold label, and warn if some have none."""
+    rows, warning = drop_unlabelled(rows, classes)
+    if warning is not None:
+        warnings.warn(warning, stacklevel=2)
+    return rows
 
 
 def _finite(measures: dict[str, float], params: Params) -> dict[str, float]:

@@ -5,7 +5,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -46,6 +46,12 @@ from gpt1_jax.training import lora, metrics, run_folder
 from gpt1_jax.training.callbacks import Callback
 from gpt1_jax.training.data.batches import BatchIterator, count_steps, shuffled_batches
 from gpt1_jax.training.data.labelled import Row, read_rows
+from gpt1_jax.training.data.plausibility import (
+    check_no_regression,
+    drop_unlabelled,
+    find_alike_classes,
+    find_shared_rows,
+)
 from gpt1_jax.training.data.records import Quoting
 from gpt1_jax.training.data.tasks import (
     Example,
@@ -74,6 +80,12 @@ from gpt1_jax.training.run_settings import (
     fields_of,
 )
 from gpt1_jax.training.step import Batch
+from gpt1_jax.training.summary import (
+    show_summary,
+    summarize_cuts,
+    summarize_rows,
+    summarize_training,
+)
 from gpt1_jax.training.task_objective import (
     TaskModel,
     prediction_loss,
@@ -209,6 +221,9 @@ class _Finetuning:
         columns = task_columns(self.task_name, self.columns, self.choices)
         read = functools.partial(read_rows, columns=columns, quoting=self.quoting)
         rows, valid_rows = read(self.train), None if self.valid is None else read(self.valid)
+        rows, warnings = self.labelled(rows)
+        if self.task_name == "classification":
+            check_no_regression(rows)
         folder = resolve(self.model)
         config = OpenAIGPTConfig.from_pretrained(folder)
         layout.check_not_quantized(config.to_dict(), "training", folder)
@@ -220,6 +235,11 @@ class _Finetuning:
         task = self.make_task(tokenizer, config, rows, head)
         replaced = head is not None and (self.settings.new_head or not head.fits(task))
         examples = [task.encode(row) for row in rows]
+        if valid_rows is not None:
+            valid_rows, more = self.labelled(valid_rows, task.classes or ())
+            warnings += more + find_shared_rows(rows, valid_rows)
+        if task.classes is not None:
+            warnings += find_alike_classes(rows)
         run = self.describe(folder, columns)
         run_folder.claim(out, run, self.mesh)
         if head is not None and replaced and is_main_process():
@@ -227,14 +247,22 @@ class _Finetuning:
             print(f"{trained}: {task.name} gets a new head", file=sys.stderr)
         model = _model(folder, task, config, self.settings, self.mesh, replaces_head=replaced)
         spec = self.specify(model, task, examples, valid_rows, own_rows, out)
+        epoch = count_steps(1, len(examples), self.settings.batch_size)
+        summary = {
+            "train": summarize_rows(task, rows),
+            "valid": None if valid_rows is None else summarize_rows(task, valid_rows),
+            "cut": summarize_cuts(task, examples),
+            **summarize_training(spec, self.optimizer, epoch),
+            "warnings": warnings,
+        }
         if is_main_process():
             tokenizer.save_pretrained(out)
             if self.settings.lora is not None:
                 # By its number of tokens, peft resizes the embeddings of the base.
                 tokenizer.save_pretrained(out / ADAPTER)
             _write_task(out, task, columns, self.quoting)
-            run_folder.begin(out, run)
-        epoch = count_steps(1, len(examples), self.settings.batch_size)
+            run_folder.begin(out, run, summary)
+        show_summary(summary)
         return spec, dataclasses.replace(self.loop, eval_every=self.loop.eval_every or epoch)
 
     def check(self) -> np.ndarray:
@@ -247,6 +275,15 @@ class _Finetuning:
                 f"numbers says what the labels of a similarity are, but this is {self.task_name}"
             )
         return rows
+
+    def labelled(
+        self, rows: list[Row], classes: Collection[str] = ()
+    ) -> tuple[list[Row], list[str]]:
+        """Return the rows with a gold label, and a warning if some have none."""
+        if self.task_name != "entailment":
+            return rows, []
+        rows, warning = drop_unlabelled(rows, classes)
+        return rows, [] if warning is None else [warning]
 
     def make_task(
         self,

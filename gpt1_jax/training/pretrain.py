@@ -43,6 +43,7 @@ from gpt1_jax.training.run_settings import (
     fields_of,
 )
 from gpt1_jax.training.step import Batch
+from gpt1_jax.training.summary import show_summary, summarize_text, summarize_training
 
 OPTIMIZER = OptimizerSettings(
     optimizer="openai", learning_rate=2.5e-4, schedule="cosine", warmup=2000
@@ -194,10 +195,17 @@ class _Pretraining:
             valid = load_tokens(self.valid, tokenizer, out / "tokens") if self.valid else None
         blocks = PackedBlocks(text.ids, model.config.n_positions, text.files)
         spec = self.specify(model, blocks, valid, rows, out)
+        epoch = count_steps(1, len(blocks), self.settings.batch_size)
+        summary = {
+            "train": summarize_text(text, model.config.n_positions),
+            "valid": None if valid is None else summarize_text(valid, model.config.n_positions),
+            **summarize_training(spec, self.optimizer, epoch),
+            "warnings": [],
+        }
         if is_main_process():
             tokenizer.save_pretrained(out)  # which a run that goes on reads
-            run_folder.begin(out, run)
-        epoch = count_steps(1, len(blocks), self.settings.batch_size)
+            run_folder.begin(out, run, summary)
+        show_summary(summary)
         return spec, dataclasses.replace(self.loop, eval_every=self.loop.eval_every or epoch)
 
     def check(self) -> np.ndarray:

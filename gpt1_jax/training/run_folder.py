@@ -18,6 +18,7 @@ from gpt1_jax.sharding.processes import (
 
 LOCK = ".gpt1-jax.run.lock"
 SETTINGS = "run.json"
+SUMMARY = "summary"  # a key of that file which is no setting
 CHECKPOINT = (".json", ".txt", ".bpe", ".safetensors", ".bin", ".npy")
 
 
@@ -108,6 +109,7 @@ def check(out: Path, settings: Mapping[str, object]) -> bool:
     found = json_file.read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold a JSON object, the settings of a run")
+    found.pop(SUMMARY, None)
     differing = sorted(
         name for name in found.keys() | settings.keys() if found.get(name) != settings.get(name)
     )
@@ -120,7 +122,9 @@ def check(out: Path, settings: Mapping[str, object]) -> bool:
     return True
 
 
-def begin(out: Path, settings: Mapping[str, object]) -> bool:
+def begin(
+    out: Path, settings: Mapping[str, object], summary: Mapping[str, object] | None = None
+) -> bool:
     """Write down a run's settings in its folder, unless they are there.
 
     From here on the folder is the run's: so do it when all that can be wrong has been checked.
@@ -128,6 +132,7 @@ def begin(out: Path, settings: Mapping[str, object]) -> bool:
     Args:
         out: see ``check``; made if need be.
         settings: likewise.
+        summary: what the run makes of them, for people; a run that is resumed does not compare it.
 
     Returns:
         Whether the run was begun before.
@@ -138,6 +143,7 @@ def begin(out: Path, settings: Mapping[str, object]) -> bool:
     """
     if check(out, settings):
         return True
+    fields = settings if summary is None else {**settings, SUMMARY: summary}
     with files.atomic_write(out) as new:
-        new(SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        new(SETTINGS).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     return False

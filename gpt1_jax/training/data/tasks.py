@@ -148,10 +148,12 @@ class Example:
     Attributes:
         sequences: of ids: one, both orders of a similarity, or one for every choice.
         label: a class, a choice, or (float) a number.
+        cut_from: tokens of the longest text that was cut, a context with its question; 0 if none.
     """
 
     sequences: list[list[int]]
     label: int | float
+    cut_from: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -299,7 +301,8 @@ class Task:
         Raises:
             ValueError: a text without tokens, or a label that is none; names the file and the line.
         """
-        texts = {role: self._encode_text(row, role) for role in row.texts}
+        whole = {role: self._encode_text(row, role) for role in row.texts}
+        texts = {role: ids[: self.budget] for role, ids in whole.items()}
         start, delimiter, classify = dataclasses.astuple(self.special)
 
         def pair(first: list[int], second: list[int]) -> list[int]:
@@ -316,7 +319,11 @@ class Task:
             sequences = [pair(first, second)]
             if self.name == "similarity":
                 sequences.append(pair(second, first))
-        return Example(sequences, self._label(row))
+        lengths = {role: len(ids) for role, ids in whole.items()}
+        if QUESTION in lengths:
+            lengths["context"] += lengths[QUESTION]
+        longest = max(lengths.values())
+        return Example(sequences, self._label(row), longest if longest > self.budget else 0)
 
     def _encode_text(self, row: Row, role: str) -> list[int]:
         try:
@@ -325,7 +332,7 @@ class Task:
             raise ValueError(f"{row.place}: {role}: {error}") from None
         if not ids:
             raise ValueError(f"{row.place}: {role} has no tokens")
-        return ids[: self.budget]
+        return ids
 
     def _label(self, row: Row) -> int | float:
         found = f"{row.place}: the label {row.label!r}"

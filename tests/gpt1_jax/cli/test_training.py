@@ -377,8 +377,9 @@ def test_cli_pretrain_resumes_after_full_disk(
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", filling)
     status, out, err = run(*arguments)
     assert (status, out) == (2, "")
-    assert err.startswith("gpt1: cannot write the checkpoint of step 4 to run/checkpoi")
-    assert err.count("\n") == 1
+    last = err.splitlines()[-1]
+    assert last.startswith("gpt1: cannot write the checkpoint of step 4 to run/checkpoi")
+    assert "Traceback" not in err
     assert [path.name for path in (here / "run" / "checkpoints").iterdir()] == ["2"]
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", usage)
     assert run(*arguments)[0] == 0

@@ -1,5 +1,6 @@
 """What a checkpoint is said to be worth is what its outputs say, counted by hand."""
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -124,6 +125,27 @@ def test_evaluate_quotes_as_the_training_did(classifier: Path, tmp_path: Path) -
     task = folder / "task.json"
     task.write_text(task.read_text().replace('"quoting": null', '"quoting": "csv"'))
     assert dict(evaluate(folder, [file])) == unquoted
+
+
+def test_evaluate_leaves_out_rows_without_gold_label(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Any] = []
+
+    def count(model: Any, task: Any, rows: Any, **fields: Any) -> Any:
+        measured.append(len(rows))
+        return lambda params: {"loss": 0.0}
+
+    monkeypatch.setattr("gpt1_jax.training.evaluate.task_measures", count)
+    folder = shutil.copytree(classifier, tmp_path / "model")
+    columns = {"premise": "p", "hypothesis": "h", "label": "l"}
+    task = {"name": "entailment", "classes": ["0", "1"], "choices": 0, "columns": columns}
+    (folder / "task.json").write_text(json.dumps(task))
+    rows = [{"p": "a cat", "h": "a dog", "l": label} for label in [0, 1] * 10 + [-1]]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    with pytest.warns(UserWarning, match="1 of 21 rows are left out for their label -1"):
+        list(evaluate(folder, [file]))
+    assert measured == [20]
 
 
 def test_evaluate_names_a_parameter_that_is_not_finite(

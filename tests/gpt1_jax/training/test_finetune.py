@@ -165,6 +165,53 @@ def test_finetune_writes_config_tokenizer_and_task(base: Path, tmp_path: Path) -
     assert steps == [6]  # once an epoch, of 48 rows in batches of 8
 
 
+@pytest.mark.parametrize("lora", [False, True])
+def test_finetune_tells_what_it_understood(
+    base: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    lora: bool,
+) -> None:
+    monkeypatch.setattr(loop, "train", lambda *_: TrainProgress())
+    rows = rows_of("entailment", 30)
+    rows[3]["premise"] = "the cat " * 20
+    train = write_rows(tmp_path / "train.jsonl", [*rows, {**rows[1], "label": -1}])
+    valid = write_rows(tmp_path / "valid.jsonl", [rows[0], {**rows[1], "premise": "a king"}])
+    fields: dict[str, Any] = {"epochs": 2, "schedule": "linear", "warmup": 2, "out": tmp_path / "a"}
+    fields |= {"lora_rank": 2} if lora else {}
+    for _ in range(2):  # a run that is resumed does not compare what it understood
+        finetune("entailment", train, valid, model=base, **fields)
+    summary = json.loads((tmp_path / "a" / "run.json").read_text())["summary"]
+    numbers = {name: summary.pop(name) for name in ("parameters", "trained_parameters")}
+    state = summary.pop("state_bytes")
+    dropped, shared = summary.pop("warnings")
+    assert summary == {
+        "train": {"rows": 30, "classes": {"0": 10, "1": 10, "2": 10}},
+        "valid": {"rows": 2, "classes": {"0": 1, "1": 1, "2": 0}},
+        "cut": {"rows": 1, "tokens": 14, "longest": 40},
+        "steps": 8,
+        "steps_per_epoch": 4,
+        "warmup_steps": 2,
+        "first_learning_rate": 0.0,
+        "highest_learning_rate": pytest.approx(3e-3 * (1 - 2 / 8)),
+    }
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(base)
+    sizes = [leaf.size for leaf in flatten(model.params).values()]
+    adapters = 2 * (16 + 48)
+    assert numbers == {
+        "parameters": sum(sizes) + 3 * 16 + 3 * 16 + (adapters if lora else 0),
+        "trained_parameters": 3 * 16 + adapters if lora else sum(sizes) + 3 * 16 + 3 * 16,
+    }
+    # Weights in float32; gradients, two moments and the step for what is trained.
+    assert state == 4 * (numbers["parameters"] + 3 * numbers["trained_parameters"] + 1)
+    assert "1 of 31 rows are left out for their label -1" in dropped
+    assert "1 of 2 rows have the texts of rows to train on" in shared
+    lines = capsys.readouterr().err.splitlines()
+    assert "to train on: 30 rows, 3 classes: 0 (10), 1 (10), 2 (10)" in lines
+    assert f"warning: {dropped}" in lines
+
+
 def test_finetune_accepts_custom_column_names(base: Path, tmp_path: Path) -> None:
     rows = [
         {
@@ -483,6 +530,13 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
         ("classification", ROWS, ROWS, {"choices": ("a", "b")}, "classification has no choices"),
         ("multiple-choice", ROWS, ROWS, {}, "needs the columns of at least 2 choices, not 0"),
         ("regression", ROWS, ROWS, {}, "train.jsonl, line 1: the label 'x' must be a number"),
+        (
+            "classification",
+            [{"text": "a cat", "label": i / 4} for i in range(9)],
+            ROWS,
+            {},
+            r"train\.jsonl: the labels are numbers, 9 different .*--task regression",
+        ),
         ("classification", ROWS, ROWS, {"numbers": True}, "numbers says what the labels of a simi"),
         ("classification", ROWS, ROWS, {"max_tokens": 99}, r"max_tokens is 99, .* in \[1, 30\]"),
         ("classification", ROWS, ROWS, {"epochs": 0}, "epochs is 0, but must be a number above 0"),

@@ -24,6 +24,15 @@ def test_begin_writes_settings_once(tmp_path: Path) -> None:
     assert [file.name for file in out.iterdir()] == [SETTINGS]
 
 
+def test_begin_keeps_a_summary_and_does_not_compare_it(tmp_path: Path) -> None:
+    assert begin(tmp_path, RUN, {"rows": 3}) is False
+    written = json.loads((tmp_path / SETTINGS).read_text())
+    assert written == {**json.loads(json.dumps(RUN)), "summary": {"rows": 3}}
+    assert begin(tmp_path, RUN, {"rows": 4}) is True
+    assert begin(tmp_path, RUN) is True
+    assert json.loads((tmp_path / SETTINGS).read_text()) == written
+
+
 def test_begin_resumes_killed_run(tmp_path: Path) -> None:
     begin(tmp_path, RUN)
     (tmp_path / "checkpoints").mkdir()

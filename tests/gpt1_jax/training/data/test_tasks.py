@@ -185,6 +185,11 @@ def test_task_encode_fits_n_positions(
     example = made.encode(row({r: "a " * n for r, n in zip(texts, words, strict=False)}, label))
     assert max(map(len, example.sequences)) <= n_positions
     assert all(ids[0] == START and ids[-1] == CLASSIFY for ids in example.sequences)
+    lengths = dict(zip(texts, words, strict=False))
+    if name == "multiple-choice":
+        lengths["context"] += lengths["question"]
+    longest = max(lengths.values())
+    assert example.cut_from == (longest if longest > made.budget else 0)
 
 
 @pytest.mark.parametrize("budget", [None, 4])

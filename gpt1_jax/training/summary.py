@@ -1,0 +1,125 @@
+"""What a training has understood: said before its first step, and kept in run.json."""
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from gpt1_jax.sharding.processes import is_main_process
+from gpt1_jax.training.data.corpus import TokenizedText
+from gpt1_jax.training.data.labelled import Row
+from gpt1_jax.training.data.tasks import Example, Task
+from gpt1_jax.training.loop import TrainSpec
+from gpt1_jax.training.optimizer import OptimizerSettings
+
+Summary = dict[str, Any]  # an object of JSON
+MOST_CLASSES = 10  # that are printed
+
+
+def summarize_rows(task: Task, rows: Sequence[Row]) -> Summary:
+    """Return the number of rows, and of each class or choice, or the span of the numbers."""
+    labels = [row.label for row in rows]
+    if task.predicts == "numbers":
+        numbers = list(map(float, labels))
+        return {"rows": len(rows), "lowest": min(numbers), "highest": max(numbers)}
+    names = task.classes or tuple(map(str, range(task.choices)))
+    counts = Counter(labels)
+    return {"rows": len(rows), task.predicts: {name: counts[name] for name in names}}
+
+
+def summarize_text(text: TokenizedText, length: int) -> Summary:
+    """Return the sizes of a text that is read in blocks of ``length`` tokens."""
+    return {
+        "files": len(text.files),
+        "characters": text.characters,
+        "tokens": len(text.ids),
+        "blocks": (len(text.ids) - 1) // length,
+    }
+
+
+def summarize_cuts(task: Task, examples: Sequence[Example]) -> Summary:
+    """Return how many examples have a text that was cut, to how many tokens, and the longest."""
+    cut = [example.cut_from for example in examples if example.cut_from]
+    return {"rows": len(cut), "tokens": task.budget, "longest": max(cut, default=0)}
+
+
+def summarize_training(spec: TrainSpec, optimizer: OptimizerSettings, per_epoch: int) -> Summary:
+    """Return the steps, the learning rates, the numbers of parameters, and the memory of a state.
+
+    The memory is that of weights, gradients and optimizer state, of one copy of the model: what a
+    step takes at least. What activations take is known to the compiler alone (``gpt1 plan``).
+    """
+    steps = spec.steps
+    warmup = optimizer.warmup if optimizer.warmup >= 1 else optimizer.warmup * steps
+    # The peak is where the warm-up ends, or a step beside it.
+    around = {0, math.floor(warmup), math.ceil(warmup), math.ceil(warmup) + 1}
+    rates = [float(spec.learning_rate(step)) for step in sorted(around) if step < steps]
+    state = jax.eval_shape(spec.optimizer.init, spec.params)
+    trained, frozen = jax.tree.leaves(spec.params), jax.tree.leaves(spec.frozen)
+    leaves = [*trained, *frozen, *trained, *jax.tree.leaves(state)]  # gradients are as the weights
+    return {
+        "steps": steps,
+        "steps_per_epoch": per_epoch,
+        "warmup_steps": warmup,
+        "first_learning_rate": rates[0],
+        "highest_learning_rate": max(rates),
+        "parameters": sum(leaf.size for leaf in (*trained, *frozen)),
+        "trained_parameters": sum(leaf.size for leaf in trained),
+        "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+    }
+
+
+def show_summary(summary: Mapping[str, Any]) -> None:
+    """Print a summary on standard error, in the main process."""
+    if is_main_process():
+        print("\n".join(_lines(summary)), file=sys.stderr, flush=True)
+
+
+def _lines(summary: Mapping[str, Any]) -> list[str]:
+    lines = [_of_set(name, summary[name]) for name in ("train", "valid") if summary.get(name)]
+    if cut := summary.get("cut", {}).get("rows"):
+        longest, tokens = summary["cut"]["longest"], summary["cut"]["tokens"]
+        lines.append(
+            f"{cut:,} rows to train on have a text that is cut to {tokens} tokens; the longest has "
+            f"{longest:,}"
+        )
+    lines += [
+        f"{summary['steps']:,} steps, {summary['steps_per_epoch']:,} an epoch; warm-up of "
+        f"{summary['warmup_steps']:,.4g} steps; the learning rate is "
+        f"{summary['first_learning_rate']:.3g} at first and {summary['highest_learning_rate']:.3g} "
+        "at most",
+        f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters are trained; "
+        f"weights, gradients and optimizer take {_size(summary['state_bytes'])}, activations more",
+    ]
+    return lines + [f"warning: {warning}" for warning in summary["warnings"]]
+
+
+def _of_set(name: str, given: Mapping[str, Any]) -> str:
+    """Return the line of a labelled set, or of texts."""
+    where = {"train": "to train on", "valid": "to validate on"}[name]
+    if "tokens" in given:
+        return (
+            f"{where}: {_count(given['files'], 'file')}, {given['characters']:,} characters, "
+            f"{given['tokens']:,} tokens, {_count(given['blocks'], 'block')}"
+        )
+    line = f"{where}: {_count(given['rows'], 'row')}"
+    if "lowest" in given:
+        return f"{line}, labels from {given['lowest']:g} to {given['highest']:g}"
+    ((kind, counts),) = ((key, value) for key, value in given.items() if key != "rows")
+    shown = [f"{name} ({count:,})" for name, count in list(counts.items())[:MOST_CLASSES]]
+    more = [f"and {len(counts) - MOST_CLASSES} more"] if len(counts) > MOST_CLASSES else []
+    return f"{line}, {len(counts)} {kind}: {', '.join([*shown, *more])}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _size(number: int) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6)):
+        if number >= scale:
+            return f"{number / scale:.3g} {unit}"
+    return f"{number / 1e3:.3g} kB"
