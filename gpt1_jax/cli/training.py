@@ -53,7 +53,8 @@ def pretrain(
     with --config holds flags as a JSON object, {"batch_size": 32}; flags of the command line win.
 
     Args:
-        texts: UTF-8 text files, read one after another.
+        texts: UTF-8 text files, read one after another; or .jsonl and other files of records, of
+            which the column "text" is read; folders of such files, and patterns in quotes.
         out: the folder of the result, in Hugging Face's layout, and of log, picture, checkpoints.
         valid: text files to validate on; the result is then the best model, else the last.
         model: a checkpoint to go on from, with its tokenizer; a new model by default.
@@ -110,7 +111,8 @@ def finetune(
 
     Args:
         task: whose input transformation and head to use.
-        train: a labelled set: .jsonl, or .csv or .tsv with a header.
+        train: a labelled set: .jsonl, .json, .csv or .tsv with a header, .parquet or .arrow, or one
+            of these gzipped as .gz.
         out: the folder of the result, in Hugging Face's layout, and of log, picture, checkpoints.
         model: a pre-trained checkpoint with its tokenizer.
         valid: another labelled set; the result is then the best model on it, else the last.
@@ -167,7 +169,8 @@ def evaluate(
     """Measure a language model on texts, or a fine-tuned model on labelled sets.
 
     Args:
-        files: text files, or labelled sets with the columns the model was trained on.
+        files: text files (of .jsonl and other files of records the column "text"), or labelled sets
+            with the columns the model was trained on.
         model: a checkpoint with its tokenizer.
         stride: of a text, how many tokens a window predicts with all before them as context; by
             default half the model's positions.

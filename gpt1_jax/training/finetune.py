@@ -45,7 +45,7 @@ from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import lora, metrics, run_folder
 from gpt1_jax.training.callbacks import Callback
 from gpt1_jax.training.data.batches import BatchIterator, count_steps, shuffled_batches
-from gpt1_jax.training.data.labelled import Row, read_rows
+from gpt1_jax.training.data.labelled import Row, Source, content_of_rows, read_rows
 from gpt1_jax.training.data.plausibility import (
     check_no_regression,
     drop_unlabelled,
@@ -97,6 +97,7 @@ OPTIMIZER = OptimizerSettings(
     optimizer="openai", learning_rate=6.25e-5, schedule="linear", warmup=0.002
 )
 ADAPTER = "adapter"
+Identity = tuple[str | None, str | None]  # the name of a set and what tells its content
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -152,8 +153,8 @@ class FinetuneSettings(RunSettings):
 
 def finetune(
     task: TaskName,
-    train: str | os.PathLike[str],
-    valid: str | os.PathLike[str] | None,
+    train: Source,
+    valid: Source | None,
     out: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str],
@@ -170,7 +171,8 @@ def finetune(
 
     Args:
         task: one of ``TASKS``; their inputs are the paper's.
-        train: a labelled set, see ``labelled.read_rows``.
+        train: a labelled set: a file, see ``records.read_records``, or a list of dicts or a
+            dataset of the package ``datasets``.
         valid: another, which says what is best; None for no validation.
         out: the folder of the result: a checkpoint in Hugging Face's layout with its tokenizer and
             ``task.json``, which ``evaluate`` reads; ``log.jsonl``, ``loss.png``, ``checkpoints/``.
@@ -204,8 +206,8 @@ class _Finetuning:
     """The arguments of ``finetune``, and the steps that lead from them to the first batch."""
 
     task_name: TaskName
-    train: str | os.PathLike[str]
-    valid: str | os.PathLike[str] | None
+    train: Source
+    valid: Source | None
     model: str | os.PathLike[str]
     columns: Mapping[str, str] | None
     choices: Sequence[str]
@@ -220,7 +222,9 @@ class _Finetuning:
         own_rows = self.check()
         columns = task_columns(self.task_name, self.columns, self.choices)
         read = functools.partial(read_rows, columns=columns, quoting=self.quoting)
-        rows, valid_rows = read(self.train), None if self.valid is None else read(self.valid)
+        rows = read(self.train, name="train")
+        valid_rows = None if self.valid is None else read(self.valid, name="valid")
+        sets = [_identity(self.train, rows), _identity(self.valid, valid_rows)]
         rows, warnings = self.labelled(rows)
         if self.task_name == "classification":
             check_no_regression(rows)
@@ -240,7 +244,7 @@ class _Finetuning:
             warnings += more + find_shared_rows(rows, valid_rows)
         if task.classes is not None:
             warnings += find_alike_classes(rows)
-        run = self.describe(folder, columns)
+        run = self.describe(folder, columns, *sets)
         run_folder.claim(out, run, self.mesh)
         if head is not None and replaced and is_main_process():
             trained = f"{self.model} was trained for {head.describe()}"
@@ -314,14 +318,16 @@ class _Finetuning:
         task.configure_tokenizer()
         return task
 
-    def describe(self, folder: Path, columns: Mapping[str, str]) -> dict[str, object]:
+    def describe(
+        self, folder: Path, columns: Mapping[str, str], train: Identity, valid: Identity
+    ) -> dict[str, object]:
         """Return all that the result depends on, as run.json holds it."""
         return {
             "task": self.task_name,
-            "train": str(self.train),
-            "train_content": run_folder.content(self.train),
-            "valid": None if self.valid is None else str(self.valid),
-            "valid_content": None if self.valid is None else run_folder.content(self.valid),
+            "train": train[0],
+            "train_content": train[1],
+            "valid": valid[0],
+            "valid_content": valid[1],
             "model": str(self.model),
             "model_content": run_folder.checkpoint_content(folder),
             "columns": columns,
@@ -398,6 +404,15 @@ class _Finetuning:
                 },
             )
         model.save_pretrained(out, params=params)
+
+
+def _identity(source: Source | None, rows: Sequence[Row] | None) -> Identity:
+    """Return how run.json names a set that was read, and what tells its content from any other."""
+    if source is None or rows is None:
+        return None, None
+    if isinstance(source, (str, os.PathLike)):
+        return str(source), run_folder.content(source)
+    return "rows in memory", content_of_rows(rows)
 
 
 def batches(

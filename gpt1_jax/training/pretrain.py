@@ -24,7 +24,13 @@ from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import run_folder
 from gpt1_jax.training.callbacks import Callback
 from gpt1_jax.training.data.batches import BatchIterator, count_steps, shuffled_batches
-from gpt1_jax.training.data.corpus import PackedBlocks, TokenizedText, load_tokens, read_pieces
+from gpt1_jax.training.data.corpus import (
+    PackedBlocks,
+    TokenizedText,
+    find_texts,
+    load_tokens,
+    read_pieces,
+)
 from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
@@ -139,11 +145,12 @@ def pretrain(
     Adam with a peak of 2.5e-4 after 2000 steps and a cosine to 0.
 
     Args:
-        texts: UTF-8 files, read one after another.
+        texts: UTF-8 files, read one after another; the column "text" of .jsonl and other files of
+            records; folders and patterns, see ``corpus.find_texts``.
         out: the folder of the result: a checkpoint in Hugging Face's layout with its tokenizer, the
             best by validation or else the last; ``log.jsonl``, ``loss.png``, ``checkpoints/``, and
             the texts as tokens.
-        valid: files to validate on.
+        valid: files to validate on, likewise.
         model: a checkpoint to go on from, with its tokenizer; a new model by default.
         tokenizer: a folder or hub id of one, for a new model; one is learned by default.
         new: sizes of a new model.
@@ -183,6 +190,11 @@ class _Pretraining:
 
     def prepare(self, out: Path) -> tuple[TrainSpec, LoopSettings]:
         """Return what is trained, and when to do what; claim the output folder."""
+        found = {"texts": find_texts(self.texts), "valid": find_texts(self.valid)}
+        return dataclasses.replace(self, **found).prepare_files(out)
+
+    def prepare_files(self, out: Path) -> tuple[TrainSpec, LoopSettings]:
+        """Do so for texts that are all files."""
         rows = self.check()
         given = self.tokenizer if self.model is None else self.model
         source = None if given is None else resolve(given, weights=self.model is not None)

@@ -1,6 +1,7 @@
 """Plain text as training data: files, a cache of their tokens on disk, and packed blocks."""
 
 import dataclasses
+import glob
 import hashlib
 import io
 import itertools
@@ -11,10 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from gpt1_jax._conversion import files
+from gpt1_jax._conversion import files, json_file
 from gpt1_jax.text.tokenizer import Tokenizer
+from gpt1_jax.training.data.records import SUFFIXES, kind_of, open_bytes, read_records
 
 READ_CHARS = 2**20  # characters that are read and encoded at once
+TEXT = "text"  # the column of a file of records
+IN_FOLDERS = (".txt", ".jsonl", ".parquet", ".arrow")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +36,60 @@ class TokenizedText:
     files: tuple[str, ...]
 
 
+def find_texts(paths: Sequence[str | os.PathLike[str]]) -> list[str | os.PathLike[str]]:
+    """Return the files that paths stand for, in the order of the paths and of their names.
+
+    A folder stands for all files below it that end in .txt, .jsonl, .parquet or .arrow, or in one
+    of these and .gz, but for hidden ones. A path with ``*``, ``?`` or ``[...]`` that is no file is
+    a pattern, in which ``**`` stands for any folders. Any other path is returned as it is.
+
+    Raises:
+        FileNotFoundError: a folder or a pattern stands for no file.
+    """
+    found: list[str | os.PathLike[str]] = []
+    for path in paths:
+        if Path(path).is_dir():
+            inside = (each.relative_to(path) for each in Path(path).rglob("*") if each.is_file())
+            names = sorted(
+                each
+                for each in inside
+                if kind_of(each) in IN_FOLDERS
+                and not any(part.startswith(".") for part in each.parts)
+            )
+            some = [Path(path, name) for name in names]
+            kinds = ", ".join(IN_FOLDERS)
+            nothing = f"the folder {path} has no file of the kinds {kinds}, gzipped ones included"
+        elif glob.has_magic(str(path)) and not Path(path).exists():
+            some = [Path(each) for each in sorted(glob.glob(str(path), recursive=True))]  # noqa: PTH207 (absolute patterns too)
+            some = [each for each in some if each.is_file()]
+            nothing = f"no file matches {path}"
+        else:
+            found.append(path)
+            continue
+        if not some:
+            raise FileNotFoundError(nothing)
+        found += some
+    return found
+
+
 def read_pieces(path: str | os.PathLike[str]) -> Iterator[str]:
     """Yield a UTF-8 file in pieces of about a million characters, cut at white space.
 
-    Joined they are the file, line ends as they are, but for a byte order mark.
+    Joined they are the file, line ends as they are, but for a byte order mark. Of a file of
+    records, .jsonl or another that ``records.read_records`` reads, they are the texts in the
+    column "text", each of which ends a line. Either may be gzipped, with .gz after its name.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not UTF-8; names the file and where.
+        ImportError: see ``records.read_records``.
+        ValueError: it is not UTF-8, or a record is wrong; names the file and where.
     """
+    if kind_of(Path(path)) in SUFFIXES:
+        yield from _record_pieces(Path(path))
+        return
     rest = ""
     with (
-        Path(path).open("rb") as content,
+        open_bytes(Path(path)) as content,
         io.TextIOWrapper(content, encoding="utf-8-sig", newline="\n") as file,
     ):
         while True:
@@ -67,6 +113,24 @@ def read_pieces(path: str | os.PathLike[str]) -> Iterator[str]:
         yield rest
 
 
+def _record_pieces(path: Path) -> Iterator[str]:
+    piece, length = [], 0
+    for place, record in read_records(path, [TEXT]):
+        text = record[TEXT]
+        if not isinstance(text, str):
+            given = json_file.short(text)
+            raise ValueError(f"{place}: {TEXT!r} is {given}, but must be a string")
+        if not text:
+            continue
+        piece.append(text if text.endswith("\n") else f"{text}\n")
+        length += len(piece[-1])
+        if length >= READ_CHARS:
+            yield "".join(piece)
+            piece, length = [], 0
+    if piece:
+        yield "".join(piece)
+
+
 def load_tokens(
     paths: Sequence[str | os.PathLike[str]], tokenizer: Tokenizer, cache: Path
 ) -> TokenizedText:
@@ -76,7 +140,7 @@ def load_tokens(
     file, and the order of the files counts.
 
     Args:
-        paths: UTF-8 text files.
+        paths: UTF-8 text files, or files of records with a column "text", see ``read_pieces``.
         tokenizer: which splits at white space, as GPT-1's does.
         cache: the folder of such files, made if need be.
 
@@ -86,6 +150,8 @@ def load_tokens(
     """
     digest = hashlib.sha256((tokenizer.pipeline + tokenizer.to_json()).encode())
     for path in paths:
+        if kind_of(Path(path)) in SUFFIXES:
+            digest.update(b"records")  # of the same bytes in a .txt file other text is read
         with Path(path).open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     name = f"tokens-{digest.hexdigest()[:16]}"

@@ -1,12 +1,16 @@
-"""Labelled sets: rows of named columns in a JSONL, CSV or TSV file."""
+"""Labelled sets: rows of named columns, in a file or in memory."""
 
 import dataclasses
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from gpt1_jax.training.data.records import Quoting, read_records
+from gpt1_jax.training.data.records import Quoting, Record, read_records, records_in_memory
+
+# A file, or records in memory: a list of dicts, or a dataset of the package ``datasets``.
+Source = str | os.PathLike[str] | Iterable[Record]
 
 LABEL = "label"  # the role of the column that is to be learned; every other role is a text
 
@@ -27,21 +31,30 @@ class Row:
 
 
 def read_rows(
-    path: str | os.PathLike[str], columns: Mapping[str, str], *, quoting: Quoting | None = None
+    source: Source,
+    columns: Mapping[str, str],
+    *,
+    quoting: Quoting | None = None,
+    name: str = "the rows",
 ) -> list[Row]:
     """Read the rows of a labelled set; other columns are ignored.
 
     Args:
-        path: the file, see ``records.read_records``.
+        source: a file, see ``records.read_records``, or records in memory.
         columns: the name of the column for each role, that of ``LABEL`` included.
         quoting: of the cells of a .csv or .tsv file, see ``records.read_records``.
+        name: what errors call records in memory.
 
     Raises:
         OSError: the file is not there or cannot be read.
         ValueError: another suffix, no rows, or a row that is wrong; names the file and the line.
     """
+    if isinstance(source, (str, os.PathLike)):
+        name, records = str(source), read_records(Path(source), columns.values(), quoting)
+    else:
+        records = records_in_memory(source, columns.values(), name)
     rows = []
-    for place, record in read_records(Path(path), columns.values(), quoting):
+    for place, record in records:
         texts = {
             role: _text(place, column, record[column])
             for role, column in columns.items()
@@ -50,13 +63,23 @@ def read_rows(
         label = _label(place, columns[LABEL], record[columns[LABEL]])
         rows.append(Row(place, texts, label))
     if not rows:
-        raise ValueError(f"{path} holds no rows")
+        raise ValueError(f"{name} holds no rows")
     return rows
+
+
+def content_of_rows(rows: Sequence[Row]) -> str:
+    """Return what tells the content of rows from any other, wherever they are from."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps([list(row.texts.items()), row.label]).encode())
+    return digest.hexdigest()[:16]
 
 
 def _text(place: str, column: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{place}: {column!r} is {json.dumps(value)[:60]}, but must be a string")
+        raise ValueError(
+            f"{place}: {column!r} is {json.dumps(value, default=repr)[:60]}, but must be a string"
+        )
     if not value.strip():
         raise ValueError(f"{place}: {column!r} is empty")
     return value
@@ -66,7 +89,9 @@ def _label(place: str, column: str, value: object) -> str:
     """A label as CSV would spell it: JSON's 1 and "1" are the same."""
     if not isinstance(value, str | int | float):
         right = "a string or a number"
-        raise ValueError(f"{place}: {column!r} is {json.dumps(value)[:60]}, but must be {right}")
+        raise ValueError(
+            f"{place}: {column!r} is {json.dumps(value, default=repr)[:60]}, but must be {right}"
+        )
     label = (value if isinstance(value, str) else json.dumps(value)).strip()
     if not label:
         raise ValueError(f"{place}: {column!r} is empty: the label is missing")

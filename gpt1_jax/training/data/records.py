@@ -1,12 +1,15 @@
-"""Files of records: JSONL, CSV and TSV as lists of named values, each with its place."""
+"""Files of records, lists of named values: JSON, CSV, TSV, parquet and arrow; gzipped too."""
 
+import contextlib
 import csv
+import gzip
 import io
 import threading
 import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from gpt1_jax._conversion import json_file
 from gpt1_jax.sharding.processes import is_main_process
@@ -15,21 +18,54 @@ Quoting = Literal["csv", "none"]
 Record = Mapping[str, object]
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-SUFFIXES = (".jsonl", *DELIMITERS)
+ARROW = (".parquet", ".arrow", ".feather")
+SUFFIXES = (".jsonl", ".json", *DELIMITERS, *ARROW)
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 _CSV_LIMIT = threading.Lock()  # held while the limit of the csv module is another one
+
+
+def kind_of(path: Path) -> str:
+    """Return the suffix of a file in lower case, without the .gz of one that is gzipped."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix == ".gz" else suffix
+
+
+@contextlib.contextmanager
+def open_bytes(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to read bytes, through gzip if it ends in .gz.
+
+    Raises:
+        OSError: it is not there or cannot be read.
+        ValueError: it is not gzipped, or not as a whole.
+    """
+    if path.suffix.lower() != ".gz":
+        with path.open("rb") as file:
+            yield file
+        return
+    with gzip.open(path) as file:
+        try:
+            yield file
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise ValueError(f"{path} is not a whole gzip file ({error})") from None
 
 
 def read_records(
     path: Path, columns: Collection[str], quoting: Quoting | None = None
 ) -> Iterator[tuple[str, Record]]:
-    """Yield the records of a file, UTF-8 with or without a byte-order mark, with their places.
+    """Yield the records of a file with their places.
 
-    A .jsonl file holds one JSON object a line. A .csv or .tsv file starts with a header. Blank
-    lines are skipped.
+    The suffix says what the file is, UTF-8 with or without a byte-order mark if it is text:
+
+    - .jsonl: a JSON object a line; blank lines are skipped;
+    - .json: the same, or a list of objects;
+    - .csv, .tsv: a header and rows of as many cells; blank lines are skipped;
+    - .parquet, .arrow, .feather: a table, read through pyarrow.
+
+    With .gz after it, the file is gzipped.
 
     Args:
-        path: the file; its suffix says what it is.
+        path: the file.
         columns: names that every record must have.
         quoting: of a .csv or .tsv file. "csv" reads cells in quotes as RFC 4180 has them, with a
             quote inside doubled; "none" takes quotes for a part of the text, and a line for a
@@ -37,54 +73,138 @@ def read_records(
             (GLUE's) have bare quotes.
 
     Yields:
-        "FILE, line N" for error messages, and the record.
+        Such as "FILE, line N" for error messages, and the record.
 
     Raises:
         OSError: the file is not there or cannot be read.
-        ValueError: another suffix, or a record that is wrong; names the file and the line.
+        ImportError: pyarrow is needed and not installed.
+        ValueError: another suffix, or a record that is wrong; names the file and where.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ValueError(f"{path} must be a file of one of the kinds {', '.join(SUFFIXES)}")
-    text = _read_text(path)
-    if suffix == ".jsonl":
-        yield from _json_records(path, text, columns)
-        return
-    delimiter = DELIMITERS[suffix]
-    if (quoting or ("csv" if suffix == ".csv" else "none")) == "csv":
-        lines = _quoted_lines(path, text, delimiter)
-    else:
-        lines = _plain_lines(text, delimiter)
-    header, rows = _table(path, lines, columns)
-    if suffix == ".tsv" and quoting is None:
-        _warn_of_quotes(path, header, rows, columns)
-    for number, cells in rows:
-        yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
+    kind = kind_of(path)
+    if kind not in SUFFIXES:
+        raise ValueError(
+            f"{path} must be a file of one of the kinds {', '.join(SUFFIXES)}, or a gzipped one "
+            "with .gz after that"
+        )
+    with open_bytes(path) as file:
+        if kind == ".jsonl":
+            yield from _json_lines(path, file, columns)
+        elif kind == ".json":
+            yield from _json_records(path, file.read(), columns)
+        elif kind in ARROW:
+            yield from _arrow_records(path, file.read(), columns)
+        else:
+            yield from _table_records(path, file.read(), columns, quoting)
 
 
-def _read_text(path: Path) -> str:
-    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+def records_in_memory(
+    given: Iterable[Record], columns: Collection[str], name: str
+) -> Iterator[tuple[str, Record]]:
+    """Yield records such as a list of dicts or a dataset of ``datasets``, with their places.
+
+    Args:
+        given: the records.
+        columns: names that every record must have; others are left out.
+        name: what a place calls them, "NAME, row N".
+
+    Raises:
+        ValueError: one is not a mapping, or lacks a column; names its place.
+    """
+    for number, record in enumerate(given, start=1):
+        place = f"{name}, row {number}"
+        if not isinstance(record, Mapping):
+            raise ValueError(f"{place} is {json_file.short(record)}, but must be a dict of columns")
+        _check_columns(place, record, columns)
+        yield place, {column: _as_python(record[column]) for column in columns}
+
+
+def _as_python(value: object) -> object:
+    """Return a scalar of numpy or JAX as Python's."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value  # type: ignore[attr]
+
+
+def _decode(path: Path, content: bytes, first_line: int = 1) -> str:
     try:
-        return content.decode("utf-8")
+        return content.removeprefix(BYTE_ORDER_MARK if first_line == 1 else b"").decode("utf-8")
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+        line = error.object.count(b"\n", 0, error.start) + first_line
         raise ValueError(f"{path}, line {line} is not UTF-8") from None
 
 
-def _json_records(path: Path, text: str, columns: Collection[str]) -> Iterator[tuple[str, Record]]:
-    # Not splitlines, which also splits at characters that JSON allows inside a string.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        try:
-            record = json_file.parse_json(line, constants=False)
-        except ValueError as error:
-            raise ValueError(f"{place} {error}") from None
-        if not isinstance(record, dict):
-            raise ValueError(f"{place} is no JSON object: it must start with {{ and end with }}")
-        _check_columns(place, record, columns)
-        yield place, record
+def _json_lines(
+    path: Path, file: Iterable[bytes], columns: Collection[str]
+) -> Iterator[tuple[str, Record]]:
+    # Lines of bytes end at \n alone, and not at characters that JSON allows inside a string.
+    for number, content in enumerate(file, start=1):
+        line = _decode(path, content, number).removesuffix("\n")
+        if line.strip():
+            place = f"{path}, line {number}"
+            yield place, _record(place, _parse(place, line), columns)
+
+
+def _json_records(
+    path: Path, content: bytes, columns: Collection[str]
+) -> Iterator[tuple[str, Record]]:
+    if not content.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
+        yield from _json_lines(path, io.BytesIO(content), columns)
+        return
+    for number, item in enumerate(_parse(str(path), _decode(path, content)), start=1):
+        place = f"{path}, item {number}"
+        yield place, _record(place, item, columns)
+
+
+def _parse(place: str, text: str) -> object:
+    try:
+        return json_file.parse_json(text, constants=False)
+    except ValueError as error:
+        raise ValueError(f"{place} {error}") from None
+
+
+def _record(place: str, record: object, columns: Collection[str]) -> Record:
+    if not isinstance(record, dict):
+        raise ValueError(f"{place} is no JSON object: it must start with {{ and end with }}")
+    _check_columns(place, record, columns)
+    return record
+
+
+def _arrow_records(
+    path: Path, content: bytes, columns: Collection[str]
+) -> Iterator[tuple[str, Record]]:
+    try:
+        import pyarrow
+        from pyarrow import ipc, parquet
+    except ImportError:
+        raise ImportError(f'{path} is read by pyarrow: pip install "gpt1-jax[arrow]"') from None
+    buffer = pyarrow.BufferReader(content)
+    try:
+        if kind_of(path) == ".parquet":
+            table = parquet.read_table(buffer)
+        else:  # datasets writes streams, most others files
+            read = ipc.open_file if content.startswith(b"ARROW1") else ipc.open_stream
+            table = read(buffer).read_all()
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path} cannot be read ({json_file.first_line(error)})") from None
+    _check_columns(str(path), table.column_names, columns)
+    number = 0
+    for batch in table.select(list(dict.fromkeys(columns))).to_batches():
+        for record in batch.to_pylist():
+            number += 1
+            yield f"{path}, row {number}", record
+
+
+def _table_records(
+    path: Path, content: bytes, columns: Collection[str], quoting: Quoting | None
+) -> Iterator[tuple[str, Record]]:
+    kind, text = kind_of(path), _decode(path, content)
+    if (quoting or ("csv" if kind == ".csv" else "none")) == "csv":
+        lines = _quoted_lines(path, text, DELIMITERS[kind])
+    else:
+        lines = _plain_lines(text, DELIMITERS[kind])
+    header, rows = _table(path, lines, columns)
+    if kind == ".tsv" and quoting is None:
+        _warn_of_quotes(path, header, rows, columns)
+    for number, cells in rows:
+        yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
 
 
 Lines = list[tuple[int, list[str]]]  # the line that a row starts on, and its cells

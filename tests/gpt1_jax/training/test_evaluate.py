@@ -77,6 +77,14 @@ def test_evaluate_measures_text_in_overlapping_windows(
             assert measures["perplexity"] == pytest.approx(math.exp(measures["loss"]))
 
 
+def test_evaluate_measures_the_texts_of_json_lines(language_model: Path, tmp_path: Path) -> None:
+    text = write_text(tmp_path / "text.txt", lines=8)
+    lines = text.read_text().splitlines()
+    rows = write_rows(tmp_path / "text.jsonl", [{"id": i, "text": x} for i, x in enumerate(lines)])
+    (_, one), (_, other) = evaluate(language_model, [text, rows])
+    assert one == other
+
+
 def test_evaluate_measures_the_model_in_the_dtype_asked_for(
     language_model: Path, tmp_path: Path
 ) -> None:

@@ -459,6 +459,23 @@ def test_finetune_equal_settings_give_equal_runs(
     assert prepared() == prepared_by_default
 
 
+def test_finetune_takes_rows_in_memory(
+    base: Path, tmp_path: Path, prepared_by_default: Prepared
+) -> None:
+    rows: Any = rows_of("classification")
+
+    def start() -> None:
+        finetune("classification", rows, rows[:9], tmp_path / "run", base, epochs=0.5, dropout=0.1)
+
+    for _ in range(2):  # begun, and resumed
+        assert prepare(start) == prepared_by_default
+    rows[-1]["text"] = "the cat was changed"
+    with pytest.raises(
+        ValueError, match=r"other settings(.|\n)*train_content: \w+ there, \w+ now$"
+    ):
+        start()
+
+
 def test_finetune_epochs_set_number_of_steps(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared
 ) -> None:

@@ -239,6 +239,26 @@ def test_pretrain_equal_settings_give_equal_runs(
     assert prepared() == prepared_by_default
 
 
+def test_pretrain_reads_folders_of_json_lines(
+    texts: tuple[Path, Path],
+    tmp_path: Path,
+    prepared_by_default: Prepared,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    lines = texts[0].read_text().splitlines(keepends=True)
+    for i in range(2):
+        half = lines[i * 30 : (i + 1) * 30]
+        records = (json.dumps({"text": line}) + "\n" for line in half)
+        (folder / f"{i}.jsonl").write_text("".join(records))
+    assert prepare(lambda: pretrain([folder], tmp_path / "run", **PLAIN)) == prepared_by_default
+    run = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert run["texts"] == [str(folder / "0.jsonl"), str(folder / "1.jsonl")]
+    assert run["summary"]["train"]["characters"] == len("".join(lines))
+    assert capsys.readouterr().err.startswith("to train on: 2 files, ")
+
+
 def test_pretrain_steps_set_number_of_steps(
     prepared: Callable[..., Prepared], prepared_by_default: Prepared
 ) -> None:
@@ -286,7 +306,9 @@ def test_pretrain_settings_default_to_the_paper() -> None:
     [
         ({"texts": []}, "give at least one text file"),
         ({"texts": ["nowhere.txt"]}, "no file .*nowhere.txt"),
-        ({"texts": ["."]}, "is not a file"),
+        ({"texts": ["empty"]}, "the folder empty has no file of the kinds .txt"),
+        ({"texts": ["*.md"]}, r"no file matches \*.md"),
+        ({"texts": ["bare.jsonl"]}, "bare.jsonl, line 1: there is no column 'text'"),
         ({"texts": ["empty.txt"]}, "empty.txt is empty"),
         ({"texts": ["blank.txt"]}, "no letters|holds no text"),
         ({"texts": ["latin.txt"]}, "latin.txt is not UTF-8"),
@@ -333,6 +355,8 @@ def test_pretrain_rejects_bad_input_before_training(
     files = {"empty": b"", "blank": b" \n\n ", "latin": b"na\xefve", "short": b"a a a a\n"}
     for name, content in {**files, "letter": b"a"}.items():
         Path(f"{name}.txt").write_bytes(content)
+    Path("empty").mkdir()
+    Path("bare.jsonl").write_text('{"body": "a"}')
     if fields.get("model") == "BASE":
         fields["model"] = write_checkpoint(tmp_path / "base", vocab_size=80)
     with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:

@@ -1,9 +1,11 @@
 """Text files as tokens: pieces, the cache on disk, blocks, and the order of their batches."""
 
 import functools
+import gzip
 import itertools
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -15,7 +17,7 @@ from support.small_tokenizer import SIZE, write_small
 
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.data import corpus
-from gpt1_jax.training.data.corpus import PackedBlocks, load_tokens, read_pieces
+from gpt1_jax.training.data.corpus import PackedBlocks, find_texts, load_tokens, read_pieces
 
 # What splits words for one side and not for the other, what is dropped, and a word that is long.
 FRAGMENTS = [
@@ -234,6 +236,79 @@ def test_packed_blocks_predict_each_token_once(N: int, T: int) -> None:
     assert predicted == ids[1 : 1 + len(predicted)].tolist()
     assert N - 1 - len(predicted) < T
     assert all(row[0] == before[-1] for before, row in itertools.pairwise(rows))
+
+
+def write_json_lines(path: Path, texts: list[str]) -> Path:
+    content = "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in texts).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=6))
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
+def test_read_pieces_joins_texts_of_json_lines(
+    tmp_path_factory: pytest.TempPathFactory, name: str, texts: list[str]
+) -> None:
+    path = write_json_lines(tmp_path_factory.getbasetemp() / name, texts)
+    expected = [text if text.endswith("\n") else f"{text}\n" for text in texts if text]
+    for size in (1, 10, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(corpus, "READ_CHARS", size)
+            pieces = list(read_pieces(path))
+        assert "".join(pieces) == "".join(expected)
+        assert all(len(piece) < size + 9 for piece in pieces)
+
+
+def test_read_pieces_reports_records_without_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": 3}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: 'text' is 3, but must be a string"):
+        list(read_pieces(path))
+    path.write_text('{"body": "a"}\n')
+    with pytest.raises(ValueError, match=r"line 1: there is no column 'text'; the columns are 'b"):
+        list(read_pieces(path))
+
+
+def test_load_tokens_reads_the_texts_of_all_kinds(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lines = ["the thing is", "pressing"]
+    (tmp_path / "a.txt").write_text("the thing is\npressing\n")
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"the thing is\npressing\n"))
+    (tmp_path / "c.json").write_text(json.dumps([{"text": line} for line in lines]))
+    paths = [tmp_path / name for name in ("a.txt", "b.txt.gz", "c.json")]
+    paths += [write_json_lines(tmp_path / name, lines) for name in ("d.jsonl", "e.jsonl.gz")]
+    shutil.copy(tmp_path / "d.jsonl", tmp_path / "d.txt")  # whose JSON is the text
+    found = [load_tokens([path], tokenizer, tmp_path / "cache") for path in paths]
+    for each in found:
+        np.testing.assert_array_equal(each.ids, tokenizer.encode("the thing is\npressing\n"))
+        assert each.characters == 22
+    whole = load_tokens([tmp_path / "d.txt"], tokenizer, tmp_path / "cache")
+    assert len(whole.ids) > len(found[0].ids)
+
+
+def test_find_texts_resolves_folders_and_patterns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["b.txt", "a/2.jsonl.gz", "a/1.TXT", "a/b/3.txt.gz", "c[1].txt"]
+    for name in [*names, "a/notes.md", "a/.hidden.txt", "a/.git/x.txt", "a/info.json"]:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+
+    def found(*paths: str) -> list[str]:
+        return list(map(str, find_texts(paths)))
+
+    assert found("b.txt", "a") == ["b.txt", "a/1.TXT", "a/2.jsonl.gz", "a/b/3.txt.gz"]
+    assert found("*.txt") == ["b.txt", "c[1].txt"]
+    assert found("c[1].txt", "nowhere.txt") == ["c[1].txt", "nowhere.txt"]
+    assert found("**/*.gz") == ["a/2.jsonl.gz", "a/b/3.txt.gz"]
+    assert found(f"{tmp_path}/?.txt") == [str(tmp_path / "b.txt")]
+    assert found() == []
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"the folder empty has no file of the kinds \.txt"):
+        find_texts(["empty"])
+    with pytest.raises(FileNotFoundError, match=r"no file matches \*\.text"):
+        find_texts(["*.text"])
 
 
 @pytest.mark.parametrize(("count", "rows"), [(11, slice(None)), (3, slice(None)), (5, [2, 3])])

@@ -1,17 +1,20 @@
 """Labelled sets: what is read is what was written, and every fault is named by file and line."""
 
 import csv
+import gzip
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gpt1_jax.training.data.labelled import Row, read_rows
+from gpt1_jax.training.data.labelled import Row, content_of_rows, read_rows
 
 COLUMNS = {"text": "sentence", "label": "class"}
 
@@ -140,6 +143,139 @@ def test_read_rows_reads_cells_beyond_the_limit_of_csv(tmp_path: Path) -> None:
     assert csv.field_size_limit() == limit
 
 
+# A table that two rows are read from, as files of all kinds have it.
+RECORDS = [
+    {"class": 1, "other": None, "sentence": "a ✓"},
+    {"class": 0, "other": None, "sentence": "b\u2028c"},
+]
+
+
+def write_records(path: Path, records: list[dict[str, Any]]) -> Path:
+    """Write a file of the kind that its suffixes say."""
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    if kind in ("parquet", "arrow", "feather"):
+        pyarrow = pytest.importorskip("pyarrow")
+        feather, parquet = (pytest.importorskip(f"pyarrow.{x}") for x in ("feather", "parquet"))
+        table, sink = pyarrow.Table.from_pylist(records), pyarrow.BufferOutputStream()
+        if kind == "parquet":
+            parquet.write_table(table, sink)
+        elif kind == "feather":
+            feather.write_feather(table, sink)
+        else:
+            with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+                writer.write_table(table, max_chunksize=1)
+        content = sink.getvalue().to_pybytes()
+    elif kind == "json":
+        content = json.dumps(records, indent=1).encode()
+    elif kind == "jsonl":
+        lines = (json.dumps(record, ensure_ascii=False) for record in records)
+        content = "\n".join(lines).encode()
+    else:
+        separator = {"csv": ",", "tsv": "\t"}[kind]
+        lines = [separator.join(records[0])]
+        lines += [separator.join(map(str, record.values())) for record in records]
+        content = "\n".join(lines).encode()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [
+        ("a.json", "item 1"),
+        ("a.JSON", "item 1"),
+        ("a.jsonl.gz", "line 1"),
+        ("a.json.GZ", "item 1"),
+        ("a.csv.gz", "line 2"),
+        ("a.tsv.gz", "line 2"),
+        ("a.parquet", "row 1"),
+        ("a.parquet.gz", "row 1"),
+        ("a.arrow", "row 1"),
+        ("a.feather", "row 1"),
+    ],
+)
+def test_read_rows_reads_every_kind_of_file(tmp_path: Path, name: str, where: str) -> None:
+    written = write_records(tmp_path / name.lower(), RECORDS)
+    path = written.rename(tmp_path / name)
+    first, second = read_rows(path, COLUMNS)
+    assert first == Row(f"{path}, {where}", {"text": "a ✓"}, "1")
+    assert (second.texts["text"], second.label) == ("b\u2028c", "0")
+
+
+def test_read_rows_reads_json_lines_in_json_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('\ufeff{"sentence": "a", "class": 1}\n\n{"sentence": "b", "class": 2}\n')
+    assert read_rows(path, COLUMNS) == [
+        Row(f"{path}, line 1", {"text": "a"}, "1"),
+        Row(f"{path}, line 3", {"text": "b"}, "2"),
+    ]
+
+
+class Dataset:
+    """What a dataset of the package ``datasets`` is here: rows one after another."""
+
+    def __iter__(self) -> Any:
+        return iter([{"sentence": "a", "class": np.int64(-1)}, {"sentence": "b", "class": 0.5}])
+
+
+def test_read_rows_reads_records_in_memory(tmp_path: Path) -> None:
+    found = read_rows(Dataset(), COLUMNS, name="train")
+    assert found == [
+        Row("train, row 1", {"text": "a"}, "-1"),
+        Row("train, row 2", {"text": "b"}, "0.5"),
+    ]
+    path = tmp_path / "a.csv"
+    path.write_text("class,sentence\n-1,a\n0.5,b\n")
+    assert content_of_rows(found) == content_of_rows(read_rows(path, COLUMNS))
+    other = [*found[:1], Row("train, row 2", {"text": "b"}, "0.6")]
+    assert content_of_rows(found) != content_of_rows(other)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([], "train holds no rows"),
+        (["text"], "train, row 1 is 'text', but must be a dict of columns"),
+        ([{"class": 1}], "train, row 1: there is no column 'sentence'; the columns are 'class'"),
+        ([{"class": 1, "sentence": 2}], "train, row 1: 'sentence' is 2, but must be a string"),
+        ([{"class": {1}, "sentence": "a"}], "'class' is \"{1}\", but must be a string or a number"),
+    ],
+)
+def test_read_rows_reports_row_of_errors_in_memory(records: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_rows(records, COLUMNS, name="train")
+
+
+def test_read_rows_reports_damaged_binary_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    whole = gzip.compress(b'{"sentence": "a", "class": 1}\n' * 9)
+    for content in (b"{}", whole[:-9], whole[:20] + b"x" * 20):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.jsonl\.gz is not a whole gzip file \("):
+            read_rows(path, COLUMNS)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(
+        ImportError, match=r'a\.parquet is read by pyarrow: pip install "gpt1-jax\[a'
+    ):
+        read_rows(tmp_path / "a.parquet", COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.arrow", "a.feather"])
+def test_read_rows_reports_what_pyarrow_does(tmp_path: Path, name: str) -> None:
+    path = write_records(tmp_path / name, [{"sentence": "a", "label": 1}])
+    with pytest.raises(ValueError, match=r"no column 'class'; the columns are 'sentence', 'label'"):
+        read_rows(path, COLUMNS)
+    path = write_records(tmp_path / name, [{"sentence": "a", "class": None}])
+    with pytest.raises(ValueError, match=rf"{name}, row 1: 'class' is null, but must be a str"):
+        read_rows(path, COLUMNS)
+    path.write_bytes(path.read_bytes()[:40])
+    with pytest.raises(ValueError, match=rf"{name} cannot be read \("):
+        read_rows(path, COLUMNS)
+
+
 def test_read_rows_keeps_unicode_line_separators(tmp_path: Path) -> None:
     text = "one\u0085two\u2028three\x0bfour"
     for suffix in (".csv", ".tsv", ".jsonl"):
@@ -176,7 +312,15 @@ def test_read_rows_converts_json_labels_to_strings(tmp_path: Path, value: str, l
         ("a.csv", b"sentence,class\n", "a.csv holds no rows"),
         ("a.jsonl", b"\n \n", "a.jsonl holds no rows"),
         ("a.txt", b"sentence,class\na,1\n", "a.txt must be a file of one of the kinds .jsonl"),
-        ("a", b"sentence,class\na,1\n", ".jsonl, .csv, .tsv"),
+        ("a", b"sentence,class\na,1\n", ".jsonl, .json, .csv, .tsv, .parquet"),
+        ("a.gz", b"sentence,class\na,1\n", ".jsonl, .json, .csv, .tsv, .parquet"),
+        ("a.json", b"", "a.json holds no rows"),
+        ("a.json", b" []", "a.json holds no rows"),
+        ("a.json", b'["a"]', "a.json, item 1 is no JSON object"),
+        ("a.json", b'[{"sentence": "a"}]', "a.json, item 1: there is no column 'class'"),
+        ("a.json", b'[{"sentence": "a", "class": 1}', "a.json is not JSON ("),
+        ("a.json", b'{\n"sentence": "a", "class": 1}', "a.json, line 1 is not JSON ("),
+        ("a.json", b'[\n"\xff"]', "a.json, line 2 is not UTF-8"),
         (
             "a.csv",
             b"sentence,label\na,1\n",

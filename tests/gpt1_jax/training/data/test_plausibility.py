@@ -20,9 +20,7 @@ def test_drop_unlabelled_leaves_out_rows_without_gold_label() -> None:
     without, line = drop_unlabelled(rows)
     assert without == rows[:21]
     assert line is not None
-    assert line.startswith(
-        "a, b.csv: 2 rows with the label -1 or -, which stands for no gold label"
-    )
+    assert line.startswith("a, b.csv: 2 of 23 rows are left out for their label -1 or -, which sta")
     assert drop_unlabelled(rows[:21]) == (rows[:21], None)
 
 
