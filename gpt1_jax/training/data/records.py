@@ -9,7 +9,7 @@ import warnings
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal, cast
 
 from gpt1_jax._conversion import json_file
 from gpt1_jax.sharding.processes import is_main_process
@@ -45,7 +45,7 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
         return
     with gzip.open(path) as file:
         try:
-            yield file
+            yield cast(IO[bytes], file)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is not a whole gzip file ({error})") from None
 
@@ -120,7 +120,8 @@ def records_in_memory(
 
 def _as_python(value: object) -> object:
     """Return a scalar of numpy or JAX as Python's."""
-    return value.item() if getattr(value, "ndim", None) == 0 else value  # type: ignore[attr]
+    scalar: Any = value
+    return scalar.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _decode(path: Path, content: bytes, first_line: int = 1) -> str:
@@ -153,7 +154,7 @@ def _json_records(
         yield place, _record(place, item, columns)
 
 
-def _parse(place: str, text: str) -> object:
+def _parse(place: str, text: str) -> Any:
     try:
         return json_file.parse_json(text, constants=False)
     except ValueError as error:
