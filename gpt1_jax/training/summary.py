@@ -86,9 +86,10 @@ def _lines(summary: Mapping[str, Any]) -> list[str]:
             f"{cut:,} rows to train on have a text that is cut to {tokens} tokens; the longest has "
             f"{longest:,}"
         )
+    warmup = f"{summary['warmup_steps']:,.4g} steps of warm-up"
     lines += [
-        f"{summary['steps']:,} steps, {summary['steps_per_epoch']:,} an epoch; warm-up of "
-        f"{summary['warmup_steps']:,.4g} steps; the learning rate is "
+        f"{_count(summary['steps'], 'step')}, {summary['steps_per_epoch']:,} an epoch; "
+        f"{warmup if summary['warmup_steps'] else 'no warm-up'}; the learning rate is "
         f"{summary['first_learning_rate']:.3g} at first and {summary['highest_learning_rate']:.3g} "
         "at most",
         f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters are trained; "

@@ -18,7 +18,7 @@ BASE: dict[str, Any] = {
     "warnings": ["dev.tsv: 2 of 2"],
 }
 LAST = [
-    "3,000 steps, 1,000 an epoch; warm-up of 6 steps; the learning rate is 0 at first and 6.24e-05 "
+    "3,000 steps, 1,000 an epoch; 6 steps of warm-up; the learning rate is 0 at first and 6.24e-05 "
     "at most",
     "2,304 of 116,537,088 parameters are trained; weights, gradients and optimizer take 466 MB, "
     "activations more",
