@@ -201,7 +201,8 @@ def _table_records(
         lines = _quoted_lines(path, text, DELIMITERS[kind])
     else:
         lines = _plain_lines(text, DELIMITERS[kind])
-    header, rows = _table(path, lines, columns)
+    with _hint_of_quotes(kind == ".tsv" and quoting is None and '"' in text):
+        header, rows = _table(path, lines, columns)
     if kind == ".tsv" and quoting is None:
         _warn_of_quotes(path, header, rows, columns)
     for number, cells in rows:
@@ -270,6 +271,18 @@ def _warn_of_quotes(
                 stacklevel=2,
             )
             return
+
+
+@contextlib.contextmanager
+def _hint_of_quotes(applies: bool) -> Iterator[None]:
+    """Add to an error of a table that its cells may be quoted, if that applies."""
+    try:
+        yield
+    except ValueError as error:
+        if not applies:
+            raise
+        hint = 'if the file quotes its cells, pass quoting="csv" (--quoting csv)'
+        raise ValueError(f"{error}; {hint}") from None
 
 
 def _is_in_quotes(cell: str) -> bool:

@@ -347,6 +347,16 @@ def test_read_rows_converts_json_labels_to_strings(tmp_path: Path, value: str, l
         ("a.csv", b'sentence,class\na,1\n"b,1\nc,2\n', "a.csv, line 3: unexpected end of data"),
         ("a.csv", b'sentence,class\n"a" b,1\n', "a.csv, line 2: ',' expected after '\"'"),
         ("a.tsv", b"sentence\tclass\na\t1\n \n", "a.tsv, line 3 has 1 cells, but the header 2"),
+        (
+            "a.tsv",
+            b'sentence\tclass\n"a\nb"\t1\n',
+            "line 2 has 1 cells, but the header 2; if the file quotes its cells, pass quoting=",
+        ),
+        (
+            "a.tsv",
+            b'"sentence"\t"class"\na\t1\n',
+            """no column 'sentence'; the columns are '"sentence"', '"class"'; if the file quotes""",
+        ),
         ("a.csv", b"sentence,class\n ,1\n", "a.csv, line 2: 'sentence' is empty"),
         ("a.csv", b"sentence,class\na,\n", "line 2: 'class' is empty: the label is missing"),
         ("a.csv", b"sentence,class\na,1\nna\xefve,1\n", "a.csv, line 3 is not UTF-8"),
