@@ -398,12 +398,12 @@ def test_cli_pretrain_reports_full_disk_on_final_save(
         patch.setattr("safetensors.numpy.save_file", full)
         status, out, err = run(*PRETRAIN)
     assert (status, out) == (2, "")
-    assert err == "gpt1: cannot write to run: No space left on device\n"
+    assert err.endswith("\ngpt1: cannot write to run: No space left on device\n")
     assert not (here / "run" / "config.json").exists()
     assert not list((here / "run").glob(".*"))
     assert [path.name for path in (here / "run" / "checkpoints").iterdir()] == ["4"]
     # Run again, there is nothing left to do but to save.
-    assert run(*PRETRAIN) == (0, "run: the last model\n", "")
+    assert run(*PRETRAIN)[:2] == (0, "run: the last model\n")
     gpt1.OpenAIGPTLMHeadModel.from_pretrained(here / "run")
 
 
