@@ -31,8 +31,8 @@ def check_no_regression(rows: Sequence[Row]) -> None:
     """Check that the labels of a classification are not numbers of which most are different.
 
     Raises:
-        ValueError: they are: more than 20 integers, or 4 numbers with fractions, which are more
-            than a third of the rows (of fractions, 20 are enough).
+        ValueError: they are. Integers are so from 21 different ones on, if these are more than a
+            third of the rows; where there are fractions, 21 are enough, or from 5 on a third.
     """
     names = {row.label for row in rows}
     numbers = [_number(name) for name in names]
