@@ -29,7 +29,7 @@ def joined(batches: list[list[int]]) -> list[int]:
     seed=st.integers(0, 2**32 - 1),
     before=st.integers(0, 12),
 )
-@settings(max_examples=20)
+@settings(max_examples=12)
 def test_shuffled_batches_read_all_once_an_epoch_from_any_position(
     count: int, batch_size: int, seed: int, before: int
 ) -> None:
