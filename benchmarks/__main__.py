@@ -21,6 +21,7 @@ from benchmarks.generate import generate
 from benchmarks.kneser_ney import kneser_ney
 from benchmarks.lm_eval import lm_eval
 from benchmarks.load import load
+from benchmarks.predict import predict
 from benchmarks.prompts import prompts
 from benchmarks.report import report
 from benchmarks.scaling import scaling
@@ -42,6 +43,7 @@ SUITES = {
     "prompts": prompts,
     "activations": activations,
     "score": score,
+    "predict": predict,
     "all": run_all,
     "report": report,
     "kneser-ney": kneser_ney,

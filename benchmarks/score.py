@@ -84,7 +84,7 @@ def score(
         options = dataclasses.replace(options, model=options.model or DEMO)
         count = min(count, QUICK)
     texts = {name: READERS[name](folder)[:count] for name in sets}
-    with open_suite("score", options) as suite, _with_tokenizer(suite.folder, folder) as checkpoint:
+    with open_suite("score", options) as suite, with_tokenizer(suite.folder, folder) as checkpoint:
         runs = {}
         if not options.memory:
             runs = {name: _scorer(name)(checkpoint) for name in suite.peers}
@@ -102,7 +102,7 @@ def score(
 
 
 @contextlib.contextmanager
-def _with_tokenizer(checkpoint: Path, data: Path) -> Iterator[Path]:
+def with_tokenizer(checkpoint: Path, data: Path) -> Iterator[Path]:
     """Give a checkpoint GPT-1's own tokenizer if it has none."""
     try:
         Tokenizer.from_pretrained(checkpoint)

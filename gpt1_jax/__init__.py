@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gpt1_jax.quantization import quantize
     from gpt1_jax.scoring import Score, score
     from gpt1_jax.text.tokenizer import Tokenizer
+    from gpt1_jax.training.predict import predict
 
 __version__ = "0.1.0"
 
@@ -50,6 +51,7 @@ _MODULES = {
     "functional": "pure",
     "generate": "generation.api",
     "patch": "explore.activations",
+    "predict": "training.predict",
     "quantize": "quantization",
     "score": "scoring",
     "stream": "generation.streaming",
@@ -76,6 +78,7 @@ __all__ = [
     "functional",
     "generate",
     "patch",
+    "predict",
     "quantize",
     "score",
     "stream",

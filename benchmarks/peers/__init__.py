@@ -17,7 +17,7 @@ from benchmarks.peers.other_jax import OtherJax
 OURS = "gpt1-jax"
 ALL_OURS = {"float32": OURS, "bfloat16": f"{OURS}-bfloat16", "int8": f"{OURS}-int8"}
 OLDER = " older"  # after the name of one of ours: it under another JAX
-Kind = Literal["forward", "generate", "train", "load", "score"]
+Kind = Literal["forward", "generate", "train", "load", "score", "predict"]
 
 # ids (B, T) -> logits (B, T, V) or, without the head, states (B, T, E): ready, in the library's
 # own arrays.
@@ -26,6 +26,8 @@ Forward = Callable[[np.ndarray], Any]
 Generate = Callable[[np.ndarray, int], np.ndarray]
 # Texts -> of each, the log-probabilities of its tokens but the first.
 Scores = Callable[[Sequence[str]], list[np.ndarray]]
+# Texts -> the probabilities of the classes of each, (texts, classes).
+Predict = Callable[[Sequence[str]], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Peer:
         train: from a checkpoint; see ``train.py``.
         load: reads a checkpoint; what it returns is ready to be used.
         score: from a checkpoint with its tokenizer.
+        predict: from a classifier with its tokenizer.
         states: whether it has a forward without the head.
         platforms: where it runs.
         compiles: whether it compiles anew after another library has run: it is run once more before
@@ -56,6 +59,7 @@ class Peer:
     train: Callable[..., Any] | None = None
     load: Callable[[Path], object] | None = None
     score: Callable[[Path], Scores] | None = None
+    predict: Callable[[Path], Predict] | None = None
     states: bool = True
     platforms: tuple[Platform, ...] = ("cpu", "gpu")
     compiles: bool = False
@@ -72,6 +76,7 @@ PEERS: dict[str, Peer] = {
         train=ours.train,
         load=ours.load,
         score=ours.score,
+        predict=ours.predict,
         platforms=("cpu", "gpu", "tpu"),
     ),
     "gpt1-jax-bfloat16": Peer(
@@ -82,6 +87,7 @@ PEERS: dict[str, Peer] = {
         generate=functools.partial(ours.generate, dtype="bfloat16"),
         load=functools.partial(ours.load, dtype="bfloat16"),
         score=functools.partial(ours.score, dtype="bfloat16"),
+        predict=functools.partial(ours.predict, dtype="bfloat16"),
         platforms=("cpu", "gpu", "tpu"),
     ),
     "gpt1-jax-int8": Peer(
@@ -92,6 +98,7 @@ PEERS: dict[str, Peer] = {
         generate=functools.partial(ours.generate, dtype="int8"),
         load=functools.partial(ours.load, dtype="int8"),
         score=functools.partial(ours.score, dtype="int8"),
+        predict=functools.partial(ours.predict, dtype="int8"),
         platforms=("cpu", "gpu", "tpu"),
     ),
     "transformers": Peer(
@@ -102,6 +109,7 @@ PEERS: dict[str, Peer] = {
         train=hugging_face.train,
         load=hugging_face.load,
         score=hugging_face.score,
+        predict=hugging_face.predict,
     ),
     "transformers-bfloat16": Peer(
         modules=TORCH,

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.timing import cores
+from benchmarks.timing import clock, cores
+from gpt1_jax.training.data.tasks import CLASSIFY, START
 from gpt1_jax.training.optimizer import OptimizerSettings
 
 
@@ -119,6 +120,55 @@ def score(
             batch, order = order[:size], order[size:]
             found |= zip(batch, score_batch([rows[number] for number in batch]), strict=True)
         return [found[number] for number in range(len(rows))]
+
+    return run
+
+
+def predict(
+    folder: Path, batch_sizes: Sequence[int] = (1, 4, 8, 32), tried: int = 64
+) -> Callable[[Sequence[str]], np.ndarray]:
+    """Return the function from texts to the probabilities of the classes.
+
+    It is the text-classification pipeline, which takes texts in the order given, in the batch size
+    that is fastest for the first ``tried`` of them. The tokenizer puts a text between the tokens
+    that a fine-tuned model reads it between.
+    """
+    import torch
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+    torch.set_num_threads(cores())
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (START, CLASSIFY)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=f"{START} $A {CLASSIFY}", special_tokens=special
+    )
+    tokenizer.pad_token = tokenizer.unk_token
+    model: Any = AutoModelForSequenceClassification.from_pretrained(folder)
+    names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    model.eval().to(_device())
+    classify: Any = pipeline(
+        "text-classification", model=model, tokenizer=tokenizer, device=_device(), top_k=None
+    )
+
+    def batches(texts: Sequence[str], size: int) -> np.ndarray:
+        # Without truncation: no text here is longer than the model's positions.
+        found = classify(list(texts), batch_size=size)
+        scores = [{each["label"]: each["score"] for each in row} for row in found]
+        return np.array([[row[name] for name in names] for row in scores], np.float32)
+
+    def seconds(texts: Sequence[str], size: int) -> float:
+        begin = clock()
+        batches(texts[:tried], size)
+        return clock() - begin
+
+    fastest: dict[int, int] = {}  # by the number of texts
+
+    def run(texts: Sequence[str]) -> np.ndarray:
+        if len(texts) not in fastest:
+            batches(texts[:tried], 1)
+            fastest[len(texts)] = min(batch_sizes, key=lambda size: seconds(texts, size))
+        return batches(texts, fastest[len(texts)])
 
     return run
 

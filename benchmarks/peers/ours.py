@@ -67,6 +67,23 @@ def score(folder: Path, dtype: str = "float32") -> Callable[[Sequence[str]], lis
     return run
 
 
+def predict(folder: Path, dtype: str = "float32") -> Callable[[Sequence[str]], np.ndarray]:
+    """Return the function from texts to the probabilities of the classes."""
+    stored = "float32" if dtype == "int8" else dtype
+    model = gpt1.OpenAIGPTForSequenceClassification.from_pretrained(
+        folder, dtype=stored, param_dtype=stored, precision=PRECISION
+    )
+    if dtype == "int8":
+        model = gpt1.quantize(model, "int8")
+    tokenizer = gpt1.Tokenizer.from_pretrained(folder)
+
+    def run(texts: Sequence[str]) -> np.ndarray:
+        found = gpt1.predict(model, texts, tokenizer=tokenizer, task="classification")
+        return np.array([list(row["scores"].values()) for row in found], np.float32)
+
+    return run
+
+
 def training_batch(ids: np.ndarray) -> Batch:
     """Return ids (B, T) as a step takes them.
 

@@ -73,6 +73,7 @@ def write_page(records: Sequence[Record], pictures: Mapping[str, str]) -> str:
         _generate,
         _prompts,
         _score,
+        _predict,
         _train,
         _load,
         _start,
@@ -298,6 +299,28 @@ def _score(records: Sequence[Record]) -> list[str]:
         "is a batched loop over its model: texts sorted by length, the head on their own tokens",
         f"alone. The ratio says how many times as fast {OURS} is. The error is the root mean",
         f"square of the difference from {OURS}'s log-probabilities in float32, relative to theirs.",
+    )
+
+
+def _predict(records: Sequence[Record]) -> list[str]:
+    rows = []
+    for case in timed_cases(records, "predict"):
+        seconds = case["seconds"]
+        rows += _by_peer(
+            f"{case['case']['count']} {case['case']['texts']}",
+            {name: Spread.of(times) for name, times in seconds.items()},
+            speeds(case["case"]["count"], seconds),
+            times_as_fast(seconds),
+            {name: _error(found) for name, found in case["errors"].items()},
+        )
+    return _section(
+        "Predict",
+        ["texts", "", "seconds", "texts/s", "ratio", "error"],
+        rows,
+        "The labels of short texts by a classifier, from strings. transformers is its",
+        "text-classification pipeline in the fastest of several batch sizes. The ratio says how",
+        f"many times as fast {OURS} is. The error is the root mean square of the difference from",
+        f"{OURS}'s probabilities in float32, relative to theirs.",
     )
 
 

@@ -24,6 +24,7 @@ SUITES = {
     "prompts": {"tokens", "command", "prompts", "mean", "new", "batch"},
     "activations": {"errors", "task", "tokens", "runs"},
     "score": {"tokens", "errors", "limits", "texts", "count"},
+    "predict": {"errors", "limits", "texts", "count"},
 }
 MACHINE = ("processor", "platform", "devices", "threads")
 ENVIRONMENT = {*MACHINE, "date", "commit", "python", "system", "versions"}

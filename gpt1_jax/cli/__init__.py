@@ -32,6 +32,10 @@ COMMANDS = {
         "embed",
         "Write the states of a layer for texts: one vector for each text, token or word.",
     ),
+    "predict": (
+        "predict",
+        "Print what a fine-tuned model says of texts or rows: labels and their probabilities.",
+    ),
     "convert": (
         "checkpoints",
         "Write a checkpoint in another format or dtype, with its tokenizer.",

@@ -1,6 +1,7 @@
 """Arguments that several commands take."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -11,6 +12,9 @@ DType = Literal["float32", "bfloat16", "float16"]
 Quantize = Annotated[Literal["int8"] | None, tyro.conf.arg(help_behavior_hint="")]
 Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
 MaybeModel = Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")]
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="")]
+MaybeQuoting = Annotated[Literal["csv", "none"] | None, tyro.conf.arg(help_behavior_hint="")]
+Columns = Annotated[Names, tyro.conf.arg(metavar="ROLE=NAME...")]
 MaybeCheckpoint = Annotated[MaybeModel, tyro.conf.Positional]
 
 
@@ -24,6 +28,21 @@ def only_one(checkpoint: str | None, model: str | None) -> str:
     if len(given) != 1:
         raise ValueError("give one checkpoint, as an argument or with --model")
     return given[0]
+
+
+def columns_by_role(columns: Sequence[str]) -> dict[str, str]:
+    """Return the names of columns by their roles, as --columns gives them.
+
+    Raises:
+        ValueError: one is not ROLE=NAME.
+    """
+    named = {}
+    for pair in columns:
+        role, _, name = pair.partition("=")
+        if not role or not name:
+            raise ValueError(f"--columns {pair}: must be ROLE=NAME, such as text=sentence")
+        named[role] = name
+    return named
 
 
 def _path(words: list[str]) -> Path:

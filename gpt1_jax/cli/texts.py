@@ -62,13 +62,11 @@ def read_texts(arguments: Sequence[str], *, force_text: bool = False) -> list[Te
     """
     texts: list[Text] = []
     for argument in arguments:
-        if force_text or not (argument == "-" or _is_file(argument)):
-            if not force_text and _looks_like_a_file(argument):
-                raise FileNotFoundError(f"there is no file {argument}; --text reads it as a text")
+        if not is_read(argument, force_text=force_text):
             texts.append(Text(place=f"the text {argument!r}", given=argument))
             continue
-        name = "standard input" if argument == "-" else argument
-        found = list(_read(name, argument))
+        name, content = read_argument(argument)
+        found = list(_texts_of(name, argument, content))
         if not found:
             raise ValueError(f"{name} holds no text")
         texts += found
@@ -80,6 +78,19 @@ def read_texts(arguments: Sequence[str], *, force_text: bool = False) -> list[Te
     return texts
 
 
+def is_read(argument: str, *, force_text: bool = False) -> bool:
+    """Return whether an argument names a file or standard input, and is not a text itself.
+
+    Raises:
+        FileNotFoundError: it looks like the name of a file that is not there.
+    """
+    if force_text or argument == "-" or _is_file(argument):
+        return not force_text
+    if len(argument.split()) == 1 and argument.lower().endswith((".jsonl", ".txt", *DELIMITERS)):
+        raise FileNotFoundError(f"there is no file {argument}; --text reads it as a text")
+    return False
+
+
 def _is_file(argument: str) -> bool:
     try:
         return Path(argument).is_file()
@@ -87,34 +98,50 @@ def _is_file(argument: str) -> bool:
         return False
 
 
-def _looks_like_a_file(argument: str) -> bool:
-    return len(argument.split()) == 1 and argument.lower().endswith((".jsonl", ".txt", *DELIMITERS))
+def read_argument(argument: str) -> tuple[str, str]:
+    """Return the name and the content of a file, or of standard input for "-".
 
-
-def _read(name: str, argument: str) -> Iterator[Text]:
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8; names the line.
+    """
+    name = "standard input" if argument == "-" else argument
     content = sys.stdin.buffer.read() if argument == "-" else Path(argument).read_bytes()
     try:
-        text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
+        return name, content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ValueError(f"{name}, line {line} is not UTF-8") from None
+
+
+def is_json(argument: str, content: str) -> bool:
+    """Return whether the lines of a file, or of standard input, are JSON objects."""
+    by_content = argument == "-" and content.lstrip().startswith("{")
+    return by_content or Path(argument).suffix.lower() == ".jsonl"
+
+
+def lines_of(name: str, content: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of a file that are not blank, with their places."""
+    # Not splitlines, which also splits at characters that JSON allows inside a string.
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            yield f"{name}, line {number}", line.removesuffix("\r")
+
+
+def _texts_of(name: str, argument: str, content: str) -> Iterator[Text]:
     suffix = Path(argument).suffix.lower()
     if suffix in DELIMITERS:
-        yield from _read_columns(name, text, DELIMITERS[suffix])
+        yield from _read_columns(name, content, DELIMITERS[suffix])
         return
-    as_json = suffix == ".jsonl" or (argument == "-" and text.lstrip().startswith("{"))
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{name}, line {number}"
-        if as_json:
+    for place, line in lines_of(name, content):
+        if is_json(argument, content):
             try:
                 fields = json_file.parse_json(line, constants=False)
             except ValueError as error:
                 raise ValueError(f"{place} {error}") from None
             yield _text_of(fields, place)
         else:
-            yield Text(place=place, given=line.removesuffix("\r"))
+            yield Text(place=place, given=line)
 
 
 def _read_columns(name: str, text: str, delimiter: str) -> Iterator[Text]:

@@ -8,18 +8,35 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from gpt1_jax.cli.arguments import DType, MaybeModel, Model, Quantize
+from gpt1_jax.cli.arguments import (
+    Columns,
+    DType,
+    MaybeModel,
+    MaybeQuoting,
+    Model,
+    Names,
+    Quantize,
+    columns_by_role,
+)
 from gpt1_jax.cli.compilation_cache import Cache, enable_compilation_cache
+from gpt1_jax.cli.table_output import OutputFile, chosen_format, output, write_records
+from gpt1_jax.demo import HubOptions
 from gpt1_jax.sharding import processes
 from gpt1_jax.sharding.processes import DeviceSettings, is_main_process
 from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import pretrain as pretraining
-from gpt1_jax.training.data.records import Quoting
+from gpt1_jax.training.class_report import (
+    class_report,
+    class_report_text,
+    draw_confusion_matrix,
+)
 from gpt1_jax.training.data.tasks import TaskName
 from gpt1_jax.training.evaluate import evaluate as measures_of
+from gpt1_jax.training.evaluate import evaluate_labelled
 from gpt1_jax.training.finetune import FinetuneSettings
 from gpt1_jax.training.loop import LoopSettings, TrainProgress
 from gpt1_jax.training.optimizer import OptimizerSettings
+from gpt1_jax.training.predict import TRUE_LABEL
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
 
 Value = TypeVar("Value")
@@ -29,8 +46,6 @@ Group = Annotated[Value, tyro.conf.arg(name="")]
 
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...", help_behavior_hint="")]
-Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="")]
-MaybeQuoting = Annotated[Quoting | None, tyro.conf.arg(help_behavior_hint="")]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 
 
@@ -91,7 +106,7 @@ def finetune(
     out: Folder,
     model: Model,
     valid: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
-    columns: Annotated[Names, tyro.conf.arg(metavar="ROLE=NAME...")] = (),
+    columns: Columns = (),
     choices: Names = (),
     quoting: MaybeQuoting = None,
     settings: Group[FinetuneSettings] = FinetuneSettings(),
@@ -128,12 +143,7 @@ def finetune(
             By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
     enable_compilation_cache(compilation_cache)
-    named = {}
-    for pair in columns:
-        role, _, name = pair.partition("=")
-        if not role or not name:
-            raise ValueError(f"--columns {pair}: must be ROLE=NAME, such as text=sentence")
-        named[role] = name
+    named = columns_by_role(columns)
     with processes.devices(devices) as mesh:
         progress = finetuning.finetune(
             task,
@@ -161,6 +171,9 @@ def evaluate(
     quantize: Quantize = None,
     quoting: MaybeQuoting = None,
     output_format: Literal["text", "jsonl"] = "text",
+    predictions: OutputFile = None,
+    report: bool = False,
+    confusion_matrix: OutputFile = None,
     dtype: DType | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -179,6 +192,11 @@ def evaluate(
         quoting: of labelled sets in .csv and .tsv files: csv reads cells in quotes, none takes
             quotes for a part of the text. By default as the model was trained.
         output_format: text, or jsonl to print one JSON object a file.
+        predictions: a file for what gpt1 predict prints of the rows of a labelled set, with their
+            true labels; .jsonl, .json, .csv or .tsv.
+        report: print precision, recall, F1 and the number of rows of every class, too.
+        confusion_matrix: a PNG file for the picture of how often each class was predicted for each
+            true class.
         dtype: of the weights in memory and of the computation; the checkpoint's by default.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
@@ -188,24 +206,64 @@ def evaluate(
     if not files:
         raise ValueError("give at least one file")
     enable_compilation_cache(compilation_cache)
-    found = measures_of(
+    hub: HubOptions = {"revision": revision, "local_files_only": local_files_only}
+    for name, path in (("predictions", predictions), ("confusion-matrix", confusion_matrix)):
+        if path is not None and len(files) > 1:
+            raise ValueError(f"--{name} is of one labelled set, but {len(files)} files are given")
+    by_class = report or confusion_matrix is not None
+    if predictions is None and not by_class:
+        for file, measures in measures_of(
+            model,
+            files,
+            stride=stride,
+            batch_size=batch_size,
+            quantize=quantize,
+            quoting=quoting,
+            dtype=dtype,
+            **hub,
+        ):
+            _print_measures(file, measures, output_format)
+        return
+    if stride is not None:
+        raise ValueError("--stride is of texts; predictions and reports are of labelled sets")
+    for found in evaluate_labelled(
         model,
         files,
-        stride=stride,
         batch_size=batch_size,
         quantize=quantize,
         quoting=quoting,
         dtype=dtype,
-        revision=revision,
-        local_files_only=local_files_only,
-    )
-    for file, measures in found:
-        if output_format == "jsonl":
-            # JSON has no NaN, which a correlation may be.
-            known = {name: None if math.isnan(x) else x for name, x in measures.items()}
-            print(json.dumps({"file": file, **known}), flush=True)
-        else:
-            print(f"{file}: {_shown(measures)}", flush=True)
+        predictions=True,
+        by_class=by_class,
+        **hub,
+    ):
+        own: dict[str, object] = {}
+        labels, predicted = [], []
+        if by_class:
+            labels = [str(row[TRUE_LABEL]) for row in found.predictions]
+            predicted = [str(row["label"]) for row in found.predictions]
+        names = found.names or ()
+        if report and output_format == "jsonl":
+            own["report"] = class_report(labels, predicted, names)
+        _print_measures(found.file, found.measures, output_format, **own)
+        if report and output_format == "text":
+            print(class_report_text(labels, predicted, names), flush=True)
+        if predictions is not None:
+            with output(predictions) as written:
+                write_records(found.predictions, chosen_format(None, predictions), written)
+        if confusion_matrix is not None:
+            draw_confusion_matrix(labels, predicted, names, confusion_matrix)
+
+
+def _print_measures(
+    file: str, measures: Mapping[str, float], output_format: str, **other: object
+) -> None:
+    if output_format == "jsonl":
+        # JSON has no NaN, which a correlation may be.
+        known = {name: None if math.isnan(x) else x for name, x in measures.items()}
+        print(json.dumps({"file": file, **known, **other}), flush=True)
+    else:
+        print(f"{file}: {_shown(measures)}", flush=True)
 
 
 def _report(out: Path, progress: TrainProgress) -> None:

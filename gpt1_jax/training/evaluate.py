@@ -6,24 +6,27 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 from gpt1_jax._conversion import conversion
 from gpt1_jax.checks import INTEGER, at_least, check
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import HubOptions, resolve
-from gpt1_jax.model import MODELS, OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
+from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import not_finite, split
 from gpt1_jax.quantization import Mode, quantized_if
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.data.corpus import load_tokens
-from gpt1_jax.training.data.labelled import Row, read_rows
+from gpt1_jax.training.data.labelled import LABEL, make_row
 from gpt1_jax.training.data.plausibility import drop_unlabelled
-from gpt1_jax.training.data.records import Quoting
-from gpt1_jax.training.finetune import TASK, read_quoting, read_task, task_measures
+from gpt1_jax.training.data.records import Quoting, read_records
+from gpt1_jax.training.data.tasks import Task
+from gpt1_jax.training.finetune import TASK, compare, read_quoting
 from gpt1_jax.training.perplexity import check_stride, text_measures
+from gpt1_jax.training.predict import Predictor, load_task_model
 from gpt1_jax.training.run_settings import check_files, check_modules, check_vocabulary
+from gpt1_jax.training.task_forward import forward
 
 
 def evaluate(
@@ -63,32 +66,30 @@ def evaluate(
     check("batch_size", batch_size, INTEGER, at_least(1))
     check_files(files)
     folder = resolve(model, **hub)
+    if (folder / TASK).is_file():
+        if stride is not None:
+            raise ValueError(f"{model} is a model for labelled sets, which have no stride")
+        for found in evaluate_labelled(
+            model,
+            files,
+            batch_size=batch_size,
+            dtype=dtype,
+            quantize=quantize,
+            quoting=quoting,
+            **hub,
+        ):
+            yield found.file, found.measures
+        return
     tokenizer = Tokenizer.from_pretrained(folder)
     config = OpenAIGPTConfig.from_pretrained(folder)
     check_vocabulary(model, tokenizer, config.vocab_size)
-    # All files are read before the first is measured, so that what is wrong with one shows at once.
-    if (folder / TASK).is_file():
-        check_modules("sklearn", "scipy")
-        if stride is not None:
-            raise ValueError(f"{model} is a model for labelled sets, which have no stride")
-        task, columns = read_task(folder, tokenizer, config.n_positions)
-        quoting = quoting or read_quoting(folder)
-        sets = [read_rows(file, columns, quoting=quoting) for file in files]
-        if task.name == "entailment":
-            sets = [_labelled(rows, task.classes or ()) for rows in sets]
-        task_model: Any = MODELS[task.architecture].from_pretrained(folder, dtype=dtype)
-        task_model = quantized_if(task_model, quantize)
-        _, params = split(task_model)
-        measures = [task_measures(task_model, task, rows, batch_size=batch_size) for rows in sets]
-        for file, measure in zip(files, measures, strict=True):
-            yield str(file), _finite(measure(params), params)
-        return
     architecture = conversion.named_architecture(conversion.read_config(folder))
     if architecture == OpenAIGPTForSequenceClassification.__name__:
         raise ValueError(f"{model} is a classification without {TASK}, which says of what")
     if stride is None:
         stride = max(1, config.n_positions // 2)
     check_stride(stride, config.n_positions)
+    # All files are read before the first is measured, so that what is wrong with one shows at once.
     with TemporaryDirectory() as cache:
         texts = [load_tokens([file], tokenizer, Path(cache)) for file in files]
         language_model = OpenAIGPTLMHeadModel.from_pretrained(folder, dtype=dtype)
@@ -102,12 +103,102 @@ def evaluate(
             yield str(file), _finite(measure(params), params)
 
 
-def _labelled(rows: list[Row], classes: Sequence[str]) -> list[Row]:
-    """Return the rows with a gold label, and warn if some have none."""
-    rows, warning = drop_unlabelled(rows, classes)
-    if warning is not None:
-        warnings.warn(warning, stacklevel=2)
-    return rows
+class LabelledEvaluation(NamedTuple):
+    """What a fine-tuned model is worth on a labelled set.
+
+    Attributes:
+        file: its name.
+        measures: see ``finetune.task_measures``.
+        predictions: what ``predict`` returns for its rows, whose labels are ``true_label``.
+        names: of the classes or choices; None where numbers are predicted.
+    """
+
+    file: str
+    measures: dict[str, float]
+    predictions: list[dict[str, Any]]
+    names: list[str] | None
+
+
+def evaluate_labelled(
+    model: str | os.PathLike[str],
+    files: Sequence[str | os.PathLike[str]],
+    *,
+    batch_size: int = 8,
+    dtype: str | None = None,
+    quantize: Mode | None = None,
+    quoting: Quoting | None = None,
+    predictions: bool = False,
+    by_class: bool = False,
+    **hub: Unpack[HubOptions],
+) -> Iterator[LabelledEvaluation]:
+    """Measure a fine-tuned checkpoint on labelled sets; metrics and predictions are of one forward.
+
+    Args:
+        model: see ``evaluate``, as the others.
+        files: likewise.
+        batch_size: likewise.
+        dtype: likewise.
+        quantize: likewise.
+        quoting: likewise.
+        predictions: whether to return them; otherwise they are empty.
+        by_class: whether what is asked for are classes or choices, and not numbers.
+        **hub: see ``evaluate``.
+
+    Yields:
+        The evaluation of each file.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: a file or the model is wrong, or the loss is not finite.
+    """
+    check("batch_size", batch_size, INTEGER, at_least(1))
+    check_modules("sklearn", "scipy")
+    check_files(files)
+    folder = resolve(model, **hub)
+    if not (folder / TASK).is_file():
+        raise ValueError(f"{model} is not fine-tuned for a labelled set: it has no {TASK}")
+    predictor = Predictor.of_folder(folder, str(model))
+    task, columns = predictor.task, predictor.columns
+    if predictor.several:
+        raise ValueError(f"{model} predicts several labels at once, for which there are no metrics")
+    if by_class and task.predicts == "numbers":
+        raise ValueError(f"{model} predicts numbers, which are no classes")
+    # All files are read before the first is measured, so that what is wrong with one shows at once.
+    sets = []
+    quoting = quoting or read_quoting(folder)
+    for file in files:
+        records = list(read_records(Path(file), columns.values(), quoting, keep_others=predictions))
+        if not records:
+            raise ValueError(f"{file} holds no rows")
+        if predictions:
+            predictor.check_keys(records)
+        rows = [make_row(place, record, columns) for place, record in records]
+        if task.name == "entailment":
+            rows, warning = drop_unlabelled(rows, task.classes or ())
+            if warning is not None:
+                warnings.warn(warning, stacklevel=2)
+                kept = {row.place for row in rows}
+                records = [each for each in records if each[0] in kept]
+        sets.append((records, [task.encode(row) for row in rows]))
+    structure, params = split(load_task_model(folder, task, dtype=dtype, quantize=quantize))
+    names = _names(task)
+    for file, (records, examples) in zip(files, sets, strict=True):
+        logits, loss = forward(structure, params, examples, batch_size=batch_size)
+        measures = _finite(compare(task, examples, logits, loss), params)
+        found: list[dict[str, Any]] = []
+        if predictions:
+            for (_, record), example, own in zip(
+                records, examples, predictor.interpret(logits), strict=True
+            ):
+                label = task.classes[int(example.label)] if task.classes else example.label
+                found.append(predictor.join({**record, columns[LABEL]: label}, own))
+        yield LabelledEvaluation(str(file), measures, found, names)
+
+
+def _names(task: Task) -> list[str] | None:
+    if task.predicts == "numbers":
+        return None
+    return list(task.classes or map(str, range(task.choices)))
 
 
 def _finite(measures: dict[str, float], params: Params) -> dict[str, float]:

@@ -31,15 +31,7 @@ from gpt1_jax.model import MODELS
 from gpt1_jax.nn.keys import key_of
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
-from gpt1_jax.sharding.mesh import (
-    batch_shardings,
-    check_heads,
-    gather,
-    mesh_of,
-    process_local_rows,
-    round_up_to_mesh,
-    shard,
-)
+from gpt1_jax.sharding.mesh import check_heads, process_local_rows
 from gpt1_jax.sharding.processes import is_main_process
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import lora, metrics, run_folder
@@ -86,12 +78,8 @@ from gpt1_jax.training.summary import (
     summarize_rows,
     summarize_training,
 )
-from gpt1_jax.training.task_objective import (
-    TaskModel,
-    prediction_loss,
-    task_loss,
-    task_outputs,
-)
+from gpt1_jax.training.task_forward import forward
+from gpt1_jax.training.task_objective import TaskModel, task_loss
 
 OPTIMIZER = OptimizerSettings(
     optimizer="openai", learning_rate=6.25e-5, schedule="linear", warmup=0.002
@@ -221,10 +209,7 @@ class _Finetuning:
         """Return what is trained, and when to do what; claim the output folder."""
         own_rows = self.check()
         columns = task_columns(self.task_name, self.columns, self.choices)
-        read = functools.partial(read_rows, columns=columns, quoting=self.quoting)
-        rows = read(self.train, name="train")
-        valid_rows = None if self.valid is None else read(self.valid, name="valid")
-        sets = [_identity(self.train, rows), _identity(self.valid, valid_rows)]
+        rows, valid_rows, sets = self.read_sets(columns)
         rows, warnings = self.labelled(rows)
         if self.task_name == "classification":
             check_no_regression(rows)
@@ -260,11 +245,7 @@ class _Finetuning:
             "warnings": warnings,
         }
         if is_main_process():
-            tokenizer.save_pretrained(out)
-            if self.settings.lora is not None:
-                # By its number of tokens, peft resizes the embeddings of the base.
-                tokenizer.save_pretrained(out / ADAPTER)
-            _write_task(out, task, columns, self.quoting)
+            self.begin(out, task, columns)
             run_folder.begin(out, run, summary)
         show_summary(summary)
         return spec, dataclasses.replace(self.loop, eval_every=self.loop.eval_every or epoch)
@@ -279,6 +260,15 @@ class _Finetuning:
                 f"numbers says what the labels of a similarity are, but this is {self.task_name}"
             )
         return rows
+
+    def read_sets(
+        self, columns: Mapping[str, str]
+    ) -> tuple[list[Row], list[Row] | None, tuple[Identity, Identity]]:
+        """Return the rows of both sets, and what run.json holds of each."""
+        read = functools.partial(read_rows, columns=columns, quoting=self.quoting)
+        rows = read(self.train, name="train")
+        valid_rows = None if self.valid is None else read(self.valid, name="valid")
+        return rows, valid_rows, (_identity(self.train, rows), _identity(self.valid, valid_rows))
 
     def labelled(
         self, rows: list[Row], classes: Collection[str] = ()
@@ -317,6 +307,14 @@ class _Finetuning:
             head.check_replaceable(task, self.model)
         task.configure_tokenizer()
         return task
+
+    def begin(self, out: Path, task: Task, columns: Mapping[str, str]) -> None:
+        """Write what the result needs beside its weights."""
+        task.tokenizer.save_pretrained(out)
+        if self.settings.lora is not None:
+            # By its number of tokens, peft resizes the embeddings of the base.
+            task.tokenizer.save_pretrained(out / ADAPTER)
+        _write_task(out, task, columns, self.quoting)
 
     def describe(
         self, folder: Path, columns: Mapping[str, str], train: Identity, valid: Identity
@@ -454,35 +452,24 @@ def task_measures(
         ValueError: a row is wrong; names the file and the line.
     """
     structure, _ = split(model)
-    # Those of like length together, so that there is little padding.
-    examples = sorted((task.encode(row) for row in rows), key=lambda e: max(map(len, e.sequences)))
-
-    @jax.jit
-    def outputs(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        logits = task_outputs(merge(structure, params), batch)
-        return logits, prediction_loss(logits, batch)
+    examples = [task.encode(row) for row in rows]
 
     def measure(params: Params) -> dict[str, float]:
-        predictions, labels, loss = [], [], 0.0
-        mesh = mesh_of(params)
-        rows = batch_size if mesh is None else round_up_to_mesh(mesh, batch_size)
-        for start in range(0, len(examples), batch_size):
-            group = examples[start : start + batch_size]
-            batch: Batch = collate(group, n_positions=task.n_positions, rows=rows)
-            labels.append(batch["label"][: len(group)])
-            if mesh is not None:
-                batch = shard(batch, batch_shardings(mesh, batch))
-            logits, summed = outputs(params, batch)
-            logits = np.asarray(logits if mesh is None else gather(logits))[: len(group)]
-            predictions.append(logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1))
-            loss += float(summed)
-        names = metrics.DEFAULTS[task.predicts]
-        measures = metrics.compute_metrics(
-            names, np.concatenate(predictions), np.concatenate(labels)
-        )
-        return {"loss": loss / len(examples), **measures}
+        logits, loss = forward(structure, params, examples, batch_size=batch_size)
+        return compare(task, examples, logits, loss)
 
     return measure
+
+
+def compare(
+    task: Task, examples: Sequence[Example], logits: np.ndarray, loss: float
+) -> dict[str, float]:
+    """Return what ``task_measures`` returns, of what ``task_forward.forward`` has computed."""
+    predictions = logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1)
+    dtype = np.float32 if task.predicts == "numbers" else np.int32
+    labels = np.array([example.label for example in examples], dtype)
+    names = metrics.DEFAULTS[task.predicts]
+    return {"loss": loss, **metrics.compute_metrics(names, predictions, labels)}
 
 
 def read_task(folder: Path, tokenizer: Tokenizer, n_positions: int) -> tuple[Task, dict[str, str]]:

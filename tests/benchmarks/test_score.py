@@ -77,6 +77,6 @@ def test_score_gives_random_weights_the_tokenizer_of_gpt1(
     data_folder: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with suite._with_tokenizer(tmp_path, data_folder) as folder:
+    with suite.with_tokenizer(tmp_path, data_folder) as folder:
         assert (folder / "config.json").read_text() == "{}"
         assert len(gpt1.Tokenizer.from_pretrained(folder)) == 40478

@@ -25,6 +25,8 @@ from support.small_models import MODELS, difference, leaves_equal, random_ids, s
 import gpt1_jax as gpt1
 from gpt1_jax.pure import merge, split
 from gpt1_jax.sharding import mesh as sharding
+from gpt1_jax.training import task_forward
+from gpt1_jax.training.data.tasks import Example
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import TrainState, make_step, micro_batches
@@ -129,6 +131,7 @@ def heads(mesh: Any) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     )
     said["untied.logits"] = np.asarray(apply(params, by_rows(mesh, IDS)).logits)
     said["score"] = scores(model_on(mesh, gpt1.OpenAIGPTLMHeadModel))
+    said["predict"] = predicted(model_on(mesh, gpt1.OpenAIGPTForSequenceClassification))
     for tied in (True, False):
         model = gpt1.quantize(model_on(mesh, gpt1.OpenAIGPTLMHeadModel, tie_word_embeddings=tied))
         if mesh is not None:
@@ -145,6 +148,12 @@ def scores(model: Any) -> np.ndarray:
     """The log-probabilities of texts of several lengths, as many as no mesh divides."""
     found = gpt1.score(model, [row[: 4 + i] for i, row in enumerate(IDS[:7])])
     return np.concatenate([each.log_probs[1:] for each in found])
+
+
+def predicted(model: Any) -> np.ndarray:
+    """The logits of examples of several lengths, as many as no mesh divides."""
+    examples = [Example([row[: 4 + i].tolist()], 0) for i, row in enumerate(IDS[:7])]
+    return task_forward.forward(*split(model), examples, batch_size=5)[0]
 
 
 def without_key_biases(params: Any) -> Any:

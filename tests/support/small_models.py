@@ -95,6 +95,14 @@ def numpy_logits(
     params: Any, ids: np.ndarray, mask: Any = None, positions: Any = None, n_head: int = 2
 ) -> np.ndarray:
     """The language model in float64 numpy, tied, with the tanh GELU: (B, T) -> (B, T, V)."""
+    table = np.asarray(params["transformer"]["tokens_embed"]["embedding"], np.float64)
+    return numpy_states(params, ids, mask, positions, n_head) @ table.T
+
+
+def numpy_states(
+    params: Any, ids: np.ndarray, mask: Any = None, positions: Any = None, n_head: int = 2
+) -> np.ndarray:
+    """The states of any of the models with a head, likewise: (B, T) -> (B, T, E)."""
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
     body = params["transformer"]
     B, T = ids.shape
@@ -120,7 +128,7 @@ def numpy_logits(
         inner = linear(x, block["mlp"]["c_fc"])
         inner = 0.5 * inner * (1 + np.tanh(np.sqrt(2 / np.pi) * (inner + 0.044715 * inner**3)))
         x = norm(x + linear(inner, block["mlp"]["c_proj"]), block["ln_2"])
-    return x @ body["tokens_embed"]["embedding"].T
+    return x
 
 
 def numpy_weights(query: Any, key: Any, mask: Any = None) -> np.ndarray:

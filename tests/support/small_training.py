@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,12 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from support import small_models
 
 import gpt1_jax as gpt1
+from gpt1_jax.model import MODELS
 from gpt1_jax.text.bpe_training import train_tokenizer
 from gpt1_jax.training import finetune as finetuning
 from gpt1_jax.training import loop
 from gpt1_jax.training import pretrain as pretraining
+from gpt1_jax.training.data.tasks import Task, prepare_tokenizer, task_columns
 from gpt1_jax.training.finetune import FinetuneSettings
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec
 from gpt1_jax.training.optimizer import OptimizerSettings
@@ -81,6 +84,36 @@ def write_checkpoint(folder: Path, **fields: Any) -> Path:
     config = gpt1.OpenAIGPTConfig(**{"vocab_size": len(tokenizer), **sizes, **fields})
     gpt1.OpenAIGPTLMHeadModel(config, rngs=nnx.Rngs(0)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def write_task_checkpoint(
+    folder: Path,
+    name: Any,
+    *,
+    classes: Sequence[str] | None = None,
+    choices: int = 0,
+    columns: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> Path:
+    """A fine-tuned model of random weights, in which every row has another prediction."""
+    tokenizer = train_tokenizer([ROW_WORDS] * 4, 60)
+    task = Task(
+        name=name,
+        tokenizer=tokenizer,
+        special=prepare_tokenizer(tokenizer),
+        n_positions=32,
+        classes=None if classes is None else tuple(classes),
+        choices=choices,
+    )
+    sizes: dict[str, Any] = {"n_positions": 32, "n_layer": 1, "n_embd": 16, "n_head": 2}
+    config = task.configure(gpt1.OpenAIGPTConfig(vocab_size=len(tokenizer), **sizes))
+    config = dataclasses.replace(config, **fields)
+    model: Any = small_models.small_model(MODELS[task.architecture], **vars(config))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    named = [f"choice{k}" for k in range(choices)]
+    finetuning._write_task(folder, task, task_columns(name, columns, named), None)
     return folder
 
 

@@ -22,7 +22,7 @@ class Row:
     Attributes:
         place: where it is, "FILE, line N", for error messages.
         texts: the texts by their roles; none is blank.
-        label: as the file spells it, without white space around it; not empty.
+        label: as the file spells it, without white space around it; empty if it was not read.
     """
 
     place: str
@@ -53,18 +53,30 @@ def read_rows(
         name, records = str(source), read_records(Path(source), columns.values(), quoting)
     else:
         records = records_in_memory(source, columns.values(), name)
-    rows = []
-    for place, record in records:
-        texts = {
-            role: _text(place, column, record[column])
-            for role, column in columns.items()
-            if role != LABEL
-        }
-        label = _label(place, columns[LABEL], record[columns[LABEL]])
-        rows.append(Row(place, texts, label))
+    rows = [make_row(place, record, columns) for place, record in records]
     if not rows:
         raise ValueError(f"{name} holds no rows")
     return rows
+
+
+def make_row(place: str, record: Mapping[str, object], columns: Mapping[str, str]) -> Row:
+    """Return the row of a record; without a label where ``columns`` has none.
+
+    Args:
+        place: where the record is.
+        record: with all of the columns.
+        columns: the name of the column for each role.
+
+    Raises:
+        ValueError: a text or the label is wrong; names the place.
+    """
+    texts = {
+        role: _text(place, column, record[column])
+        for role, column in columns.items()
+        if role != LABEL
+    }
+    label = _label(place, columns[LABEL], record[columns[LABEL]]) if LABEL in columns else ""
+    return Row(place, texts, label)
 
 
 def content_of_rows(rows: Sequence[Row]) -> str:
@@ -77,21 +89,21 @@ def content_of_rows(rows: Sequence[Row]) -> str:
 
 def _text(place: str, column: str, value: object) -> str:
     if not isinstance(value, str):
-        raise ValueError(
-            f"{place}: {column!r} is {json.dumps(value, default=repr)[:60]}, but must be a string"
-        )
+        raise ValueError(f"{place}: {column!r} is {_shown(value)}, but must be a string")
     if not value.strip():
         raise ValueError(f"{place}: {column!r} is empty")
     return value
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, default=repr)[:60]  # of Python, a value may be anything
 
 
 def _label(place: str, column: str, value: object) -> str:
     """A label as CSV would spell it: JSON's 1 and "1" are the same."""
     if not isinstance(value, str | int | float):
         right = "a string or a number"
-        raise ValueError(
-            f"{place}: {column!r} is {json.dumps(value, default=repr)[:60]}, but must be {right}"
-        )
+        raise ValueError(f"{place}: {column!r} is {_shown(value)}, but must be {right}")
     label = (value if isinstance(value, str) else json.dumps(value)).strip()
     if not label:
         raise ValueError(f"{place}: {column!r} is empty: the label is missing")

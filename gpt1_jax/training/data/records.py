@@ -51,7 +51,11 @@ def open_bytes(path: Path) -> Iterator[IO[bytes]]:
 
 
 def read_records(
-    path: Path, columns: Collection[str], quoting: Quoting | None = None
+    path: Path,
+    columns: Collection[str],
+    quoting: Quoting | None = None,
+    *,
+    keep_others: bool = False,
 ) -> Iterator[tuple[str, Record]]:
     """Yield the records of a file with their places.
 
@@ -71,6 +75,7 @@ def read_records(
             quote inside doubled; "none" takes quotes for a part of the text, and a line for a
             row. By default "csv" for .csv and "none" for .tsv, since the published TSV files
             (GLUE's) have bare quotes.
+        keep_others: whether records of parquet and arrow have the other columns too.
 
     Yields:
         Such as "FILE, line N" for error messages, and the record.
@@ -88,11 +93,11 @@ def read_records(
         )
     with open_bytes(path) as file:
         if kind == ".jsonl":
-            yield from _json_lines(path, file, columns)
+            yield from json_lines(path, file, columns)
         elif kind == ".json":
             yield from _json_records(path, file.read(), columns)
         elif kind in ARROW:
-            yield from _arrow_records(path, file.read(), columns)
+            yield from _arrow_records(path, file.read(), columns, keep_others)
         else:
             yield from _table_records(path, file.read(), columns, quoting)
 
@@ -114,7 +119,7 @@ def records_in_memory(
         place = f"{name}, row {number}"
         if not isinstance(record, Mapping):
             raise ValueError(f"{place} is {json_file.short(record)}, but must be a dict of columns")
-        _check_columns(place, record, columns)
+        check_columns(place, record, columns)
         yield place, {column: _as_python(record[column]) for column in columns}
 
 
@@ -132,9 +137,19 @@ def _decode(path: Path, content: bytes, first_line: int = 1) -> str:
         raise ValueError(f"{path}, line {line} is not UTF-8") from None
 
 
-def _json_lines(
+def json_lines(
     path: Path, file: Iterable[bytes], columns: Collection[str]
 ) -> Iterator[tuple[str, Record]]:
+    """Yield the JSON objects of lines, with their places.
+
+    Args:
+        path: what a place calls the file.
+        file: the lines.
+        columns: names that every record must have.
+
+    Raises:
+        ValueError: a line is wrong; names the place.
+    """
     # Lines of bytes end at \n alone, and not at characters that JSON allows inside a string.
     for number, content in enumerate(file, start=1):
         line = _decode(path, content, number).removesuffix("\n")
@@ -147,7 +162,7 @@ def _json_records(
     path: Path, content: bytes, columns: Collection[str]
 ) -> Iterator[tuple[str, Record]]:
     if not content.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
-        yield from _json_lines(path, io.BytesIO(content), columns)
+        yield from json_lines(path, io.BytesIO(content), columns)
         return
     for number, item in enumerate(_parse(str(path), _decode(path, content)), start=1):
         place = f"{path}, item {number}"
@@ -164,12 +179,12 @@ def _parse(place: str, text: str) -> Any:
 def _record(place: str, record: object, columns: Collection[str]) -> Record:
     if not isinstance(record, dict):
         raise ValueError(f"{place} is no JSON object: it must start with {{ and end with }}")
-    _check_columns(place, record, columns)
+    check_columns(place, record, columns)
     return record
 
 
 def _arrow_records(
-    path: Path, content: bytes, columns: Collection[str]
+    path: Path, content: bytes, columns: Collection[str], keep_others: bool
 ) -> Iterator[tuple[str, Record]]:
     try:
         import pyarrow
@@ -185,9 +200,11 @@ def _arrow_records(
             table = read(buffer).read_all()
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path} cannot be read ({json_file.first_line(error)})") from None
-    _check_columns(str(path), table.column_names, columns)
+    check_columns(str(path), table.column_names, columns)
+    if not keep_others:
+        table = table.select(list(dict.fromkeys(columns)))
     number = 0
-    for batch in table.select(list(dict.fromkeys(columns))).to_batches():
+    for batch in table.to_batches():
         for record in batch.to_pylist():
             number += 1
             yield f"{path}, row {number}", record
@@ -246,7 +263,7 @@ def _table(path: Path, lines: Lines, columns: Collection[str]) -> tuple[list[str
     if twice := sorted({name for name in header if header.count(name) > 1}):
         named = ", ".join(map(repr, twice))
         raise ValueError(f"{place}: the header has {named} more than once")
-    _check_columns(place, header, columns)
+    check_columns(place, header, columns)
     for number, cells in rows:
         if len(cells) != len(header):
             raise ValueError(
@@ -289,7 +306,12 @@ def _is_in_quotes(cell: str) -> bool:
     return len(cell) > 1 and cell[0] == cell[-1] == '"'
 
 
-def _check_columns(place: str, there: Collection[str], columns: Collection[str]) -> None:
+def check_columns(place: str, there: Collection[str], columns: Collection[str]) -> None:
+    """Check that all of the ``columns`` are there.
+
+    Raises:
+        ValueError: one is not; names the place and those that are.
+    """
     for column in columns:
         if column not in there:
             listed = ", ".join(map(repr, there)) or "none"

@@ -147,7 +147,7 @@ class Example:
 
     Attributes:
         sequences: of ids: one, both orders of a similarity, or one for every choice.
-        label: a class, a choice, or (float) a number.
+        label: a class, a choice, or (float) a number; 0 of a row without a label.
         cut_from: tokens of the longest text that was cut, a context with its question; 0 if none.
     """
 
@@ -335,6 +335,8 @@ class Task:
         return ids
 
     def _label(self, row: Row) -> int | float:
+        if not row.label:
+            return 0.0 if self.predicts == "numbers" else 0
         found = f"{row.place}: the label {row.label!r}"
         if self.predicts == "choices":
             if not row.label.isdecimal() or int(row.label) >= self.choices:
@@ -364,7 +366,11 @@ def padded_length(tokens: int, n_positions: int) -> int:
 
 
 def collate(
-    examples: Sequence[Example], *, n_positions: int, rows: int | None = None
+    examples: Sequence[Example],
+    *,
+    n_positions: int,
+    rows: int | None = None,
+    length: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Make a batch of examples of one task.
 
@@ -373,6 +379,7 @@ def collate(
         n_positions: the longest sequence that the model takes.
         rows: the number B of rows; those after the examples are padding that weighs nothing. By
             default as many as there are examples.
+        length: T, by default the ``padded_length`` of the longest sequence.
 
     Returns:
         ``input_ids`` (B, S, T) int32, S sequences an example, padded on the right with 0;
@@ -390,8 +397,9 @@ def collate(
     longest = max(len(ids) for example in examples for ids in example.sequences)
     if longest > n_positions:
         raise ValueError(f"a sequence of {longest} tokens is longer than {n_positions} positions")
+    T = padded_length(longest, n_positions) if length is None else length
     batch = {
-        "input_ids": np.full((B, S, padded_length(longest, n_positions)), PAD, np.int32),
+        "input_ids": np.full((B, S, T), PAD, np.int32),
         "classify_at": np.zeros((B, S), np.int32),
         "label": np.zeros(B, np.float32 if isinstance(examples[0].label, float) else np.int32),
         "weight": np.zeros(B, np.float32),

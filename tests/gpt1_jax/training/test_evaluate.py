@@ -14,15 +14,17 @@ from support.small_models import spoil
 from support.small_training import (
     finetune,
     save_unchanged,
+    words,
     write_checkpoint,
     write_rows,
+    write_task_checkpoint,
     write_text,
 )
 
 import gpt1_jax as gpt1
 from gpt1_jax.training import loop
 from gpt1_jax.training.data.corpus import load_tokens
-from gpt1_jax.training.evaluate import evaluate
+from gpt1_jax.training.evaluate import evaluate, evaluate_labelled
 from gpt1_jax.training.perplexity import text_measures
 
 ROWS: list[dict[str, Any]] = [
@@ -121,6 +123,48 @@ def test_evaluate_measures_labelled_sets(classifier: Path, tmp_path: Path) -> No
     assert 0 < expected[0][0] < 1
 
 
+@pytest.mark.parametrize("name", ["entailment", "regression", "multiple-choice"])
+def test_evaluate_labelled_metrics_are_those_of_its_predictions(name: str, tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"entailment": {"classes": ("0", "1", "2")}}.get(name, {})
+    fields = {"choices": 2} if name == "multiple-choice" else fields
+    folder = write_task_checkpoint(tmp_path / "model", name, **fields)
+    texts = {"regression": ("text",), "entailment": ("premise", "hypothesis")}
+    columns = texts.get(name, ("context", "choice0", "choice1"))
+    rng = np.random.default_rng(0)
+    rows = [
+        {"label": i % 2} | {column: " ".join(words(rng, 1 + i % 3)) for column in columns}
+        for i in range(9)
+    ]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    ((_, expected),) = evaluate(folder, [file])
+    (found,) = evaluate_labelled(folder, [file], predictions=True)
+    assert found.measures == expected
+    labels = np.array([own["true_label"] for own in found.predictions], np.float32)
+    if name == "regression":
+        scores = np.array([own["score"] for own in found.predictions], np.float32)
+        assert expected["loss"] == pytest.approx(np.mean((scores - labels) ** 2), rel=1e-5)
+        assert expected["pearson"] == pytest.approx(np.corrcoef(scores, labels)[0, 1], rel=1e-5)
+        assert found.names is None
+    else:
+        given = [own["true_label"] for own in found.predictions]
+        assert given == [str(i % 2) if name == "entailment" else i % 2 for i in range(9)]
+        right = [own["label"] == own["true_label"] for own in found.predictions]
+        assert expected["accuracy"] == pytest.approx(np.mean(right))
+        assert found.names == (["0", "1", "2"] if name == "entailment" else ["0", "1"])
+        scores = [own["scores"][own["true_label"]] for own in found.predictions]
+        assert expected["loss"] == pytest.approx(-np.mean(np.log(scores)), rel=1e-4)
+    unlabelled = [{key: row[key] for key in columns} for row in rows]
+    for own, one in zip(found.predictions, gpt1.predict(folder, unlabelled), strict=True):
+        assert next(iter(own)) == "true_label"
+        if name == "regression":
+            assert own["score"] == pytest.approx(one["score"], abs=1e-5)
+        else:
+            assert own["label"] == one["label"]
+    if name == "regression":
+        with pytest.raises(ValueError, match="predicts numbers, which are no classes"):
+            next(evaluate_labelled(folder, [file], by_class=True))
+
+
 @pytest.mark.filterwarnings("ignore:.* begin and end with a quote")
 def test_evaluate_quotes_as_the_training_did(classifier: Path, tmp_path: Path) -> None:
     file = tmp_path / "rows.tsv"
@@ -135,25 +179,16 @@ def test_evaluate_quotes_as_the_training_did(classifier: Path, tmp_path: Path) -
     assert dict(evaluate(folder, [file])) == unquoted
 
 
-def test_evaluate_leaves_out_rows_without_gold_label(
-    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    measured: list[Any] = []
-
-    def count(model: Any, task: Any, rows: Any, **fields: Any) -> Any:
-        measured.append(len(rows))
-        return lambda params: {"loss": 0.0}
-
-    monkeypatch.setattr("gpt1_jax.training.evaluate.task_measures", count)
+def test_evaluate_leaves_out_rows_without_gold_label(classifier: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(classifier, tmp_path / "model")
     columns = {"premise": "p", "hypothesis": "h", "label": "l"}
-    task = {"name": "entailment", "classes": ["0", "1"], "choices": 0, "columns": columns}
+    task = {"name": "entailment", "classes": ["0", "1", "2"], "choices": 0, "columns": columns}
     (folder / "task.json").write_text(json.dumps(task))
-    rows = [{"p": "a cat", "h": "a dog", "l": label} for label in [0, 1] * 10 + [-1]]
+    rows = [{"p": "a cat", "h": "a dog", "l": label} for label in [-1, *[0, 1] * 10]]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     with pytest.warns(UserWarning, match="1 of 21 rows are left out for their label -1"):
-        list(evaluate(folder, [file]))
-    assert measured == [20]
+        (found,) = evaluate_labelled(folder, [file], predictions=True)
+    assert [own["true_label"] for own in found.predictions] == ["0", "1"] * 10
 
 
 def test_evaluate_names_a_parameter_that_is_not_finite(

@@ -1,0 +1,147 @@
+"""The command ``gpt1 predict``."""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from gpt1_jax.cli.arguments import (
+    Columns,
+    DType,
+    MaybeQuoting,
+    Model,
+    Quantize,
+    columns_by_role,
+)
+from gpt1_jax.cli.compilation_cache import Cache, enable_compilation_cache
+from gpt1_jax.cli.table_output import (
+    OutputFile,
+    OutputFormat,
+    chosen_format,
+    output,
+    write_records,
+)
+from gpt1_jax.cli.texts import Texts, is_json, is_read, lines_of, read_argument
+from gpt1_jax.demo import HubOptions, resolve
+from gpt1_jax.generation.batches import reorder
+from gpt1_jax.training.data.records import SUFFIXES, Quoting, json_lines, kind_of, read_records
+from gpt1_jax.training.data.tasks import TaskName
+from gpt1_jax.training.finetune import TASK, read_quoting
+from gpt1_jax.training.predict import Predictor, Record, load_task_model
+
+MaybeTask = Annotated[TaskName | None, tyro.conf.arg(help_behavior_hint="")]
+
+
+def predict(
+    rows: Texts,
+    model: Model,
+    text: bool = False,
+    task: MaybeTask = None,
+    columns: Columns = (),
+    quoting: MaybeQuoting = None,
+    batch_size: int = 32,
+    output_format: OutputFormat = None,
+    out: OutputFile = None,
+    dtype: DType | None = None,
+    quantize: Quantize = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    compilation_cache: Cache = None,
+) -> None:
+    """Print what a fine-tuned model says of texts or rows: labels and their probabilities.
+
+    Files of rows are of the kinds that gpt1 finetune reads (.jsonl, .csv, .tsv, .parquet, ...), and
+    have the columns that the model was trained on, without the label: text (classification,
+    regression); premise, hypothesis (entailment); text1, text2 (similarity); context and those of
+    the question and the choices (multiple-choice). Where the task has one text, any other file is
+    read as one text a line.
+
+    The JSON object of a row has the row's own keys, and then label, score (the label's
+    probability) and scores (of all labels); score alone where numbers are predicted; labels (those
+    above 0.5) and scores where several labels can be right; label (the number of the choice) and
+    scores of a multiple choice. A label that a row came with is called true_label, and is not read.
+    A table leaves out scores.
+
+    Args:
+        rows: texts, files of texts or rows, or - for standard input, whose lines are texts or JSON
+            objects.
+        model: a fine-tuned checkpoint, as gpt1 finetune writes it.
+        text: read every argument as a text, even if a file has its name.
+        task: of a classifier that transformers trained; what gpt1 finetune writes names its own.
+        columns: names of columns that differ from those of the training, such as text=sentence.
+        quoting: of .csv and .tsv files: csv reads cells in quotes, none takes quotes for a part of
+            the text. By default as the model was trained.
+        batch_size: rows that are computed at once; more take more memory.
+        output_format: table, jsonl, json, csv or tsv; by default after the suffix of --out, a table
+            on a terminal, else jsonl.
+        out: a file for the output, in place of standard output.
+        dtype: of the weights in memory and of the computation; the checkpoint's by default.
+        quantize: quantize the model to int8, for a quarter of its memory and more speed.
+        revision: branch, tag or commit on the hub.
+        local_files_only: do without the network.
+        compilation_cache: where compiled programs are kept for the next run; none to keep none.
+            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
+    """
+    enable_compilation_cache(compilation_cache)
+    if not rows:
+        raise ValueError("give at least one text, a file of rows, or - for standard input")
+    hub: HubOptions = {"revision": revision, "local_files_only": local_files_only}
+    folder = resolve(model, **hub)
+    predictor = Predictor.of_folder(folder, model, task, columns_by_role(columns))
+    if quoting is None and (folder / TASK).is_file():
+        quoting = read_quoting(folder)
+    given = [
+        each for argument in rows for each in _read(argument, predictor, quoting, force_text=text)
+    ]
+    read = predictor.make_rows(given)
+    loaded = load_task_model(folder, predictor.task, dtype=dtype, quantize=quantize)
+    predictions = predictor.run(loaded, read, batch_size=batch_size)
+    from tqdm import tqdm
+
+    chosen = chosen_format(output_format, out)
+    hidden = True if len(given) == 1 else None  # None: unless it is on a terminal
+    finished = reorder(tqdm(predictions, total=len(given), unit="row", disable=hidden))
+    with output(out) as file:
+        records = (
+            predictor.join(record, found)
+            for (_, record), found in zip(given, finished, strict=True)
+        )
+        if chosen == "table":
+            records = (_without_scores(record) for record in records)
+        write_records(records, chosen, file)
+
+
+def _read(
+    argument: str, predictor: Predictor, quoting: Quoting | None, *, force_text: bool
+) -> Sequence[tuple[str, Record]]:
+    """Return the records that an argument gives, with their places."""
+    if not is_read(argument, force_text=force_text):
+        place = f"the text {argument!r}"
+        return [(place, predictor.as_record(place, argument))]
+    found = list(_read_file(argument, predictor, quoting))
+    if not found:
+        name = "standard input" if argument == "-" else argument
+        raise ValueError(f"{name} holds no rows")
+    return found
+
+
+def _read_file(
+    argument: str, predictor: Predictor, quoting: Quoting | None
+) -> Iterator[tuple[str, Record]]:
+    columns = predictor.text_columns
+    if argument != "-" and kind_of(Path(argument)) in SUFFIXES:
+        yield from read_records(Path(argument), columns, quoting, keep_others=True)
+        return
+    name, content = read_argument(argument)
+    if is_json(argument, content):
+        yield from json_lines(Path(name), io.BytesIO(content.encode()), columns)
+        return
+    for place, line in lines_of(name, content):
+        yield place, predictor.as_record(place, line)
+
+
+def _without_scores(record: Record) -> dict[str, Any]:
+    """Return what a line of a table has room for; the scores of choices are short."""
+    return {name: value for name, value in record.items() if not isinstance(value, dict)}
