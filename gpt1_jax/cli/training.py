@@ -38,6 +38,7 @@ from gpt1_jax.training.loop import LoopSettings, TrainProgress
 from gpt1_jax.training.optimizer import OptimizerSettings
 from gpt1_jax.training.predict import TRUE_LABEL
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
+from gpt1_jax.training.trackers import TrackerName, trackers
 
 Value = TypeVar("Value")
 # A dataclass whose fields are flags without a prefix. With a prefix that is only left out, tyro
@@ -46,6 +47,9 @@ Group = Annotated[Value, tyro.conf.arg(name="")]
 
 File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...", help_behavior_hint="")]
+ReportTo = Annotated[
+    tuple[TrackerName, ...], tyro.conf.arg(metavar="TRACKER...", help_behavior_hint="")
+]
 Folder = Annotated[Path, tyro.conf.arg(metavar="DIR")]
 
 
@@ -60,6 +64,7 @@ def pretrain(
     optimizer: Group[OptimizerSettings] = pretraining.OPTIMIZER,
     loop: Group[LoopSettings] = LoopSettings(),
     devices: Group[DeviceSettings] = DeviceSettings(),
+    report_to: ReportTo = (),
     compilation_cache: Cache = None,
 ) -> None:
     """Train a language model on text files. The defaults are the paper's recipe.
@@ -79,6 +84,7 @@ def pretrain(
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
         devices: what devices to train on.
+        report_to: trackers that follow the run: tensorboard, wandb.
         compilation_cache: where compiled programs are kept for the next run; none to keep none.
             By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
@@ -95,6 +101,7 @@ def pretrain(
             optimizer=optimizer,
             loop=loop,
             mesh=mesh,
+            callbacks=trackers(report_to),
         )
     if is_main_process():
         _report(out, progress)
@@ -113,6 +120,7 @@ def finetune(
     optimizer: Group[OptimizerSettings] = finetuning.OPTIMIZER,
     loop: Group[LoopSettings] = LoopSettings(),
     devices: Group[DeviceSettings] = DeviceSettings(),
+    report_to: ReportTo = (),
     compilation_cache: Cache = None,
 ) -> None:
     """Train a model for a task on a labelled set. The defaults are the paper's recipe.
@@ -139,6 +147,7 @@ def finetune(
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
         devices: what devices to train on.
+        report_to: trackers that follow the run: tensorboard, wandb.
         compilation_cache: where compiled programs are kept for the next run; none to keep none.
             By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
@@ -158,6 +167,7 @@ def finetune(
             optimizer=optimizer,
             loop=loop,
             mesh=mesh,
+            callbacks=trackers(report_to),
         )
     if is_main_process():
         _report(out, progress)

@@ -36,6 +36,7 @@ from gpt1_jax.training.callbacks import (
 from gpt1_jax.training.checkpoints import Checkpoints, Rest
 from gpt1_jax.training.data.batches import BatchIterator
 from gpt1_jax.training.freezing import combine_params
+from gpt1_jax.training.model_card import ModelCard
 from gpt1_jax.training.step import Batch, Combine, Objective, TrainState, make_step, micro_batches
 
 STOP = 1  # what a callback asks for, beside the numbers of SIGINT and SIGTERM
@@ -155,7 +156,7 @@ def train_into(
     """Hold an output folder while a training is prepared, and then train; in all processes.
 
     Args:
-        out: the output folder; made if need be.
+        out: the output folder, which gets a model card in the end; made if need be.
         prepare: what returns the arguments of ``train``, given the folder.
         callbacks: see ``train``.
 
@@ -170,7 +171,7 @@ def train_into(
             folder = files.output_path(out)
             stack.enter_context(run_folder.locked(folder))
             spec, settings = prepare(folder)
-        return train(spec, settings, folder, callbacks)
+        return train(spec, settings, folder, [ModelCard(), *callbacks])
 
 
 def train(

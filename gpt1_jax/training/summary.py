@@ -1,9 +1,11 @@
 """What a training has understood: said before its first step, and kept in run.json."""
 
 import math
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,7 +49,7 @@ def summarize_cuts(task: Task, examples: Sequence[Example]) -> Summary:
 
 
 def summarize_training(spec: TrainSpec, optimizer: OptimizerSettings, per_epoch: int) -> Summary:
-    """Return the steps, the learning rates, the numbers of parameters, and the memory of a state.
+    """Return steps, learning rates, numbers of parameters, the memory of a state, the command.
 
     The memory is that of weights, gradients and optimizer state, of one copy of the model: what a
     step takes at least. What activations take is known to the compiler alone (``gpt1 plan``).
@@ -69,7 +71,16 @@ def summarize_training(spec: TrainSpec, optimizer: OptimizerSettings, per_epoch:
         "parameters": sum(leaf.size for leaf in (*trained, *frozen)),
         "trained_parameters": sum(leaf.size for leaf in trained),
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
+        "command": command_line(),
     }
+
+
+def command_line() -> str | None:
+    """Return the command that this process runs, if it is ``gpt1``."""
+    program = Path(sys.argv[0])
+    if program.name != "gpt1" and program.parts[-3:] != ("gpt1_jax", "cli", "__main__.py"):
+        return None
+    return shlex.join(["gpt1", *sys.argv[1:]])
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:
