@@ -98,7 +98,7 @@ def test_pipeline_gives_labels_and_scores_of_this_package(folders: Path, name: s
         # Of a pair, both or none are beyond their budgets.
         texts = [(a, b) for a in TEXTS for b in TEXTS if (a == LONG) == (b == LONG)]
     expected = ours(folders / name, texts)
-    pipe = transformers.pipeline("text-classification", str(folders / name), truncation=True)
+    pipe: Any = transformers.pipeline("text-classification", str(folders / name), truncation=True)
     inputs: list[Any] = [
         {"text": each[0], "text_pair": each[1]} if len(each) == 2 else each[0] for each in texts
     ]
@@ -121,7 +121,7 @@ def test_pipeline_gives_labels_and_scores_of_this_package(folders: Path, name: s
 
 def test_pipeline_needs_its_argument_to_cut_texts(folders: Path) -> None:
     """The page says so; it need not where a later transformers cuts by itself."""
-    pipe = transformers.pipeline("text-classification", str(folders / "classification"))
+    pipe: Any = transformers.pipeline("text-classification", str(folders / "classification"))
     with pytest.raises(RuntimeError, match="size of tensor"):
         pipe(LONG)
 
