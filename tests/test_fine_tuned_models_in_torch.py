@@ -1,8 +1,9 @@
 """Fine-tuned folders in transformers' pipeline, and the scripts of the page about them."""
 
+import functools
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -52,24 +53,31 @@ TEXTS = ["the king saw a cat", "A BIG dog!", "the queen \u2603 ran", "caf\u00e9 
 pytestmark = pytest.mark.unoptimized
 
 
+SETTINGS: dict[str, dict[str, Any]] = {
+    "classification": {"lora_rank": 2, "max_tokens": 3},
+    "multiple-choice": {"choices": ("a", "b")},
+}
+
+
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder for each task, as a run without a step writes it."""
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a task, as a run without a step writes it; all lie side by side."""
     root = tmp_path_factory.mktemp("tasks")
     base = write_checkpoint(root / "base", n_positions=POSITIONS, initializer_range=0.3)
-    more: dict[str, dict[str, Any]] = {
-        "classification": {"lora_rank": 2, "max_tokens": 3},
-        "multiple-choice": {"choices": ("a", "b")},
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "train", save_unchanged)
-        for task, roles in ROLES.items():
-            rows = [
-                {**dict.fromkeys(roles, f"the {label}"), "label": label} for label in LABELS[task]
-            ]
-            train = write_rows(root / f"{task}.jsonl", rows)
-            finetune(task, train, None, root / task, base, batch_size=2, **more.get(task, {}))
-    return root
+
+    @functools.cache
+    def written(name: str) -> Path:
+        task: Any = name
+        rows = [
+            {**dict.fromkeys(ROLES[name], f"the {label}"), "label": label} for label in LABELS[name]
+        ]
+        train = write_rows(root / f"{name}.jsonl", rows)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loop, "train", save_unchanged)
+            finetune(task, train, None, root / name, base, batch_size=2, **SETTINGS.get(name, {}))
+        return root / name
+
+    return written
 
 
 def ours(folder: Path, texts: Sequence[Sequence[str]]) -> np.ndarray:
@@ -91,14 +99,20 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return powers / powers.sum(axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("name", ["classification", "regression", "entailment"])
-def test_pipeline_gives_labels_and_scores_of_this_package(folders: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["classification", "entailment", pytest.param("regression", marks=pytest.mark.nightly)],
+)
+def test_pipeline_gives_labels_and_scores_of_this_package(
+    folder_of: Callable[[str], Path], name: str
+) -> None:
+    folder = folder_of(name)
     texts = [(text,) for text in TEXTS]
     if name == "entailment":
         # Of a pair, both or none are beyond their budgets.
         texts = [(a, b) for a in TEXTS for b in TEXTS if (a == LONG) == (b == LONG)]
-    expected = ours(folders / name, texts)
-    pipe: Any = transformers.pipeline("text-classification", str(folders / name), truncation=True)
+    expected = ours(folder, texts)
+    pipe: Any = transformers.pipeline("text-classification", str(folder), truncation=True)
     inputs: list[Any] = [
         {"text": each[0], "text_pair": each[1]} if len(each) == 2 else each[0] for each in texts
     ]
@@ -113,28 +127,30 @@ def test_pipeline_gives_labels_and_scores_of_this_package(folders: Path, name: s
             np.testing.assert_allclose([by_name[n] for n in names], scores, atol=1e-5, rtol=0)
     (one,) = pipe([inputs[0]])
     assert one["score"] == pytest.approx(expected[0].max(), abs=1e-5)
-    tokenizer = gpt1.Tokenizer.from_pretrained(folders / name)
+    tokenizer = gpt1.Tokenizer.from_pretrained(folder)
     for each in texts:
         ids = tokenizer(*each, truncation=True).input_ids
         assert pipe.tokenizer(*each, truncation=True)["input_ids"] == ids
 
 
-def test_pipeline_needs_its_argument_to_cut_texts(folders: Path) -> None:
+def test_pipeline_needs_its_argument_to_cut_texts(folder_of: Callable[[str], Path]) -> None:
     """The page says so; it need not where a later transformers cuts by itself."""
-    pipe: Any = transformers.pipeline("text-classification", str(folders / "classification"))
+    pipe: Any = transformers.pipeline("text-classification", str(folder_of("classification")))
     with pytest.raises(RuntimeError, match="size of tensor"):
         pipe(LONG)
 
 
+@pytest.mark.nightly
 # transformers warns of a name that peft uses, and of the mean that new rows are drawn around.
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but the target:UserWarning")
 def test_scripts_of_the_page_give_what_this_package_does(
-    folders: Path, monkeypatch: pytest.MonkeyPatch
+    folder_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("peft")
     scripts = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    monkeypatch.chdir(folders)
+    folders = {task: folder_of(task) for task in ROLES}
+    monkeypatch.chdir(folders["classification"].parent)
     printed, names = io.StringIO(), [{} for _ in scripts]
     with redirect_stdout(printed):
         for script, namespace in zip(scripts, names, strict=True):
@@ -147,15 +163,15 @@ def test_scripts_of_the_page_give_what_this_package_does(
 
     pairs = [("the king saw a cat", "a cat"), (LONG, LONG), ("a \u2603", "a dog")]
     found = [list(similarity["similarity"](*pair).values()) for pair in pairs]
-    close(found, ours(folders / "similarity", pairs))
+    close(found, ours(folders["similarity"], pairs))
     several = [("the king saw a cat", "it ran", "on the hill it sat"), (LONG, LONG, f"no {LONG}")]
     found = [choice["choose"](context, choices) for context, *choices in several]
-    close(found, ours(folders / "multiple-choice", several))
+    close(found, ours(folders["multiple-choice"], several))
     pairs = [("the king", LONG), (LONG, "the king"), (LONG, LONG)]
     found = [list(exact["entailment"](*pair).values()) for pair in pairs]
-    close(found, ours(folders / "entailment", pairs))
-    tokenizer = gpt1.Tokenizer.from_pretrained(folders / "classification")
+    close(found, ours(folders["entailment"], pairs))
+    tokenizer = gpt1.Tokenizer.from_pretrained(folders["classification"])
     batch = tokenizer(TEXTS, truncation=True, padding=True, return_tensors="np")
     with torch.no_grad():
         logits = adapter["merged"](torch.from_numpy(batch.input_ids)).logits
-    close(softmax(logits.numpy()), ours(folders / "classification", [(text,) for text in TEXTS]))
+    close(softmax(logits.numpy()), ours(folders["classification"], [(text,) for text in TEXTS]))
