@@ -138,7 +138,8 @@ def push_folder(
 ) -> str:
     """Upload a checkpoint to the Hugging Face hub, in one commit.
 
-    Hidden files and the folder ``checkpoints`` of a training run are left out.
+    Hidden files are left out, and what a training run alone needs: its checkpoints, its texts as
+    tokens, and wandb's folder.
 
     Args:
         folder: a checkpoint in Hugging Face's layout, or an adapter.
@@ -182,7 +183,7 @@ def push_folder(
             commit_message=commit_message or f"Upload {path.resolve().name}",
             revision=revision,
             create_pr=create_pr,
-            ignore_patterns=["checkpoints/**", ".*", "**/.*"],
+            ignore_patterns=[".*", "**/.*", *(f"{name}/**" for name in _LEFT_OUT)],
         )
     except errors.HFValidationError as error:
         line = str(error).splitlines()[0].rstrip(".")
@@ -192,6 +193,7 @@ def push_folder(
     return commit.pr_url or commit.commit_url
 
 
+_LEFT_OUT = ("checkpoints", "tokens", "wandb")  # folders of a training run
 _PUSHED_ALONE = ("adapter_config.json", "tokenizer.json")
 
 

@@ -114,8 +114,9 @@ def push(
 ) -> None:
     """Upload a checkpoint, a trained folder or an adapter to the Hugging Face hub.
 
-    The access token is the one that ``hf auth login`` has stored, or $HF_TOKEN. Hidden files and
-    the folder checkpoints of a training run are left out.
+    The access token is the one that ``hf auth login`` has stored, or $HF_TOKEN. Hidden files are
+    left out, and what a training run alone needs: its checkpoints, its texts as tokens, and the
+    folder of wandb.
 
     Args:
         folder: the folder to upload.

@@ -114,7 +114,11 @@ def _data(run: Mapping[str, Any]) -> list[str]:
             continue
         named = ", ".join(f"`{file}`" for file in (given if isinstance(given, list) else [given]))
         counts = summary.get(key) or {}
-        sizes = [f"{count:,} {what}" for what, count in counts.items() if isinstance(count, int)]
+        sizes = [
+            f"{count:,} {what.removesuffix('s') if count == 1 else what}"
+            for what, count in counts.items()
+            if isinstance(count, int)
+        ]
         lines.append(f"- {role}: {named}{': ' if sizes else ''}{', '.join(sizes)}")
         for what, each in counts.items():
             if isinstance(each, dict):

@@ -90,9 +90,9 @@ def folder(tmp_path) -> Path:
     return path
 
 
-def test_push_folder_uploads_all_but_hidden_files_and_checkpoints(hub, folder):
-    (folder / "checkpoints" / "40").mkdir(parents=True)
-    for name in ("checkpoints/40/state", ".gpt1-jax.run.lock"):
+def test_push_folder_leaves_out_hidden_files_and_what_a_run_needs(hub, folder):
+    for name in ("checkpoints/40/state", "tokens/a.bin", "wandb/run", ".gpt1-jax.run.lock"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"left out")
     assert push_folder(folder, "owner/gpt1") == f"{PAGE}/commit/{'0' * 40}"
     names = ("config.json", "model.safetensors", "adapter/adapter_config.json", "loss.png")

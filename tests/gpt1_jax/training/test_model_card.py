@@ -29,7 +29,7 @@ def test_card_of_a_language_model(
     assert "pipeline_tag: text-generation" in card
     assert "trained from random weights with gpt1-jax: 2 steps." in card
     assert "It was not validated" in card
-    assert f"- Training: `{text}`: 1 files, " in card
+    assert f"- Training: `{text}`: 1 file, " in card
     assert "| batch_size | 8 |" in card
     monkeypatch.chdir(tmp_path)
     (tmp_path / "example.py").write_text(python(card, "gpt1_jax").replace("old", "red"))
