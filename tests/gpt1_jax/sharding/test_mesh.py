@@ -21,8 +21,8 @@ from gpt1_jax.sharding import mesh as sharding
 from gpt1_jax.training.step import TrainState
 
 TESTS = Path(__file__).parents[2]
-# The first has all that the partitioner has to do; the others are its parts.
-MESHES = ("fsdp=2,tensor=4", "data=8", "fsdp=8")
+# The first has all that the partitioner has to do; the other is a part of it.
+MESHES = ("fsdp=2,tensor=4", "fsdp=8")
 
 
 def mesh_of(text: str) -> AbstractMesh:

@@ -20,7 +20,7 @@ from support.compilation_cache import cache_variables
 from support.small_models import leaves_equal
 from support.small_training import QUICK, SIZES, write_checkpoint, write_rows, write_text
 
-KILLS = 20  # of each kind of run
+KILLS = 10  # of each kind of run
 START = 0.25  # the share of kills at any moment after the start; the others are in the loop
 TIMEOUT = 600  # seconds, in which a run has to begin or end, even on a busy machine
 # Validations with and without a checkpoint after them.
