@@ -40,8 +40,9 @@ def _report(
 ) -> Any:
     from sklearn.metrics import classification_report
 
+    by_zero: Any = 0.0  # which scikit-learn's types do not know
     return classification_report(
-        labels, predictions, labels=list(names), zero_division=0.0, **options
+        labels, predictions, labels=list(names), zero_division=by_zero, **options
     )
 
 

@@ -1,5 +1,6 @@
 """Trackers: callbacks that report a training to TensorBoard or to Weights & Biases."""
 
+import importlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,17 +27,12 @@ class TensorBoard(Callback):
     """
 
     def __init__(self):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            hint = 'pip install "gpt1-jax[tensorboard]"'
-            raise ImportError(f"TensorBoard's files are written by tensorboardX: {hint}") from None
-        self._writer_class = SummaryWriter
+        self._module = _package("tensorboardX", "tensorboard")
 
     def on_start(self, run: "TrainRun") -> None:
         # What was written after the last checkpoint comes again, and is hidden by purge_step.
         folder, purge_step = str(run.out / "tensorboard"), run.step or None
-        self._writer = self._writer_class(folder, purge_step=purge_step)
+        self._writer = self._module.SummaryWriter(folder, purge_step=purge_step)
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
         self._add("train", step, metrics)
@@ -64,17 +60,12 @@ class WandB(Callback):
     """
 
     def __init__(self):
-        try:
-            import wandb
-        except ImportError:
-            hint = 'pip install "gpt1-jax[wandb]"'
-            raise ImportError(f"wandb is not installed: {hint}") from None
-        self._wandb: Any = wandb
+        self._module = _package("wandb", "wandb")
 
     def on_start(self, run: "TrainRun") -> None:
         path = run.out / RUN_ID
         settings = run.out / SETTINGS
-        self._run = self._wandb.init(
+        self._run = self._module.init(
             project=os.environ.get("WANDB_PROJECT", "gpt1-jax"),
             name=run.out.resolve().name,
             dir=str(run.out),
@@ -95,6 +86,14 @@ class WandB(Callback):
             best = {f"best/{name}": value for name, value in result.best.items()}
             self._run.summary.update({**best, "best/step": result.best_step})
         self._run.finish(exit_code=0 if error is None else 1)
+
+
+def _package(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        message = f'{name} is not installed: pip install "gpt1-jax[{extra}]"'
+        raise ImportError(message) from None
 
 
 TRACKERS: Mapping[TrackerName, type[Callback]] = {"tensorboard": TensorBoard, "wandb": WandB}

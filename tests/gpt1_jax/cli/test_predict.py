@@ -130,6 +130,7 @@ def test_cli_predict_writes_tables_and_columns(run: Run, classifier: Path) -> No
     assert json.loads(first["scores"])[first["label"]] == float(first["score"])
 
 
+@pytest.mark.nightly
 def test_cli_predict_computes_in_bfloat16_and_int8(
     run: Run, classifier: Path, expected: list[dict[str, Any]]
 ) -> None:

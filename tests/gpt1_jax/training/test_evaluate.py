@@ -123,7 +123,10 @@ def test_evaluate_measures_labelled_sets(classifier: Path, tmp_path: Path) -> No
     assert 0 < expected[0][0] < 1
 
 
-@pytest.mark.parametrize("name", ["entailment", "regression", "multiple-choice"])
+@pytest.mark.parametrize(
+    "name",
+    ["entailment", "regression", pytest.param("multiple-choice", marks=pytest.mark.nightly)],
+)
 def test_evaluate_labelled_metrics_are_those_of_its_predictions(name: str, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"entailment": {"classes": ("0", "1", "2")}}.get(name, {})
     fields = {"choices": 2} if name == "multiple-choice" else fields

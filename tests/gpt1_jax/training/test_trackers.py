@@ -15,8 +15,7 @@ from gpt1_jax.training.trackers import TrackerName, trackers
 
 def scalars(folder: Path) -> dict[tuple[str, int], float]:
     """What TensorBoard's event files hold, by name and step; the later of two wins."""
-    pytest.importorskip("tensorboardX")
-    from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportMissingImports]
+    Event: Any = pytest.importorskip("tensorboardX.proto.event_pb2").Event
 
     found = {}
     for path in sorted(folder.iterdir()):
