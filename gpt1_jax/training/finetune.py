@@ -59,6 +59,7 @@ from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.freezing import combine_params, split_frozen
 from gpt1_jax.training.heads import TASK, TrainedHead, draw_head
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
+from gpt1_jax.training.metrics import Metric
 from gpt1_jax.training.optimizer import (
     OptimizerSettings,
     check_rate,
@@ -98,6 +99,9 @@ class FinetuneSettings(RunSettings):
         lm_weight: of the auxiliary language-modelling loss.
         max_tokens: the most tokens of a text; by default what the model has room for.
         numbers: whether the labels of a similarity are numbers, not classes.
+        metric: what the best model is chosen by on the validation set, one of those that the task
+            is measured by, or the loss; of equal values the one with the lower loss is better. By
+            default the accuracy, or Pearson's correlation of numbers.
         new_head: train a new head although the checkpoint has one. By default a head for the same
             task and the same classes is trained further; other classes of that task need this
             flag, and another task always gets a new head.
@@ -114,6 +118,7 @@ class FinetuneSettings(RunSettings):
     lm_weight: NotNegative = 0.5
     max_tokens: MaybeCount = None
     numbers: Switch = False
+    metric: Metric | None = None
     new_head: Switch = False
     freeze_embeddings: Switch = False
     freeze_layers: Annotated[int, INTEGER, at_least(0)] = 0
@@ -255,6 +260,8 @@ class _Finetuning:
         check_modules("grain", "matplotlib", "sklearn", "scipy")
         self.loop.check_for(self.settings.batch_size, validates=self.valid is not None)
         rows = process_local_rows(self.mesh, self.settings.batch_size, self.loop.accumulate)
+        if self.settings.metric is not None and self.valid is None:
+            raise ValueError(f"metric is {self.settings.metric!r}, but needs a set to validate on")
         if self.settings.numbers and self.task_name != "similarity":
             raise ValueError(
                 f"numbers says what the labels of a similarity are, but this is {self.task_name}"
@@ -305,6 +312,8 @@ class _Finetuning:
             check_no_numbers(rows)
         if head is not None and not head.fits(task) and not self.settings.new_head:
             head.check_replaceable(task, self.model)
+        if self.settings.metric is not None:
+            metrics.check_metric(self.settings.metric, task_metrics(task), task.name)
         task.configure_tokenizer()
         return task
 
@@ -349,6 +358,7 @@ class _Finetuning:
         trained, frozen, combine = _trained(params, settings)
         steps = count_steps(settings.epochs, len(examples), batch_size)
         check_rate(self.optimizer, steps)
+        chosen = settings.metric or task_metrics(task)[0]
 
         def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             return task_loss(
@@ -377,8 +387,8 @@ class _Finetuning:
             seed=settings.seed,
             save=functools.partial(self.save, model, task, out),
             evaluate=None if valid_rows is None else task_measures(model, task, valid_rows),
-            chosen=metrics.DEFAULTS[task.predicts][0],
-            better="high",
+            chosen=chosen,
+            better="low" if chosen == "loss" else "high",
             mesh=self.mesh,
             batch_size=batch_size,
         )
@@ -433,6 +443,12 @@ def batches(
     return shuffled_batches(examples, batch_size, seed, make)
 
 
+def task_metrics(task: Task) -> tuple[str, ...]:
+    """Return the names of the metrics that a task is measured by, see ``metrics.metrics_for``."""
+    classes = task.classes
+    return metrics.metrics_for(task.predicts, None if classes is None else len(classes))
+
+
 def task_measures(
     model: TaskModel, task: Task, rows: Sequence[Row], *, batch_size: int = 32
 ) -> Callable[[Params], dict[str, float]]:
@@ -445,7 +461,7 @@ def task_measures(
         batch_size: examples that are computed at once.
 
     Returns:
-        Parameters -> the metrics of the task (``metrics.DEFAULTS``), and ``loss``, the mean of the
+        Parameters -> the metrics of the task (``task_metrics``), and ``loss``, the mean of the
         task's own loss.
 
     Raises:
@@ -468,8 +484,7 @@ def compare(
     predictions = logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1)
     dtype = np.float32 if task.predicts == "numbers" else np.int32
     labels = np.array([example.label for example in examples], dtype)
-    names = metrics.DEFAULTS[task.predicts]
-    return {"loss": loss, **metrics.compute_metrics(names, predictions, labels)}
+    return {"loss": loss, **metrics.compute_metrics(task_metrics(task), predictions, labels)}
 
 
 def read_task(folder: Path, tokenizer: Tokenizer, n_positions: int) -> tuple[Task, dict[str, str]]:

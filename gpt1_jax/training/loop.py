@@ -101,7 +101,7 @@ class TrainSpec:
         save: writes the result into the output folder, given the trained parameters and the
             model's, whole.
         evaluate: measures of the model's parameters, ``loss`` among them; None without validation.
-        chosen: the measure that says which parameters are best.
+        chosen: the measure that says which parameters are best; the loss, where it is equal.
         better: whether it should be high or low.
         mesh: the devices to train on; None for one.
     """
@@ -123,12 +123,18 @@ class TrainSpec:
     better: Literal["high", "low"] = "low"
     mesh: Mesh | None = None
 
-    def worth(self, measures: Mapping[str, float]) -> float:
-        """Return how good measures are: the higher, the better."""
-        score = measures[self.chosen]
-        if np.isnan(score):
-            return -np.inf  # never better, but as the first it is better than nothing
-        return score if self.better == "high" else -score
+    def worth(self, measures: Mapping[str, float]) -> tuple[float, float]:
+        """Return how good measures are: the greater, the better.
+
+        Of equal values of ``chosen`` the one with the lower loss is better. A NaN, such as the
+        correlation of equal predictions, is worse than every number.
+        """
+        score = measures[self.chosen] if self.better == "high" else -measures[self.chosen]
+        return _nan_last(score), _nan_last(-measures["loss"])
+
+
+def _nan_last(value: float) -> float:
+    return -np.inf if np.isnan(value) else value
 
 
 @dataclasses.dataclass

@@ -4,6 +4,7 @@ import importlib
 import warnings
 from collections.abc import Callable, Sequence
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,11 +16,17 @@ def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return the F1 score: of class 1 where there are classes 0 and 1 alone, else the mean of all.
+    """Return the F1 score of class 1, of the two classes 0 and 1."""
+    return _f1(predictions, labels, "binary")
 
-    A class without a right prediction scores 0.
-    """
-    average = "binary" if max(labels.max(), predictions.max()) <= 1 else "macro"
+
+def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the mean of the F1 scores of all classes that occur in predictions or labels."""
+    return _f1(predictions, labels, "macro")
+
+
+def _f1(predictions: np.ndarray, labels: np.ndarray, average: str) -> float:
+    """Return scikit-learn's F1; a class without a right prediction scores 0."""
     # zero_division is what it is by default, without the warning.
     score = _library("sklearn.metrics").f1_score
     return float(score(labels, predictions, average=average, zero_division=0.0))
@@ -63,16 +70,38 @@ def _library(module: str) -> ModuleType:
 METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "accuracy": accuracy,
     "f1": f1,
+    "macro_f1": macro_f1,
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,
 }
-# What a task is measured by, after what it predicts (``Task.predicts``); the first chooses models.
-DEFAULTS = {
-    "classes": ("accuracy", "f1", "matthews"),
-    "numbers": ("pearson", "spearman"),
-    "choices": ("accuracy",),
-}
+# What chooses the best model: a metric, which is better the higher it is, or the loss.
+Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "loss"]
+
+
+def metrics_for(predicts: str, num_classes: int | None) -> tuple[str, ...]:
+    """Return the names of the metrics of a task; the first chooses the best model by default.
+
+    Args:
+        predicts: see ``Task.predicts``.
+        num_classes: of the task, whether they occur in a set or not; None if it has no classes.
+    """
+    if predicts == "numbers":
+        return ("pearson", "spearman")
+    if predicts == "choices":
+        return ("accuracy",)
+    return ("accuracy", *(("f1",) if num_classes == 2 else ()), "macro_f1", "matthews")
+
+
+def check_metric(metric: str, names: Sequence[str], task: str) -> None:
+    """Check that a task is measured by a metric that is to choose its best model.
+
+    Raises:
+        ValueError: it is not; the message names those that it is measured by.
+    """
+    if metric not in (*names, "loss"):
+        found = ", ".join((*names, "loss"))
+        raise ValueError(f"metric is {metric!r}, but this {task} is measured by {found}")
 
 
 def compute_metrics(

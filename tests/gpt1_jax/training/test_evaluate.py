@@ -119,7 +119,7 @@ def test_evaluate_measures_labelled_sets(classifier: Path, tmp_path: Path) -> No
         for (_, measures), (accuracy, loss) in zip(found, expected, strict=True):
             assert measures["accuracy"] == pytest.approx(accuracy)
             assert measures["loss"] == pytest.approx(loss, rel=1e-5)
-            assert measures.keys() == {"loss", "accuracy", "f1", "matthews"}
+            assert measures.keys() == {"loss", "accuracy", "macro_f1", "matthews"}
     assert 0 < expected[0][0] < 1
 
 

@@ -555,6 +555,7 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
             {},
             r"train\.jsonl: the labels are numbers, 9 different .*--task regression",
         ),
+        ("classification", ROWS, ROWS, {"metric": "pearson"}, "measured by accuracy, f1, macro_f1"),
         ("classification", ROWS, ROWS, {"numbers": True}, "numbers says what the labels of a simi"),
         ("classification", ROWS, ROWS, {"max_tokens": 99}, r"max_tokens is 99, .* in \[1, 30\]"),
         ("classification", ROWS, ROWS, {"epochs": 0}, "epochs is 0, but must be a number above 0"),
@@ -615,8 +616,9 @@ def test_finetune_rejects_bad_input_before_training(
 
 def test_finetune_patience_requires_validation_set(base: Path, tmp_path: Path) -> None:
     train = write_rows(tmp_path / "train.jsonl", ROWS)
-    with pytest.raises(ValueError, match="patience is 2, but needs a set to validate on"):
-        finetune("classification", train, None, tmp_path / "run", base, patience=2)
+    for fields in ({"patience": 2}, {"metric": "f1"}):
+        with pytest.raises(ValueError, match=r"is (2|'f1'), but needs a set to validate on"):
+            finetune("classification", train, None, tmp_path / "run", base, **fields)
 
 
 TASK = (

@@ -256,6 +256,18 @@ def test_train_selects_best_by_chosen_measure(tmp_path: Path) -> None:
     assert progress.best_step == max(firsts, key=firsts.__getitem__)
 
 
+def test_train_spec_worth_decides_ties_and_nan_by_the_loss() -> None:
+    spec = Run().training(chosen="f1", better="high")
+    nan = math.nan
+    ranked = [(nan, nan), (nan, 0.9), (nan, 0.1), (0.5, nan), (0.5, 0.2), (0.5, 0.1), (0.6, 0.9)]
+    worths = [spec.worth({"f1": score, "loss": loss}) for score, loss in ranked]
+    assert worths == sorted(set(worths))
+    by_loss = Run().training()
+    assert (
+        by_loss.worth({"loss": 0.1}) > by_loss.worth({"loss": 0.2}) > by_loss.worth({"loss": nan})
+    )
+
+
 @pytest.mark.parametrize(
     ("scores", "best"), [([1.0, 2.0, 3.0], 1), ([1.0, math.nan, 1.0], 1), ([math.nan] * 3, 1)]
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt1_jax.training.metrics import DEFAULTS, METRICS, compute_metrics
+from gpt1_jax.training.metrics import METRICS, check_metric, compute_metrics, metrics_for
 
 # float64 against float64, in another order. Measured: 5e-16.
 TOLERANCE = 1e-12
@@ -36,11 +36,15 @@ def test_evaluate_class_metrics_match_numpy(C: int, seed: int, N: int) -> None:
     rng = np.random.default_rng(seed)
     predictions, labels = rng.integers(C, size=(2, N)).astype(np.int32)
     labels[:C], predictions[:2] = np.arange(C)[:N], [0, 1]
-    got = compute_metrics(DEFAULTS["classes"], predictions, labels)
+    names = metrics_for("classes", C)
+    assert ("f1" in names) == (C == 2)
+    got = compute_metrics(names, predictions, labels)
     present = sorted({*predictions.tolist(), *labels.tolist()})
     scores = [f1_of(k, predictions, labels) for k in present]
     assert got["accuracy"] == pytest.approx((predictions == labels).mean(), abs=TOLERANCE)
-    assert got["f1"] == pytest.approx(scores[1] if present == [0, 1] else np.mean(scores))
+    assert got["macro_f1"] == pytest.approx(np.mean(scores))
+    if C == 2:
+        assert got["f1"] == pytest.approx(f1_of(1, predictions, labels))
     # Gorodkin's R_K (doi:10.1016/j.compbiolchem.2004.09.006): correlated one-hot vectors.
     x, y = np.eye(C)[predictions], np.eye(C)[labels]
     x, y = x - x.mean(0), y - y.mean(0)
@@ -54,7 +58,7 @@ def test_evaluate_correlations_match_numpy(seed: int, N: int) -> None:
     labels = rng.integers(4, size=N).astype(np.float32)  # with ties
     labels[:2] = [0, 1]
     predictions = rng.standard_normal(N)
-    got = compute_metrics(DEFAULTS["numbers"], predictions, labels)
+    got = compute_metrics(metrics_for("numbers", None), predictions, labels)
     assert got["pearson"] == pytest.approx(correlation(predictions, labels), abs=1e-6)
     expected = correlation(ranks(predictions), ranks(labels))
     assert got["spearman"] == pytest.approx(expected, abs=TOLERANCE)
@@ -66,14 +70,36 @@ def test_evaluate_constant_predictions_give_nan_correlation(predictions: list[fl
     if predictions[0] == predictions[2]:
         assert math.isnan(got["pearson"])
         assert math.isnan(got["spearman"])
-    assert all(map(math.isnan, compute_metrics(DEFAULTS["numbers"], [1.0], [2.0]).values()))
+    assert all(
+        map(math.isnan, compute_metrics(metrics_for("numbers", None), [1.0], [2.0]).values())
+    )
 
 
 @pytest.mark.parametrize("label", [0, 1])
 def test_evaluate_handles_constant_class_predictions(label: int) -> None:
-    got = compute_metrics(DEFAULTS["classes"], [label] * 4, [label] * 4)
-    assert got == {"accuracy": 1, "f1": label, "matthews": 0}
-    assert compute_metrics(DEFAULTS["classes"], [label] * 4, [0, 1, 0, 1])["matthews"] == 0
+    got = compute_metrics(metrics_for("classes", 2), [label] * 4, [label] * 4)
+    assert got == {"accuracy": 1, "f1": label, "macro_f1": 1, "matthews": 0}
+    assert compute_metrics(["matthews"], [label] * 4, [0, 1, 0, 1])["matthews"] == 0
+
+
+def test_metrics_for_several_classes_averages_f1_though_two_occur() -> None:
+    """The number of classes is the task's: a set in which only 0 and 1 occur is no exception."""
+    labels, predictions = [0, 1, 1, 0, 1], [0, 1, 0, 0, 1]
+    got = compute_metrics(metrics_for("classes", 3), predictions, labels)
+    assert got.keys() == {"accuracy", "macro_f1", "matthews"}
+    assert got["macro_f1"] == pytest.approx((0.8 + 0.8) / 2)
+    got = compute_metrics(metrics_for("classes", 2), [0, 1, 0, 0], [0, 1, 1, 0])
+    assert got["f1"] == pytest.approx(2 / 3)
+    assert got["macro_f1"] == pytest.approx((2 / 3 + 0.8) / 2)
+
+
+def test_check_metric_rejects_metric_of_other_tasks() -> None:
+    check_metric("loss", metrics_for("numbers", None), "regression")
+    message = (
+        "metric is 'f1', but this entailment is measured by accuracy, macro_f1, matthews, loss"
+    )
+    with pytest.raises(ValueError, match=message):
+        check_metric("f1", metrics_for("classes", 3), "entailment")
 
 
 def test_evaluate_rejects_bad_input() -> None:
