@@ -15,6 +15,7 @@ MaybeModel = Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_b
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="")]
 MaybeQuoting = Annotated[Literal["csv", "none"] | None, tyro.conf.arg(help_behavior_hint="")]
 Columns = Annotated[Names, tyro.conf.arg(metavar="ROLE=NAME...")]
+Weights = Annotated[Names, tyro.conf.arg(metavar="balanced|NAME=NUMBER...")]
 MaybeCheckpoint = Annotated[MaybeModel, tyro.conf.Positional]
 
 
@@ -43,6 +44,29 @@ def columns_by_role(columns: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"--columns {pair}: must be ROLE=NAME, such as text=sentence")
         named[role] = name
     return named
+
+
+def weights_by_class(words: Sequence[str]) -> dict[str, float] | Literal["balanced"] | None:
+    """Return the weights of classes by their names, as --class-weights gives them; None for none.
+
+    Raises:
+        ValueError: one is not NAME=NUMBER.
+    """
+    if list(words) == ["balanced"]:
+        return "balanced"
+    weights = {}
+    for pair in words:
+        name, _, number = pair.rpartition("=")  # a name may have such a sign, a number has none
+        try:
+            weights[name] = float(number)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ValueError(
+                f"--class-weights {pair}: must be balanced, or NAME=NUMBER for each class, such as "
+                "yes=2 no=1"
+            )
+    return weights or None
 
 
 def _path(words: list[str]) -> Path:

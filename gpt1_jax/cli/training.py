@@ -16,7 +16,9 @@ from gpt1_jax.cli.arguments import (
     Model,
     Names,
     Quantize,
+    Weights,
     columns_by_role,
+    weights_by_class,
 )
 from gpt1_jax.cli.compilation_cache import Cache, enable_compilation_cache
 from gpt1_jax.cli.table_output import OutputFile, chosen_format, output, write_records
@@ -116,6 +118,7 @@ def finetune(
     columns: Columns = (),
     choices: Names = (),
     quoting: MaybeQuoting = None,
+    class_weights: Weights = (),
     settings: Group[FinetuneSettings] = FinetuneSettings(),
     optimizer: Group[OptimizerSettings] = finetuning.OPTIMIZER,
     loop: Group[LoopSettings] = LoopSettings(),
@@ -143,6 +146,8 @@ def finetune(
         choices: the columns of the choices of a multiple choice, in order.
         quoting: csv reads cells in quotes, with a quote inside doubled; none takes quotes for a
             part of the text. By default csv for .csv files and none for .tsv files.
+        class_weights: how much the examples of each class count in the loss that is trained on;
+            balanced makes all classes together count alike. By default every example counts 1.
         settings: what to train, for how long.
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
@@ -152,7 +157,7 @@ def finetune(
             By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
     enable_compilation_cache(compilation_cache)
-    named = columns_by_role(columns)
+    named, weights = columns_by_role(columns), weights_by_class(class_weights)
     with processes.devices(devices) as mesh:
         progress = finetuning.finetune(
             task,
@@ -163,6 +168,7 @@ def finetune(
             columns=named,
             choices=choices,
             quoting=quoting,
+            class_weights=weights,
             settings=settings,
             optimizer=optimizer,
             loop=loop,

@@ -21,8 +21,10 @@ from gpt1_jax.checks import (
     MaybeCount,
     NotNegative,
     Positive,
+    Rule,
     Switch,
     at_least,
+    is_number,
     wrong,
 )
 from gpt1_jax.config import OpenAIGPTConfig
@@ -36,6 +38,7 @@ from gpt1_jax.sharding.processes import is_main_process
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import lora, metrics, run_folder
 from gpt1_jax.training.callbacks import Callback
+from gpt1_jax.training.class_weights import ClassWeights, weigh_classes
 from gpt1_jax.training.data.batches import BatchIterator, count_steps, shuffled_batches
 from gpt1_jax.training.data.labelled import Row, Source, content_of_rows, read_rows
 from gpt1_jax.training.data.plausibility import (
@@ -99,6 +102,8 @@ class FinetuneSettings(RunSettings):
         lm_weight: of the auxiliary language-modelling loss.
         max_tokens: the most tokens of a text; by default what the model has room for.
         numbers: whether the labels of a similarity are numbers, not classes.
+        label_smoothing: how much of the target is spread evenly over all classes or choices, in
+            [0, 1); of the loss that is trained on, not of the one that validates.
         metric: what the best model is chosen by on the validation set, one of those that the task
             is measured by, or the loss; of equal values the one with the lower loss is better. By
             default the accuracy, or Pearson's correlation of numbers.
@@ -118,6 +123,9 @@ class FinetuneSettings(RunSettings):
     lm_weight: NotNegative = 0.5
     max_tokens: MaybeCount = None
     numbers: Switch = False
+    label_smoothing: Annotated[float, Rule("in [0, 1)", lambda x: is_number(x) and 0 <= x < 1)] = (
+        0.0
+    )
     metric: Metric | None = None
     new_head: Switch = False
     freeze_embeddings: Switch = False
@@ -154,6 +162,7 @@ def finetune(
     columns: Mapping[str, str] | None = None,
     choices: Sequence[str] = (),
     quoting: Quoting | None = None,
+    class_weights: ClassWeights | None = None,
     settings: FinetuneSettings = FinetuneSettings(),
     optimizer: OptimizerSettings = OPTIMIZER,
     loop: LoopSettings = LoopSettings(),
@@ -173,6 +182,8 @@ def finetune(
         columns: the columns' names by their roles, where they differ.
         choices: the columns of the choices of a multiple choice, in order.
         quoting: of the cells of .csv and .tsv files, see ``records.read_records``.
+        class_weights: how much the examples of each class count in the loss that is trained on, a
+            number for each name; or "balanced", by which all classes together count alike.
         settings: what to train, for how long.
         optimizer: how gradients become updates.
         loop: when to log, validate and save.
@@ -189,7 +200,18 @@ def finetune(
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
     """
     job = _Finetuning(
-        task, train, valid, model, columns, choices, quoting, settings, optimizer, loop, mesh
+        task,
+        train,
+        valid,
+        model,
+        columns,
+        choices,
+        quoting,
+        class_weights,
+        settings,
+        optimizer,
+        loop,
+        mesh,
     )
     return train_into(out, job.prepare, callbacks)
 
@@ -205,6 +227,7 @@ class _Finetuning:
     columns: Mapping[str, str] | None
     choices: Sequence[str]
     quoting: Quoting | None
+    class_weights: ClassWeights | None
     settings: FinetuneSettings
     optimizer: OptimizerSettings
     loop: LoopSettings
@@ -227,6 +250,7 @@ class _Finetuning:
             check_heads(self.mesh, config)
         head = TrainedHead.read(folder, config)
         task = self.make_task(tokenizer, config, rows, head)
+        weights = weigh_classes(self.class_weights, task, rows)
         replaced = head is not None and (self.settings.new_head or not head.fits(task))
         examples = [task.encode(row) for row in rows]
         if valid_rows is not None:
@@ -240,12 +264,13 @@ class _Finetuning:
             trained = f"{self.model} was trained for {head.describe()}"
             print(f"{trained}: {task.name} gets a new head", file=sys.stderr)
         model = _model(folder, task, config, self.settings, self.mesh, replaces_head=replaced)
-        spec = self.specify(model, task, examples, valid_rows, own_rows, out)
+        spec = self.specify(model, task, examples, valid_rows, weights, own_rows, out)
         epoch = count_steps(1, len(examples), self.settings.batch_size)
         summary = {
             "train": summarize_rows(task, rows),
             "valid": None if valid_rows is None else summarize_rows(task, valid_rows),
             "cut": summarize_cuts(task, examples),
+            **({} if weights is None else {"class_weights": _by_name(task, weights)}),
             **summarize_training(spec, self.optimizer, epoch),
             "warnings": warnings,
         }
@@ -312,6 +337,11 @@ class _Finetuning:
             check_no_numbers(rows)
         if head is not None and not head.fits(task) and not self.settings.new_head:
             head.check_replaceable(task, self.model)
+        if self.settings.label_smoothing and task.predicts not in ("classes", "choices"):
+            raise ValueError(
+                f"label_smoothing is {self.settings.label_smoothing}, but a {task.name} by "
+                f"{task.predicts} has no classes or choices to smooth"
+            )
         if self.settings.metric is not None:
             metrics.check_metric(self.settings.metric, task_metrics(task), task.name)
         task.configure_tokenizer()
@@ -339,6 +369,7 @@ class _Finetuning:
             "model_content": run_folder.checkpoint_content(folder),
             "columns": columns,
             "quoting": self.quoting,
+            "class_weights": self.class_weights,
             **fields_of(self.settings, self.optimizer, self.loop),
         }
 
@@ -348,6 +379,7 @@ class _Finetuning:
         task: Task,
         examples: Sequence[Example],
         valid_rows: Sequence[Row] | None,
+        weights: np.ndarray | None,
         own_rows: np.ndarray,
         out: Path,
     ) -> TrainSpec:
@@ -367,6 +399,8 @@ class _Finetuning:
                 key,
                 lm_weight=settings.lm_weight,
                 classifier_dropout=settings.dropout,
+                label_smoothing=settings.label_smoothing,
+                class_weights=weights,
             )
 
         def tokens(batch: Batch) -> int:
@@ -412,6 +446,10 @@ class _Finetuning:
                 },
             )
         model.save_pretrained(out, params=params)
+
+
+def _by_name(task: Task, weights: np.ndarray) -> dict[str, float]:
+    return dict(zip(task.classes or (), weights.tolist(), strict=True))
 
 
 def _identity(source: Source | None, rows: Sequence[Row] | None) -> Identity:

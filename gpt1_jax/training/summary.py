@@ -97,6 +97,10 @@ def _lines(summary: Mapping[str, Any]) -> list[str]:
             f"{cut:,} rows to train on have a text that is cut to {tokens} tokens; the longest has "
             f"{longest:,}"
         )
+    if weights := summary.get("class_weights"):
+        shown = [f"{name} {weight:.4g}" for name, weight in list(weights.items())[:MOST_CLASSES]]
+        more = [f"and {len(weights) - MOST_CLASSES} more"] if len(weights) > MOST_CLASSES else []
+        lines.append(f"class weights: {', '.join([*shown, *more])}")
     warmup = f"{summary['warmup_steps']:,.4g} steps of warm-up"
     lines += [
         f"{_count(summary['steps'], 'step')}, {summary['steps_per_epoch']:,} an epoch; "

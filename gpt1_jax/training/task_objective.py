@@ -51,6 +51,8 @@ def task_loss(
     *,
     lm_weight: float,
     classifier_dropout: float = 0.1,
+    label_smoothing: float = 0.0,
+    class_weights: np.ndarray | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the loss of a batch as a sum, so that micro-batches add up, and what divides it.
 
@@ -59,23 +61,50 @@ def task_loss(
     sequences of the mean cross-entropy of their tokens after the first (the paper's equation 5;
     the means are those of OpenAI's code).
 
+    With ``class_weights`` the loss of an example, the auxiliary one included, counts as often as
+    the weight of its class says: the mean over a batch, however it is split, is the weighted mean
+    of torch's ``CrossEntropyLoss(weight, label_smoothing)``.
+
     Args:
         model: see ``task_outputs``, as the next two and ``classifier_dropout``.
         batch: rows of weight 0 count neither in the sum nor in the number.
         dropout_key: that every dropout mask is drawn from; None for no dropout.
         lm_weight: 0 leaves the language-modelling loss out.
         classifier_dropout: the rate before the head.
+        label_smoothing: of classes and choices, how much of the target is spread over all of them.
+        class_weights: (C,) float32 above 0, of classes; None for 1 each.
 
     Returns:
-        () float32, the sum over the examples; () float32, the number of examples.
+        () float32, the sum over the examples; () float32, the number of examples, or the sum of
+        their weights.
     """
     body_key, head_key = split_key(dropout_key, 2)
     states = _states(model, batch, body_key)
     logits = _head(model, states, batch["classify_at"], classifier_dropout, head_key)
-    loss = prediction_loss(logits, batch)
+    weight = jnp.asarray(batch["weight"], logits.dtype)
+    if class_weights is not None:
+        weight *= jnp.asarray(class_weights)[batch["label"]]
+    if label_smoothing or class_weights is not None:
+        loss = _weighted_loss(logits, batch, label_smoothing, class_weights)
+    else:
+        loss = prediction_loss(logits, batch)
     if lm_weight:
-        loss += lm_weight * _lm_loss(model, states, batch)
-    return loss, jnp.asarray(batch["weight"], logits.dtype).sum()
+        loss += lm_weight * _lm_loss(model, states, {**batch, "weight": weight})
+    return loss, weight.sum()
+
+
+def _weighted_loss(
+    logits: jax.Array, batch: Batch, smoothing: float, class_weights: np.ndarray | None
+) -> jax.Array:
+    """Return the cross-entropy of smoothed targets and weighted classes, summed: (B, C) -> ().
+
+    As in torch, each class has its weight in the part of the target that is spread, too.
+    """
+    C = logits.shape[-1]
+    targets = (1 - smoothing) * jax.nn.one_hot(batch["label"], C) + smoothing / C  # (B, C)
+    losses = -targets * jax.nn.log_softmax(logits)
+    losses = losses.sum(axis=-1) if class_weights is None else losses @ jnp.asarray(class_weights)
+    return jnp.asarray(batch["weight"], logits.dtype) @ losses
 
 
 def prediction_loss(logits: jax.Array, batch: Batch) -> jax.Array:

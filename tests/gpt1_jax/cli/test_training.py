@@ -150,10 +150,16 @@ def test_cli_finetune_passes_its_flags(run: Run, calls: list[dict[str, Any]]) ->
     lora = ["--lora-rank", "2", "--lora-targets", "c_attn", "c_fc", "--freeze-layers", "0"]
     run("finetune", *needed, *columns, *lora, "--valid", "v.csv", "--numbers", "--quoting", "csv")
     call = calls.pop()
-    assert call["quoting"] == "csv"
+    assert (call["quoting"], call["class_weights"]) == ("csv", None)
     assert (call["columns"], call["choices"]) == ({"context": "a", "label": "b=c"}, ("one", "two"))
     assert call["settings"].lora_targets == ("c_attn", "c_fc")
     assert (call["settings"].numbers, call["valid"]) == (True, Path("v.csv"))
+    run("finetune", *needed, "--class-weights", "no=1", "a=b=2.5", "--metric", "macro_f1")
+    assert calls[-1]["class_weights"] == {"no": 1.0, "a=b": 2.5}
+    assert calls.pop()["settings"].metric == "macro_f1"
+    run("finetune", *needed, "--class-weights", "balanced", "--label-smoothing", "0.1")
+    assert calls[-1]["class_weights"] == "balanced"
+    assert calls.pop()["settings"].label_smoothing == 0.1
 
 
 def test_cli_evaluate_writes_nan_as_null_in_json(run: Run, calls: list[dict[str, Any]]) -> None:
@@ -309,6 +315,7 @@ FINETUNE = ["finetune", *flags(task="classification", train="rows.csv", model="b
             "range.csv, line 3: the label '2' must be a choice, which are counted 0 to 1",
         ),
         ([*FINETUNE, "--columns", "text=body"], "rows.csv, line 1: there is no column 'body'; the"),
+        ([*FINETUNE, "--class-weights", "a=b"], "--class-weights a=b: must be balanced, or NAME="),
         ([*FINETUNE, "--columns", "text"], "--columns text: must be ROLE=NAME, such as text=sent"),
         ([*FINETUNE, "--model", "./nowhere"], "no folder './nowhere'"),
         ([*FINETUNE, "--warmup", "100"], "warmup is 100 steps, but must be at most total_steps"),

@@ -34,11 +34,13 @@ LAST = [
                 "train": {"rows": 1200, "classes": {"no": 1000, "yes": 200}},
                 "valid": {"rows": 1, "classes": {"no": 1, "yes": 0}},
                 "cut": {"rows": 2, "tokens": 254, "longest": 1901},
+                "class_weights": {"no": 0.6, "yes": 3.0},
             },
             [
                 "to train on: 1,200 rows, 2 classes: no (1,000), yes (200)",
                 "to validate on: 1 row, 2 classes: no (1), yes (0)",
                 "2 rows to train on have a text that is cut to 254 tokens; the longest has 1,901",
+                "class weights: no 0.6, yes 3",
             ],
         ),
         (

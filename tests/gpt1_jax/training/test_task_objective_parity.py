@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+import optax  # noqa: E402
 import transformers  # noqa: E402
 from flax import nnx  # noqa: E402
 from support.small_models import small_config  # noqa: E402
@@ -19,6 +20,7 @@ import gpt1_jax as gpt1  # noqa: E402
 from gpt1_jax.pure import merge, split  # noqa: E402
 from gpt1_jax.training.data.labelled import Row  # noqa: E402
 from gpt1_jax.training.data.tasks import Example, Task, collate, prepare_tokenizer  # noqa: E402
+from gpt1_jax.training.step import TrainState, make_step, micro_batches  # noqa: E402
 from gpt1_jax.training.task_objective import task_loss, task_outputs  # noqa: E402
 
 # float32, as in the ladder of parity. Measured: 5e-7.
@@ -34,7 +36,7 @@ SIZES: dict[str, Any] = {
 }
 
 
-def batch_of(sequences: int, seed: int) -> dict[str, np.ndarray]:
+def batch_of(sequences: int, seed: int, rows: int | None = None) -> dict[str, np.ndarray]:
     """Ragged: some sequences hold id 0, <unk>, which is the padding too."""
     rng = np.random.default_rng(seed)
     examples = [
@@ -47,7 +49,7 @@ def batch_of(sequences: int, seed: int) -> dict[str, np.ndarray]:
         )
         for _ in range(5)
     ]
-    return collate(examples, n_positions=POSITIONS)
+    return collate(examples, n_positions=POSITIONS, rows=rows)
 
 
 def compiled(model: Any, batch: dict[str, np.ndarray], lm_weight: float) -> Any:
@@ -70,6 +72,36 @@ def test_task_objective_classification_matches_transformers(seed: int) -> None:
     outputs, (loss, number) = compiled(model, batch, 0.0)
     assert largest_difference(outputs, theirs.logits) <= TOLERANCE
     assert largest_difference(loss / number, theirs.loss) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "weights"), [(0.1, None), (0.0, (0.5, 2.0, 1.0)), (0.2, (0.5, 2.0, 1.0))]
+)
+def test_task_loss_smoothed_and_weighted_matches_torch(
+    smoothing: float, weights: tuple[float, ...] | None
+) -> None:
+    """In micro-batches of two rows, the last of which have none: the mean is the whole batch's."""
+    reference = torch_model("OpenAIGPTForSequenceClassification", 0, num_labels=3, **SIZES)
+    structure, params = split(flax_model(reference))
+    batch, own = batch_of(1, 0, rows=8), None if weights is None else np.float32(weights)
+
+    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        options: Any = {"label_smoothing": smoothing, "class_weights": own}
+        return task_loss(merge(structure, params), batch, lm_weight=0.0, **options)
+
+    start = TrainState.create(params, optax.sgd(1.0), 0)
+    before = np.array(params["score"]["kernel"])
+    step = make_step(objective, optax.sgd(1.0))
+    state, measures = step(start, {}, micro_batches(batch, 4))
+    criterion = torch.nn.CrossEntropyLoss(
+        weight=None if own is None else torch.tensor(own), label_smoothing=smoothing
+    )
+    ids, labels = to_torch(batch["input_ids"][:5, 0]), to_torch(batch["label"][:5])
+    theirs = criterion(reference(ids).logits, labels)
+    theirs.backward()
+    assert largest_difference(measures["loss"], theirs.detach()) <= TOLERANCE
+    gradient = before - np.asarray(state.params["score"]["kernel"])
+    assert largest_difference(gradient, reference.score.weight.grad.T) <= TOLERANCE
 
 
 @pytest.mark.parametrize("activation", [None, "tanh"])
