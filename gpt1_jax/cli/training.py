@@ -141,7 +141,8 @@ def finetune(
             of these gzipped as .gz.
         out: the folder of the result, in Hugging Face's layout, and of log, picture, checkpoints.
         model: a pre-trained checkpoint with its tokenizer.
-        valid: another labelled set; the result is then the best model on it, else the last.
+        valid: another labelled set; the result is then the best model on it, else the last. See
+            --valid-share, too.
         columns: names of columns that differ from their roles, such as text=sentence.
         choices: the columns of the choices of a multiple choice, in order.
         quoting: csv reads cells in quotes, with a quote inside doubled; none takes quotes for a

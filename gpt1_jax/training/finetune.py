@@ -40,7 +40,14 @@ from gpt1_jax.training import lora, metrics, run_folder
 from gpt1_jax.training.callbacks import Callback
 from gpt1_jax.training.class_weights import ClassWeights, weigh_classes
 from gpt1_jax.training.data.batches import BatchIterator, count_steps, shuffled_batches
-from gpt1_jax.training.data.labelled import Row, Source, content_of_rows, read_rows
+from gpt1_jax.training.data.labelled import (
+    Row,
+    Source,
+    content_of_rows,
+    draw_rows,
+    read_rows,
+    take_out,
+)
 from gpt1_jax.training.data.plausibility import (
     check_no_regression,
     drop_unlabelled,
@@ -98,9 +105,14 @@ class FinetuneSettings(RunSettings):
 
     Attributes:
         epochs: how often to read the training set; the steps of a fraction are rounded up.
+        steps: how many to take, in place of ``epochs``.
         batch_size: examples a step.
         lm_weight: of the auxiliary language-modelling loss.
         max_tokens: the most tokens of a text; by default what the model has room for.
+        valid_share: share of the training set to validate on, instead of training on it; drawn by
+            the seed, from each class alike.
+        train_rows: how many rows to train on, drawn by the seed after those to validate on; fewer
+            rows are among the more. By default all.
         numbers: whether the labels of a similarity are numbers, not classes.
         label_smoothing: how much of the target is spread evenly over all classes or choices, in
             [0, 1); of the loss that is trained on, not of the one that validates.
@@ -119,9 +131,14 @@ class FinetuneSettings(RunSettings):
     """
 
     epochs: Positive = 3.0
+    steps: MaybeCount = None
     batch_size: Count = 32
     lm_weight: NotNegative = 0.5
     max_tokens: MaybeCount = None
+    valid_share: Annotated[
+        float | None, Rule("above 0 and below 1", lambda x: is_number(x) and 0 < x < 1)
+    ] = None
+    train_rows: MaybeCount = None
     numbers: Switch = False
     label_smoothing: Annotated[float, Rule("in [0, 1)", lambda x: is_number(x) and 0 <= x < 1)] = (
         0.0
@@ -136,6 +153,8 @@ class FinetuneSettings(RunSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.steps is not None and self.epochs != FinetuneSettings.epochs:
+            raise ValueError(f"steps is {self.steps} and epochs {self.epochs}: give one of them")
         if self.lora is not None and (self.freeze_embeddings or self.freeze_layers):
             raise ValueError("lora_rank freezes all but the adapters: freeze nothing besides")
         for name in ("lora_alpha", "lora_targets"):
@@ -250,8 +269,9 @@ class _Finetuning:
             check_heads(self.mesh, config)
         head = TrainedHead.read(folder, config)
         task = self.make_task(tokenizer, config, rows, head)
-        weights = weigh_classes(self.class_weights, task, rows)
         replaced = head is not None and (self.settings.new_head or not head.fits(task))
+        rows, valid_rows, drawn = self.divide(task, rows, valid_rows)
+        weights = weigh_classes(self.class_weights, task, rows)
         examples = [task.encode(row) for row in rows]
         if valid_rows is not None:
             valid_rows, more = self.labelled(valid_rows, task.classes or ())
@@ -269,6 +289,7 @@ class _Finetuning:
         summary = {
             "train": summarize_rows(task, rows),
             "valid": None if valid_rows is None else summarize_rows(task, valid_rows),
+            **drawn,
             "cut": summarize_cuts(task, examples),
             **({} if weights is None else {"class_weights": _by_name(task, weights)}),
             **summarize_training(spec, self.optimizer, epoch),
@@ -283,9 +304,13 @@ class _Finetuning:
     def check(self) -> np.ndarray:
         """Check what needs no reading, and return the rows of a batch that this process reads."""
         check_modules("grain", "matplotlib", "sklearn", "scipy")
-        self.loop.check_for(self.settings.batch_size, validates=self.valid is not None)
+        share = self.settings.valid_share
+        if share is not None and self.valid is not None:
+            raise ValueError(f"valid_share is {share:g}, but valid is given: leave one of them out")
+        validates = self.valid is not None or share is not None
+        self.loop.check_for(self.settings.batch_size, validates=validates)
         rows = process_local_rows(self.mesh, self.settings.batch_size, self.loop.accumulate)
-        if self.settings.metric is not None and self.valid is None:
+        if self.settings.metric is not None and not validates:
             raise ValueError(f"metric is {self.settings.metric!r}, but needs a set to validate on")
         if self.settings.numbers and self.task_name != "similarity":
             raise ValueError(
@@ -310,6 +335,22 @@ class _Finetuning:
             return rows, []
         rows, warning = drop_unlabelled(rows, classes)
         return rows, [] if warning is None else [warning]
+
+    def divide(
+        self, task: Task, rows: list[Row], valid_rows: list[Row] | None
+    ) -> tuple[list[Row], list[Row] | None, dict[str, object]]:
+        """Return the rows to train and to validate on, and what the summary says of the draw."""
+        settings = self.settings
+        drawn: dict[str, object] = {}
+        if settings.valid_share is not None:
+            rows, valid_rows = take_out(
+                rows, settings.valid_share, settings.seed, by_label=task.predicts == "classes"
+            )
+            drawn["valid_share"] = settings.valid_share
+        if settings.train_rows is not None:
+            drawn["drawn_from"] = len(rows)
+            rows = draw_rows(rows, settings.train_rows, settings.seed)
+        return rows, valid_rows, drawn
 
     def make_task(
         self,
@@ -388,7 +429,7 @@ class _Finetuning:
         dropped = configure_dropout(model, settings.embedding_dropout, settings.dropout)
         structure, params = split(model)
         trained, frozen, combine = _trained(params, settings)
-        steps = count_steps(settings.epochs, len(examples), batch_size)
+        steps = settings.steps or count_steps(settings.epochs, len(examples), batch_size)
         check_rate(self.optimizer, steps)
         chosen = settings.metric or task_metrics(task)[0]
 

@@ -91,6 +91,10 @@ def show_summary(summary: Mapping[str, Any]) -> None:
 
 def _lines(summary: Mapping[str, Any]) -> list[str]:
     lines = [_of_set(name, summary[name]) for name in ("train", "valid") if summary.get(name)]
+    if share := summary.get("valid_share"):
+        lines.append(f"the rows to validate on are {share:.4g} of all, drawn by the seed")
+    if drawn_from := summary.get("drawn_from"):
+        lines.append(f"the rows to train on are drawn from {drawn_from:,} by the seed")
     if cut := summary.get("cut", {}).get("rows"):
         longest, tokens = summary["cut"]["longest"], summary["cut"]["tokens"]
         lines.append(

@@ -3,9 +3,12 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from gpt1_jax.training.data.records import Quoting, Record, read_records, records_in_memory
 
@@ -77,6 +80,53 @@ def make_row(place: str, record: Mapping[str, object], columns: Mapping[str, str
     }
     label = _label(place, columns[LABEL], record[columns[LABEL]]) if LABEL in columns else ""
     return Row(place, texts, label)
+
+
+def take_out(
+    rows: Sequence[Row], share: float, seed: int, *, by_label: bool
+) -> tuple[list[Row], list[Row]]:
+    """Divide rows at random into those that stay and a share that is taken out; both in order.
+
+    Args:
+        rows: to divide.
+        share: above 0 and below 1, of all rows; rounded, and at least one row.
+        seed: the same one takes out the same rows.
+        by_label: whether as large a share is taken of each label, but for rounding, and at least
+            one row of it stays.
+
+    Raises:
+        ValueError: too few rows to take so many out.
+    """
+    rng = np.random.default_rng([seed, 0])
+    groups: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(row.label if by_label else "", []).append(number)
+    wanted = max(1, round(share * len(rows)))
+    exact = {label: share * len(numbers) for label, numbers in groups.items()}
+    taken = {label: min(math.floor(exact[label]), len(groups[label]) - 1) for label in groups}
+    # What is missing is taken where the most was rounded off.
+    for label in sorted(groups, key=lambda label: taken[label] - exact[label]):
+        if sum(taken.values()) < wanted and taken[label] < len(groups[label]) - 1:
+            taken[label] += 1
+    if sum(taken.values()) < 1:
+        raise ValueError(f"{len(rows)} rows are too few to take a share of {share:g} out of them")
+    out = {i for label in groups for i in rng.permutation(groups[label])[: taken[label]].tolist()}
+    return (
+        [row for i, row in enumerate(rows) if i not in out],
+        [row for i, row in enumerate(rows) if i in out],
+    )
+
+
+def draw_rows(rows: Sequence[Row], number: int, seed: int) -> list[Row]:
+    """Return so many rows, drawn at random, in their order; those of fewer are among those of more.
+
+    Raises:
+        ValueError: there are fewer.
+    """
+    if number > len(rows):
+        raise ValueError(f"train_rows is {number}, but there are {len(rows)} rows to train on")
+    drawn = np.random.default_rng([seed, 1]).permutation(len(rows))[:number]
+    return [rows[i] for i in sorted(drawn.tolist())]
 
 
 def content_of_rows(rows: Sequence[Row]) -> str:

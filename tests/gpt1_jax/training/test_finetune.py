@@ -23,7 +23,7 @@ import gpt1_jax as gpt1
 from gpt1_jax.pretrained import flatten
 from gpt1_jax.pure import split
 from gpt1_jax.training import loop
-from gpt1_jax.training.data.labelled import read_rows
+from gpt1_jax.training.data.labelled import read_rows, take_out
 from gpt1_jax.training.finetune import FinetuneSettings, read_quoting, read_task, task_measures
 from gpt1_jax.training.log import read_log
 from gpt1_jax.training.loop import TrainProgress
@@ -485,6 +485,37 @@ def test_finetune_epochs_set_number_of_steps(
     assert prepared_by_default.steps == 3  # of 48 rows in batches of 8
     assert prepared(epochs=1.5).steps == 9
     assert prepared(epochs=1, number=10, batch_size=32).steps == 1
+    by_default = FinetuneSettings.epochs
+    assert prepared(epochs=by_default, steps=7).steps == 7
+    assert prepared(epochs=1, train_rows=10).steps == 2
+    assert prepared(epochs=1, valid_share=0.25, train_rows=17).steps == 3
+
+
+def test_finetune_validates_on_a_share_of_the_rows(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fields: dict[str, Any] = {"validates": False, "number": 40, "valid_share": 0.1, "steps": 6}
+    fields |= {"train_rows": 30, "eval_every": 3, "metric": "loss", "epochs": 3.0}
+    progress, out = run(base, tmp_path, "classification", **fields)
+    told = capsys.readouterr().err
+    assert "to train on: 30 rows, 2 classes: " in told
+    assert "to validate on: 4 rows, 2 classes: is bad (2), is good (2)\n" in told
+    assert "the rows to validate on are 0.1 of all" in told
+    assert "the rows to train on are drawn from 36 by" in told
+    summary = json.loads((out / "run.json").read_text())["summary"]
+    assert (summary["valid"]["rows"], summary["steps"]) == (4, 6)
+    measured = [r for r in read_log(out / "log.jsonl") if "valid_loss" in r]
+    assert [record["step"] for record in measured] == [3, 6]
+    assert progress.best is not None
+    assert progress.best["loss"] == min(record["valid_loss"] for record in measured)
+    # The rows are those that the seed takes out.
+    rows = read_rows(tmp_path / "train.jsonl", {"text": "text", "label": "label"})
+    _, taken = take_out(rows, 0.1, 0, by_label=True)
+    model = gpt1.OpenAIGPTForSequenceClassification.from_pretrained(out)
+    task, _ = read_task(out, gpt1.Tokenizer.from_pretrained(out), model.config.n_positions)
+    found = task_measures(model, task, taken)(split(model)[1])
+    assert found == pytest.approx(progress.best, rel=1e-5)
+    assert run(base, tmp_path, "classification", **fields)[0] == progress  # the same when resumed
 
 
 def test_finetune_trains_on_a_set_below_one_batch(base: Path, tmp_path: Path) -> None:
@@ -564,6 +595,10 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
             {"label_smoothing": 0.1},
             "0.1, but a regression",
         ),
+        ("classification", ROWS, ROWS, {"valid_share": 0.5}, "valid_share is 0.5, but valid is gi"),
+        ("classification", ROWS, ROWS, {"valid_share": 1}, "must be above 0 and below 1, or None"),
+        ("classification", ROWS, ROWS, {"train_rows": 3}, "train_rows is 3, but there are 2 rows"),
+        ("classification", ROWS, ROWS, {"epochs": 2, "steps": 9}, "steps is 9 and epochs 2: give"),
         ("classification", ROWS, ROWS, {"label_smoothing": 1}, r"must be in \[0, 1\)"),
         (
             "classification",

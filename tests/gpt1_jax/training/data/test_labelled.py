@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gpt1_jax.training.data.labelled import Row, content_of_rows, read_rows
+from gpt1_jax.training.data.labelled import Row, content_of_rows, draw_rows, read_rows, take_out
 
 COLUMNS = {"text": "sentence", "label": "class"}
 
@@ -401,3 +401,55 @@ def test_read_rows_reads_published_snli(data_folder: Path) -> None:
     assert Counter(row.label for row in rows) == {"0": 3329, "1": 3235, "2": 3278}
     assert rows[0].texts["premise"].startswith("Two women are embracing")
     assert rows[-1].place.endswith("validation.tsv, line 9843")
+
+
+# Rows that are taken out.
+
+
+def rows_with(labels: list[str]) -> list[Row]:
+    return [Row(f"rows, line {i}", {"text": str(i)}, label) for i, label in enumerate(labels)]
+
+
+@given(
+    labels=st.lists(st.sampled_from("aaabbc"), min_size=4, max_size=60),
+    share=st.floats(0.02, 0.9),
+    seed=st.integers(0, 2**32 - 1),
+    by_label=st.booleans(),
+)
+def test_take_out_takes_a_share_of_each_label(
+    labels: list[str], share: float, seed: int, by_label: bool
+) -> None:
+    rows = rows_with(labels)
+    stay, out = take_out(rows, share, seed, by_label=by_label)
+    assert (stay, out) == take_out(rows, share, seed, by_label=by_label)
+    places = [row.place for row in rows]
+    assert [
+        row.place for row in sorted([*stay, *out], key=lambda row: places.index(row.place))
+    ] == places
+    for part in (stay, out):
+        assert part == [row for row in rows if row in part]  # in their order
+    counts, taken = Counter(labels), Counter(row.label for row in out)
+    if by_label:
+        for label, count in counts.items():
+            assert taken[label] < count
+            assert abs(taken[label] - share * count) < 1 or taken[label] in (1, count - 1)
+        if all(share * count < count - 1 for count in counts.values()):
+            assert len(out) == max(1, round(share * len(rows)))
+    else:
+        assert len(out) == max(1, min(round(share * len(rows)), len(rows) - 1))
+
+
+def test_take_out_and_draw_rows_depend_on_the_seed() -> None:
+    rows = rows_with(["a", "b"] * 50)
+    parts = [take_out(rows, 0.1, seed, by_label=True)[1] for seed in range(2)]
+    assert [Counter(row.label for row in part) for part in parts] == [{"a": 5, "b": 5}] * 2
+    assert parts[0] != parts[1]
+    few, more = (draw_rows(rows, number, 0) for number in (10, 30))
+    assert len(few) == 10
+    assert few == [row for row in more if row in few] != more[:10]
+    assert draw_rows(rows, 10, 1) != few
+    assert draw_rows(rows, 100, 0) == rows
+    with pytest.raises(ValueError, match="train_rows is 101, but there are 100 rows to train on"):
+        draw_rows(rows, 101, 0)
+    with pytest.raises(ValueError, match="2 rows are too few to take a share of 0.5 out of them"):
+        take_out(rows[:2], 0.5, 0, by_label=True)
