@@ -1,10 +1,11 @@
 """The commands ``gpt1 pretrain``, ``finetune`` and ``evaluate``."""
 
+import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
@@ -32,6 +33,8 @@ from gpt1_jax.training.class_report import (
     class_report_text,
     draw_confusion_matrix,
 )
+from gpt1_jax.training.data.labelled import Source
+from gpt1_jax.training.data.recipes import RECIPES, PublishedSet, RecipeName
 from gpt1_jax.training.data.tasks import TaskName
 from gpt1_jax.training.evaluate import evaluate as measures_of
 from gpt1_jax.training.evaluate import evaluate_labelled
@@ -47,7 +50,10 @@ Value = TypeVar("Value")
 # would answer for the ValueErrors of the class, naming it by a name of its own.
 Group = Annotated[Value, tyro.conf.arg(name="")]
 
-File = Annotated[Path, tyro.conf.arg(metavar="FILE")]
+MaybeFile = Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")]
+MaybeTask = Annotated[TaskName | None, tyro.conf.arg(help_behavior_hint="")]
+MaybeRecipe = Annotated[RecipeName | None, tyro.conf.arg(help_behavior_hint="")]
+MaybeFolder = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 Files = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="FILE...", help_behavior_hint="")]
 ReportTo = Annotated[
     tuple[TrackerName, ...], tyro.conf.arg(metavar="TRACKER...", help_behavior_hint="")
@@ -110,11 +116,13 @@ def pretrain(
 
 
 def finetune(
-    task: TaskName,
-    train: File,
     out: Folder,
     model: Model,
-    valid: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
+    task: MaybeTask = None,
+    train: MaybeFile = None,
+    valid: MaybeFile = None,
+    recipe: MaybeRecipe = None,
+    data: MaybeFolder = None,
     columns: Columns = (),
     choices: Names = (),
     quoting: MaybeQuoting = None,
@@ -127,6 +135,9 @@ def finetune(
     compilation_cache: Cache = None,
 ) -> None:
     """Train a model for a task on a labelled set. The defaults are the paper's recipe.
+
+    Give either --task and --train, or --recipe and --data: one of the paper's twelve tasks, and the
+    folder of its published files.
 
     The columns of each task: text, label (classification, regression); premise, hypothesis, label
     (entailment); text1, text2, label (similarity); context, question if there is one, label counted
@@ -143,6 +154,8 @@ def finetune(
         model: a pre-trained checkpoint with its tokenizer.
         valid: another labelled set; the result is then the best model on it, else the last. See
             --valid-share, too.
+        recipe: a task of the paper, whose published files are read as they are.
+        data: the folder of these files.
         columns: names of columns that differ from their roles, such as text=sentence.
         choices: the columns of the choices of a multiple choice, in order.
         quoting: csv reads cells in quotes, with a quote inside doubled; none takes quotes for a
@@ -159,11 +172,18 @@ def finetune(
     """
     enable_compilation_cache(compilation_cache)
     named, weights = columns_by_role(columns), weights_by_class(class_weights)
+    sets: tuple[Source, Source | None]
+    if recipe is not None:
+        given = {"task": task, "train": train, "valid": valid, "choices": choices, "columns": named}
+        task, sets, named, choices, settings = _follow(recipe, data, given, settings)
+    elif task is None or train is None or data is not None:
+        raise ValueError("give --task and --train, or --recipe and --data")
+    else:
+        sets = train, valid
     with processes.devices(devices) as mesh:
         progress = finetuning.finetune(
             task,
-            train,
-            valid,
+            *sets,
             out,
             model=model,
             columns=named,
@@ -178,11 +198,49 @@ def finetune(
         )
     if is_main_process():
         _report(out, progress)
+        if recipe is not None:
+            _report_paper(recipe)
+
+
+def _follow(
+    name: RecipeName, data: Path | None, given: Mapping[str, Any], settings: FinetuneSettings
+) -> tuple[
+    TaskName, tuple[Source, Source | None], dict[str, str], tuple[str, ...], FinetuneSettings
+]:
+    """Return the task of a recipe, its sets, columns and choices, and the settings it needs.
+
+    Raises:
+        ValueError: there is no ``data``, or a flag is given that the recipe sets.
+    """
+    if data is None:
+        raise ValueError(f"--recipe {name} needs --data, the folder of its files")
+    if taken := [f"--{flag}" for flag, value in given.items() if value]:
+        raise ValueError(f"--recipe {name} sets {', '.join(taken)} itself: leave it out")
+    recipe = RECIPES[name]
+    valid = recipe.open(data, "valid") if "valid" in recipe.files else None
+    changes: dict[str, Any] = {"numbers": True} if recipe.numbers else {}
+    if settings.metric is None:
+        changes["metric"] = recipe.metric
+    if valid is None and settings.valid_share is None:
+        changes["valid_share"] = recipe.valid_share
+    columns = {role: role for role in recipe.columns if role not in recipe.choices}
+    sets = recipe.open(data, "train"), valid
+    settings = dataclasses.replace(settings, **changes)
+    return recipe.task, sets, columns, recipe.choices, settings
+
+
+def _report_paper(name: RecipeName) -> None:
+    recipe = RECIPES[name]
+    metric = recipe.metric.replace("_", " ")
+    print(f"The paper reports {metric} {recipe.published} % on the test set of {name}.")
 
 
 def evaluate(
     files: Annotated[Files, tyro.conf.Positional],
     model: Model,
+    recipe: MaybeRecipe = None,
+    data: MaybeFolder = None,
+    split: str = "valid",
     stride: int | None = None,
     batch_size: int = 8,
     quantize: Quantize = None,
@@ -202,6 +260,10 @@ def evaluate(
         files: text files (of .jsonl and other files of records the column "text"), or labelled sets
             with the columns the model was trained on.
         model: a checkpoint with its tokenizer.
+        recipe: the task of the paper that the model was trained for, to measure it on a published
+            set in place of files.
+        data: the folder of that set.
+        split: which set of the recipe: valid, or test where it has labels.
         stride: of a text, how many tokens a window predicts with all before them as context; by
             default half the model's positions.
         batch_size: windows or examples to compute at once.
@@ -220,15 +282,20 @@ def evaluate(
         compilation_cache: where compiled programs are kept for the next run; none to keep none.
             By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
-    if not files:
-        raise ValueError("give at least one file")
+    sets: Sequence[Path | PublishedSet] = files
+    if recipe is not None:
+        if files or data is None:
+            raise ValueError(f"--recipe {recipe} needs --data, and no files")
+        sets = [RECIPES[recipe].open(data, split)]
+    elif not files or data is not None:
+        raise ValueError("give at least one file, or --recipe and --data")
     enable_compilation_cache(compilation_cache)
     hub: HubOptions = {"revision": revision, "local_files_only": local_files_only}
     for name, path in (("predictions", predictions), ("confusion-matrix", confusion_matrix)):
         if path is not None and len(files) > 1:
             raise ValueError(f"--{name} is of one labelled set, but {len(files)} files are given")
     by_class = report or confusion_matrix is not None
-    if predictions is None and not by_class:
+    if predictions is None and not by_class and recipe is None:
         for file, measures in measures_of(
             model,
             files,
@@ -245,7 +312,7 @@ def evaluate(
         raise ValueError("--stride is of texts; predictions and reports are of labelled sets")
     for found in evaluate_labelled(
         model,
-        files,
+        sets,
         batch_size=batch_size,
         quantize=quantize,
         quoting=quoting,
@@ -270,6 +337,8 @@ def evaluate(
                 write_records(found.predictions, chosen_format(None, predictions), written)
         if confusion_matrix is not None:
             draw_confusion_matrix(labels, predicted, names, confusion_matrix)
+    if recipe is not None and output_format == "text":
+        _report_paper(recipe)
 
 
 def _print_measures(

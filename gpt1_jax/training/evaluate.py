@@ -18,10 +18,15 @@ from gpt1_jax.pure import not_finite, split
 from gpt1_jax.quantization import Mode, quantized_if
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.data.corpus import load_tokens
-from gpt1_jax.training.data.labelled import LABEL, make_row
+from gpt1_jax.training.data.labelled import (
+    LABEL,
+    RecordSource,
+    make_row,
+    records_by_column,
+)
 from gpt1_jax.training.data.plausibility import drop_unlabelled
-from gpt1_jax.training.data.records import Quoting, read_records
-from gpt1_jax.training.data.tasks import Task
+from gpt1_jax.training.data.records import Quoting, Record, read_records
+from gpt1_jax.training.data.tasks import Example, Task
 from gpt1_jax.training.finetune import TASK, compare, read_quoting
 from gpt1_jax.training.perplexity import check_stride, text_measures
 from gpt1_jax.training.predict import Predictor, load_task_model
@@ -121,7 +126,7 @@ class LabelledEvaluation(NamedTuple):
 
 def evaluate_labelled(
     model: str | os.PathLike[str],
-    files: Sequence[str | os.PathLike[str]],
+    files: Sequence[str | os.PathLike[str] | RecordSource],
     *,
     batch_size: int = 8,
     dtype: str | None = None,
@@ -135,7 +140,7 @@ def evaluate_labelled(
 
     Args:
         model: see ``evaluate``, as the others.
-        files: likewise.
+        files: likewise, or published sets of a recipe.
         batch_size: likewise.
         dtype: likewise.
         quantize: likewise.
@@ -153,7 +158,7 @@ def evaluate_labelled(
     """
     check("batch_size", batch_size, INTEGER, at_least(1))
     check_modules("sklearn", "scipy")
-    check_files(files)
+    check_files(file for file in files if not isinstance(file, RecordSource))
     folder = resolve(model, **hub)
     if not (folder / TASK).is_file():
         raise ValueError(f"{model} is not fine-tuned for a labelled set: it has no {TASK}")
@@ -164,22 +169,8 @@ def evaluate_labelled(
     if by_class and task.predicts == "numbers":
         raise ValueError(f"{model} predicts numbers, which are no classes")
     # All files are read before the first is measured, so that what is wrong with one shows at once.
-    sets = []
     quoting = quoting or read_quoting(folder)
-    for file in files:
-        records = list(read_records(Path(file), columns.values(), quoting, keep_others=predictions))
-        if not records:
-            raise ValueError(f"{file} holds no rows")
-        if predictions:
-            predictor.check_keys(records)
-        rows = [make_row(place, record, columns) for place, record in records]
-        if task.name == "entailment":
-            rows, warning = drop_unlabelled(rows, task.classes or ())
-            if warning is not None:
-                warnings.warn(warning, stacklevel=2)
-                kept = {row.place for row in rows}
-                records = [each for each in records if each[0] in kept]
-        sets.append((records, [task.encode(row) for row in rows]))
+    sets = [_read_set(file, predictor, quoting, check_keys=predictions) for file in files]
     structure, params = split(load_task_model(folder, task, dtype=dtype, quantize=quantize))
     names = _names(task)
     for file, (records, examples) in zip(files, sets, strict=True):
@@ -193,6 +184,36 @@ def evaluate_labelled(
                 label = task.classes[int(example.label)] if task.classes else example.label
                 found.append(predictor.join({**record, columns[LABEL]: label}, own))
         yield LabelledEvaluation(str(file), measures, found, names)
+
+
+def _read_set(
+    file: str | os.PathLike[str] | RecordSource,
+    predictor: Predictor,
+    quoting: Quoting | None,
+    *,
+    check_keys: bool,
+) -> tuple[list[tuple[str, Record]], list[Example]]:
+    """Return the records of a labelled set with their places, and their examples.
+
+    Records have all their columns if they are checked to have none of the output's keys.
+    """
+    task, columns = predictor.task, predictor.columns
+    if isinstance(file, RecordSource):
+        records = list(records_by_column(file, columns))
+    else:
+        records = list(read_records(Path(file), columns.values(), quoting, keep_others=check_keys))
+    if not records:
+        raise ValueError(f"{file} holds no rows")
+    if check_keys:
+        predictor.check_keys(records)
+    rows = [make_row(place, record, columns) for place, record in records]
+    if task.name == "entailment":
+        rows, warning = drop_unlabelled(rows, task.classes or ())
+        if warning is not None:
+            warnings.warn(warning, stacklevel=2)
+            kept = {row.place for row in rows}
+            records = [each for each in records if each[0] in kept]
+    return records, [task.encode(row) for row in rows]
 
 
 def _names(task: Task) -> list[str] | None:

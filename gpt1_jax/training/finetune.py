@@ -41,6 +41,7 @@ from gpt1_jax.training.callbacks import Callback
 from gpt1_jax.training.class_weights import ClassWeights, weigh_classes
 from gpt1_jax.training.data.batches import BatchIterator, count_steps, shuffled_batches
 from gpt1_jax.training.data.labelled import (
+    RecordSource,
     Row,
     Source,
     content_of_rows,
@@ -499,7 +500,8 @@ def _identity(source: Source | None, rows: Sequence[Row] | None) -> Identity:
         return None, None
     if isinstance(source, (str, os.PathLike)):
         return str(source), run_folder.content(source)
-    return "rows in memory", content_of_rows(rows)
+    name = str(source) if isinstance(source, RecordSource) else "rows in memory"
+    return name, content_of_rows(rows)
 
 
 def batches(

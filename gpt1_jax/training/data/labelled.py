@@ -5,15 +5,32 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from gpt1_jax.training.data.records import Quoting, Record, read_records, records_in_memory
+from gpt1_jax.training.data.records import (
+    Quoting,
+    Record,
+    check_columns,
+    read_records,
+    records_in_memory,
+)
+
+
+@runtime_checkable
+class RecordSource(Protocol):
+    """What reads its records by itself, such as ``recipes.PublishedSet``; ``str`` names it."""
+
+    def read_records(self) -> Iterator[tuple[str, Record]]:
+        """Yield the records with their places; a record's keys are the roles of a task."""
+        ...
+
 
 # A file, or records in memory: a list of dicts, or a dataset of the package ``datasets``.
-Source = str | os.PathLike[str] | Iterable[Record]
+Source = str | os.PathLike[str] | Iterable[Record] | RecordSource
 
 LABEL = "label"  # the role of the column that is to be learned; every other role is a text
 
@@ -54,12 +71,27 @@ def read_rows(
     """
     if isinstance(source, (str, os.PathLike)):
         name, records = str(source), read_records(Path(source), columns.values(), quoting)
+    elif isinstance(source, RecordSource):
+        name, records = str(source), records_by_column(source, columns)
     else:
         records = records_in_memory(source, columns.values(), name)
     rows = [make_row(place, record, columns) for place, record in records]
     if not rows:
         raise ValueError(f"{name} holds no rows")
     return rows
+
+
+def records_by_column(
+    source: RecordSource, columns: Mapping[str, str]
+) -> Iterator[tuple[str, Record]]:
+    """Yield the records of a source with their places, by columns in place of roles.
+
+    Raises:
+        ValueError: a record lacks a role; names the place.
+    """
+    for place, record in source.read_records():
+        check_columns(place, record, columns)
+        yield place, {column: record[role] for role, column in columns.items()}
 
 
 def make_row(place: str, record: Mapping[str, object], columns: Mapping[str, str]) -> Row:

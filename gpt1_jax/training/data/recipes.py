@@ -9,12 +9,14 @@ import csv
 import dataclasses
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from gpt1_jax._conversion import json_file
-from gpt1_jax.training.data.labelled import LABEL, Row
+from gpt1_jax.sharding.processes import is_main_process
+from gpt1_jax.training.data.labelled import LABEL
 from gpt1_jax.training.data.tasks import TaskName
 
 # A column: its name, its number in a file without a header, or several that make one text.
@@ -65,40 +67,72 @@ class Recipe:
                 return path
         raise FileNotFoundError(f"no {split} set: expected {' or '.join(map(str, paths))}")
 
-    def read(self, path: str | os.PathLike[str]) -> tuple[list[Row], dict[str, int]]:
-        """Read a published file, or RACE's folder of files.
+    def open(self, folder: str | os.PathLike[str], split: str) -> "PublishedSet":
+        """Return a split of the files in a folder.
 
-        Returns:
-            Its rows, and how many were left out for each reason: annotators did not agree on a
-            label ("-"), a text is blank, or a line is broken; published sets hold a few.
+        Raises:
+            FileNotFoundError: see ``find``.
+            ValueError: the task has no such split; names those that it has.
+        """
+        if split not in self.files:
+            raise ValueError(f"split is {split!r}, but must be one of {', '.join(self.files)}")
+        return PublishedSet(self, self.find(folder, split))
+
+    def read(self, path: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the rows of a published file, or of RACE's folder of files, with their places.
+
+        Rows are left out whose label annotators did not agree on ("-"), or that have a blank text
+        or other cells than the header; published sets hold a few. A warning counts them.
+
+        Args:
+            path: what ``find`` returns.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: it is not in the published format, or holds no rows; names the place.
         """
-        path = Path(path)
         if path.is_dir():
             records = _race_records(path)
         elif path.suffix in READERS:
             records = READERS[path.suffix](path, self.header)
         else:
             raise ValueError(f"{path} must be a folder or a file of {', '.join(READERS)}")
-        rows, left_out = [], collections.Counter[str]()
+        left_out = collections.Counter[str]()
         for place, record in records:
             if record is None:
-                left_out["broken line"] += 1
+                left_out["a broken line"] += 1
                 continue
-            texts = {role: _value(place, record, name) for role, name in self.columns.items()}
-            label = texts.pop(LABEL).strip()
+            row = {role: _value(place, record, name) for role, name in self.columns.items()}
+            label = row[LABEL] = row[LABEL].strip()
             if label == "-":
                 left_out["no agreed label"] += 1
-            elif not all(text.strip() for text in texts.values()):
-                left_out["blank text"] += 1
+            elif not all(text.strip() for text in row.values()):
+                left_out["a blank text"] += 1
             else:
-                rows.append(Row(place, texts, self.labels.get(label, label)))
-        if not rows:
-            raise ValueError(f"{path} holds no rows")
-        return rows, dict(left_out)
+                yield place, {**row, LABEL: self.labels.get(label, label)}
+        if left_out and is_main_process():
+            reasons = ", ".join(f"{count:,} with {reason}" for reason, count in left_out.items())
+            warnings.warn(f"{path}: rows are left out, {reasons}", stacklevel=2)
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedSet:
+    """A published set of a task, which ``finetune`` and ``evaluate`` take in place of a file.
+
+    Attributes:
+        recipe: how to read it.
+        path: a file, or RACE's folder of files.
+    """
+
+    recipe: Recipe
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read_records(self) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the rows with their places, by the roles of the task; see ``Recipe.read``."""
+        return self.recipe.read(self.path)
 
 
 def _value(place: str, record: Record, column: Column) -> str:
@@ -208,7 +242,11 @@ def _published(pattern: str, *folders: str) -> dict[str, tuple[str, ...]]:
 
 PAIR: dict[str, Column] = {"premise": "sentence1", "hypothesis": "sentence2"}
 
-RECIPES: dict[str, Recipe] = {
+RecipeName = Literal[
+    *("snli", "mnli", "qnli", "rte", "scitail", "race"),
+    *("story-cloze", "sst-2", "cola", "sts-b", "qqp", "mrpc"),
+]
+RECIPES: dict[RecipeName, Recipe] = {
     "snli": Recipe(
         task="entailment",
         files=_published("snli_1.0_{}.jsonl"),

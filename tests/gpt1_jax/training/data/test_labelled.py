@@ -451,5 +451,5 @@ def test_take_out_and_draw_rows_depend_on_the_seed() -> None:
     assert draw_rows(rows, 100, 0) == rows
     with pytest.raises(ValueError, match="train_rows is 101, but there are 100 rows to train on"):
         draw_rows(rows, 101, 0)
-    with pytest.raises(ValueError, match="2 rows are too few to take a share of 0.5 out of them"):
+    with pytest.raises(ValueError, match=r"2 rows are too few to take a share of 0\.5 out of them"):
         take_out(rows[:2], 0.5, 0, by_label=True)

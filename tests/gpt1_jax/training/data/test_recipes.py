@@ -1,13 +1,14 @@
 """Recipes read the files of the paper's tasks as their authors publish them."""
 
 import json
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from gpt1_jax.training import metrics
-from gpt1_jax.training.data.recipes import RECIPES, Recipe
+from gpt1_jax.training.data.recipes import RECIPES, Recipe, RecipeName
 from gpt1_jax.training.data.tasks import task_columns
 
 
@@ -116,7 +117,7 @@ PUBLISHED: dict[str, tuple[str, str, list[tuple[str, ...]], dict[str, int]]] = {
             ("7", "8", "9", "Why?", "", "0"),
         ),
         [("Why?", "How come?", "1")],
-        {"broken line": 1, "blank text": 1},
+        {"a broken line": 1, "a blank text": 1},
     ),
     "mrpc": (
         "msr_paraphrase_train.txt",
@@ -134,19 +135,23 @@ def write(folder: Path, name: str, content: str) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_reads_published_files(tmp_path: Path, name: str) -> None:
-    file, content, expected, expected_left_out = PUBLISHED[name]
+def test_recipe_reads_published_files(tmp_path: Path, name: RecipeName) -> None:
+    file, content, expected, left_out = PUBLISHED[name]
     write(tmp_path, file, content)
     recipe = RECIPES[name]
     path = recipe.find(tmp_path, "train")
-    rows, left_out = recipe.read(path)
-    assert [(*row.texts.values(), row.label) for row in rows] == expected
-    assert left_out == expected_left_out
-    assert all(str(path) in row.place for row in rows)
+    with warnings.catch_warnings(record=True, action="always") as warned:
+        records = list(recipe.open(tmp_path, "train").read_records())
+    assert [tuple(record.values()) for _, record in records] == expected
+    assert all(list(record) == list(recipe.columns) for _, record in records)
+    assert all(str(path) in place for place, _ in records)
+    reasons = [f"{count} with {reason}" for reason, count in left_out.items()]
+    said = f"{path}: rows are left out, {', '.join(reasons)}"
+    assert [str(each.message) for each in warned] == ([said] if reasons else [])
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_recipe_fits_its_task(name: str) -> None:
+def test_recipe_fits_its_task(name: RecipeName) -> None:
     recipe = RECIPES[name]
     roles = {role: role for role in recipe.columns if not role.startswith("choice")}
     expected = task_columns(recipe.task, roles, recipe.choices)
@@ -160,7 +165,6 @@ def test_recipe_fits_its_task(name: str) -> None:
     ("name", "file", "content", "message"),
     [
         ("rte", "train.tsv", tsv(("a", "b"), ("1", "2")), "no column 'sentence1'; the columns"),
-        ("rte", "train.tsv", "", "holds no rows"),
         ("snli", "snli_1.0_train.jsonl", "{", "line 1 is not JSON"),
         ("snli", "snli_1.0_train.jsonl", "[]", "line 1 is not a JSON object"),
         ("snli", "snli_1.0_train.jsonl", '{"sentence1": 1}', "'sentence1' is 1, but must be a st"),
@@ -168,15 +172,21 @@ def test_recipe_fits_its_task(name: str) -> None:
     ],
 )
 def test_recipe_refuses_other_files(
-    tmp_path: Path, name: str, file: str, content: str, message: str
+    tmp_path: Path, name: RecipeName, file: str, content: str, message: str
 ) -> None:
     write(tmp_path, file, content)
     recipe: Recipe = RECIPES[name]
     with pytest.raises(ValueError, match=message):
-        recipe.read(recipe.find(tmp_path, "train"))
+        list(recipe.open(tmp_path, "train").read_records())
+
+
+def test_recipes_have_names() -> None:
+    assert set(get_args(RecipeName)) == set(RECIPES)
 
 
 def test_recipe_names_the_files_it_expects(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="split is 'test', but must be one of train, valid"):
+        RECIPES["rte"].open(tmp_path, "test")
     with pytest.raises(FileNotFoundError) as raised:
         RECIPES["mnli"].find(tmp_path, "valid")
     expected: Any = f"{tmp_path}/multinli_1.0_dev_matched.jsonl or {tmp_path}/dev_matched.tsv"
