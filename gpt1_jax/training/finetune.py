@@ -30,7 +30,6 @@ from gpt1_jax.checks import (
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
 from gpt1_jax.model import MODELS
-from gpt1_jax.nn.keys import key_of
 from gpt1_jax.pretrained import Params
 from gpt1_jax.pure import merge, split
 from gpt1_jax.sharding.mesh import check_heads, process_local_rows
@@ -67,7 +66,7 @@ from gpt1_jax.training.data.tasks import (
     task_columns,
 )
 from gpt1_jax.training.embedding_dropout import configure_dropout
-from gpt1_jax.training.freezing import combine_params, split_frozen
+from gpt1_jax.training.freezing import split_frozen
 from gpt1_jax.training.heads import TASK, TrainedHead, draw_head
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
 from gpt1_jax.training.metrics import Metric
@@ -96,7 +95,6 @@ from gpt1_jax.training.task_objective import TaskModel, task_loss
 OPTIMIZER = OptimizerSettings(
     optimizer="openai", learning_rate=6.25e-5, schedule="linear", warmup=0.002
 )
-ADAPTER = "adapter"
 Identity = tuple[str | None, str | None]  # the name of a set and what tells its content
 
 
@@ -125,10 +123,6 @@ class FinetuneSettings(RunSettings):
             flag, and another task always gets a new head.
         freeze_embeddings: do not train the embeddings.
         freeze_layers: do not train so many layers, from the lowest on.
-        lora_rank: train adapters of this rank, and the head, in place of all weights; they are
-            saved apart too, in the folder "adapter".
-        lora_alpha: scale of the adapters, times the rank.
-        lora_targets: names of the linear layers that get adapters.
     """
 
     epochs: Positive = 3.0
@@ -148,9 +142,6 @@ class FinetuneSettings(RunSettings):
     new_head: Switch = False
     freeze_embeddings: Switch = False
     freeze_layers: Annotated[int, INTEGER, at_least(0)] = 0
-    lora_rank: MaybeCount = None
-    lora_alpha: Positive = 16.0
-    lora_targets: tuple[str, ...] = ("c_attn",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -158,18 +149,6 @@ class FinetuneSettings(RunSettings):
             raise ValueError(f"steps is {self.steps} and epochs {self.epochs}: give one of them")
         if self.lora is not None and (self.freeze_embeddings or self.freeze_layers):
             raise ValueError("lora_rank freezes all but the adapters: freeze nothing besides")
-        for name in ("lora_alpha", "lora_targets"):
-            if self.lora is None and getattr(self, name) != getattr(FinetuneSettings, name):
-                raise ValueError(f"{name} is of adapters, which need a lora_rank")
-
-    @property
-    def lora(self) -> lora.LoraSettings | None:
-        """The adapters to train, if any."""
-        if self.lora_rank is None:
-            return None
-        return lora.LoraSettings(
-            rank=self.lora_rank, alpha=self.lora_alpha, target_modules=self.lora_targets
-        )
 
 
 def finetune(
@@ -394,7 +373,7 @@ class _Finetuning:
         task.tokenizer.save_pretrained(out)
         if self.settings.lora is not None:
             # By its number of tokens, peft resizes the embeddings of the base.
-            task.tokenizer.save_pretrained(out / ADAPTER)
+            task.tokenizer.save_pretrained(out / lora.ADAPTER)
         _write_task(out, task, columns, self.quoting)
 
     def describe(
@@ -428,15 +407,14 @@ class _Finetuning:
         """Return what is trained, and on what."""
         settings, batch_size = self.settings, self.settings.batch_size
         dropped = configure_dropout(model, settings.embedding_dropout, settings.dropout)
-        structure, params = split(model)
-        trained, frozen, combine = _trained(params, settings)
+        parts = _parts(model, settings)
         steps = settings.steps or count_steps(settings.epochs, len(examples), batch_size)
         check_rate(self.optimizer, steps)
         chosen = settings.metric or task_metrics(task)[0]
 
         def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
             return task_loss(
-                merge(structure, params),
+                merge(parts.structure, params),
                 batch,
                 key,
                 lm_weight=settings.lm_weight,
@@ -451,10 +429,11 @@ class _Finetuning:
             return round(own * (batch_size / len(batch["classify_at"])))
 
         return TrainSpec(
-            params=trained,
-            frozen=frozen,
-            combine=combine,
-            objective=dropped(objective),
+            params=parts.trained,
+            frozen=parts.frozen,
+            combine=parts.combine,
+            combine_to_train=parts.combine_to_train,
+            objective=dropped(parts.wrap(objective)),
             optimizer=make_optimizer(self.optimizer, steps),
             learning_rate=learning_rate(self.optimizer, steps),
             batches=batches(examples, task, batch_size, settings.seed, own_rows),
@@ -475,15 +454,14 @@ class _Finetuning:
         """Write the model, and its adapters apart."""
         if self.settings.lora is not None:
             lora.save_adapters(
-                out / ADAPTER,
+                out / lora.ADAPTER,
                 self.settings.lora,
                 trained["adapters"],
                 architecture=task.architecture,
-                # Which is no path, so that peft would look for it on the hub.
-                base=str(resolve(self.model) if self.model == "demo" else self.model),
+                base=lora.base_name(self.model),
                 # The embeddings of the special tokens are new, and the base lacks them.
                 saved_modules={
-                    **trained["head"],
+                    **trained["heads"],
                     "transformer": {"tokens_embed": params["transformer"]["tokens_embed"]},
                 },
             )
@@ -668,22 +646,12 @@ def _model(
     return model
 
 
-def _trained(
-    params: Params, settings: FinetuneSettings
-) -> tuple[Params, Params, Callable[[Params, Params], Params]]:
+def _parts(model: TaskModel, settings: FinetuneSettings) -> lora.TrainedParts:
     """Return what is trained, what is not, and how both make the model's parameters."""
-    adapters = settings.lora
-    if adapters is None:
-        trained, frozen = split_frozen(
-            params, embeddings=settings.freeze_embeddings, layers=settings.freeze_layers
-        )
-        return trained, frozen, combine_params
-    body = {"transformer": params["transformer"]}
-    head = {name: module for name, module in params.items() if name != "transformer"}
-    key = key_of(settings.seed)
-    trained = {"adapters": lora.init_adapters(adapters, body, key), "head": head}
-
-    def combine(trained: Params, frozen: Params) -> Params:
-        return lora.adapt(frozen, trained["adapters"], adapters) | trained["head"]
-
-    return trained, body, combine
+    if settings.lora is not None:
+        return lora.split_adapted(model, settings.lora, settings.seed, train_heads=True)
+    structure, params = split(model)
+    trained, frozen = split_frozen(
+        params, embeddings=settings.freeze_embeddings, layers=settings.freeze_layers
+    )
+    return lora.TrainedParts(structure, trained, frozen)

@@ -89,6 +89,7 @@ class TrainSpec:
             of training takes their memory, and they must not be used again.
         frozen: those that are not.
         combine: makes the model's parameters of both.
+        combine_to_train: makes of both what the objective takes, where it is something else.
         objective: the loss.
         optimizer: makes updates of its gradients.
         learning_rate: of the number of steps taken before, for the log.
@@ -109,6 +110,7 @@ class TrainSpec:
     params: Params
     frozen: Params
     combine: Combine = combine_params
+    combine_to_train: Combine | None = None
     objective: Objective
     optimizer: optax.GradientTransformation
     learning_rate: Callable[[int], jax.Array]
@@ -239,7 +241,9 @@ class TrainRun:
         self._frozen = spec.frozen
         if spec.mesh is not None:
             self._frozen = shard(spec.frozen, param_shardings(spec.mesh, spec.frozen))
-        self._compiled_step = make_step(spec.objective, spec.optimizer, spec.combine)
+        self._compiled_step = make_step(
+            spec.objective, spec.optimizer, spec.combine_to_train or spec.combine
+        )
         self._state, rest = _first_state(spec, checkpoints)
         self.step = int(self._state.step)
         self.progress = TrainProgress()

@@ -1,6 +1,7 @@
 """Pre-training: from plain text to a language model."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from gpt1_jax.sharding.mesh import init_sharded, process_local_rows
 from gpt1_jax.sharding.processes import is_main_process, main_process_first
 from gpt1_jax.text.bpe_training import train_tokenizer
 from gpt1_jax.text.tokenizer import Tokenizer
-from gpt1_jax.training import run_folder
+from gpt1_jax.training import lora, run_folder
 from gpt1_jax.training.callbacks import Callback
 from gpt1_jax.training.data.batches import BatchIterator, count_steps, shuffled_batches
 from gpt1_jax.training.data.corpus import (
@@ -148,8 +149,8 @@ def pretrain(
         texts: UTF-8 files, read one after another; the column "text" of .jsonl and other files of
             records; folders and patterns, see ``corpus.find_texts``.
         out: the folder of the result: a checkpoint in Hugging Face's layout with its tokenizer, the
-            best by validation or else the last; ``log.jsonl``, ``loss.png``, ``checkpoints/``, and
-            the texts as tokens.
+            best by validation or else the last; ``log.jsonl``, ``loss.png``, ``checkpoints/``, the
+            texts as tokens, and with ``settings.lora_rank`` the adapter apart in ``adapter/``.
         valid: files to validate on, likewise.
         model: a checkpoint to go on from, with its tokenizer; a new model by default.
         tokenizer: a folder or hub id of one, for a new model; one is learned by default.
@@ -216,6 +217,8 @@ class _Pretraining:
         }
         if is_main_process():
             tokenizer.save_pretrained(out)  # which a run that goes on reads
+            if self.settings.lora is not None:
+                tokenizer.save_pretrained(out / lora.ADAPTER)
             run_folder.begin(out, run, summary)
         show_summary(summary)
         return spec, dataclasses.replace(self.loop, eval_every=self.loop.eval_every or epoch)
@@ -227,6 +230,10 @@ class _Pretraining:
         check_modules("grain", "matplotlib")
         check_files([*self.texts, *self.valid])
         self.new.check_for(self.model, self.tokenizer)
+        if self.settings.lora is not None and self.model is None:
+            raise ValueError(
+                "lora_rank trains adapters beside the weights of a model, but model is not given"
+            )
         self.loop.check_for(self.settings.batch_size, validates=bool(self.valid))
         return process_local_rows(self.mesh, self.settings.batch_size, self.loop.accumulate)
 
@@ -296,30 +303,47 @@ class _Pretraining:
         check_rate(self.optimizer, steps)
         evaluate = None if valid is None else text_measures(model, valid)
         dropped = configure_dropout(model, settings.embedding_dropout, settings.dropout)
-        structure, params = split(model)
+        if settings.lora is None:
+            parts = lora.TrainedParts(*split(model))
+        else:
+            parts = lora.split_adapted(model, settings.lora, settings.seed, train_heads=False)
 
         def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return lm_loss(merge(structure, params), batch, key)
+            return lm_loss(merge(parts.structure, params), batch, key)
 
         def tokens(batch: Batch) -> int:
             # As if other processes had as many blocks as this one.
             return round(float(batch["weights"].mean()) * settings.batch_size * blocks.length)
 
         return TrainSpec(
-            params=params,
-            frozen={},
-            objective=dropped(objective),
+            params=parts.trained,
+            frozen=parts.frozen,
+            combine=parts.combine,
+            combine_to_train=parts.combine_to_train,
+            objective=dropped(parts.wrap(objective)),
             optimizer=make_optimizer(self.optimizer, steps),
             learning_rate=learning_rate(self.optimizer, steps),
             batches=batches(blocks, settings.batch_size, settings.seed, rows),
             tokens=tokens,
             steps=steps,
             seed=settings.seed,
-            save=lambda _, params: model.save_pretrained(out, params=params),
+            save=functools.partial(self.save, model, out),
             evaluate=evaluate,
             mesh=self.mesh,
             batch_size=settings.batch_size,
         )
+
+    def save(self, model: OpenAIGPTLMHeadModel, out: Path, trained: Params, params: Params) -> None:
+        """Write the model, and its adapters apart."""
+        if self.settings.lora is not None and self.model is not None:
+            lora.save_adapters(
+                out / lora.ADAPTER,
+                self.settings.lora,
+                trained["adapters"],
+                architecture=layout.LM_HEAD,
+                base=lora.base_name(self.model),
+            )
+        model.save_pretrained(out, params=params)
 
 
 def batches(

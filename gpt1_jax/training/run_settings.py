@@ -7,10 +7,20 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from gpt1_jax.checks import INTEGER, Count, DropoutRate, Positive, Rule, check_fields
+from gpt1_jax.checks import (
+    INTEGER,
+    Count,
+    DropoutRate,
+    MaybeCount,
+    Positive,
+    Rule,
+    Switch,
+    check_fields,
+)
 from gpt1_jax.nn.remat import Remat
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.embedding_dropout import EmbeddingDropout
+from gpt1_jax.training.lora.adapters import LoraSettings
 
 # Not float16, whose gradients underflow without a scaled loss.
 DType = Literal["float32", "bfloat16"]
@@ -31,6 +41,13 @@ class RunSettings:
         dtype: of the computation; weights and their optimizer are float32.
         remat: what the backward pass computes again to save memory.
         seed: of new weights, order and dropout.
+        lora_rank: train adapters of this rank in place of all weights, and a new head; they are
+            saved apart too, in the folder "adapter".
+        lora_alpha: LoRA alpha: the change is scaled by alpha / rank.
+        lora_targets: names of the linear layers that get adapters, as peft takes them: c_attn,
+            c_fc, c_proj, attn.c_proj and so on, or all-linear for all of the blocks.
+        lora_dropout: rate on the input of the adapters.
+        use_rslora: scale the change by alpha / sqrt(rank) (arXiv:2312.03732).
 
     Raises:
         ValueError: a value out of its range; the message names both.
@@ -43,9 +60,30 @@ class RunSettings:
     dtype: DType = "float32"
     remat: Remat = "linear"
     seed: Seed = 0
+    lora_rank: MaybeCount = None
+    lora_alpha: Positive = 16.0
+    lora_targets: tuple[str, ...] = ("c_attn",)
+    lora_dropout: DropoutRate = 0.0
+    use_rslora: Switch = False
 
     def __post_init__(self) -> None:
         check_fields(self)
+        for name in ("lora_alpha", "lora_targets", "lora_dropout", "use_rslora"):
+            if self.lora is None and getattr(self, name) != getattr(RunSettings, name):
+                raise ValueError(f"{name} is of adapters, which need a lora_rank")
+
+    @property
+    def lora(self) -> LoraSettings | None:
+        """The adapters to train, if any."""
+        if self.lora_rank is None:
+            return None
+        return LoraSettings(
+            rank=self.lora_rank,
+            alpha=self.lora_alpha,
+            target_modules=self.lora_targets,
+            rslora=self.use_rslora,
+            dropout=self.lora_dropout,
+        )
 
 
 def fields_of(*parts: Any) -> dict[str, object]:

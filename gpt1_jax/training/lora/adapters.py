@@ -29,7 +29,16 @@ from gpt1_jax._conversion import (
     match,
     tree,
 )
-from gpt1_jax.checks import Positive, PositiveInteger, Rule, Switch, check_fields, short, wrong
+from gpt1_jax.checks import (
+    DropoutRate,
+    Positive,
+    PositiveInteger,
+    Rule,
+    Switch,
+    check_fields,
+    short,
+    wrong,
+)
 from gpt1_jax.nn.dtypes import at_least_float32
 from gpt1_jax.pretrained import Params, check_params, flatten
 
@@ -37,6 +46,8 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 FACTORS = ("lora_A", "lora_B")
 PREFIX = "base_model.model."  # of every name in peft's files
+ALL_LINEAR = "all-linear"  # peft's name of all linear layers but a head
+LINEAR_LAYERS = ("c_attn", "c_proj", "c_fc")
 
 # peft's names of what a model is for. It has none for the double heads.
 TASKS = {
@@ -47,7 +58,7 @@ TASKS = {
 }
 
 # What else peft can do to the weights, with the values that do nothing. The rest of its fields
-# (dropout, versions, how training started) changes no output of an adapter that is trained.
+# (versions, how training started) changes no output of an adapter that is trained.
 UNSUPPORTED: dict[str, tuple[object, ...]] = {
     "alora_invocation_tokens": (),
     "alpha_pattern": ({},),
@@ -86,17 +97,22 @@ class LoraSettings:
         alpha: what the change is multiplied by, after division by the rank.
         target_modules: names of the linear layers to adapt, or ends of their dotted paths, as peft
             matches them: "c_proj" is both of a block, "mlp.c_proj" one of them, and
-            "transformer.h.0.mlp.c_proj" that of the first block alone.
+            "transformer.h.0.mlp.c_proj" that of the first block alone. "all-linear" stands for all
+            of the blocks, and is replaced by their names.
         rslora: divide by the root of the rank instead (arXiv:2312.03732).
+        dropout: rate on the adapters' input while they are trained.
     """
 
     rank: PositiveInteger = 8
     alpha: Positive = 16.0
     target_modules: Names = ("c_attn",)
     rslora: Switch = False
+    dropout: DropoutRate = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.target_modules == (ALL_LINEAR,):
+            object.__setattr__(self, "target_modules", LINEAR_LAYERS)
         names = self.target_modules
         if not names or len(set(names)) < len(names):
             raise ValueError(f"target_modules is {short(names)}, but must hold names, each once")
@@ -161,7 +177,7 @@ def adapt(params: Params, adapters: Params, settings: LoraSettings) -> Params:
     """
     leaves, factors = flatten(params), flatten(adapters)
     check_params("LoRA adapter", _shapes(settings, params), factors)
-    for module in _targets(settings, params):
+    for module in adapted_modules(settings, params):
         kernel = leaves[*module, "kernel"]
         dtype = at_least_float32(kernel.dtype)
         A, B = (jnp.asarray(factors[*module, name], dtype) for name in FACTORS)
@@ -241,7 +257,7 @@ def save_adapters(
         "fan_in_fan_out": True,  # torch's Conv1D holds its weight as (in, out)
         "inference_mode": True,
         "lora_alpha": settings.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": settings.dropout,
         "modules_to_save": sorted(whole) or None,
         "peft_type": "LORA",
         "r": settings.rank,
@@ -308,8 +324,12 @@ def load_adapters(folder: str | os.PathLike[str]) -> tuple[LoraSettings, Params,
     return settings, adapters, saved
 
 
-def _targets(settings: LoraSettings, params: Params) -> list[tuple[str, ...]]:
-    """The paths of the linear layers that are adapted, whatever order the parameters come in."""
+def adapted_modules(settings: LoraSettings, params: Params) -> list[tuple[str, ...]]:
+    """Return the paths of the linear layers that are adapted, in order.
+
+    Raises:
+        ValueError: a target matches no linear layer; those that there are are named.
+    """
     modules = sorted(path[:-1] for path in flatten(params) if path[-1] == "kernel")
     for target in settings.target_modules:
         if not any(_ends(".".join(module), target) for module in modules):
@@ -323,7 +343,7 @@ def _targets(settings: LoraSettings, params: Params) -> list[tuple[str, ...]]:
 def _shapes(settings: LoraSettings, params: Params) -> dict[tuple[str, ...], tuple[int, ...]]:
     """The shape of every leaf of the adapters of these parameters."""
     leaves, shapes = flatten(params), {}
-    for module in _targets(settings, params):
+    for module in adapted_modules(settings, params):
         n_in, n_out = jnp.shape(leaves[*module, "kernel"])
         shapes[*module, "lora_A"] = (n_in, settings.rank)
         shapes[*module, "lora_B"] = (settings.rank, n_out)
@@ -444,6 +464,7 @@ def _read_config(path: Path) -> tuple[LoraSettings, tuple[str, ...]]:
         "alpha": config.get("lora_alpha"),
         "target_modules": targets,
         "rslora": config.get("use_rslora", False),
+        "dropout": config.get("lora_dropout", 0.0),
     }
     try:
         settings = LoraSettings(**fields)

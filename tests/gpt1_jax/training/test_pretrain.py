@@ -130,6 +130,54 @@ def test_pretrain_continues_from_existing_model(
     assert gpt1.OpenAIGPTConfig.from_pretrained(out).resid_pdrop == 0.2
 
 
+@pytest.fixture(scope="module")
+def adapted(texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of adapters, with dropout on their input; its base is beside it."""
+    folder = tmp_path_factory.mktemp("adapted")
+    write_checkpoint(folder / "base", n_positions=16)
+    fields: dict[str, Any] = {"lora_rank": 2, "lora_targets": ("all-linear",), "use_rslora": True}
+    pretrain(
+        [texts[0]],
+        folder / "run",
+        valid=[texts[1]],
+        model=folder / "base",
+        steps=20,
+        learning_rate=1e-2,
+        lora_dropout=0.3,
+        **fields,
+    )
+    return folder / "run"
+
+
+def test_pretrain_lora_trains_only_adapters(adapted: Path, texts: tuple[Path, Path]) -> None:
+    # Of random weights, little can be learned by adapters.
+    assert losses(adapted)[-1] < losses(adapted)[0] - 0.01  # measured: 0.037
+    before, after = (flatten(params_of(f)) for f in (adapted.parent / "base", adapted))
+    changed = {path for path, leaf in after.items() if not np.array_equal(leaf, before[path])}
+    assert changed == {path for path in after if path[-1] == "kernel"}
+    # Validated without dropout, as what is saved computes.
+    model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(adapted)
+    text = load_tokens([texts[1]], gpt1.Tokenizer.from_pretrained(adapted), adapted / "tokens")
+    found = text_measures(model, text)(model.params)["loss"]
+    assert found == pytest.approx(min(losses(adapted, "valid_loss")), rel=1e-6)
+    run = json.loads((adapted / "run.json").read_text())
+    parameters = 2 * (4 * 16 + 2 * 16 + 5 * 16 + 5 * 16)  # c_attn, c_proj, c_fc, c_proj
+    assert run["summary"]["trained_parameters"] == parameters
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+def test_pretrain_adapter_in_peft_matches_merged_model(adapted: Path) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    ids = np.array([gpt1.Tokenizer.from_pretrained(adapted).encode("the king saw a cat")], np.int32)
+    apply, params = gpt1.functional(gpt1.OpenAIGPTLMHeadModel.from_pretrained(adapted))
+    reference = peft.AutoPeftModelForCausalLM.from_pretrained(adapted / "adapter").eval()
+    with torch.no_grad():
+        theirs = reference(torch.from_numpy(ids.astype(np.int64))).logits
+    assert difference(apply(params, ids).logits, theirs) < 1e-5
+
+
 def test_pretrain_trains_untied_head(texts: tuple[Path, Path], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "base", tie_word_embeddings=False, n_positions=16)
     pretrain([texts[0]], tmp_path / "run", model=tmp_path / "base", steps=30)
@@ -341,6 +389,8 @@ def test_pretrain_settings_default_to_the_paper() -> None:
         ({"model": "a", "tokenizer": "b"}, "a has its own tokenizer: give either model or token"),
         ({"model": "a", "n_layer": 3}, "n_layer is for a new model, but a is there to go on from"),
         ({"tokenizer": "a", "merges": 3}, "merges are for a new tokenizer, but a is given"),
+        ({"lora_rank": 2}, "lora_rank trains adapters beside the weights of a model, but model is"),
+        ({"lora_dropout": 0.1}, "lora_dropout is of adapters, which need a lora_rank"),
         ({"model": "BASE"}, "the tokenizer has 94 tokens, but the model's vocab_size is 80"),
     ],
 )

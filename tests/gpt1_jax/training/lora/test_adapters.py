@@ -94,6 +94,19 @@ def test_lora_settings_rslora_scales_by_root_of_rank() -> None:
     assert LoraSettings(rank=16, alpha=8.0, rslora=True).scale == 2.0
 
 
+def test_lora_settings_all_linear_names_every_layer_of_a_block() -> None:
+    chosen = LoraSettings(target_modules=("all-linear",))
+    params = small_model(DOUBLE, n_layer=1).params
+    block = init_adapters(chosen, params, jax.random.key(0))
+    assert {path[-3:-1] for path in flatten(block)} == {
+        ("attn", "c_attn"),
+        ("attn", "c_proj"),
+        ("mlp", "c_fc"),
+        ("mlp", "c_proj"),
+    }
+    assert chosen == LoraSettings(target_modules=ALL)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_init_adapters_leave_weights_unchanged(dtype: str) -> None:
     params = small_model(LM, param_dtype=dtype).params
@@ -386,7 +399,7 @@ def test_load_adapters_reads_peft_files(peft: Any, cls: Any, tmp_path: Path) -> 
     model.save_pretrained(tmp_path / "adapter")
 
     chosen, adapters, saved = load_adapters(tmp_path / "adapter")
-    assert (chosen.rank, chosen.alpha, chosen.rslora) == (2, 3, False)
+    assert (chosen.rank, chosen.alpha, chosen.rslora, chosen.dropout) == (2, 3, False, 0.1)
     assert sorted(chosen.target_modules) == ["attn.c_proj", "c_attn"]
     assert saved.keys() == {"multiple_choice_head", "score"} & params.keys()
     expected = ours(cls, merge_adapters(overlaid(params, saved), adapters, chosen))
@@ -464,6 +477,29 @@ def test_load_adapters_reads_all_linear_targets_of_peft(peft: Any, tmp_path: Pat
     assert leaves_equal(
         saved["multiple_choice_head"], jax.tree.map(jnp.asarray, params["multiple_choice_head"])
     )
+
+
+@with_peft
+def test_adapt_gradient_matches_peft(peft: Any, tmp_path: Path) -> None:
+    from support.torch_reference import to_torch
+
+    params = small_model(LM, **FIELDS).params
+    chosen = LoraSettings(rank=2, alpha=3.0, target_modules=ALL, rslora=True)
+    adapters = random_adapters(params, chosen)
+    save(tmp_path / "adapter", adapters, chosen)
+    model = peft.PeftModel.from_pretrained(
+        in_torch(LM, params, tmp_path / "base"), tmp_path / "adapter", is_trainable=True
+    ).eval()
+    model(to_torch(IDS), labels=to_torch(IDS)).loss.backward()
+    theirs = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    apply, _ = gpt1.functional(small_model(LM, **FIELDS))
+    gradient = jax.jit(
+        jax.grad(lambda own: apply(adapt(params, own, chosen), IDS, labels=IDS).loss)
+    )(adapters)
+    assert len(flatten(gradient)) == len(theirs) == 8
+    for path, leaf in flatten(gradient).items():
+        name = f"base_model.model.{'.'.join(path)}.default.weight"
+        assert difference(leaf, theirs[name].numpy().T) < 1e-6, path
 
 
 # What is refused.
