@@ -5,9 +5,10 @@ import functools
 import inspect
 import math
 import os
+import weakref
 from collections.abc import Callable, Collection, Mapping
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Self, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, Unpack, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +34,9 @@ from gpt1_jax.nn.int8 import Int8Embed, Int8Linear
 from gpt1_jax.nn.layers import DType, TiedHead
 from gpt1_jax.nn.partitioning import place_like
 from gpt1_jax.nn.remat import Remat
+
+if TYPE_CHECKING:
+    from gpt1_jax.training.lora.held import HeldAdapters
 
 _DEVICES = "JAX puts arrays on its default device, and mesh= splits them over several"
 _QUANTIZED = 'gpt1_jax.quantize(model, "int8") quantizes a loaded model'
@@ -115,6 +119,12 @@ class Carried:
 
     def __hash__(self) -> int:
         return 0
+
+
+# The adapters of models (``training/lora/held.py``), which compiled programs must not keep alive.
+ADAPTERS: "weakref.WeakKeyDictionary[OpenAIGPTPreTrainedModel, HeldAdapters]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def flatten(params: Mapping[str, object]) -> Leaves:
@@ -282,7 +292,8 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         """Replace every parameter, after a training for example; dtypes stay the model's.
 
         Those of a model on a mesh stay there: arrays of numpy or of one device are split as the
-        model's own are. Arrays that lie on a mesh themselves are taken as they lie.
+        model's own are. Arrays that lie on a mesh themselves are taken as they lie. Adapters, which
+        were of the parameters before, are forgotten.
 
         Args:
             params: a nested dict as ``params`` returns it.
@@ -293,6 +304,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         """
         own, new = self._variables(), flatten(native_leaves(params))
         check_params(type(self).__name__, self.shapes, new)
+        ADAPTERS.pop(self, None)
         for path, variable in own.items():
             placed = place_like(new[path], variable.get_value())
             variable.set_value(jnp.asarray(placed, variable.dtype))
@@ -520,6 +532,72 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             self.save_pretrained(folder)
             return conversion.push_folder(folder, repo_id, **default | push)
 
+    def load_adapter(self, folder: str | os.PathLike[str], adapter_name: str = "default") -> None:
+        """Load a LoRA adapter under a name, and use it: one of peft's, or of a training here.
+
+        In a model of floats it is merged, so that the model computes as fast as without, and what
+        is compiled for it serves every adapter. The kernels that adapters change, and the adapters
+        themselves, are kept beside. Over weights in int8 it is added to each layer's output, which
+        takes another program, for all adapters of one rank and the same targets.
+
+        A copy of the model, quantized for example, has what is in use here merged, and no adapters.
+
+        Args:
+            folder: has ``adapter_config.json`` and ``adapter_model.safetensors``.
+            adapter_name: which ``set_adapter`` takes.
+
+        Raises:
+            OSError: the folder has no adapter.
+            ValueError: the name is taken, or the adapter is of another model, or more than LoRA;
+                nothing is changed then.
+        """
+        from gpt1_jax.training.lora import held
+
+        held.load(self, folder, adapter_name)
+
+    def set_adapter(self, adapter_name: str) -> None:
+        """Use the adapter of this name, and no other.
+
+        Raises:
+            ValueError: there is none.
+        """
+        from gpt1_jax.training.lora import held
+
+        held.use(self, held.held_by(self).choose(adapter_name))
+
+    def disable_adapters(self) -> None:
+        """Use no adapter: the model is, bit by bit, what it was."""
+        from gpt1_jax.training.lora import held
+
+        held.use(self, None)
+
+    def enable_adapters(self) -> None:
+        """Use the adapter again that was in use before ``disable_adapters``.
+
+        Raises:
+            ValueError: no adapter was loaded.
+        """
+        from gpt1_jax.training.lora import held
+
+        held.use(self, held.held_by(self).choose(None))
+
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Forget an adapter; the model does without if it was in use.
+
+        Raises:
+            ValueError: there is none of this name.
+        """
+        from gpt1_jax.training.lora import held
+
+        held.delete(self, adapter_name)
+
+    def active_adapters(self) -> list[str]:
+        """Return the name of the adapter in use, in a list; an empty list if none is."""
+        from gpt1_jax.training.lora import held
+
+        active = held.held_by(self).active
+        return [] if active is None else [active]
+
     def resize_token_embeddings(
         self,
         new_num_tokens: int | None = None,
@@ -532,7 +610,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
 
         Rows that remain keep their values. New ones are the mean of the old ones: Hugging Face's
         default too, whose noise around it, of 1e-9 times the rows' covariance, is left out. With
-        ``rngs`` they are drawn from N(0, initializer_range).
+        ``rngs`` they are drawn from N(0, initializer_range). Adapters are forgotten.
 
         Args:
             new_num_tokens: the new ``vocab_size``; by default the old one.
@@ -582,6 +660,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             if not config.tie_word_embeddings:
                 head.kernel.set_value(resized(head.kernel.get_value(), axis=1))
             head.out_features = size
+        ADAPTERS.pop(self, None)
         table.embedding.set_value(rows)
         table.num_embeddings = size
         getattr(self, "transformer", self).config = self.config = config
@@ -610,6 +689,11 @@ def saved_config(model: OpenAIGPTPreTrainedModel) -> dict[str, object]:
     """Return the contents of the config.json that a model is saved with."""
     from gpt1_jax.quantization import quantization_config
 
+    if any(path[-1] == "lora_A" for path in model.shapes):
+        raise ValueError(
+            "an int8 model cannot be saved with an adapter in use: disable_adapters() takes it "
+            "out; to save both as one, load the adapter into the model in floats, and quantize that"
+        )
     fields = {**model.config.to_dict(), "architectures": [type(model).__name__]}
     fields.pop("quantization_config", None)  # of another model's weights
     return fields | quantization_config(model)

@@ -53,8 +53,8 @@ def quantize(model: Model, mode: Mode = "int8", *, head: bool = True) -> Model:
 
 
 def is_quantized(model: OpenAIGPTPreTrainedModel) -> bool:
-    """Return whether a model is int8."""
-    return isinstance(_body(model).h[0].attn.c_attn, Int8Linear)
+    """Return whether a model is int8; adapters may be in use over its weights."""
+    return any(isinstance(module, Int8Linear) for _, module in nnx.iter_modules(model))
 
 
 def quantized_if(model: Model, mode: Mode | None) -> Model:

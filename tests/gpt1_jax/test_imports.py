@@ -38,6 +38,7 @@ ROOMS = (
 EXCEPTIONS = {
     ("pretrained", "sharding"),  # from_pretrained(..., mesh=)
     ("pretrained", "quantization"),  # of a checkpoint in int8
+    ("pretrained", "training"),  # model.load_adapter(...)
     ("model", "generation"),  # model.generate(...)
 }
 
