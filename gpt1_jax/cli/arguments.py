@@ -11,6 +11,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 DType = Literal["float32", "bfloat16", "float16"]
 Quantize = Annotated[Literal["int8"] | None, tyro.conf.arg(help_behavior_hint="")]
 Model = Annotated[str, tyro.conf.arg(metavar="FOLDER|HUB-ID")]
+Adapter = Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")]
 MaybeModel = Annotated[str | None, tyro.conf.arg(metavar="FOLDER|HUB-ID", help_behavior_hint="")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME...", help_behavior_hint="")]
 MaybeQuoting = Annotated[Literal["csv", "none"] | None, tyro.conf.arg(help_behavior_hint="")]

@@ -9,7 +9,8 @@ import numpy as np
 import tyro
 
 from gpt1_jax._conversion import files
-from gpt1_jax.cli.arguments import DType, Model, Quantize
+from gpt1_jax.cli.adapters import takes_adapter
+from gpt1_jax.cli.arguments import Adapter, DType, MaybeModel, Quantize
 from gpt1_jax.cli.compilation_cache import Cache, enable_compilation_cache
 from gpt1_jax.cli.table_output import OutputFile, Record, output, write_records
 from gpt1_jax.cli.texts import (
@@ -34,6 +35,7 @@ SUFFIXES: dict[str, Format] = {f".{name}": name for name in ("json", "csv", "tsv
 KEYS = ("text", "ids", "tokens", "words", "embedding", "embeddings", "text_index", "token", "word")
 
 
+@takes_adapter(DEMO)
 def embed(
     texts: Texts,
     text: bool = False,
@@ -42,7 +44,8 @@ def embed(
     batch_tokens: int = 4096,
     output_format: EmbeddingFormat = None,
     out: OutputFile = None,
-    model: Model = DEMO,
+    model: MaybeModel = None,
+    adapter: Adapter = None,
     dtype: DType | None = None,
     quantize: Quantize = None,
     pipeline: Pipeline | None = None,
@@ -74,6 +77,8 @@ def embed(
             jsonl.
         out: a file for the output, in place of standard output; needed for npy and npz.
         model: a checkpoint, with a tokenizer for texts; by default the bundled demo model.
+        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
+            without --model, into the base that it names.
         dtype: of the weights in memory and of the computation; the checkpoint's by default.
         quantize: quantize the model to int8, for a quarter of its memory and more speed.
         pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the

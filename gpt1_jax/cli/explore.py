@@ -10,7 +10,8 @@ import tyro
 from flax import nnx
 
 from gpt1_jax._conversion import conversion
-from gpt1_jax.cli.arguments import MaybeCheckpoint, MaybeModel, Model, only_one
+from gpt1_jax.cli.adapters import takes_adapter
+from gpt1_jax.cli.arguments import Adapter, MaybeCheckpoint, MaybeModel, Model, only_one
 from gpt1_jax.cli.compilation_cache import enable_compilation_cache
 from gpt1_jax.cli.texts import Texts, read_texts
 from gpt1_jax.config import OpenAIGPTConfig
@@ -132,10 +133,12 @@ def nearest(
     print(neighbours_of(loaded, tokenizer, " ".join(words), count))
 
 
+@takes_adapter(DEMO)
 def surprisal(
     texts: Texts,
     text: bool = False,
-    model: Model = DEMO,
+    model: MaybeModel = None,
+    adapter: Adapter = None,
     pipeline: Pipeline | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
@@ -149,6 +152,8 @@ def surprisal(
         texts: a text, a file of texts, or - for standard input.
         text: read the arguments as a text, even if a file has its name.
         model: a checkpoint with a tokenizer; by default the bundled demo model.
+        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
+            without --model, into the base that it names.
         pipeline: how the text is prepared; see tokens.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.

@@ -10,7 +10,8 @@ import tyro
 
 from gpt1_jax._conversion import conversion
 from gpt1_jax.checks import INTEGER, at_least, check
-from gpt1_jax.cli.arguments import DType, Model, Quantize
+from gpt1_jax.cli.adapters import takes_adapter
+from gpt1_jax.cli.arguments import Adapter, DType, MaybeModel, Quantize
 from gpt1_jax.cli.compilation_cache import Cache, enable_compilation_cache
 from gpt1_jax.cli.generation_flags import (
     BeamFlags,
@@ -33,6 +34,7 @@ from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import Pipeline
 
 
+@takes_adapter(DEMO)
 def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     texts: Annotated[
         tuple[str, ...],
@@ -43,7 +45,8 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     sampling: SamplingFlags,
     beams: BeamFlags,
     constraints: ConstraintFlags,
-    model: Model = DEMO,
+    model: MaybeModel = None,
+    adapter: Adapter = None,
     prompts: Annotated[str | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     batch_size: int | None = None,
     output_format: Literal["text", "jsonl"] = "text",
@@ -75,6 +78,8 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     Args:
         texts: the beginnings of the texts.
         model: a checkpoint, with a tokenizer for texts; by default the bundled demo model.
+        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
+            without --model, into the base that it names.
         length: When a text ends.
         sampling: Draws.
         beams: Beam search.

@@ -7,11 +7,13 @@ from typing import Annotated, Any
 
 import tyro
 
+from gpt1_jax.cli.adapters import takes_adapter
 from gpt1_jax.cli.arguments import (
+    Adapter,
     Columns,
     DType,
+    MaybeModel,
     MaybeQuoting,
-    Model,
     Quantize,
     columns_by_role,
 )
@@ -34,9 +36,11 @@ from gpt1_jax.training.predict import Predictor, Record, load_task_model
 MaybeTask = Annotated[TaskName | None, tyro.conf.arg(help_behavior_hint="")]
 
 
+@takes_adapter()
 def predict(
     rows: Texts,
-    model: Model,
+    model: MaybeModel = None,
+    adapter: Adapter = None,
     text: bool = False,
     task: MaybeTask = None,
     columns: Columns = (),
@@ -68,6 +72,8 @@ def predict(
         rows: texts, files of texts or rows, or - for standard input, whose lines are texts or JSON
             objects.
         model: a fine-tuned checkpoint, as gpt1 finetune writes it.
+        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
+            without --model, into the base that it names.
         text: read every argument as a text, even if a file has its name.
         task: of a classifier that transformers trained; what gpt1 finetune writes names its own.
         columns: names of columns that differ from those of the training, such as text=sentence.

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from gpt1_jax.cli.arguments import DType, Model, Quantize
+from gpt1_jax.cli.adapters import takes_adapter
+from gpt1_jax.cli.arguments import Adapter, DType, MaybeModel, Quantize
 from gpt1_jax.cli.compilation_cache import Cache, enable_compilation_cache
 from gpt1_jax.cli.table_output import (
     OutputFile,
@@ -42,6 +43,7 @@ KEYS = (
 )
 
 
+@takes_adapter(DEMO)
 def score(
     texts: Texts,
     text: bool = False,
@@ -52,7 +54,8 @@ def score(
     batch_tokens: int = 4096,
     output_format: OutputFormat = None,
     out: OutputFile = None,
-    model: Model = DEMO,
+    model: MaybeModel = None,
+    adapter: Adapter = None,
     dtype: DType | None = None,
     quantize: Quantize = None,
     pipeline: Pipeline | None = None,
@@ -86,6 +89,8 @@ def score(
             on a terminal, else jsonl.
         out: a file for the output, in place of standard output.
         model: a checkpoint with a tokenizer; by default the bundled demo model.
+        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
+            without --model, into the base that it names.
         dtype: of the weights in memory and of the computation; the checkpoint's by default.
         quantize: quantize the model to int8, for a quarter of its memory and more speed.
         pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the

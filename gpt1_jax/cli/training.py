@@ -9,7 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
+from gpt1_jax.cli.adapters import takes_adapter
 from gpt1_jax.cli.arguments import (
+    Adapter,
     Columns,
     DType,
     MaybeModel,
@@ -235,9 +237,11 @@ def _report_paper(name: RecipeName) -> None:
     print(f"The paper reports {metric} {recipe.published} % on the test set of {name}.")
 
 
+@takes_adapter()
 def evaluate(
     files: Annotated[Files, tyro.conf.Positional],
-    model: Model,
+    model: MaybeModel = None,
+    adapter: Adapter = None,
     recipe: MaybeRecipe = None,
     data: MaybeFolder = None,
     split: str = "valid",
@@ -260,6 +264,8 @@ def evaluate(
         files: text files (of .jsonl and other files of records the column "text"), or labelled sets
             with the columns the model was trained on.
         model: a checkpoint with its tokenizer.
+        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
+            without --model, into the base that it names.
         recipe: the task of the paper that the model was trained for, to measure it on a published
             set in place of files.
         data: the folder of that set.

@@ -374,6 +374,7 @@ class _Finetuning:
         if self.settings.lora is not None:
             # By its number of tokens, peft resizes the embeddings of the base.
             task.tokenizer.save_pretrained(out / lora.ADAPTER)
+            _write_task(out / lora.ADAPTER, task, columns, self.quoting)
         _write_task(out, task, columns, self.quoting)
 
     def describe(

@@ -324,6 +324,35 @@ def load_adapters(folder: str | os.PathLike[str]) -> tuple[LoraSettings, Params,
     return settings, adapters, saved
 
 
+def read_origin(folder: str | os.PathLike[str], saved_modules: Params) -> tuple[str, str | None]:
+    """Return the architecture of the model that an adapter is of, and what the base is called.
+
+    Args:
+        folder: of the adapter, as ``load_adapters`` has read it.
+        saved_modules: as ``load_adapters`` returns them.
+
+    Raises:
+        ValueError: it is of a model that is none of the four.
+    """
+    path = Path(folder) / CONFIG
+    config = json_file.read_json(path)
+    task, base = config.get("task_type"), config.get("base_model_name_or_path")
+    mapping = config.get("auto_mapping")
+    named = mapping.get("base_model_class") if isinstance(mapping, dict) else None
+    if named in TASKS:
+        architecture = named
+    elif task is None:
+        # peft's get_peft_model without a task names the class; others may leave out both.
+        double = "multiple_choice_head" in saved_modules
+        architecture = layout.DOUBLE_HEADS if double else layout.LM_HEAD
+    elif task in TASKS.values():
+        architecture = next(name for name, its in TASKS.items() if its == task)
+    else:
+        right = ", ".join(str(its) for its in TASKS.values() if its is not None)
+        raise ValueError(f"{path}: task_type is {short(task)}, but must be one of {right}")
+    return architecture, base if isinstance(base, str) else None
+
+
 def adapted_modules(settings: LoraSettings, params: Params) -> list[tuple[str, ...]]:
     """Return the paths of the linear layers that are adapted, in order.
 
