@@ -207,6 +207,17 @@ def save_unchanged(training: TrainSpec, *_: Any) -> None:
     training.save(training.params, training.combine(training.params, training.frozen))
 
 
+def save_random_adapters(training: TrainSpec, *_: Any) -> None:
+    """In place of ``train``: save what it would begin with, but for adapters that change it."""
+    rng = np.random.default_rng(0)
+    adapters = jax.tree.map(
+        lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), leaf.dtype),
+        training.params["adapters"],
+    )
+    trained = {**training.params, "adapters": adapters}
+    training.save(trained, training.combine(trained, training.frozen))
+
+
 def prepare(run: Callable[[], object]) -> Prepared:
     """Run pre-training or fine-tuning up to the first step."""
     handed_over: list[TrainSpec] = []
