@@ -29,7 +29,10 @@ def weigh_classes(given: ClassWeights | None, task: Task, rows: Sequence[Row]) -
     if given is None:
         return None
     if task.predicts != "classes" or task.classes is None:
-        raise ValueError(f"class_weights are of classes, but this {task.name} has none")
+        raise ValueError(
+            "class_weights are of rows with one class each, but a "
+            f"{task.name} here predicts {task.predicts}"
+        )
     if given == "balanced":
         counts = Counter(row.label for row in rows)
         if missing := [name for name in task.classes if not counts[name]]:

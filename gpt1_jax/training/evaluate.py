@@ -146,7 +146,7 @@ def evaluate_labelled(
         quantize: likewise.
         quoting: likewise.
         predictions: whether to return them; otherwise they are empty.
-        by_class: whether what is asked for are classes or choices, and not numbers.
+        by_class: whether what is asked for is one class or choice of each row.
         **hub: see ``evaluate``.
 
     Yields:
@@ -164,10 +164,9 @@ def evaluate_labelled(
         raise ValueError(f"{model} is not fine-tuned for a labelled set: it has no {TASK}")
     predictor = Predictor.of_folder(folder, str(model))
     task, columns = predictor.task, predictor.columns
-    if predictor.several:
-        raise ValueError(f"{model} predicts several labels at once, for which there are no metrics")
-    if by_class and task.predicts == "numbers":
-        raise ValueError(f"{model} predicts numbers, which are no classes")
+    if by_class and task.predicts in ("numbers", "labels"):
+        found = {"numbers": "numbers", "labels": "any number of labels for a row"}[task.predicts]
+        raise ValueError(f"{model} predicts {found}, which are no classes")
     # All files are read before the first is measured, so that what is wrong with one shows at once.
     quoting = quoting or read_quoting(folder)
     sets = [_read_set(file, predictor, quoting, check_keys=predictions) for file in files]
@@ -181,7 +180,7 @@ def evaluate_labelled(
             for (_, record), example, own in zip(
                 records, examples, predictor.interpret(logits), strict=True
             ):
-                label = task.classes[int(example.label)] if task.classes else example.label
+                label = _true_label(task, example)
                 found.append(predictor.join({**record, columns[LABEL]: label}, own))
         yield LabelledEvaluation(str(file), measures, found, names)
 
@@ -206,7 +205,7 @@ def _read_set(
         raise ValueError(f"{file} holds no rows")
     if check_keys:
         predictor.check_keys(records)
-    rows = [make_row(place, record, columns) for place, record in records]
+    rows = [make_row(place, record, columns, task.separator) for place, record in records]
     if task.name == "entailment":
         rows, warning = drop_unlabelled(rows, task.classes or ())
         if warning is not None:
@@ -214,6 +213,14 @@ def _read_set(
             kept = {row.place for row in rows}
             records = [each for each in records if each[0] in kept]
     return records, [task.encode(row) for row in rows]
+
+
+def _true_label(task: Task, example: Example) -> object:
+    """Return the label of an example as predictions spell it."""
+    if isinstance(example.label, tuple):
+        named = zip(task.classes or (), example.label, strict=True)
+        return [name for name, holds in named if holds]
+    return task.classes[int(example.label)] if task.classes else example.label
 
 
 def _names(task: Task) -> list[str] | None:

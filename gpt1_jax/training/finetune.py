@@ -56,6 +56,7 @@ from gpt1_jax.training.data.plausibility import (
 )
 from gpt1_jax.training.data.records import Quoting
 from gpt1_jax.training.data.tasks import (
+    SEPARATOR,
     Example,
     Task,
     TaskName,
@@ -113,6 +114,9 @@ class FinetuneSettings(RunSettings):
         train_rows: how many rows to train on, drawn by the seed after those to validate on; fewer
             rows are among the more. By default all.
         numbers: whether the labels of a similarity are numbers, not classes.
+        multi_label: whether a row of a classification has any number of labels: a list of them, or
+            a string with a separator between them.
+        label_separator: what is between the labels of a row, where they are a string.
         label_smoothing: how much of the target is spread evenly over all classes or choices, in
             [0, 1); of the loss that is trained on, not of the one that validates.
         metric: what the best model is chosen by on the validation set, one of those that the task
@@ -135,6 +139,8 @@ class FinetuneSettings(RunSettings):
     ] = None
     train_rows: MaybeCount = None
     numbers: Switch = False
+    multi_label: Switch = False
+    label_separator: Annotated[str, SEPARATOR] = "|"
     label_smoothing: Annotated[float, Rule("in [0, 1)", lambda x: is_number(x) and 0 <= x < 1)] = (
         0.0
     )
@@ -149,6 +155,8 @@ class FinetuneSettings(RunSettings):
             raise ValueError(f"steps is {self.steps} and epochs {self.epochs}: give one of them")
         if self.lora is not None and (self.freeze_embeddings or self.freeze_layers):
             raise ValueError("lora_rank freezes all but the adapters: freeze nothing besides")
+        if not self.multi_label and self.label_separator != FinetuneSettings.label_separator:
+            raise ValueError("label_separator is between labels of a row, which need multi_label")
 
 
 def finetune(
@@ -238,7 +246,7 @@ class _Finetuning:
         columns = task_columns(self.task_name, self.columns, self.choices)
         rows, valid_rows, sets = self.read_sets(columns)
         rows, warnings = self.labelled(rows)
-        if self.task_name == "classification":
+        if self.task_name == "classification" and not self.settings.multi_label:
             check_no_regression(rows)
         folder = resolve(self.model)
         config = OpenAIGPTConfig.from_pretrained(folder)
@@ -296,13 +304,18 @@ class _Finetuning:
             raise ValueError(
                 f"numbers says what the labels of a similarity are, but this is {self.task_name}"
             )
+        if self.settings.multi_label and self.task_name != "classification":
+            raise ValueError(f"multi_label is of a classification, but this is {self.task_name}")
         return rows
 
     def read_sets(
         self, columns: Mapping[str, str]
     ) -> tuple[list[Row], list[Row] | None, tuple[Identity, Identity]]:
         """Return the rows of both sets, and what run.json holds of each."""
-        read = functools.partial(read_rows, columns=columns, quoting=self.quoting)
+        separator = self.settings.label_separator if self.settings.multi_label else None
+        read = functools.partial(
+            read_rows, columns=columns, quoting=self.quoting, separator=separator
+        )
         rows = read(self.train, name="train")
         valid_rows = None if self.valid is None else read(self.valid, name="valid")
         return rows, valid_rows, (_identity(self.train, rows), _identity(self.valid, valid_rows))
@@ -353,6 +366,8 @@ class _Finetuning:
             classes=classes,
             choices=len(self.choices),
             max_tokens=self.settings.max_tokens,
+            multi_label=self.settings.multi_label,
+            label_separator=self.settings.label_separator,
         )
         if scored:
             check_no_numbers(rows)
@@ -360,8 +375,8 @@ class _Finetuning:
             head.check_replaceable(task, self.model)
         if self.settings.label_smoothing and task.predicts not in ("classes", "choices"):
             raise ValueError(
-                f"label_smoothing is {self.settings.label_smoothing}, but a {task.name} by "
-                f"{task.predicts} has no classes or choices to smooth"
+                f"label_smoothing is {self.settings.label_smoothing}, but is of one class or "
+                f"choice a row, and this {task.name} predicts {task.predicts}"
             )
         if self.settings.metric is not None:
             metrics.check_metric(self.settings.metric, task_metrics(task), task.name)
@@ -541,7 +556,10 @@ def compare(
     task: Task, examples: Sequence[Example], logits: np.ndarray, loss: float
 ) -> dict[str, float]:
     """Return what ``task_measures`` returns, of what ``task_forward.forward`` has computed."""
-    predictions = logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1)
+    if task.predicts == "labels":
+        predictions = (logits > 0).astype(np.int32)
+    else:
+        predictions = logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1)
     dtype = np.float32 if task.predicts == "numbers" else np.int32
     labels = np.array([example.label for example in examples], dtype)
     return {"loss": loss, **metrics.compute_metrics(task_metrics(task), predictions, labels)}
@@ -607,6 +625,8 @@ def _write_task(out: Path, task: Task, columns: Mapping[str, str], quoting: Quot
         "max_tokens": task.max_tokens,
         "columns": dict(columns),
         "quoting": quoting,
+        "multi_label": task.multi_label,
+        "label_separator": task.label_separator,
     }
     with files.atomic_write(out) as new:
         new(TASK).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

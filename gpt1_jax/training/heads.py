@@ -12,7 +12,7 @@ from gpt1_jax._conversion import conversion, json_file, layout
 from gpt1_jax.checks import short
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.pretrained import flatten, initial_params
-from gpt1_jax.training.data.tasks import Task, TaskName
+from gpt1_jax.training.data.tasks import MULTI_LABEL, Task, TaskName
 from gpt1_jax.training.task_objective import TaskModel
 
 TASK = "task.json"
@@ -26,11 +26,13 @@ class TrainedHead:
         architecture: of the checkpoint.
         task: its name in task.json; None where no such file says it.
         classes: the names of its rows, in their order; None where it has no classes.
+        multi_label: whether any number of the classes may be right at once.
     """
 
     architecture: str
     task: str | None
     classes: tuple[str, ...] | None
+    multi_label: bool = False
 
     @classmethod
     def read(cls, folder: Path, config: OpenAIGPTConfig) -> Self | None:
@@ -43,7 +45,8 @@ class TrainedHead:
         task = fields.get("name") if isinstance(fields, dict) else None
         names = tuple(name for _, name in sorted(config.id2label.items()))
         by_class = architecture == layout.CLASSIFICATION and len(names) > 1
-        return cls(architecture, task, names if by_class else None)
+        multi_label = config.problem_type == MULTI_LABEL
+        return cls(architecture, task, names if by_class else None, multi_label)
 
     def order(self, task: TaskName, classes: tuple[str, ...]) -> tuple[str, ...]:
         """Return a training set's classes, in the order of the rows if they are the same."""
@@ -77,7 +80,8 @@ class TrainedHead:
         return self.task or ("choices" if self.classes is None else _shown(self.classes))
 
     def _is_of(self, task: Task) -> bool:
-        return self.architecture == task.architecture and self.task in (None, task.name)
+        known = (self.architecture, self.multi_label) == (task.architecture, task.multi_label)
+        return known and self.task in (None, task.name)
 
 
 def draw_head(model: TaskModel, rngs: nnx.Rngs) -> None:

@@ -21,8 +21,21 @@ def f1(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def macro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
-    """Return the mean of the F1 scores of all classes that occur in predictions or labels."""
+    """Return the mean of the F1 scores of all classes that occur in predictions or labels.
+
+    Where rows have any number of the classes, (N, C), it is the mean of all.
+    """
     return _f1(predictions, labels, "macro")
+
+
+def micro_f1(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the F1 score of all decisions of all rows together, (N, C) of 0 and 1."""
+    return _f1(predictions, labels, "micro")
+
+
+def subset_accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
+    """Return the share of rows of which all labels are right and none is missing, (N, C)."""
+    return accuracy(predictions, labels)
 
 
 def _f1(predictions: np.ndarray, labels: np.ndarray, average: str) -> float:
@@ -74,9 +87,22 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "matthews": matthews,
     "pearson": pearson,
     "spearman": spearman,
+    "micro_f1": micro_f1,
+    "subset_accuracy": subset_accuracy,
 }
 # What chooses the best model: a metric, which is better the higher it is, or the loss.
-Metric = Literal["accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "loss"]
+Metric = Literal[
+    "accuracy",
+    "f1",
+    "macro_f1",
+    "matthews",
+    "pearson",
+    "spearman",
+    "micro_f1",
+    "subset_accuracy",
+    "loss",
+]
+OF_LABELS = ("micro_f1", "macro_f1", "subset_accuracy")
 
 
 def metrics_for(predicts: str, num_classes: int | None) -> tuple[str, ...]:
@@ -90,6 +116,8 @@ def metrics_for(predicts: str, num_classes: int | None) -> tuple[str, ...]:
         return ("pearson", "spearman")
     if predicts == "choices":
         return ("accuracy",)
+    if predicts == "labels":
+        return OF_LABELS
     return ("accuracy", *(("f1",) if num_classes == 2 else ()), "macro_f1", "matthews")
 
 
@@ -111,7 +139,8 @@ def compute_metrics(
 
     Args:
         names: of ``METRICS``.
-        predictions: (N,) classes (or choices), integer; or numbers.
+        predictions: (N,) classes (or choices), integer; or numbers; or any number of C classes,
+            (N, C) of 0 and 1.
         labels: (N,) likewise.
 
     Returns:
@@ -124,7 +153,8 @@ def compute_metrics(
     if unknown := [name for name in names if name not in METRICS]:
         raise ValueError(f"{unknown[0]!r} is no metric; the metrics are {', '.join(METRICS)}")
     predictions, labels = np.asarray(predictions), np.asarray(labels)
-    if predictions.ndim != 1 or predictions.shape != labels.shape or not labels.size:
+    several = labels.ndim == 2 and set(names) <= set(OF_LABELS)
+    if predictions.ndim != 1 + several or predictions.shape != labels.shape or not labels.size:
         raise ValueError(
             f"predictions have shape {predictions.shape}, labels {labels.shape}, "
             "but both must be (N,), N at least 1"

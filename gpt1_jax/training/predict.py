@@ -21,6 +21,7 @@ from gpt1_jax.training.data.records import check_columns
 from gpt1_jax.training.data.tasks import (
     CLASSIFY,
     DELIMITER,
+    MULTI_LABEL,
     QUESTION,
     START,
     TASKS,
@@ -40,7 +41,6 @@ from gpt1_jax.training.task_objective import TaskModel
 Record = Mapping[str, Any]
 Prediction = dict[str, Any]
 TRUE_LABEL = "true_label"  # what the label that a row came with is called beside the prediction
-MULTI_LABEL = "multi_label_classification"  # a ``problem_type`` of config.json
 
 
 def predict(
@@ -114,12 +114,10 @@ class Predictor:
     Attributes:
         task: that the model was trained for.
         columns: the name of the column for each role, that of the label included.
-        several: whether any number of the labels may be right at once.
     """
 
     task: Task
     columns: Mapping[str, str]
-    several: bool = False
 
     @classmethod
     def of_folder(
@@ -159,7 +157,7 @@ class Predictor:
             found = _as_task(task, tokenizer, config, columns)
         check_vocabulary(name, tokenizer, config.vocab_size)
         _check_outputs(found, config)
-        return cls(found, _columns(found, saved, columns), config.problem_type == MULTI_LABEL)
+        return cls(_as_configured(found, config), _columns(found, saved, columns))
 
     @classmethod
     def of_model(
@@ -190,8 +188,7 @@ class Predictor:
                 f"{found.name} needs a {found.architecture}, not a {type(model).__name__}"
             )
         _check_outputs(found, model.config)
-        several = model.config.problem_type == MULTI_LABEL
-        return cls(found, _columns(found, None, columns), several)
+        return cls(_as_configured(found, model.config), _columns(found, None, columns))
 
     @property
     def text_columns(self) -> list[str]:
@@ -205,7 +202,7 @@ class Predictor:
             return ("score",)
         if self.task.predicts == "choices":
             return ("label", "scores")
-        return ("labels", "scores") if self.several else ("label", "score", "scores")
+        return ("labels", "scores") if self.task.multi_label else ("label", "score", "scores")
 
     def as_record(self, place: str, row: Any) -> Record:
         """Return a row as a mapping, also one that consists of its texts alone.
@@ -289,7 +286,7 @@ class Predictor:
             yield from ({"score": _short(number)} for number in logits[:, 0])
             return
         x = logits.astype(np.float64)
-        if self.several:
+        if self.task.multi_label:
             probabilities = np.exp(-np.logaddexp(0, -x))
         else:
             probabilities = np.exp(x - x.max(axis=-1, keepdims=True))
@@ -299,7 +296,7 @@ class Predictor:
             best, scores = int(row.argmax()), [_short(number) for number in probability]
             if names is None:
                 yield {"label": best, "scores": scores}
-            elif self.several:
+            elif self.task.multi_label:
                 labels = [name for name, logit in zip(names, row, strict=True) if logit > 0]
                 yield {"labels": labels, "scores": dict(zip(names, scores, strict=True))}
             else:
@@ -311,6 +308,11 @@ class Predictor:
         label = self.columns[LABEL]
         own = {TRUE_LABEL if key == label else key: value for key, value in record.items()}
         return {**own, **prediction}
+
+
+def _as_configured(task: Task, config: OpenAIGPTConfig) -> Task:
+    """Return a task, of several labels where the model says so."""
+    return dataclasses.replace(task, multi_label=config.problem_type == MULTI_LABEL)
 
 
 def load_task_model(

@@ -22,8 +22,8 @@ MOST_CLASSES = 10  # that are printed
 
 
 def summarize_rows(task: Task, rows: Sequence[Row]) -> Summary:
-    """Return the number of rows, and of each class or choice, or the span of the numbers."""
-    labels = [row.label for row in rows]
+    """Return the number of rows, and of each class, label or choice, or the span of the numbers."""
+    labels = [name for row in rows for name in row.names]
     if task.predicts == "numbers":
         numbers = list(map(float, labels))
         return {"rows": len(rows), "lowest": min(numbers), "highest": max(numbers)}

@@ -56,10 +56,10 @@ def task_loss(
 ) -> tuple[jax.Array, jax.Array]:
     """Return the loss of a batch as a sum, so that micro-batches add up, and what divides it.
 
-    The loss of an example is the cross-entropy of its class or choice, or the squared error of its
-    number, plus ``lm_weight`` times the auxiliary language-modelling loss: the mean over its
-    sequences of the mean cross-entropy of their tokens after the first (the paper's equation 5;
-    the means are those of OpenAI's code).
+    The loss of an example is the cross-entropy of its class or choice, the squared error of its
+    number, or the mean of the binary cross-entropies of its labels, plus ``lm_weight`` times the
+    auxiliary language-modelling loss: the mean over its sequences of the mean cross-entropy of
+    their tokens after the first (the paper's equation 5; the means are those of OpenAI's code).
 
     With ``class_weights`` the loss of an example, the auxiliary one included, counts as often as
     the weight of its class says: the mean over a batch, however it is split, is the weighted mean
@@ -110,9 +110,13 @@ def _weighted_loss(
 def prediction_loss(logits: jax.Array, batch: Batch) -> jax.Array:
     """Return the loss of what ``task_outputs`` says, without the language model's: a sum, ().
 
-    The cross-entropy of a class or choice, the squared error of a number, of rows that weigh.
+    The cross-entropy of a class or choice, the squared error of a number, the mean of the binary
+    cross-entropies of any number of classes, of rows that weigh.
     """
     label, weight = batch["label"], jnp.asarray(batch["weight"], logits.dtype)
+    if label.ndim == 2:
+        targets = jnp.asarray(label, logits.dtype)
+        return weight @ optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=-1)
     if jnp.issubdtype(label.dtype, jnp.floating):
         return weight @ optax.squared_error(logits[:, 0], label.astype(logits.dtype))
     return cross_entropy(logits, jnp.where(weight > 0, label, IGNORED), num_items=1)

@@ -43,11 +43,19 @@ class Row:
         place: where it is, "FILE, line N", for error messages.
         texts: the texts by their roles; none is blank.
         label: as the file spells it, without white space around it; empty if it was not read.
+        labels: those of a row that may have any number of them, each spelt as ``label`` is; None
+            for a row with one.
     """
 
     place: str
     texts: Mapping[str, str]
     label: str
+    labels: tuple[str, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels, or the only one."""
+        return (self.label,) if self.labels is None else self.labels
 
 
 def read_rows(
@@ -55,6 +63,7 @@ def read_rows(
     columns: Mapping[str, str],
     *,
     quoting: Quoting | None = None,
+    separator: str | None = None,
     name: str = "the rows",
 ) -> list[Row]:
     """Read the rows of a labelled set; other columns are ignored.
@@ -63,6 +72,7 @@ def read_rows(
         source: a file, see ``records.read_records``, or records in memory.
         columns: the name of the column for each role, that of ``LABEL`` included.
         quoting: of the cells of a .csv or .tsv file, see ``records.read_records``.
+        separator: see ``make_row``.
         name: what errors call records in memory.
 
     Raises:
@@ -75,7 +85,7 @@ def read_rows(
         name, records = str(source), records_by_column(source, columns)
     else:
         records = records_in_memory(source, columns.values(), name)
-    rows = [make_row(place, record, columns) for place, record in records]
+    rows = [make_row(place, record, columns, separator) for place, record in records]
     if not rows:
         raise ValueError(f"{name} holds no rows")
     return rows
@@ -94,13 +104,20 @@ def records_by_column(
         yield place, {column: record[role] for role, column in columns.items()}
 
 
-def make_row(place: str, record: Mapping[str, object], columns: Mapping[str, str]) -> Row:
+def make_row(
+    place: str,
+    record: Mapping[str, object],
+    columns: Mapping[str, str],
+    separator: str | None = None,
+) -> Row:
     """Return the row of a record; without a label where ``columns`` has none.
 
     Args:
         place: where the record is.
         record: with all of the columns.
         columns: the name of the column for each role.
+        separator: of the labels of a row that may have any number of them, where they are a string
+            and not a list; None for a row with one label.
 
     Raises:
         ValueError: a text or the label is wrong; names the place.
@@ -110,8 +127,17 @@ def make_row(place: str, record: Mapping[str, object], columns: Mapping[str, str
         for role, column in columns.items()
         if role != LABEL
     }
-    label = _label(place, columns[LABEL], record[columns[LABEL]]) if LABEL in columns else ""
-    return Row(place, texts, label)
+    if LABEL not in columns:
+        return Row(place, texts, "")
+    column, value = columns[LABEL], record[columns[LABEL]]
+    if separator is None:
+        return Row(place, texts, _label(place, column, value))
+    if isinstance(value, str):
+        value = value.split(separator) if value.strip() else []
+    if not isinstance(value, list | tuple):
+        right = f"a list of labels, or a string of them with {separator!r} between"
+        raise ValueError(f"{place}: {column!r} is {_shown(value)}, but must be {right}")
+    return Row(place, texts, "", tuple(_label(place, column, each) for each in value))
 
 
 def take_out(
@@ -165,7 +191,8 @@ def content_of_rows(rows: Sequence[Row]) -> str:
     """Return what tells the content of rows from any other, wherever they are from."""
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(json.dumps([list(row.texts.items()), row.label]).encode())
+        labels = row.label if row.labels is None else row.labels
+        digest.update(json.dumps([list(row.texts.items()), labels]).encode())
     return digest.hexdigest()[:16]
 
 
@@ -185,6 +212,8 @@ def _label(place: str, column: str, value: object) -> str:
     """A label as CSV would spell it: JSON's 1 and "1" are the same."""
     if not isinstance(value, str | int | float):
         right = "a string or a number"
+        if isinstance(value, list):
+            right += "; for rows with any number of labels pass multi_label=True (--multi-label)"
         raise ValueError(f"{place}: {column!r} is {_shown(value)}, but must be {right}")
     label = (value if isinstance(value, str) else json.dumps(value)).strip()
     if not label:

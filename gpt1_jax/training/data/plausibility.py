@@ -49,7 +49,7 @@ def check_no_regression(rows: Sequence[Row]) -> None:
 
 def find_alike_classes(rows: Sequence[Row]) -> list[str]:
     """Return a line for each group of classes that differ in case, blanks, or as numbers alone."""
-    counts = Counter(row.label for row in rows)
+    counts = Counter(name for row in rows for name in row.names)
     groups: dict[Hashable, list[str]] = defaultdict(list)
     for name in sorted(counts):
         number = _number(name)

@@ -19,7 +19,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from gpt1_jax.checks import INTEGER, check
+from gpt1_jax.checks import BOOL, INTEGER, Rule, check
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training.data.labelled import LABEL, Row
@@ -39,6 +39,8 @@ TEXTS: dict[TaskName, tuple[str, ...]] = {
     "similarity": ("text1", "text2"),
     "multiple-choice": ("context",),
 }
+MULTI_LABEL = "multi_label_classification"  # a ``problem_type`` of config.json
+SEPARATOR = Rule("a string that is not empty", lambda x: isinstance(x, str) and x != "")
 QUESTION = "question"  # of a multiple choice, which may do without
 
 
@@ -116,10 +118,12 @@ def find_classes(rows: Sequence[Row]) -> tuple[str, ...]:
     Raises:
         ValueError: all rows have the same label.
     """
-    names = {row.label for row in rows}
+    names = {name for row in rows for name in row.names}
+    if not names:
+        raise ValueError(f"{rows[0].place}: neither this row nor another one has a label")
     if len(names) < 2:
         raise ValueError(
-            f"{rows[0].place}: the label {rows[0].label!r} is the only one in the file, "
+            f"{rows[0].place}: the label {names.pop()!r} is the only one in the file, "
             "but a classification needs at least 2 classes"
         )
     if all(name.removeprefix("-").isdecimal() for name in names):
@@ -147,12 +151,13 @@ class Example:
 
     Attributes:
         sequences: of ids: one, both orders of a similarity, or one for every choice.
-        label: a class, a choice, or (float) a number; 0 of a row without a label.
+        label: a class, a choice, or (float) a number; 0 of a row without a label. Where a row may
+            have any number of classes, for each 1.0 or 0.0.
         cut_from: tokens of the longest text that was cut, a context with its question; 0 if none.
     """
 
     sequences: list[list[int]]
-    label: int | float
+    label: int | float | tuple[float, ...]
     cut_from: int = 0
 
 
@@ -171,6 +176,8 @@ class Task:
         max_tokens: the budget: the most tokens of a text, whose end is cut off. A question and its
             context share one; the context gives way. By default n_positions - 2 for one text, and
             OpenAI's n_positions // 2 - 2 for each of two.
+        multi_label: whether a row may have any number of the classes.
+        label_separator: what is between the labels of such a row, where they are a string.
 
     Raises:
         ValueError: what does not fit together; the message says what.
@@ -183,6 +190,8 @@ class Task:
     classes: tuple[str, ...] | None = None
     choices: int = 0
     max_tokens: int | None = None
+    multi_label: bool = False
+    label_separator: str = "|"
 
     def __post_init__(self) -> None:
         if self.name not in TASKS:
@@ -195,6 +204,10 @@ class Task:
             len(self.classes) < 2 or not all(isinstance(one, str) for one in self.classes)
         ):
             raise ValueError(f"classes are {self.classes}, but must be at least 2 names")
+        if self.multi_label and self.classes is None:
+            raise ValueError(f"multi_label is of classes, but this {self.name} has none")
+        check("multi_label", self.multi_label, BOOL)
+        check("label_separator", self.label_separator, SEPARATOR)
         for name in ("choices", "max_tokens"):
             number = getattr(self, name)
             if number is not None or name == "choices":
@@ -225,11 +238,18 @@ class Task:
         return self.name in ("classification", "regression")
 
     @property
-    def predicts(self) -> Literal["classes", "numbers", "choices"]:
-        """What the labels and the predictions are."""
+    def predicts(self) -> Literal["classes", "numbers", "choices", "labels"]:
+        """What the labels and the predictions are; "labels" are any number of the classes."""
         if self.name == "multiple-choice":
             return "choices"
+        if self.multi_label:
+            return "labels"
         return "numbers" if self.classes is None else "classes"
+
+    @property
+    def separator(self) -> str | None:
+        """What ``make_row`` reads the label with."""
+        return self.label_separator if self.multi_label else None
 
     @property
     def architecture(self) -> str:
@@ -272,7 +292,7 @@ class Task:
             config,
             num_labels=len(self.classes),
             pad_token_id=PAD,
-            problem_type="single_label_classification",
+            problem_type=MULTI_LABEL if self.multi_label else "single_label_classification",
             extra={**config.extra, **labels},
         )
 
@@ -334,7 +354,12 @@ class Task:
             raise ValueError(f"{row.place}: {role} has no tokens")
         return ids
 
-    def _label(self, row: Row) -> int | float:
+    def _label(self, row: Row) -> int | float | tuple[float, ...]:
+        if self.multi_label and self.classes is not None:
+            if unknown := [name for name in row.labels or () if name not in self.classes]:
+                names = ", ".join(self.classes)
+                raise ValueError(f"{row.place}: the label {unknown[0]!r} is not one of {names}")
+            return tuple(float(name in (row.labels or ())) for name in self.classes)
         if not row.label:
             return 0.0 if self.predicts == "numbers" else 0
         found = f"{row.place}: the label {row.label!r}"
@@ -384,7 +409,8 @@ def collate(
     Returns:
         ``input_ids`` (B, S, T) int32, S sequences an example, padded on the right with 0;
         ``classify_at`` (B, S) int32, the place of ``_classify_``, the last token;
-        ``label`` (B,) int32, or float32 for numbers;
+        ``label`` (B,) int32, or float32 for numbers; (B, C) float32 of 0 and 1 for any number of C
+        classes;
         ``weight`` (B,) float32, 1 for an example and 0 for a row that fills up.
 
     Raises:
@@ -398,10 +424,11 @@ def collate(
     if longest > n_positions:
         raise ValueError(f"a sequence of {longest} tokens is longer than {n_positions} positions")
     T = padded_length(longest, n_positions) if length is None else length
+    label = np.asarray(examples[0].label)
     batch = {
         "input_ids": np.full((B, S, T), PAD, np.int32),
         "classify_at": np.zeros((B, S), np.int32),
-        "label": np.zeros(B, np.float32 if isinstance(examples[0].label, float) else np.int32),
+        "label": np.zeros((B, *label.shape), np.float32 if label.dtype.kind == "f" else np.int32),
         "weight": np.zeros(B, np.float32),
     }
     for b, example in enumerate(examples):

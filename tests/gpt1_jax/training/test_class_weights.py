@@ -38,5 +38,7 @@ def test_weigh_classes_follows_the_order_of_the_classes() -> None:
     np.testing.assert_array_equal(found, [2.0, 1.5, 3.0])
     assert weigh_classes(None, task, ROWS) is None
     task.predicts = "choices"
-    with pytest.raises(ValueError, match="class_weights are of classes, but this classification"):
+    with pytest.raises(
+        ValueError, match="of rows with one class each, but a classification here p"
+    ):
         weigh_classes("balanced", task, ROWS)

@@ -24,6 +24,7 @@ from gpt1_jax.pretrained import flatten
 from gpt1_jax.pure import split
 from gpt1_jax.training import loop
 from gpt1_jax.training.data.labelled import read_rows, take_out
+from gpt1_jax.training.evaluate import evaluate_labelled
 from gpt1_jax.training.finetune import FinetuneSettings, read_quoting, read_task, task_measures
 from gpt1_jax.training.log import read_log
 from gpt1_jax.training.loop import TrainProgress
@@ -142,6 +143,38 @@ def test_finetune_learns_every_task(
     assert valid == pytest.approx(progress.best, rel=1e-5)  # what was saved is the best
 
 
+def test_finetune_learns_any_number_of_labels(base: Path, tmp_path: Path) -> None:
+    """From words, some of which are in a text and some not; also none of them."""
+    rng = np.random.default_rng(0)
+    words = ("bad", "big", "red")
+    held = [[word for k, word in enumerate(words) if i >> k & 1] for i in range(48)]
+    texts = [phrase(rng, *words) for words in held]
+    rows = [{"text": text, "label": "+".join(own)} for text, own in zip(texts, held, strict=True)]
+    train = write_rows(tmp_path / "train.tsv", rows)
+    lists = [{**row, "label": own} for row, own in zip(rows, held, strict=True)]
+    valid = write_rows(tmp_path / "valid.jsonl", lists)
+    fields: dict[str, Any] = {"multi_label": True, "label_separator": "+", "learning_rate": 3e-2}
+    fields |= {"epochs": 15, "eval_every": 45, "lm_weight": 0.0}
+    out = tmp_path / "run"
+    progress = finetune("classification", train, valid, out, base, **fields)
+    assert progress.best is not None
+    assert progress.best.keys() == {"loss", "micro_f1", "macro_f1", "subset_accuracy"}
+    assert progress.best["micro_f1"] > 0.9
+    config = json.loads((out / "config.json").read_text())
+    assert config["problem_type"] == "multi_label_classification"
+    assert config["id2label"] == {"0": "bad", "1": "big", "2": "red"}
+    summary = json.loads((out / "run.json").read_text())["summary"]
+    assert summary["train"]["labels"] == {"bad": 24, "big": 24, "red": 24}
+    for file in (train, valid):
+        (found,) = evaluate_labelled(out, [file], predictions=True)
+        assert found.measures == pytest.approx(progress.best, rel=1e-5)
+    assert [own["true_label"] for own in found.predictions] == held
+    right = [own["labels"] == own["true_label"] for own in found.predictions]
+    assert np.mean(right) == found.measures["subset_accuracy"]
+    with pytest.raises(ValueError, match="any number of labels for a row, which are no classes"):
+        next(evaluate_labelled(out, [valid], by_class=True))
+
+
 def test_finetune_writes_config_tokenizer_and_task(base: Path, tmp_path: Path) -> None:
     _, out = run(base, tmp_path, "classification", epochs=1)
     config = json.loads((out / "config.json").read_text())
@@ -160,6 +193,8 @@ def test_finetune_writes_config_tokenizer_and_task(base: Path, tmp_path: Path) -
         "max_tokens": None,
         "columns": {"text": "text", "label": "label"},
         "quoting": None,
+        "multi_label": False,
+        "label_separator": "|",
     }
     steps = [record["step"] for record in read_log(out / "log.jsonl") if "valid_f1" in record]
     assert steps == [6]  # once an epoch, of 48 rows in batches of 8
@@ -593,10 +628,40 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
             [{"text": "a", "label": 1}],
             [{"text": "a", "label": 1}],
             {"label_smoothing": 0.1},
-            "0.1, but a regression",
+            "0.1, but is of one class or ch",
         ),
         ("classification", ROWS, ROWS, {"valid_share": 0.5}, "valid_share is 0.5, but valid is gi"),
         ("classification", ROWS, ROWS, {"valid_share": 1}, "must be above 0 and below 1, or None"),
+        ("entailment", [], ROWS, {"multi_label": True}, "multi_label is of a classification, but"),
+        ("classification", ROWS, ROWS, {"label_separator": "+"}, "labels of a row, which need mul"),
+        (
+            "classification",
+            [{"text": "a", "label": []}],
+            ROWS,
+            {"multi_label": True},
+            "train.jsonl, line 1: neither this row nor another one has a label",
+        ),
+        (
+            "classification",
+            ROWS,
+            [{"text": "a", "label": ["x", "z"]}],
+            {"multi_label": True},
+            "valid.jsonl, line 1: the label 'z' is not one of x, y",
+        ),
+        (
+            "classification",
+            ROWS,
+            ROWS,
+            {"multi_label": True, "class_weights": "balanced"},
+            "of rows with one class each, but a classification here predicts labels",
+        ),
+        (
+            "classification",
+            ROWS,
+            ROWS,
+            {"multi_label": True, "label_smoothing": 0.1},
+            "one class or choice a row, and this classification predicts labels",
+        ),
         ("classification", ROWS, ROWS, {"train_rows": 3}, "train_rows is 3, but there are 2 rows"),
         ("classification", ROWS, ROWS, {"epochs": 2, "steps": 9}, "steps is 9 and epochs 2: give"),
         ("classification", ROWS, ROWS, {"label_smoothing": 1}, r"must be in \[0, 1\)"),

@@ -93,6 +93,19 @@ def test_metrics_for_several_classes_averages_f1_though_two_occur() -> None:
     assert got["macro_f1"] == pytest.approx((2 / 3 + 0.8) / 2)
 
 
+def test_metrics_for_labels_match_their_definitions() -> None:
+    predictions = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 0], [0, 1, 0]])
+    labels = np.array([[1, 0, 1], [0, 0, 1], [1, 0, 0], [0, 1, 0]])
+    got = compute_metrics(metrics_for("labels", 3), predictions, labels)
+    by_class = [f1_of(1, predictions[:, k], labels[:, k]) for k in range(3)]
+    assert got == {
+        "micro_f1": pytest.approx(f1_of(1, predictions.ravel(), labels.ravel())),
+        "macro_f1": pytest.approx(np.mean(by_class)),
+        "subset_accuracy": 0.5,
+    }
+    assert compute_metrics(["macro_f1"], labels * 0, labels * 0) == {"macro_f1": 0.0}
+
+
 def test_check_metric_rejects_metric_of_other_tasks() -> None:
     check_metric("loss", metrics_for("numbers", None), "regression")
     message = (

@@ -148,8 +148,8 @@ def test_predict_returns_several_labels(tmp_path: Path) -> None:
         assert softmax == pytest.approx(one["scores"], abs=1e-4)
     assert {len(own["labels"]) for own in found} > {1}
     labelled = write_rows(tmp_path / "rows.jsonl", [{**row, "label": "a"} for row in rows])
-    with pytest.raises(ValueError, match="several labels at once, for which there are no metrics"):
-        next(evaluate(folder, [labelled]))
+    ((_, measures),) = evaluate(folder, [labelled])
+    assert measures["subset_accuracy"] == np.mean([own["labels"] == ["a"] for own in found])
 
 
 def test_predict_reads_numbers_of_a_similarity(tmp_path: Path) -> None:
@@ -271,7 +271,8 @@ def test_predictor_interprets_logits(
     folders: Callable[[str], Path], logits: list[list[float]], several: bool
 ) -> None:
     predictor = reader(folders("classification"))
-    predictor = dataclasses.replace(predictor, several=several)
+    task = dataclasses.replace(predictor.task, multi_label=several)
+    predictor = dataclasses.replace(predictor, task=task)
     names = TASKS["classification"]["classes"]
     for row, own in zip(logits, predictor.interpret(np.array(logits, np.float32)), strict=True):
         scores = list(own["scores"].values())

@@ -104,6 +104,32 @@ def test_task_loss_smoothed_and_weighted_matches_torch(
     assert largest_difference(gradient, reference.score.weight.grad.T) <= TOLERANCE
 
 
+def test_task_loss_of_any_number_of_labels_matches_transformers() -> None:
+    """With its gradients; in micro-batches, the last of which have no rows."""
+    kind = {"num_labels": 3, "problem_type": "multi_label_classification"}
+    reference = torch_model("OpenAIGPTForSequenceClassification", 0, **kind, **SIZES)
+    structure, params = split(flax_model(reference))
+    batch = batch_of(1, 1, rows=8)
+    batch["label"] = np.random.default_rng(0).integers(2, size=(8, 3)).astype(np.float32)
+
+    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return task_loss(merge(structure, params), batch, lm_weight=0.0)
+
+    before = {name: np.array(params["score"][name]) for name in params["score"]}
+    table = np.array(params["transformer"]["tokens_embed"]["embedding"])
+    start, step = TrainState.create(params, optax.sgd(1.0), 0), make_step(objective, optax.sgd(1.0))
+    state, measures = step(start, {}, micro_batches(batch, 4))
+    ids, labels = to_torch(batch["input_ids"][:5, 0]), torch.tensor(batch["label"][:5])
+    theirs = reference(ids, labels=labels).loss
+    theirs.backward()
+    assert largest_difference(measures["loss"], theirs.detach()) <= TOLERANCE
+    gradient = before["kernel"] - np.asarray(state.params["score"]["kernel"])
+    assert largest_difference(gradient, reference.score.weight.grad.T) <= TOLERANCE
+    gradient = table - np.asarray(state.params["transformer"]["tokens_embed"]["embedding"])
+    expected = reference.transformer.tokens_embed.weight.grad
+    assert largest_difference(gradient, expected) <= TOLERANCE
+
+
 @pytest.mark.parametrize("activation", [None, "tanh"])
 def test_task_objective_choices_and_lm_loss_match_transformers(activation: str | None) -> None:
     reference = torch_model("OpenAIGPTDoubleHeadsModel", summary_activation=activation, **SIZES)

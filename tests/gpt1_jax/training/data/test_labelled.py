@@ -231,6 +231,48 @@ def test_read_rows_reads_records_in_memory(tmp_path: Path) -> None:
     assert content_of_rows(found) != content_of_rows(other)
 
 
+@pytest.mark.parametrize("name", ["a.tsv", "a.jsonl", "memory"])
+def test_read_rows_reads_any_number_of_labels(tmp_path: Path, name: str) -> None:
+    lists: list[Any] = [["b", 1], [], ["a|c"]]
+    records = [{"sentence": f"text {i}", "class": labels} for i, labels in enumerate(lists)]
+    source: Any = records
+    if name == "a.tsv":
+        joined = ["+".join(map(str, labels)) for labels in lists]
+        lines = [f"text {i}\t{labels}" for i, labels in enumerate(joined)]
+        source = tmp_path / name
+        source.write_text("\n".join(["sentence\tclass", *lines]))
+    elif name == "a.jsonl":
+        source = tmp_path / name
+        source.write_text("\n".join(map(json.dumps, records)))
+    rows = read_rows(source, COLUMNS, separator="+")
+    assert [row.labels for row in rows] == [("b", "1"), (), ("a|c",)]
+    assert [row.names for row in rows] == [row.labels for row in rows]
+    changed = [rows[0], *rows[:1], rows[2]]
+    assert content_of_rows(rows) != content_of_rows(changed)
+
+
+@pytest.mark.parametrize(
+    ("label", "separator", "message"),
+    [
+        (["a"], None, r"'class' is \[\"a\"\], but must be a string or a number; .*--multi-label"),
+        ("a||b", "|", "line 1: 'class' is empty: the label is missing"),
+        (
+            None,
+            "|",
+            r"'class' is null, but must be a list of labels, or a string of t",
+        ),
+        ([["a"]], "|", "must be a string or a number"),
+    ],
+)
+def test_read_rows_reports_wrong_lists_of_labels(
+    tmp_path: Path, label: Any, separator: str | None, message: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"sentence": "a", "class": label}))
+    with pytest.raises(ValueError, match=message):
+        read_rows(path, COLUMNS, separator=separator)
+
+
 @pytest.mark.parametrize(
     ("records", "message"),
     [
