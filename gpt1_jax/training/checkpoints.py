@@ -109,6 +109,11 @@ class Checkpoints:
         """Whether there are checkpoints."""
         return self._manager.latest_step() is not None
 
+    @property
+    def number(self) -> int:
+        """How many checkpoints there are."""
+        return len(self._manager.all_steps())
+
     def latest(self, like: TrainState) -> tuple[TrainState, Rest] | None:
         """Read the latest checkpoint; None if there is none.
 

@@ -87,6 +87,7 @@ from gpt1_jax.training.step import Batch
 from gpt1_jax.training.summary import (
     show_summary,
     summarize_cuts,
+    summarize_longer,
     summarize_rows,
     summarize_training,
 )
@@ -177,6 +178,10 @@ def finetune(
     callbacks: Sequence[Callback] = (),
 ) -> TrainProgress:
     """Train a model for a task; run again, a killed run goes on, bit by bit the same.
+
+    Run again with more epochs or steps, a run that has ended goes on from its last state, its
+    optimizer's included: the learning rate follows the schedule of the longer run from the step
+    that was reached. So the result is not that of a run that was as long from the beginning.
 
     Args:
         task: one of ``TASKS``; their inputs are the paper's.
@@ -281,6 +286,7 @@ class _Finetuning:
             "cut": summarize_cuts(task, examples),
             **({} if weights is None else {"class_weights": _by_name(task, weights)}),
             **summarize_training(spec, self.optimizer, epoch),
+            **summarize_longer(spec, run_folder.shorter_run(out, run, spec.steps)),
             "warnings": warnings,
         }
         if is_main_process():

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import os
+import shutil
 import signal
 import threading
 import time
@@ -33,7 +35,7 @@ from gpt1_jax.training.callbacks import (
     check_callbacks,
     says_stop,
 )
-from gpt1_jax.training.checkpoints import Checkpoints, Rest
+from gpt1_jax.training.checkpoints import KEPT, Checkpoints, Rest
 from gpt1_jax.training.data.batches import BatchIterator
 from gpt1_jax.training.freezing import combine_params
 from gpt1_jax.training.model_card import ModelCard
@@ -259,6 +261,7 @@ class TrainRun:
 
     def run(self) -> TrainProgress:
         """Train to the end, see ``train``."""
+        self._check_space()
         try:
             self._call("on_start", self)
             self._train()
@@ -294,6 +297,35 @@ class TrainRun:
                 if saves or self._ending or self.progress.stopped:
                     self._checkpoint()
                 self._window.restart()  # which is of the steps alone
+
+    def _check_space(self) -> None:
+        """Check that the disk has room for the result and the checkpoints that are kept.
+
+        At most there are one checkpoint more, before the oldest is removed, and two results, before
+        the new one takes the name of the old one.
+        """
+        left = self.spec.steps - self.step
+        if left <= 0 or self.progress.stopped:
+            return
+        params = jax.eval_shape(self.spec.combine, self._state.params, self._frozen)
+        state, model = (
+            sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+            for tree in (self._state, params)
+        )
+        there, writes = self._checkpoints.number, -(-left // self.settings.checkpoint_every)
+        checkpoints = min(KEPT + 1, there + writes) - there
+        results = 1
+        if self.spec.evaluate is not None and self.progress.best is None:
+            results = min(2, -(-left // (self.settings.eval_every or left)))
+        needed = checkpoints * state + results * model
+        with fail_together():
+            free = shutil.disk_usage(self.out).free
+            if is_main_process() and free < needed:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"the result and the checkpoints of the training in {self.out} take {needed:,} "
+                    f"bytes, but only {free:,} are free",
+                )
 
     def _is_every(self, steps: int | None) -> bool:
         """Return whether this step is the last, or a multiple of ``steps``."""

@@ -50,7 +50,12 @@ from gpt1_jax.training.run_settings import (
     fields_of,
 )
 from gpt1_jax.training.step import Batch
-from gpt1_jax.training.summary import show_summary, summarize_text, summarize_training
+from gpt1_jax.training.summary import (
+    show_summary,
+    summarize_longer,
+    summarize_text,
+    summarize_training,
+)
 
 OPTIMIZER = OptimizerSettings(
     optimizer="openai", learning_rate=2.5e-4, schedule="cosine", warmup=2000
@@ -142,6 +147,8 @@ def pretrain(
 ) -> TrainProgress:
     """Train a language model on text files; run again, a killed run goes on, bit by bit the same.
 
+    With more epochs or steps, a run that has ended is made longer, see ``finetune``.
+
     The recipe is the paper's by default: 64 sequences of 512 tokens a step, 100 epochs, OpenAI's
     Adam with a peak of 2.5e-4 after 2000 steps and a cosine to 0.
 
@@ -213,6 +220,7 @@ class _Pretraining:
             "train": summarize_text(text, model.config.n_positions),
             "valid": None if valid is None else summarize_text(valid, model.config.n_positions),
             **summarize_training(spec, self.optimizer, epoch),
+            **summarize_longer(spec, run_folder.shorter_run(out, run, spec.steps)),
             "warnings": [],
         }
         if is_main_process():
@@ -239,13 +247,15 @@ class _Pretraining:
 
     def describe(self, source: Path | None) -> dict[str, object]:
         """Return all that the result depends on, as run.json holds it."""
+        given = "tokenizer_content" if self.model is None else "model_content"
         return {
             "texts": [str(path) for path in self.texts],
             "valid": [str(path) for path in self.valid],
-            "contents": [run_folder.content(path) for path in (*self.texts, *self.valid)],
+            "texts_content": [run_folder.content(path) for path in self.texts],
+            "valid_content": [run_folder.content(path) for path in self.valid],
             "model": None if self.model is None else str(self.model),
             "tokenizer": None if self.tokenizer is None else str(self.tokenizer),
-            "given_content": None if source is None else run_folder.checkpoint_content(source),
+            given: None if source is None else run_folder.checkpoint_content(source),
             **fields_of(self.new, self.settings, self.optimizer, self.loop),
         }
 

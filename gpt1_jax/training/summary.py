@@ -83,6 +83,14 @@ def command_line() -> str | None:
     return shlex.join(["gpt1", *sys.argv[1:]])
 
 
+def summarize_longer(spec: TrainSpec, shorter: int | None) -> Summary:
+    """Return what a longer run goes on from, if it does: a step, and the learning rate there."""
+    if shorter is None:
+        return {}
+    rate = float(spec.learning_rate(shorter))
+    return {"goes_on_from": {"step": shorter, "learning_rate": rate}}
+
+
 def show_summary(summary: Mapping[str, Any]) -> None:
     """Print a summary on standard error, in the main process."""
     if is_main_process():
@@ -106,6 +114,12 @@ def _lines(summary: Mapping[str, Any]) -> list[str]:
         more = [f"and {len(weights) - MOST_CLASSES} more"] if len(weights) > MOST_CLASSES else []
         lines.append(f"class weights: {', '.join([*shown, *more])}")
     warmup = f"{summary['warmup_steps']:,.4g} steps of warm-up"
+    if before := summary.get("goes_on_from"):
+        lines.append(
+            f"a run of {_count(before['step'], 'step')} that has ended is made longer: it goes on "
+            "from its last state, by the new schedule, whose learning rate is "
+            f"{before['learning_rate']:.3g} there"
+        )
     lines += [
         f"{_count(summary['steps'], 'step')}, {summary['steps_per_epoch']:,} an epoch; "
         f"{warmup if summary['warmup_steps'] else 'no warm-up'}; the learning rate is "

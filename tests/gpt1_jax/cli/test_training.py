@@ -379,7 +379,7 @@ def test_cli_pretrain_resumes_after_full_disk(
 
     def filling(path: Any) -> Any:
         asked.append(path)
-        return usage(path)._replace(free=0 if len(asked) > 1 else 2**40)
+        return usage(path)._replace(free=0 if len(asked) > 2 else 2**40)
 
     monkeypatch.setattr(checkpoints.shutil, "disk_usage", filling)
     status, out, err = run(*arguments)
@@ -426,7 +426,7 @@ def test_cli_pretrain_rejects_changed_initial_model(run: Run, here: Path) -> Non
     status, _, err = run(*arguments)
     assert status == 2
     assert err.startswith("gpt1: run holds a run with other settings")
-    assert "  given_content: " in err
+    assert "  model_content: " in err
 
 
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])

@@ -570,6 +570,27 @@ def test_finetune_trains_on_a_set_below_one_batch(base: Path, tmp_path: Path) ->
         run(base, tmp_path / "single", "classification", **fields, epochs=1)
 
 
+def test_finetune_makes_a_run_that_has_ended_longer(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a schedule that stays as it is, it is the run that was as long from the beginning."""
+    fields: dict[str, Any] = {"validates": False, "number": 12, "dropout": 0.1}
+    run(base, tmp_path / "two", "classification", epochs=1, **fields)
+    capsys.readouterr()
+    moved = shutil.move(tmp_path / "two", tmp_path / "moved")  # with its training set
+    _, longer = run(base, moved, "classification", epochs=3, log_every=2, **fields)
+    told = capsys.readouterr().err
+    assert "a run of 2 steps that has ended is made longer: it goes on from its last" in told
+    assert "by the new schedule, whose learning rate is 0.003 there\n6 steps, 2 an epoch" in told
+    _, whole = run(base, tmp_path / "whole", "classification", epochs=3, **fields)
+    name = "model.safetensors"
+    assert (longer / name).read_bytes() == (whole / name).read_bytes()
+    summary = json.loads((longer / "run.json").read_text())["summary"]
+    assert summary["goes_on_from"] == {"step": 2, "learning_rate": pytest.approx(0.003)}
+    run(base, moved, "classification", epochs=3, log_every=2, **fields)
+    assert "made longer" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("change", [{"remat": "all"}, {"accumulate": 4}])
 def test_finetune_memory_settings_keep_the_result(
     base: Path, tmp_path: Path, change: dict[str, Any]

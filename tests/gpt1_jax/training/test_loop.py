@@ -5,11 +5,13 @@ exactly goes unseen.
 """
 
 import dataclasses
+import errno
 import functools
 import gc
 import math
 import signal
 import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -321,6 +323,27 @@ def test_train_skips_finished_run(tmp_path: Path) -> None:
     assert (again.saved, again.validated) == ([], 0)
     assert (tmp_path / "log.jsonl").read_bytes() == logged
     assert sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*")) == files
+
+
+def test_train_checks_free_space_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For three checkpoints, of which two are kept, and two results, of which one is."""
+    state = sum(leaf.nbytes for leaf in jax.tree.leaves(TrainState.create(PARAMS, OPTIMIZER, 0)))
+    needed = 3 * state + 2 * 16
+    room = {"free": needed - 1}
+    full = types.SimpleNamespace(disk_usage=lambda path: types.SimpleNamespace(**room))
+    monkeypatch.setattr(loop, "shutil", full)
+
+    def never(number: int) -> None:
+        raise AssertionError("a step was taken")
+
+    message = rf"take {needed:,} bytes, but only {needed - 1:,} are free$"
+    with pytest.raises(OSError, match=message) as caught:
+        train(Run().training(Batches(never)), FREQUENT, tmp_path)
+    assert caught.value.errno == errno.ENOSPC
+    room["free"] = needed
+    train(Run().training(), FREQUENT, tmp_path)
+    room["free"] = 0
+    train(Run().training(), FREQUENT, tmp_path)  # nothing is left to do
 
 
 class KilledError(Exception):

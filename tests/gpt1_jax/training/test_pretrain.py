@@ -434,5 +434,5 @@ def test_pretrain_rejects_changed_text_on_resume(
     monkeypatch.setattr("gpt1_jax.training.loop.train", lambda *_: TrainProgress())
     pretrain([text], out, steps=1)
     write_text(text, seed=9)
-    with pytest.raises(ValueError, match=r"contents: .* there, .* now"):
+    with pytest.raises(ValueError, match=r"texts_content: .* there, .* now"):
         pretrain([text], out, steps=1)

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from support.lock_holder import lock_held
 
-from gpt1_jax.training.run_folder import LOCK, SETTINGS, begin, content, locked
+from gpt1_jax.training.run_folder import LOCK, SETTINGS, begin, check, content, locked, shorter_run
 
+ENDED = {"steps": 10}  # a summary
 RUN: dict[str, Any] = {"texts": ("a.txt", "b.txt"), "steps": 10, "rate": 0.1, "valid": None}
 
 
@@ -53,6 +54,47 @@ def test_begin_lists_all_changed_settings(tmp_path: Path) -> None:
         "  valid: None there, v now",
     ]
     assert (tmp_path / SETTINGS).read_bytes() == written
+
+
+def test_begin_compares_contents_and_not_names(tmp_path: Path) -> None:
+    run = {"train": "/data/a.csv", "train_content": "12", "valid": None, "valid_content": None}
+    begin(tmp_path, run)
+    assert begin(tmp_path, {**run, "train": "../moved.csv"}) is True
+    for change in ({"train": "b.csv", "train_content": "34"}, {"valid": "c", "valid_content": "5"}):
+        with pytest.raises(ValueError, match="other settings"):
+            begin(tmp_path, {**run, **change})
+    assert json.loads((tmp_path / SETTINGS).read_text()) == run
+
+
+def test_begin_ignores_settings_that_change_no_bit(tmp_path: Path) -> None:
+    run = {**RUN, "log_every": 10, "checkpoint_every": 500, "patience": 3}
+    begin(tmp_path, run)
+    assert begin(tmp_path, {**run, "log_every": 1, "checkpoint_every": 7}) is True
+    with pytest.raises(ValueError, match="patience: 3 there, 4 now"):
+        begin(tmp_path, {**run, "patience": 4})
+
+
+def test_begin_makes_a_run_that_has_ended_longer(tmp_path: Path) -> None:
+    run, longer = ({"epochs": epochs, "steps": None, "seed": 0} for epochs in (3.0, 6.0))
+    begin(tmp_path, run, ENDED)
+    (tmp_path / "checkpoints" / "9").mkdir(parents=True)
+    with pytest.raises(ValueError, match="not ended and cannot be made longer yet") as caught:
+        check(tmp_path, longer)
+    assert str(caught.value).splitlines()[1:] == ["  epochs: 3.0 there, 6.0 now"]
+    (tmp_path / "checkpoints" / "10").mkdir()
+    assert check(tmp_path, longer) is True
+    assert (shorter_run(tmp_path, run, 10), shorter_run(tmp_path, longer, 20)) == (None, 10)
+    with pytest.raises(
+        ValueError, match="ended after 10 steps, which a run of 5 does not make lon"
+    ):
+        shorter_run(tmp_path, {**run, "steps": 5}, 5)
+    with pytest.raises(ValueError, match="other settings"):
+        check(tmp_path, {**longer, "seed": 1})
+    assert begin(tmp_path, longer, {"steps": 20}) is True
+    assert json.loads((tmp_path / SETTINGS).read_text()) == {**longer, "summary": {"steps": 20}}
+    assert shorter_run(tmp_path, longer, 20) is None
+    with pytest.raises(ValueError, match="not ended"):  # the longer one
+        check(tmp_path, {**longer, "epochs": 9.0})
 
 
 def test_begin_reports_missing_setting(tmp_path: Path) -> None:
