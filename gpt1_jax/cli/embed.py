@@ -88,6 +88,7 @@ def embed(
         compilation_cache: where compiled programs are kept for the next run; none to keep none.
             By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
+    assert model is not None  # see ``takes_adapter``
     enable_compilation_cache(compilation_cache)
     chosen = _chosen_format(output_format, out, pooling)
     given = read_texts(texts, force_text=text)

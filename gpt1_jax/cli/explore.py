@@ -158,6 +158,7 @@ def surprisal(
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
+    assert model is not None  # see ``takes_adapter``
     given = read_texts([" ".join(texts)] if texts else [], force_text=text)
     if not isinstance(given[0].given, str):
         raise ValueError(f"{given[0].place}: surprisal needs texts; gpt1 score takes ids")

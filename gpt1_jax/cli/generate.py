@@ -101,6 +101,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
         compilation_cache: where compiled programs are kept for the next run; none to keep none.
             By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
+    assert model is not None  # see ``takes_adapter``
     enable_compilation_cache(compilation_cache)
     if batch_size is not None:
         check("batch_size", batch_size, INTEGER, at_least(1))

@@ -90,6 +90,7 @@ def predict(
         compilation_cache: where compiled programs are kept for the next run; none to keep none.
             By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
+    assert model is not None  # see ``takes_adapter``
     enable_compilation_cache(compilation_cache)
     if not rows:
         raise ValueError("give at least one text, a file of rows, or - for standard input")

@@ -100,6 +100,7 @@ def score(
         compilation_cache: where compiled programs are kept for the next run; none to keep none.
             By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
+    assert model is not None  # see ``takes_adapter``
     enable_compilation_cache(compilation_cache)
     if join_punctuation and by != "word":
         raise ValueError("--join-punctuation has no effect without --by word")

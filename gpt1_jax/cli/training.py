@@ -288,6 +288,7 @@ def evaluate(
         compilation_cache: where compiled programs are kept for the next run; none to keep none.
             By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
     """
+    assert model is not None  # see ``takes_adapter``
     sets: Sequence[Path | PublishedSet] = files
     if recipe is not None:
         if files or data is None:

@@ -16,7 +16,7 @@ from gpt1_jax.training.lora import LoraSettings, TrainedParts, split_adapted
 
 pytestmark = pytest.mark.unoptimized
 
-NO_DROPOUT = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
+NO_DROPOUT: dict[str, Any] = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 BATCH = {"tokens": jnp.asarray(random_ids(2, 8))}
 
 
