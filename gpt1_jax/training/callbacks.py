@@ -35,8 +35,9 @@ class Callback:
     def on_step(self, step: int, metrics: Mapping[str, float]) -> Answer:
         """Act every ``log_every`` steps, and before each call of the next two.
 
-        ``metrics`` holds ``learning_rate`` and, over the steps since the last call, the means of
-        ``loss``, ``grad_norm`` and ``tokens_per_second``.
+        ``metrics`` holds ``learning_rate``, unless the optimizer is a transformation of one's own,
+        and, over the steps since the last call, the means of ``loss``, ``grad_norm`` and
+        ``tokens_per_second``.
         """
 
     def on_evaluate(self, step: int, metrics: Mapping[str, float]) -> Answer:
@@ -97,12 +98,11 @@ class ProgressBar(Callback):
         self.bar.update()
 
     def on_step(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.bar.set_postfix(
-            loss=f"{metrics['loss']:.4f}",
-            lr=f"{metrics['learning_rate']:.2e}",
-            tokens_per_second=f"{metrics['tokens_per_second']:.0f}",
-            refresh=False,
-        )
+        shown = {"loss": ".4f", "learning_rate": ".2e", "tokens_per_second": ".0f"}
+        values = {
+            name: format(metrics[name], form) for name, form in shown.items() if name in metrics
+        }
+        self.bar.set_postfix(values, refresh=False)
 
     def on_evaluate(self, step: int, metrics: Mapping[str, float]) -> None:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())

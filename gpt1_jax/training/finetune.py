@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, get_args
 
 import jax
@@ -70,11 +71,13 @@ from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.freezing import split_frozen
 from gpt1_jax.training.heads import TASK, TrainedHead, draw_head
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
-from gpt1_jax.training.metrics import Metric
+from gpt1_jax.training.metrics import MetricFunction
 from gpt1_jax.training.optimizer import (
+    AnyOptimizer,
     OptimizerSettings,
     check_rate,
-    learning_rate,
+    describe_optimizer,
+    known_rate,
     make_optimizer,
 )
 from gpt1_jax.training.run_settings import (
@@ -92,7 +95,7 @@ from gpt1_jax.training.summary import (
     summarize_training,
 )
 from gpt1_jax.training.task_forward import forward
-from gpt1_jax.training.task_objective import TaskModel, task_loss
+from gpt1_jax.training.task_objective import ExampleLoss, TaskModel, task_loss
 
 OPTIMIZER = OptimizerSettings(
     optimizer="openai", learning_rate=6.25e-5, schedule="linear", warmup=0.002
@@ -145,7 +148,7 @@ class FinetuneSettings(RunSettings):
     label_smoothing: Annotated[float, Rule("in [0, 1)", lambda x: is_number(x) and 0 <= x < 1)] = (
         0.0
     )
-    metric: Metric | None = None
+    metric: str | None = None
     new_head: Switch = False
     freeze_embeddings: Switch = False
     freeze_layers: Annotated[int, INTEGER, at_least(0)] = 0
@@ -171,8 +174,10 @@ def finetune(
     choices: Sequence[str] = (),
     quoting: Quoting | None = None,
     class_weights: ClassWeights | None = None,
+    loss: ExampleLoss | None = None,
+    metrics: Mapping[str, MetricFunction] | None = None,
     settings: FinetuneSettings = FinetuneSettings(),
-    optimizer: OptimizerSettings = OPTIMIZER,
+    optimizer: AnyOptimizer = OPTIMIZER,
     loop: LoopSettings = LoopSettings(),
     mesh: Mesh | None = None,
     callbacks: Sequence[Callback] = (),
@@ -196,8 +201,14 @@ def finetune(
         quoting: of the cells of .csv and .tsv files, see ``records.read_records``.
         class_weights: how much the examples of each class count in the loss that is trained on, a
             number for each name; or "balanced", by which all classes together count alike.
+        loss: of each example, in place of the task's own loss in training: a function of logits
+            (B, C) and labels (B,), which JAX traces, to (B,). Validation has the task's own loss.
+        metrics: more measures of the validation set by their names, which ``settings.metric`` may
+            choose by: functions of predictions and labels, see ``metrics.MetricFunction``. What
+            is higher is better.
         settings: what to train, for how long.
-        optimizer: how gradients become updates.
+        optimizer: how gradients become updates: settings, or any transformation of optax, which
+            has its own learning rate.
         loop: when to log, validate and save.
         mesh: the devices to train on, see ``pretrain``.
         callbacks: see ``pretrain``.
@@ -220,6 +231,8 @@ def finetune(
         choices,
         quoting,
         class_weights,
+        loss,
+        {} if metrics is None else metrics,
         settings,
         optimizer,
         loop,
@@ -240,8 +253,10 @@ class _Finetuning:
     choices: Sequence[str]
     quoting: Quoting | None
     class_weights: ClassWeights | None
+    example_loss: ExampleLoss | None
+    metrics: Mapping[str, MetricFunction]
     settings: FinetuneSettings
-    optimizer: OptimizerSettings
+    optimizer: AnyOptimizer
     loop: LoopSettings
     mesh: Mesh | None
 
@@ -304,6 +319,12 @@ class _Finetuning:
         validates = self.valid is not None or share is not None
         self.loop.check_for(self.settings.batch_size, validates=validates)
         rows = process_local_rows(self.mesh, self.settings.batch_size, self.loop.accumulate)
+        if self.example_loss is not None and (
+            self.class_weights is not None or self.settings.label_smoothing
+        ):
+            raise ValueError("loss is given: leave out class_weights and label_smoothing")
+        if self.metrics and not validates:
+            raise ValueError("metrics are given, but need a set to validate on")
         if self.settings.metric is not None and not validates:
             raise ValueError(f"metric is {self.settings.metric!r}, but needs a set to validate on")
         if self.settings.numbers and self.task_name != "similarity":
@@ -384,8 +405,11 @@ class _Finetuning:
                 f"label_smoothing is {self.settings.label_smoothing}, but is of one class or "
                 f"choice a row, and this {task.name} predicts {task.predicts}"
             )
+        known = task_metrics(task)
+        if taken := [name for name in self.metrics if name in (*known, "loss")]:
+            raise ValueError(f"metrics has {taken[0]!r}, which {task.name} is measured by anyway")
         if self.settings.metric is not None:
-            metrics.check_metric(self.settings.metric, task_metrics(task), task.name)
+            metrics.check_metric(self.settings.metric, (*known, *self.metrics), task.name)
         task.configure_tokenizer()
         return task
 
@@ -413,7 +437,8 @@ class _Finetuning:
             "columns": columns,
             "quoting": self.quoting,
             "class_weights": self.class_weights,
-            **fields_of(self.settings, self.optimizer, self.loop),
+            **fields_of(self.settings, self.loop),
+            **describe_optimizer(self.optimizer),
         }
 
     def specify(
@@ -443,6 +468,7 @@ class _Finetuning:
                 classifier_dropout=settings.dropout,
                 label_smoothing=settings.label_smoothing,
                 class_weights=weights,
+                example_loss=self.example_loss,
             )
 
         def tokens(batch: Batch) -> int:
@@ -457,13 +483,17 @@ class _Finetuning:
             combine_to_train=parts.combine_to_train,
             objective=dropped(parts.wrap(objective)),
             optimizer=make_optimizer(self.optimizer, steps),
-            learning_rate=learning_rate(self.optimizer, steps),
+            learning_rate=known_rate(self.optimizer, steps),
             batches=batches(examples, task, batch_size, settings.seed, own_rows),
             tokens=tokens,
             steps=steps,
             seed=settings.seed,
             save=functools.partial(self.save, model, task, out),
-            evaluate=None if valid_rows is None else task_measures(model, task, valid_rows),
+            evaluate=(
+                None
+                if valid_rows is None
+                else task_measures(model, task, valid_rows, own_metrics=self.metrics)
+            ),
             chosen=chosen,
             better="low" if chosen == "loss" else "high",
             mesh=self.mesh,
@@ -531,7 +561,12 @@ def task_metrics(task: Task) -> tuple[str, ...]:
 
 
 def task_measures(
-    model: TaskModel, task: Task, rows: Sequence[Row], *, batch_size: int = 32
+    model: TaskModel,
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 32,
+    own_metrics: Mapping[str, MetricFunction] = MappingProxyType({}),
 ) -> Callable[[Params], dict[str, float]]:
     """Return the function from a model's parameters to its measures on labelled rows.
 
@@ -540,10 +575,11 @@ def task_measures(
         task: that it was trained for.
         rows: to predict.
         batch_size: examples that are computed at once.
+        own_metrics: measures beside the metrics of the task.
 
     Returns:
         Parameters -> the metrics of the task (``task_metrics``), and ``loss``, the mean of the
-        task's own loss.
+        task's own loss; and those of one's own.
 
     Raises:
         ValueError: a row is wrong; names the file and the line.
@@ -553,7 +589,9 @@ def task_measures(
 
     def measure(params: Params) -> dict[str, float]:
         logits, loss = forward(structure, params, examples, batch_size=batch_size)
-        return compare(task, examples, logits, loss)
+        measures = compare(task, examples, logits, loss)
+        outcome = _outcome(task, examples, logits)
+        return measures | {name: float(of(*outcome)) for name, of in own_metrics.items()}
 
     return measure
 
@@ -562,13 +600,20 @@ def compare(
     task: Task, examples: Sequence[Example], logits: np.ndarray, loss: float
 ) -> dict[str, float]:
     """Return what ``task_measures`` returns, of what ``task_forward.forward`` has computed."""
+    outcome = _outcome(task, examples, logits)
+    return {"loss": loss, **metrics.compute_metrics(task_metrics(task), *outcome)}
+
+
+def _outcome(
+    task: Task, examples: Sequence[Example], logits: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what is predicted, and the labels, as metrics compare them."""
     if task.predicts == "labels":
         predictions = (logits > 0).astype(np.int32)
     else:
         predictions = logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1)
     dtype = np.float32 if task.predicts == "numbers" else np.int32
-    labels = np.array([example.label for example in examples], dtype)
-    return {"loss": loss, **metrics.compute_metrics(task_metrics(task), predictions, labels)}
+    return predictions, np.array([example.label for example in examples], dtype)
 
 
 def read_task(folder: Path, tokenizer: Tokenizer, n_positions: int) -> tuple[Task, dict[str, str]]:

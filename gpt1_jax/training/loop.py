@@ -94,7 +94,7 @@ class TrainSpec:
         combine_to_train: makes of both what the objective takes, where it is something else.
         objective: the loss.
         optimizer: makes updates of its gradients.
-        learning_rate: of the number of steps taken before, for the log.
+        learning_rate: of the number of steps taken before, for the log; None if it is not known.
         batches: an iterator of grain's, which knows its position; each batch is a dict of arrays,
             of the rows that are this process's own (``mesh.process_local_rows``).
         tokens: how many tokens of a batch are trained on.
@@ -115,7 +115,7 @@ class TrainSpec:
     combine_to_train: Combine | None = None
     objective: Objective
     optimizer: optax.GradientTransformation
-    learning_rate: Callable[[int], jax.Array]
+    learning_rate: Callable[[int], jax.Array] | None = None
     batches: BatchIterator
     tokens: Callable[[Batch], int]
     batch_size: int
@@ -346,8 +346,10 @@ class TrainRun:
     def _log(self) -> None:
         record = self._window.means()
         _check_finite(record, self.step, self.spec)
-        rate = float(self.spec.learning_rate(self.step - 1))  # which counts from 0
-        self._call("on_step", self.step, {"learning_rate": rate, **record})
+        if self.spec.learning_rate is not None:
+            rate = float(self.spec.learning_rate(self.step - 1))  # which counts from 0
+            record = {"learning_rate": rate, **record}
+        self._call("on_step", self.step, record)
 
     def _evaluate(self) -> None:
         """Validate, keep the best parameters, and stop when patience is at its end.

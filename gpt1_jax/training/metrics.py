@@ -80,7 +80,10 @@ def _library(module: str) -> ModuleType:
         raise ImportError(f"metrics need scikit-learn and scipy: {hint}") from error
 
 
-METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+# (predictions (N,), labels (N,)) -> a number. Both are classes or choices, integer, or numbers; or
+# where several labels may be right, (N, C) of 0 and 1.
+MetricFunction = Callable[[np.ndarray, np.ndarray], float]
+METRICS: dict[str, MetricFunction] = {
     "accuracy": accuracy,
     "f1": f1,
     "macro_f1": macro_f1,

@@ -92,6 +92,10 @@ class OptimizerSettings:
         check_fields(self)
 
 
+# What trains: settings, or a transformation of one's own, which has its schedule in itself.
+AnyOptimizer = OptimizerSettings | optax.GradientTransformation
+
+
 def learning_rate(settings: OptimizerSettings, total_steps: int) -> LearningRate:
     """Return the learning rate as a function of the number of steps taken before.
 
@@ -135,14 +139,32 @@ def learning_rate(settings: OptimizerSettings, total_steps: int) -> LearningRate
     return rate
 
 
-def check_rate(settings: OptimizerSettings, total_steps: int) -> None:
+def known_rate(optimizer: AnyOptimizer, total_steps: int) -> LearningRate | None:
+    """Return the learning rate that settings name; None where it is a transformation's own."""
+    if isinstance(optimizer, OptimizerSettings):
+        return learning_rate(optimizer, total_steps)
+    return None
+
+
+def describe_optimizer(optimizer: AnyOptimizer) -> dict[str, object]:
+    """Return what run.json holds of an optimizer: its settings, if it has any."""
+    if isinstance(optimizer, OptimizerSettings):
+        return dataclasses.asdict(optimizer)
+    return {"optimizer": "an optax transformation"}
+
+
+def check_rate(settings: AnyOptimizer, total_steps: int) -> None:
     """Check that a run does not consist of a single step whose learning rate is 0.
 
     Every warm-up begins at 0, so such a run would leave the weights as they are.
 
     Raises:
-        ValueError: it does.
+        ValueError: it does, or the optimizer is none.
     """
+    if isinstance(settings, optax.GradientTransformation):
+        return
+    if not isinstance(settings, OptimizerSettings):
+        raise wrong("optimizer", settings, "OptimizerSettings or a transformation of optax")
     if total_steps == 1 and learning_rate(settings, 1)(0) == 0:
         raise ValueError(
             "the run is a single step, whose learning rate is 0 since the warm-up begins there: "
@@ -181,8 +203,8 @@ def _openai_schedule(kind: Schedule, warmup: float, total: int) -> Callable[[jax
     return factor
 
 
-def make_optimizer(settings: OptimizerSettings, total_steps: int) -> optax.GradientTransformation:
-    """Return the optimizer: clip by global norm, Adam, decay, learning rate.
+def make_optimizer(settings: AnyOptimizer, total_steps: int) -> optax.GradientTransformation:
+    """Return the optimizer: clip by global norm, Adam, decay, learning rate; or the given one.
 
     Its parameters are a nested dict with the names of a model's (see ``weight_decay_mask``): all
     of them, or those that are trained. Moments have their dtypes. Clipping is TensorFlow's
@@ -193,6 +215,8 @@ def make_optimizer(settings: OptimizerSettings, total_steps: int) -> optax.Gradi
     Raises:
         ValueError: see ``learning_rate``.
     """
+    if not isinstance(settings, OptimizerSettings):
+        return settings
     make = openai_adam if settings.optimizer == "openai" else optax.adamw
     adam = make(
         learning_rate(settings, total_steps),

@@ -36,9 +36,11 @@ from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
 from gpt1_jax.training.optimizer import (
+    AnyOptimizer,
     OptimizerSettings,
     check_rate,
-    learning_rate,
+    describe_optimizer,
+    known_rate,
     make_optimizer,
 )
 from gpt1_jax.training.perplexity import text_measures
@@ -140,7 +142,7 @@ def pretrain(
     tokenizer: str | os.PathLike[str] | None = None,
     new: NewModel = NewModel(),
     settings: PretrainSettings = PretrainSettings(),
-    optimizer: OptimizerSettings = OPTIMIZER,
+    optimizer: AnyOptimizer = OPTIMIZER,
     loop: LoopSettings = LoopSettings(),
     mesh: Mesh | None = None,
     callbacks: Sequence[Callback] = (),
@@ -163,7 +165,8 @@ def pretrain(
         tokenizer: a folder or hub id of one, for a new model; one is learned by default.
         new: sizes of a new model.
         settings: how long, on how much.
-        optimizer: how gradients become updates.
+        optimizer: how gradients become updates: settings, or any transformation of optax, which
+            has its own learning rate.
         loop: when to log, validate and save.
         mesh: the devices to train on, of all processes that call this; one device by default. It is
             no part of the run: another one may go on with it.
@@ -192,7 +195,7 @@ class _Pretraining:
     tokenizer: str | os.PathLike[str] | None
     new: NewModel
     settings: PretrainSettings
-    optimizer: OptimizerSettings
+    optimizer: AnyOptimizer
     loop: LoopSettings
     mesh: Mesh | None
 
@@ -256,7 +259,8 @@ class _Pretraining:
             "model": None if self.model is None else str(self.model),
             "tokenizer": None if self.tokenizer is None else str(self.tokenizer),
             given: None if source is None else run_folder.checkpoint_content(source),
-            **fields_of(self.new, self.settings, self.optimizer, self.loop),
+            **fields_of(self.new, self.settings, self.loop),
+            **describe_optimizer(self.optimizer),
         }
 
     def make_tokenizer(self, known: Path | None) -> Tokenizer:
@@ -332,7 +336,7 @@ class _Pretraining:
             combine_to_train=parts.combine_to_train,
             objective=dropped(parts.wrap(objective)),
             optimizer=make_optimizer(self.optimizer, steps),
-            learning_rate=learning_rate(self.optimizer, steps),
+            learning_rate=known_rate(self.optimizer, steps),
             batches=batches(blocks, settings.batch_size, settings.seed, rows),
             tokens=tokens,
             steps=steps,

@@ -15,7 +15,7 @@ from gpt1_jax.training.data.corpus import TokenizedText
 from gpt1_jax.training.data.labelled import Row
 from gpt1_jax.training.data.tasks import Example, Task
 from gpt1_jax.training.loop import TrainSpec
-from gpt1_jax.training.optimizer import OptimizerSettings
+from gpt1_jax.training.optimizer import AnyOptimizer, OptimizerSettings
 
 Summary = dict[str, Any]  # an object of JSON
 MOST_CLASSES = 10  # that are printed
@@ -48,30 +48,38 @@ def summarize_cuts(task: Task, examples: Sequence[Example]) -> Summary:
     return {"rows": len(cut), "tokens": task.budget, "longest": max(cut, default=0)}
 
 
-def summarize_training(spec: TrainSpec, optimizer: OptimizerSettings, per_epoch: int) -> Summary:
+def summarize_training(spec: TrainSpec, optimizer: AnyOptimizer, per_epoch: int) -> Summary:
     """Return steps, learning rates, numbers of parameters, the memory of a state, the command.
 
     The memory is that of weights, gradients and optimizer state, of one copy of the model: what a
     step takes at least. What activations take is known to the compiler alone (``gpt1 plan``).
     """
-    steps = spec.steps
-    warmup = optimizer.warmup if optimizer.warmup >= 1 else optimizer.warmup * steps
-    # The peak is where the warm-up ends, or a step beside it.
-    around = {0, math.floor(warmup), math.ceil(warmup), math.ceil(warmup) + 1}
-    rates = [float(spec.learning_rate(step)) for step in sorted(around) if step < steps]
     state = jax.eval_shape(spec.optimizer.init, spec.params)
     trained, frozen = jax.tree.leaves(spec.params), jax.tree.leaves(spec.frozen)
     leaves = [*trained, *frozen, *trained, *jax.tree.leaves(state)]  # gradients are as the weights
     return {
-        "steps": steps,
+        "steps": spec.steps,
         "steps_per_epoch": per_epoch,
-        "warmup_steps": warmup,
-        "first_learning_rate": rates[0],
-        "highest_learning_rate": max(rates),
+        **_rates(spec, optimizer),
         "parameters": sum(leaf.size for leaf in (*trained, *frozen)),
         "trained_parameters": sum(leaf.size for leaf in trained),
         "state_bytes": sum(leaf.size * leaf.dtype.itemsize for leaf in leaves),
         "command": command_line(),
+    }
+
+
+def _rates(spec: TrainSpec, optimizer: AnyOptimizer) -> Summary:
+    """Return the warm-up and the learning rates, where they are known."""
+    if spec.learning_rate is None or not isinstance(optimizer, OptimizerSettings):
+        return {}
+    warmup = optimizer.warmup if optimizer.warmup >= 1 else optimizer.warmup * spec.steps
+    # The peak is where the warm-up ends, or a step beside it.
+    around = {0, math.floor(warmup), math.ceil(warmup), math.ceil(warmup) + 1}
+    rates = [float(spec.learning_rate(step)) for step in sorted(around) if step < spec.steps]
+    return {
+        "warmup_steps": warmup,
+        "first_learning_rate": rates[0],
+        "highest_learning_rate": max(rates),
     }
 
 
@@ -87,8 +95,9 @@ def summarize_longer(spec: TrainSpec, shorter: int | None) -> Summary:
     """Return what a longer run goes on from, if it does: a step, and the learning rate there."""
     if shorter is None:
         return {}
-    rate = float(spec.learning_rate(shorter))
-    return {"goes_on_from": {"step": shorter, "learning_rate": rate}}
+    known = spec.learning_rate
+    rate = {} if known is None else {"learning_rate": float(known(shorter))}
+    return {"goes_on_from": {"step": shorter, **rate}}
 
 
 def show_summary(summary: Mapping[str, Any]) -> None:
@@ -113,22 +122,31 @@ def _lines(summary: Mapping[str, Any]) -> list[str]:
         shown = [f"{name} {weight:.4g}" for name, weight in list(weights.items())[:MOST_CLASSES]]
         more = [f"and {len(weights) - MOST_CLASSES} more"] if len(weights) > MOST_CLASSES else []
         lines.append(f"class weights: {', '.join([*shown, *more])}")
-    warmup = f"{summary['warmup_steps']:,.4g} steps of warm-up"
     if before := summary.get("goes_on_from"):
+        rate = before.get("learning_rate")
         lines.append(
             f"a run of {_count(before['step'], 'step')} that has ended is made longer: it goes on "
-            "from its last state, by the new schedule, whose learning rate is "
-            f"{before['learning_rate']:.3g} there"
+            "from its last state"
+            + (f", by the new schedule, whose learning rate is {rate:.3g} there" if rate else "")
         )
     lines += [
         f"{_count(summary['steps'], 'step')}, {summary['steps_per_epoch']:,} an epoch; "
-        f"{warmup if summary['warmup_steps'] else 'no warm-up'}; the learning rate is "
-        f"{summary['first_learning_rate']:.3g} at first and {summary['highest_learning_rate']:.3g} "
-        "at most",
+        + _of_rates(summary),
         f"{summary['trained_parameters']:,} of {summary['parameters']:,} parameters are trained; "
         f"weights, gradients and optimizer take {_size(summary['state_bytes'])}, activations more",
     ]
     return lines + [f"warning: {warning}" for warning in summary["warnings"]]
+
+
+def _of_rates(summary: Mapping[str, Any]) -> str:
+    if "warmup_steps" not in summary:
+        return "the learning rate is that of an optimizer of your own"
+    warmup = summary["warmup_steps"]
+    first, highest = summary["first_learning_rate"], summary["highest_learning_rate"]
+    return (
+        f"{f'{warmup:,.4g} steps of warm-up' if warmup else 'no warm-up'}; the learning rate is "
+        f"{first:.3g} at first and {highest:.3g} at most"
+    )
 
 
 def _of_set(name: str, given: Mapping[str, Any]) -> str:

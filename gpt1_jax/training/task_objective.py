@@ -4,7 +4,7 @@ Dimensions: B examples, S sequences of each (1, both orders of a similarity, or 
 T tokens, E ``n_embd``, C outputs of the head.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,8 @@ from gpt1_jax.model import OpenAIGPTDoubleHeadsModel, OpenAIGPTForSequenceClassi
 from gpt1_jax.nn.layers import dropout, split_key
 from gpt1_jax.nn.losses import IGNORED, chunked_cross_entropy, cross_entropy
 
+# (logits (B, C), labels (B,)) -> the loss of each example (B,): traced, in float32.
+ExampleLoss = Callable[[jax.Array, jax.Array], jax.Array]
 TaskModel = OpenAIGPTDoubleHeadsModel | OpenAIGPTForSequenceClassification
 Batch = Mapping[str, jax.Array | np.ndarray]  # as tasks.collate makes it
 
@@ -53,6 +55,7 @@ def task_loss(
     classifier_dropout: float = 0.1,
     label_smoothing: float = 0.0,
     class_weights: np.ndarray | None = None,
+    example_loss: ExampleLoss | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Return the loss of a batch as a sum, so that micro-batches add up, and what divides it.
 
@@ -73,6 +76,7 @@ def task_loss(
         classifier_dropout: the rate before the head.
         label_smoothing: of classes and choices, how much of the target is spread over all of them.
         class_weights: (C,) float32 above 0, of classes; None for 1 each.
+        example_loss: in place of the task's own loss, and of the last two.
 
     Returns:
         () float32, the sum over the examples; () float32, the number of examples, or the sum of
@@ -84,13 +88,26 @@ def task_loss(
     weight = jnp.asarray(batch["weight"], logits.dtype)
     if class_weights is not None:
         weight *= jnp.asarray(class_weights)[batch["label"]]
-    if label_smoothing or class_weights is not None:
+    if example_loss is not None:
+        loss = jnp.asarray(batch["weight"], logits.dtype) @ _checked(example_loss, logits, batch)
+    elif label_smoothing or class_weights is not None:
         loss = _weighted_loss(logits, batch, label_smoothing, class_weights)
     else:
         loss = prediction_loss(logits, batch)
     if lm_weight:
         loss += lm_weight * _lm_loss(model, states, {**batch, "weight": weight})
     return loss, weight.sum()
+
+
+def _checked(example_loss: ExampleLoss, logits: jax.Array, batch: Batch) -> jax.Array:
+    losses = jnp.asarray(example_loss(logits, jnp.asarray(batch["label"])))
+    if losses.shape != logits.shape[:1]:
+        raise ValueError(
+            f"loss returned an array of shape {losses.shape}, but must return the loss of each of "
+            f"{len(logits)} examples, of shape {logits.shape[:1]}"
+        )
+    # A row that fills up may have any loss, NaN too.
+    return jnp.where(batch["weight"] > 0, losses.astype(logits.dtype), 0)
 
 
 def _weighted_loss(
