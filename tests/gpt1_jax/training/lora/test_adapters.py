@@ -482,6 +482,7 @@ def test_load_adapters_reads_all_linear_targets_of_peft(peft: Any, tmp_path: Pat
 
 
 @with_peft
+@pytest.mark.nightly
 def test_adapt_gradient_matches_peft(peft: Any, tmp_path: Path) -> None:
     from support.torch_reference import to_torch
 
