@@ -165,8 +165,8 @@ def evaluate_labelled(
     predictor = Predictor.of_folder(folder, str(model))
     task, columns = predictor.task, predictor.columns
     if by_class and task.predicts in ("numbers", "labels"):
-        found = {"numbers": "numbers", "labels": "any number of labels for a row"}[task.predicts]
-        raise ValueError(f"{model} predicts {found}, which are no classes")
+        shown = {"numbers": "numbers", "labels": "any number of labels for a row"}[task.predicts]
+        raise ValueError(f"{model} predicts {shown}, which are no classes")
     # All files are read before the first is measured, so that what is wrong with one shows at once.
     quoting = quoting or read_quoting(folder)
     sets = [_read_set(file, predictor, quoting, check_keys=predictions) for file in files]

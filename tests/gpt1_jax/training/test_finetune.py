@@ -577,7 +577,7 @@ def test_finetune_makes_a_run_that_has_ended_longer(
     fields: dict[str, Any] = {"validates": False, "number": 12, "dropout": 0.1}
     run(base, tmp_path / "two", "classification", epochs=1, **fields)
     capsys.readouterr()
-    moved = shutil.move(tmp_path / "two", tmp_path / "moved")  # with its training set
+    moved = (tmp_path / "two").rename(tmp_path / "moved")  # with its training set
     _, longer = run(base, moved, "classification", epochs=3, log_every=2, **fields)
     told = capsys.readouterr().err
     assert "a run of 2 steps that has ended is made longer: it goes on from its last" in told

@@ -83,7 +83,7 @@ def test_task_loss_smoothed_and_weighted_matches_torch(
     """In micro-batches of two rows, the last of which have none: the mean is the whole batch's."""
     reference = torch_model("OpenAIGPTForSequenceClassification", 0, num_labels=3, **SIZES)
     structure, params = split(flax_model(reference))
-    batch, own = batch_of(1, 0, rows=8), None if weights is None else np.float32(weights)
+    batch, own = batch_of(1, 0, rows=8), None if weights is None else np.array(weights, np.float32)
 
     def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         options: Any = {"label_smoothing": smoothing, "class_weights": own}
