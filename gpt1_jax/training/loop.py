@@ -264,6 +264,11 @@ class TrainRun:
         self._check_space()
         try:
             self._call("on_start", self)
+            if self.progress.stopped and is_main_process():
+                self._bar.tell(
+                    f"the run ended at step {self.step}, after {self.progress.stale} validations "
+                    "without a better one"
+                )
             self._train()
             if self._ending > STOP:
                 if is_main_process():

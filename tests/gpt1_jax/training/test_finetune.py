@@ -230,6 +230,7 @@ def test_finetune_tells_what_it_understood(
         "warmup_steps": 2,
         "first_learning_rate": 0.0,
         "highest_learning_rate": pytest.approx(3e-3 * (1 - 2 / 8)),
+        "command": None,
     }
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(base)
     sizes = [leaf.size for leaf in flatten(model.params).values()]
@@ -570,6 +571,7 @@ def test_finetune_trains_on_a_set_below_one_batch(base: Path, tmp_path: Path) ->
         run(base, tmp_path / "single", "classification", **fields, epochs=1)
 
 
+@pytest.mark.nightly
 def test_finetune_makes_a_run_that_has_ended_longer(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

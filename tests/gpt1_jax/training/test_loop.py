@@ -273,16 +273,21 @@ def test_train_spec_worth_decides_ties_and_nan_by_the_loss() -> None:
 @pytest.mark.parametrize(
     ("scores", "best"), [([1.0, 2.0, 3.0], 1), ([1.0, math.nan, 1.0], 1), ([math.nan] * 3, 1)]
 )
-def test_train_patience_stops_early(tmp_path: Path, scores: list[float], best: int) -> None:
+def test_train_patience_stops_early(
+    tmp_path: Path, scores: list[float], best: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, settings = Run(), dataclasses.replace(FREQUENT, patience=2)
     progress = train(run.training(scores=scores), settings, tmp_path)
     assert (progress.stopped, progress.best_step, progress.stale) == (True, 3 * best, 2)
     assert len(run.saved) == 1
     assert steps_with(tmp_path, "loss")[-1] == 9
     assert int(final_state(tmp_path)[0].step) == 9
-    # The same command again finds that out.
+    # The same command again finds that out and says so, and a longer run is no other.
+    told = "the run ended at step 9, after 2 validations without a better one"
+    assert told not in capsys.readouterr().err
     again = Run()
-    repeated = train(again.training(scores=scores), settings, tmp_path)
+    repeated = train(again.training(scores=scores, steps=STEPS + 3), settings, tmp_path)
+    assert told in capsys.readouterr().err
     np.testing.assert_equal(dataclasses.asdict(repeated), dataclasses.asdict(progress))
     assert (again.saved, again.validated) == ([], 0)
 
