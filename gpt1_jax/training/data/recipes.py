@@ -243,9 +243,9 @@ def _published(pattern: str, *folders: str) -> dict[str, tuple[str, ...]]:
 PAIR: dict[str, Column] = {"premise": "sentence1", "hypothesis": "sentence2"}
 
 RecipeName = Literal[
-    *("snli", "mnli", "qnli", "rte", "scitail", "race"),
-    *("story-cloze", "sst-2", "cola", "sts-b", "qqp", "mrpc"),
-]
+    "snli", "mnli", "qnli", "rte", "scitail", "race", "story-cloze", "sst-2", "cola", "sts-b",
+    "qqp", "mrpc",
+]  # fmt: skip
 RECIPES: dict[RecipeName, Recipe] = {
     "snli": Recipe(
         task="entailment",

@@ -88,10 +88,8 @@ def expected(kind: str, examples: list[Example], lm_weight: float) -> tuple[np.n
             output = np.tanh(np.stack(states) @ summary["kernel"] + summary["bias"])[:, 0]
         else:
             output = np.sum(states, axis=0) @ params["score"]["kernel"]
-        if kind == "numbers":
-            total += (output[0] - example.label) ** 2
-        else:
-            total += nats(output, int(example.label))
+        label: Any = example.label
+        total += (output[0] - label) ** 2 if kind == "numbers" else nats(output, label)
         total += lm_weight * float(np.mean(lm))
         outputs.append(output)
     return np.stack(outputs), total
