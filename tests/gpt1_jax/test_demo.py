@@ -14,6 +14,8 @@ from gpt1_jax import demo
 from gpt1_jax.training.data.corpus import load_tokens
 from gpt1_jax.training.perplexity import text_measures
 
+pytestmark = pytest.mark.optimized
+
 SENTENCE = "the old man looked at her and"
 
 

@@ -14,6 +14,8 @@ import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel, flatten
 
+pytestmark = pytest.mark.optimized
+
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "golden.json").read_text())
 TOLERANCE = 2e-6  # relative to the largest value; measured: 4.0e-7
 
