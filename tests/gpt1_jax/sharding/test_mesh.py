@@ -46,7 +46,8 @@ def test_mesh_results_match_one_device_in_optimized_programs(mesh: str) -> None:
     compare_with_one_device(mesh)
 
 
-def test_mesh_results_match_one_device() -> None:
+@pytest.mark.nightly
+def test_mesh_results_match_one_device_in_unoptimized_programs() -> None:
     compare_with_one_device(MESHES[0], "--unoptimized")
 
 
