@@ -5,18 +5,16 @@ them; all else about a training is the paper's default (``FinetuneSettings``, ``
 """
 
 import collections
-import csv
 import dataclasses
-import io
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from gpt1_jax._conversion import json_file
 from gpt1_jax.sharding.processes import is_main_process
 from gpt1_jax.training.data.labelled import LABEL
+from gpt1_jax.training.data.records import decode, parse, plain_lines, quoted_lines
 from gpt1_jax.training.data.tasks import TaskName
 
 # A column: its name, its number in a file without a header, or several that make one text.
@@ -89,7 +87,7 @@ class Recipe:
 
         Raises:
             OSError: the file cannot be read.
-            ValueError: it is not in the published format, or holds no rows; names the place.
+            ValueError: it is not in the published format; names the place.
         """
         if path.is_dir():
             records = _race_records(path)
@@ -150,58 +148,39 @@ def _value(place: str, record: Record, column: Column) -> str:
 Records = Iterator[tuple[str, Record | None]]
 
 
-def _tsv_records(path: Path, header: bool) -> Records:
-    """Yield the rows of a TSV file without quoting, and None for one with other cells."""
-    names: list[str] = []
-    for number, line in enumerate(_lines(path), start=1):
-        cells = line.split("\t")
-        if not names:
-            names = cells
-            if header:
-                continue
+def _table_records(path: Path, header: bool) -> Records:
+    """Yield the rows of a CSV file, or of a TSV file without quoting; None for a broken one."""
+    text = decode(path, path.read_bytes())
+    quoted = path.suffix == ".csv"
+    lines = quoted_lines(path, text, ",") if quoted else plain_lines(text, "\t")
+    lines = [(number, cells) for number, cells in lines if "".join(cells).strip()]
+    if not lines:
+        return
+    names = lines[0][1]
+    for number, cells in lines[1:] if header else lines:
         same = len(cells) == len(names)
         keys = names if header else range(len(cells))
         yield f"{path}, line {number}", dict(zip(keys, cells, strict=True)) if same else None
 
 
-def _csv_records(path: Path, header: bool) -> Records:
-    reader = csv.reader(io.StringIO("\n".join(_lines(path)), newline=""), strict=True)
-    try:
-        names = next(reader, [])
-        for cells in reader:
-            same = len(cells) == len(names)
-            record = dict(zip(names, cells, strict=True)) if same else None
-            yield f"{path}, line {reader.line_num}", record
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
-
-
 def _json_records(path: Path, header: bool) -> Records:
-    for number, line in enumerate(_lines(path), start=1):
-        place = f"{path}, line {number}"
-        yield place, _object(place, line)
+    # Not splitlines, which also splits at characters that a string may hold.
+    for number, line in enumerate(decode(path, path.read_bytes()).split("\n"), start=1):
+        if line.strip():
+            place = f"{path}, line {number}"
+            yield place, _object(place, line)
 
 
 READERS: Mapping[str, Callable[[Path, bool], Records]] = {
-    ".tsv": _tsv_records,
-    ".txt": _tsv_records,
-    ".csv": _csv_records,
+    ".tsv": _table_records,
+    ".txt": _table_records,
+    ".csv": _table_records,
     ".jsonl": _json_records,
 }
 
 
-def _lines(path: Path) -> Iterator[str]:
-    # Not splitlines, which also splits at characters that a cell may hold.
-    for line in path.read_text(encoding="utf-8-sig").split("\n"):
-        if line.strip():
-            yield line.rstrip("\r")
-
-
 def _object(place: str, text: str) -> Record:
-    try:
-        found = json_file.parse_json(text, constants=False)
-    except ValueError as error:
-        raise ValueError(f"{place} {error}") from None
+    found = parse(place, text)
     if not isinstance(found, dict):
         raise ValueError(f"{place} is not a JSON object")
     return found
@@ -213,7 +192,7 @@ def _race_records(folder: Path) -> Records:
     if not paths:
         raise FileNotFoundError(f"{folder} holds no passages: expected {folder}/high/*.txt")
     for path in paths:
-        passage = _object(str(path), path.read_text(encoding="utf-8"))
+        passage = _object(str(path), decode(path, path.read_bytes()))
         yield from _questions(path, passage)
 
 

@@ -129,7 +129,12 @@ def _as_python(value: object) -> object:
     return scalar.item() if getattr(value, "ndim", None) == 0 else value
 
 
-def _decode(path: Path, content: bytes, first_line: int = 1) -> str:
+def decode(path: Path, content: bytes, first_line: int = 1) -> str:
+    """Return the text of a file, or of what begins at a line of it.
+
+    Raises:
+        ValueError: it is not UTF-8; names the line.
+    """
     try:
         return content.removeprefix(BYTE_ORDER_MARK if first_line == 1 else b"").decode("utf-8")
     except UnicodeDecodeError as error:
@@ -152,10 +157,10 @@ def json_lines(
     """
     # Lines of bytes end at \n alone, and not at characters that JSON allows inside a string.
     for number, content in enumerate(file, start=1):
-        line = _decode(path, content, number).removesuffix("\n")
+        line = decode(path, content, number).removesuffix("\n")
         if line.strip():
             place = f"{path}, line {number}"
-            yield place, _record(place, _parse(place, line), columns)
+            yield place, _record(place, parse(place, line), columns)
 
 
 def _json_records(
@@ -164,12 +169,17 @@ def _json_records(
     if not content.removeprefix(BYTE_ORDER_MARK).lstrip().startswith(b"["):
         yield from json_lines(path, io.BytesIO(content), columns)
         return
-    for number, item in enumerate(_parse(str(path), _decode(path, content)), start=1):
+    for number, item in enumerate(parse(str(path), decode(path, content)), start=1):
         place = f"{path}, item {number}"
         yield place, _record(place, item, columns)
 
 
-def _parse(place: str, text: str) -> Any:
+def parse(place: str, text: str) -> Any:
+    """Return what a JSON text holds.
+
+    Raises:
+        ValueError: it is not JSON; names the place.
+    """
     try:
         return json_file.parse_json(text, constants=False)
     except ValueError as error:
@@ -213,11 +223,11 @@ def _arrow_records(
 def _table_records(
     path: Path, content: bytes, columns: Collection[str], quoting: Quoting | None
 ) -> Iterator[tuple[str, Record]]:
-    kind, text = kind_of(path), _decode(path, content)
+    kind, text = kind_of(path), decode(path, content)
     if (quoting or ("csv" if kind == ".csv" else "none")) == "csv":
-        lines = _quoted_lines(path, text, DELIMITERS[kind])
+        lines = quoted_lines(path, text, DELIMITERS[kind])
     else:
-        lines = _plain_lines(text, DELIMITERS[kind])
+        lines = plain_lines(text, DELIMITERS[kind])
     with _hint_of_quotes(kind == ".tsv" and quoting is None and '"' in text):
         header, rows = _table(path, lines, columns)
     if kind == ".tsv" and quoting is None:
@@ -229,12 +239,18 @@ def _table_records(
 Lines = list[tuple[int, list[str]]]  # the line that a row starts on, and its cells
 
 
-def _plain_lines(text: str, delimiter: str) -> Lines:
+def plain_lines(text: str, delimiter: str) -> Lines:
+    """Return the rows of a table whose quotes are a part of the text; empty lines are skipped."""
     lines = enumerate((line.removesuffix("\r") for line in text.split("\n")), start=1)
     return [(number, line.split(delimiter)) for number, line in lines if line]
 
 
-def _quoted_lines(path: Path, text: str, delimiter: str) -> Lines:
+def quoted_lines(path: Path, text: str, delimiter: str) -> Lines:
+    """Return the rows of a table whose cells may be quoted, as RFC 4180 has them.
+
+    Raises:
+        ValueError: a quote is never closed, or followed by text; names the line.
+    """
     lines: Lines = []
     start = 1  # a row with line ends in its cells takes several lines
     with _CSV_LIMIT:

@@ -131,7 +131,7 @@ PUBLISHED: dict[str, tuple[str, str, list[tuple[str, ...]], dict[str, int]]] = {
 
 def write(folder: Path, name: str, content: str) -> None:
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(content.encode())
+    (folder / name).write_bytes(content.encode(errors="surrogateescape"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -169,6 +169,7 @@ def test_recipe_fits_its_task(name: RecipeName) -> None:
         ("snli", "snli_1.0_train.jsonl", "[]", "line 1 is not a JSON object"),
         ("snli", "snli_1.0_train.jsonl", '{"sentence1": 1}', "'sentence1' is 1, but must be a st"),
         ("race", "train/high/1.txt", "{}", "has no 'article'"),
+        ("sst-2", "train.tsv", "sentence\tlabel\n\udcff\t1\n", "train.tsv, line 2 is not UTF-8"),
     ],
 )
 def test_recipe_refuses_other_files(
@@ -178,6 +179,16 @@ def test_recipe_refuses_other_files(
     recipe: Recipe = RECIPES[name]
     with pytest.raises(ValueError, match=message):
         list(recipe.open(tmp_path, "train").read_records())
+
+
+def test_recipe_counts_the_lines_of_a_file(tmp_path: Path) -> None:
+    write(tmp_path, "train.tsv", "sentence\tlabel\n\na fine film\t1\n")
+    ((place, _),) = RECIPES["sst-2"].open(tmp_path, "train").read_records()
+    assert place.endswith("train.tsv, line 3")
+    cells = [*STORY[:-1], '"He,\n\nalone"', "1"]
+    write(tmp_path, PUBLISHED["story-cloze"][0], ",".join(STORY_HEADER) + "\n" + ",".join(cells))
+    ((place, record),) = RECIPES["story-cloze"].open(tmp_path, "train").read_records()
+    assert (place.endswith(", line 2"), record["choice1"]) == (True, "He,\n\nalone")
 
 
 def test_recipes_have_names() -> None:
