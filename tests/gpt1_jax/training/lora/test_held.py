@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -109,7 +110,7 @@ def test_load_adapter_over_int8_adds_to_the_product(folders: dict[str, Path]) ->
     # Nearer to the adapted floats than the floats without the adapter are: int8 errs by 1 %.
     assert difference(logits(model), logits(whole)) < 0.1
     layer: Any = model.transformer.h[0].attn.c_attn
-    x = np.random.default_rng(0).standard_normal((1, 3, 8)).astype(np.float32)
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 3, 8)), jnp.float32)
     A, B = layer.lora_A.get_value(), layer.lora_B.get_value()
     assert difference(layer(x), layer.linear(x) + x @ A @ B) < 1e-5
     change = whole.params["transformer"]["h"]["0"]["attn"]["c_attn"]["kernel"] - expected
