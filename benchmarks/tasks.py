@@ -30,6 +30,12 @@ SPLIT_SEED = 0
 TEST_SHARE = 0.2
 # What leads from a premise to its cause, and to its effect.
 CONNECTIVES = {"cause": "because", "effect": "so"}
+# Who is fine-tuned, whether from random weights, and by which flags: the paper's ablations.
+FINETUNED: dict[str, tuple[bool, tuple[str, ...]]] = {
+    "from scratch": (True, ()),
+    "no auxiliary loss": (False, ("--lm-weight", "0")),
+    "pre-trained": (False, ()),
+}
 
 
 def read_sentiment(data: Path) -> tuple[Rows, Rows]:
@@ -232,15 +238,17 @@ def tasks(
 ) -> dict[str, dict[str, list[float]]]:
     """Print accuracies on real labelled sets: baselines, and fine-tuned models if one is given.
 
+    Of several seeds the mean is printed, with its standard error, and each.
+
     Args:
         sets: which sets.
         data: the folder of public data; by default $GPT1_DATA, or ../shared/data.
-        model: a pre-trained checkpoint to fine-tune, as well as one of its architecture with random
-            weights; without it there are only the baselines.
+        model: a pre-trained checkpoint to fine-tune, with and without the auxiliary loss, as well
+            as one of its architecture with random weights; without it there are only the baselines.
         seeds: each model is fine-tuned once with each.
         epochs: of the fine-tuning.
         learning_rate: its peak; the paper's 6.25e-5 is for a model 40 times as large as the demo.
-        out: write the accuracies to this file.
+        out: write the accuracies to this file, after each set.
 
     Returns:
         The accuracies of each set, by what has them; several where there are several seeds.
@@ -258,10 +266,12 @@ def tasks(
             results[name][player] = accuracies
             line = f"  {player:27} {statistics.fmean(accuracies):6.1%}"
             if len(accuracies) > 1:
-                line += f"   ({', '.join(f'{accuracy:.1%}' for accuracy in accuracies)})"
+                error = statistics.stdev(accuracies) / len(accuracies) ** 0.5
+                listed = ", ".join(f"{accuracy:.1%}" for accuracy in accuracies)
+                line += f" ± {error:.1%}   ({listed})"
             print(line, flush=True)
-    if out is not None:
-        out.write_text(json_format.dumps(results, indent=1) + "\n")
+        if out is not None:
+            out.write_text(json_format.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -283,8 +293,9 @@ def _play(
         write_rows(files[0], train)
         write_rows(files[1], test)
         flags = ("--task", chosen.task, *chosen.flags, *recipe)
-        for player, scratch in (("from scratch", True), ("pre-trained", False)):
-            yield player, [finetuned(*files, model, seed, scratch, flags) for seed in seeds]
+        for player, (scratch, more) in FINETUNED.items():
+            own = (*flags, *more)
+            yield player, [finetuned(*files, model, seed, scratch, own) for seed in seeds]
 
 
 def finetuned(

@@ -206,10 +206,12 @@ def test_tasks_measures_fine_tuning_with_every_seed(
     results = suite.tasks(("copa",), data, model=data, seeds=(1, 3), epochs=2)
     flags = ("--task", "multiple-choice", "--choices", "choice0", "choice1")
     flags += ("--epochs", "2", "--learning-rate", "0.0005")
-    assert calls == [(flags, data, seed, scratch) for scratch in (True, False) for seed in (1, 3)]
+    without = (*flags, "--lm-weight", "0")
+    players = ((flags, True), (without, False), (flags, False))
+    assert calls == [(each, data, seed, scratch) for each, scratch in players for seed in (1, 3)]
     assert results["copa"]["from scratch"] == [0.5, 0.5]
     assert results["copa"]["pre-trained"] == [0.76, 0.78]
-    assert "pre-trained                  77.0%   (76.0%, 78.0%)" in capsys.readouterr().out
+    assert "pre-trained                  77.0% ± 1.0%   (76.0%, 78.0%)" in capsys.readouterr().out
 
 
 @pytest.mark.nightly
