@@ -1,9 +1,7 @@
 """Texts that a command works on: arguments, files of them, and standard input."""
 
 import contextlib
-import csv
 import dataclasses
-import io
 import re
 import sys
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -12,17 +10,16 @@ from typing import Annotated, Any
 
 import tyro
 
-from gpt1_jax._conversion import json_file
 from gpt1_jax.cli.prompts import Prompt
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import Pipeline, has_tokenizer
+from gpt1_jax.training.data.records import SUFFIXES, kind_of, parse, read_records
 
 Texts = Annotated[
     tuple[str, ...],
     tyro.conf.Positional,
     tyro.conf.arg(metavar="TEXT|FILE|-...", help_behavior_hint=""),
 ]
-DELIMITERS = {".csv": ",", ".tsv": "\t"}
 CONTENT = ("text", "ids", "context")
 
 
@@ -46,11 +43,11 @@ class Text:
 def read_texts(arguments: Sequence[str], *, force_text: bool = False) -> list[Text]:
     """Read the texts that arguments give, which are all strings or all ids.
 
-    An argument that is a file is read: a .jsonl file has a JSON object a line, with the key "text"
-    or "ids" and perhaps "context"; a .csv or .tsv file a header with the column "text" and perhaps
-    "context"; any other file has a text a line. Blank lines are skipped. "-" is standard input,
-    whose lines are texts, or JSON objects where the first one begins with a brace. A single word
-    that ends as such a file's name, but is none, is most likely a mistake and is refused.
+    An argument that is a file is read: one of records, see ``records.read_records``, has "text" or
+    in JSON "ids" in each, and perhaps "context"; any other file has a text a line. Blank lines are
+    skipped. "-" is standard input, whose lines are texts, or JSON objects where the first one
+    begins with a brace. A single word that ends as such a file's name, but is none, is most likely
+    a mistake and is refused.
 
     Args:
         arguments: of the command line.
@@ -65,10 +62,9 @@ def read_texts(arguments: Sequence[str], *, force_text: bool = False) -> list[Te
         if not is_read(argument, force_text=force_text):
             texts.append(Text(place=f"the text {argument!r}", given=argument))
             continue
-        name, content = read_argument(argument)
-        found = list(_texts_of(name, argument, content))
+        found = list(_read(argument))
         if not found:
-            raise ValueError(f"{name} holds no text")
+            raise ValueError(f"{_name(argument)} holds no text")
         texts += found
     if not texts:
         raise ValueError("give at least one text, a file of texts, or - for standard input")
@@ -86,7 +82,7 @@ def is_read(argument: str, *, force_text: bool = False) -> bool:
     """
     if force_text or argument == "-" or _is_file(argument):
         return not force_text
-    if len(argument.split()) == 1 and argument.lower().endswith((".jsonl", ".txt", *DELIMITERS)):
+    if len(argument.split()) == 1 and kind_of(Path(argument)) in (".txt", *SUFFIXES):
         raise FileNotFoundError(f"there is no file {argument}; --text reads it as a text")
     return False
 
@@ -105,7 +101,7 @@ def read_argument(argument: str) -> tuple[str, str]:
         OSError: it cannot be read.
         ValueError: it is not UTF-8; names the line.
     """
-    name = "standard input" if argument == "-" else argument
+    name = _name(argument)
     content = sys.stdin.buffer.read() if argument == "-" else Path(argument).read_bytes()
     try:
         return name, content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
@@ -128,34 +124,23 @@ def lines_of(name: str, content: str) -> Iterator[tuple[str, str]]:
             yield f"{name}, line {number}", line.removesuffix("\r")
 
 
-def _texts_of(name: str, argument: str, content: str) -> Iterator[Text]:
-    suffix = Path(argument).suffix.lower()
-    if suffix in DELIMITERS:
-        yield from _read_columns(name, content, DELIMITERS[suffix])
+def _name(argument: str) -> str:
+    return "standard input" if argument == "-" else argument
+
+
+def _read(argument: str) -> Iterator[Text]:
+    kind = kind_of(Path(argument))
+    if kind in SUFFIXES:
+        columns = () if kind in (".json", ".jsonl") else ("text",)
+        for place, record in read_records(Path(argument), columns, keep_others=True):
+            yield _text_of(record, place)
         return
+    name, content = read_argument(argument)
     for place, line in lines_of(name, content):
         if is_json(argument, content):
-            try:
-                fields = json_file.parse_json(line, constants=False)
-            except ValueError as error:
-                raise ValueError(f"{place} {error}") from None
-            yield _text_of(fields, place)
+            yield _text_of(parse(place, line), place)
         else:
             yield Text(place=place, given=line)
-
-
-def _read_columns(name: str, text: str, delimiter: str) -> Iterator[Text]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        if "text" not in (reader.fieldnames or ()):
-            raise ValueError(f'{name} must have a header with the column "text"')
-        for fields in reader:
-            place = f"{name}, line {reader.line_num}"
-            if None in fields or None in fields.values():
-                raise ValueError(f"{place} must have as many cells as the header")
-            yield _text_of(fields, place)
-    except csv.Error as error:
-        raise ValueError(f"{name}, line {reader.line_num}: {error}") from None
 
 
 def _text_of(fields: Any, place: str) -> Text:
