@@ -26,7 +26,7 @@ import gpt1_jax as gpt1  # noqa: E402
 from gpt1_jax.training import loop  # noqa: E402
 from gpt1_jax.training.data.labelled import Row  # noqa: E402
 from gpt1_jax.training.data.tasks import collate  # noqa: E402
-from gpt1_jax.training.finetune import read_task  # noqa: E402
+from gpt1_jax.training.task_file import read_task  # noqa: E402
 from gpt1_jax.training.task_objective import task_outputs  # noqa: E402
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from gpt1_jax.nn.remat import Remat
 from gpt1_jax.pure import merge, split
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import make_optimizer
-from gpt1_jax.training.step import TrainState, make_step
+from gpt1_jax.training.step import Sums, TrainState, make_step
 
 STEPS = 20  # of training, whose losses are compared
 
@@ -172,7 +172,7 @@ class Training:
         transform = make_optimizer(OPTIMIZER, total_steps=10_000)
         state = TrainState.create(params, transform, seed=0)
 
-        def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
             dropout = model.config.resid_pdrop > 0
             return lm_loss(merge(structure, params), batch, key if dropout else None)
 

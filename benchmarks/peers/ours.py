@@ -12,7 +12,7 @@ from gpt1_jax.nn.remat import Remat
 from gpt1_jax.pure import merge, split
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
-from gpt1_jax.training.step import Batch, TrainState, make_step, micro_batches
+from gpt1_jax.training.step import Batch, Sums, TrainState, make_step, micro_batches
 
 # JAX's default on a GPU or TPU is coarser than float32, torch's is not.
 PRECISION = "highest"
@@ -113,7 +113,7 @@ def train(
     dropout = any(rate > 0 for rate in rates.values())
     del model, params
 
-    def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def objective(params: Any, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         return lm_loss(merge(structure, params), batch, key if dropout else None)
 
     step = make_step(objective, transform)

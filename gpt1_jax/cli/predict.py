@@ -30,8 +30,8 @@ from gpt1_jax.demo import HubOptions, resolve
 from gpt1_jax.generation.batches import reorder
 from gpt1_jax.training.data.records import SUFFIXES, Quoting, json_lines, kind_of, read_records
 from gpt1_jax.training.data.tasks import TaskName
-from gpt1_jax.training.finetune import TASK, read_quoting
 from gpt1_jax.training.predict import Predictor, Record, load_task_model
+from gpt1_jax.training.task_file import TASK, read_quoting
 
 MaybeTask = Annotated[TaskName | None, tyro.conf.arg(help_behavior_hint="")]
 

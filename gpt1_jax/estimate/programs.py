@@ -34,7 +34,7 @@ from gpt1_jax.sharding.mesh import (
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import make_optimizer
 from gpt1_jax.training.pretrain import OPTIMIZER
-from gpt1_jax.training.step import Batch, TrainState, make_step
+from gpt1_jax.training.step import Batch, Sums, TrainState, make_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +180,7 @@ def _training(
     """The step of ``gpt1 pretrain``, and what it takes."""
     optimizer = make_optimizer(OPTIMIZER, total_steps=10_000)
 
-    def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         return lm_loss(merge(structure, params), batch, key)
 
     state = jax.eval_shape(lambda: TrainState.create(_zeros(params), optimizer, 0))

@@ -37,7 +37,8 @@ class Callback:
 
         ``metrics`` holds ``learning_rate``, unless the optimizer is a transformation of one's own,
         and, over the steps since the last call, the means of ``loss``, ``grad_norm`` and
-        ``tokens_per_second``.
+        ``tokens_per_second``; in fine-tuning with an auxiliary loss also those of the two parts of
+        the loss, ``task_loss`` and ``lm_loss``.
         """
 
     def on_evaluate(self, step: int, metrics: Mapping[str, float]) -> Answer:

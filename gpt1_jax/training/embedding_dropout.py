@@ -17,7 +17,7 @@ from flax.traverse_util import unflatten_dict
 from gpt1_jax.model import OpenAIGPTLMHeadModel
 from gpt1_jax.pretrained import Params, flatten
 from gpt1_jax.training.freezing import EMBEDDINGS
-from gpt1_jax.training.step import Batch, Objective
+from gpt1_jax.training.step import Batch, Objective, Sums
 from gpt1_jax.training.task_objective import TaskModel
 
 EmbeddingDropout = Literal["sum", "tables"]
@@ -65,7 +65,7 @@ def with_dropped_tables(objective: Objective, rate: float) -> Objective:
     The model's own dropout on the sum of embeddings has to be off.
     """
 
-    def dropped(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def dropped(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         table_key, key = jax.random.split(key)
         return objective(drop_from_tables(params, rate, table_key), batch, key)
 

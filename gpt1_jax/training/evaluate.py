@@ -27,11 +27,12 @@ from gpt1_jax.training.data.labelled import (
 from gpt1_jax.training.data.plausibility import drop_unlabelled
 from gpt1_jax.training.data.records import Quoting, Record, read_records
 from gpt1_jax.training.data.tasks import Example, Task
-from gpt1_jax.training.finetune import TASK, compare, read_quoting
 from gpt1_jax.training.perplexity import check_stride, text_measures
 from gpt1_jax.training.predict import Predictor, load_task_model
 from gpt1_jax.training.run_settings import check_files, check_modules, check_vocabulary
+from gpt1_jax.training.task_file import TASK, read_quoting
 from gpt1_jax.training.task_forward import forward
+from gpt1_jax.training.task_measures import compare
 
 
 def evaluate(
@@ -62,7 +63,7 @@ def evaluate(
 
     Yields:
         Each file's name with its measures: ``perplexity.text_measures`` or
-        ``finetune.task_measures``.
+        ``task_measures.task_measures``.
 
     Raises:
         OSError: a file cannot be read.
@@ -113,7 +114,7 @@ class LabelledEvaluation(NamedTuple):
 
     Attributes:
         file: its name.
-        measures: see ``finetune.task_measures``.
+        measures: see ``task_measures.task_measures``.
         predictions: what ``predict`` returns for its rows, whose labels are ``true_label``.
         names: of the classes or choices; None where numbers are predicted.
     """

@@ -2,20 +2,18 @@
 
 import dataclasses
 import functools
-import json
 import os
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gpt1_jax._conversion import files, json_file, layout
+from gpt1_jax._conversion import layout
 from gpt1_jax.checks import (
     INTEGER,
     Count,
@@ -26,7 +24,6 @@ from gpt1_jax.checks import (
     Switch,
     at_least,
     is_number,
-    wrong,
 )
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
@@ -69,7 +66,7 @@ from gpt1_jax.training.data.tasks import (
 )
 from gpt1_jax.training.embedding_dropout import configure_dropout
 from gpt1_jax.training.freezing import split_frozen
-from gpt1_jax.training.heads import TASK, TrainedHead, draw_head
+from gpt1_jax.training.heads import TrainedHead, draw_head
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec, train_into
 from gpt1_jax.training.metrics import MetricFunction
 from gpt1_jax.training.optimizer import (
@@ -86,7 +83,7 @@ from gpt1_jax.training.run_settings import (
     check_vocabulary,
     fields_of,
 )
-from gpt1_jax.training.step import Batch
+from gpt1_jax.training.step import Batch, Sums
 from gpt1_jax.training.summary import (
     show_summary,
     summarize_cuts,
@@ -94,7 +91,8 @@ from gpt1_jax.training.summary import (
     summarize_rows,
     summarize_training,
 )
-from gpt1_jax.training.task_forward import forward
+from gpt1_jax.training.task_file import write_task
+from gpt1_jax.training.task_measures import task_measures, task_metrics
 from gpt1_jax.training.task_objective import ExampleLoss, TaskModel, task_loss
 
 OPTIMIZER = OptimizerSettings(
@@ -223,25 +221,25 @@ def finetune(
         KeyboardInterrupt: after SIGINT or SIGTERM, with a checkpoint.
     """
     job = _Finetuning(
-        task,
-        train,
-        valid,
-        model,
-        columns,
-        choices,
-        quoting,
-        class_weights,
-        loss,
-        {} if metrics is None else metrics,
-        settings,
-        optimizer,
-        loop,
-        mesh,
+        task_name=task,
+        train=train,
+        valid=valid,
+        model=model,
+        columns=columns,
+        choices=choices,
+        quoting=quoting,
+        class_weights=class_weights,
+        example_loss=loss,
+        metrics={} if metrics is None else metrics,
+        settings=settings,
+        optimizer=optimizer,
+        loop=loop,
+        mesh=mesh,
     )
     return train_into(out, job.prepare, callbacks)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class _Finetuning:
     """The arguments of ``finetune``, and the steps that lead from them to the first batch."""
 
@@ -419,8 +417,8 @@ class _Finetuning:
         if self.settings.lora is not None:
             # By its number of tokens, peft resizes the embeddings of the base.
             task.tokenizer.save_pretrained(out / lora.ADAPTER)
-            _write_task(out / lora.ADAPTER, task, columns, self.quoting)
-        _write_task(out, task, columns, self.quoting)
+            write_task(out / lora.ADAPTER, task, columns, self.quoting)
+        write_task(out, task, columns, self.quoting)
 
     def describe(
         self, folder: Path, columns: Mapping[str, str], train: Identity, valid: Identity
@@ -459,7 +457,7 @@ class _Finetuning:
         check_rate(self.optimizer, steps)
         chosen = settings.metric or task_metrics(task)[0]
 
-        def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
             return task_loss(
                 merge(parts.structure, params),
                 batch,
@@ -552,135 +550,6 @@ def batches(
         return {name: array[rows] for name, array in whole.items()}
 
     return shuffled_batches(examples, batch_size, seed, make)
-
-
-def task_metrics(task: Task) -> tuple[str, ...]:
-    """Return the names of the metrics that a task is measured by, see ``metrics.metrics_for``."""
-    classes = task.classes
-    return metrics.metrics_for(task.predicts, None if classes is None else len(classes))
-
-
-def task_measures(
-    model: TaskModel,
-    task: Task,
-    rows: Sequence[Row],
-    *,
-    batch_size: int = 32,
-    own_metrics: Mapping[str, MetricFunction] = MappingProxyType({}),
-) -> Callable[[Params], dict[str, float]]:
-    """Return the function from a model's parameters to its measures on labelled rows.
-
-    Args:
-        model: whose structure it is; its own parameters are not used.
-        task: that it was trained for.
-        rows: to predict.
-        batch_size: examples that are computed at once.
-        own_metrics: measures beside the metrics of the task.
-
-    Returns:
-        Parameters -> the metrics of the task (``task_metrics``), and ``loss``, the mean of the
-        task's own loss; and those of one's own.
-
-    Raises:
-        ValueError: a row is wrong; names the file and the line.
-    """
-    structure, _ = split(model)
-    examples = [task.encode(row) for row in rows]
-
-    def measure(params: Params) -> dict[str, float]:
-        logits, loss = forward(structure, params, examples, batch_size=batch_size)
-        measures = compare(task, examples, logits, loss)
-        outcome = _outcome(task, examples, logits)
-        return measures | {name: float(of(*outcome)) for name, of in own_metrics.items()}
-
-    return measure
-
-
-def compare(
-    task: Task, examples: Sequence[Example], logits: np.ndarray, loss: float
-) -> dict[str, float]:
-    """Return what ``task_measures`` returns, of what ``task_forward.forward`` has computed."""
-    outcome = _outcome(task, examples, logits)
-    return {"loss": loss, **metrics.compute_metrics(task_metrics(task), *outcome)}
-
-
-def _outcome(
-    task: Task, examples: Sequence[Example], logits: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return what is predicted, and the labels, as metrics compare them."""
-    if task.predicts == "labels":
-        predictions = (logits > 0).astype(np.int32)
-    else:
-        predictions = logits[:, 0] if task.predicts == "numbers" else logits.argmax(-1)
-    dtype = np.float32 if task.predicts == "numbers" else np.int32
-    return predictions, np.array([example.label for example in examples], dtype)
-
-
-def read_task(folder: Path, tokenizer: Tokenizer, n_positions: int) -> tuple[Task, dict[str, str]]:
-    """Return the task that a checkpoint was trained for, and the columns it was trained on.
-
-    Raises:
-        FileNotFoundError: the folder has no task.json.
-        ValueError: the file is broken.
-    """
-    path = folder / TASK
-    try:
-        fields = json_file.parse_json(path.read_bytes())
-        columns = fields.pop("columns")
-        if not isinstance(columns, dict) or not all(isinstance(c, str) for c in columns.values()):
-            raise ValueError(f"columns is {json_file.short(columns)}, but must hold names by roles")
-        _quoting_of(fields)
-        classes = fields.pop("classes")
-        if not isinstance(classes, list | None):
-            raise ValueError(f"classes is {json_file.short(classes)}, but must be a list")
-        task = Task(
-            tokenizer=tokenizer,
-            special=prepare_tokenizer(tokenizer),
-            n_positions=n_positions,
-            classes=None if classes is None else tuple(classes),
-            **fields,
-        )
-        named = [columns.pop(f"choice{k}") for k in range(task.choices)]
-        columns = task_columns(task.name, columns, named)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} describes no task: {json_file.first_line(error)}") from None
-    return task, columns
-
-
-def read_quoting(folder: Path) -> Quoting | None:
-    """Return the quoting of the files that a checkpoint was trained on, as ``finetune`` took it.
-
-    Raises:
-        FileNotFoundError: the folder has no task.json.
-        ValueError: the file is broken.
-    """
-    try:
-        return _quoting_of(json_file.parse_json((folder / TASK).read_bytes()))
-    except (AttributeError, TypeError, ValueError) as error:
-        message = json_file.first_line(error)
-        raise ValueError(f"{folder / TASK} describes no task: {message}") from None
-
-
-def _quoting_of(fields: dict[str, Any]) -> Quoting | None:
-    quoting = fields.pop("quoting", None)  # which task.json of an older version lacks
-    if quoting not in (None, *get_args(Quoting)):
-        raise wrong("quoting", quoting, '"csv", "none" or null')
-    return quoting
-
-
-def _write_task(out: Path, task: Task, columns: Mapping[str, str], quoting: Quoting | None) -> None:
-    fields = {
-        "name": task.name,
-        "classes": task.classes,
-        "choices": task.choices,
-        "max_tokens": task.max_tokens,
-        "columns": dict(columns),
-        "quoting": quoting,
-        "multi_label": task.multi_label,
-        "label_separator": task.label_separator,
-    }
-    with files.atomic_write(out) as new:
-        new(TASK).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def _model(

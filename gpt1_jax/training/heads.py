@@ -13,9 +13,8 @@ from gpt1_jax.checks import short
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.pretrained import flatten, initial_params
 from gpt1_jax.training.data.tasks import MULTI_LABEL, Task, TaskName
+from gpt1_jax.training.task_file import TASK
 from gpt1_jax.training.task_objective import TaskModel
-
-TASK = "task.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 
 from gpt1_jax.model import OpenAIGPTLMHeadModel, lm_table
 from gpt1_jax.nn.losses import chunked_cross_entropy
-from gpt1_jax.training.step import Batch
+from gpt1_jax.training.step import Batch, Sums
 
 
 def lm_loss(
     model: OpenAIGPTLMHeadModel, batch: Batch, dropout_key: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Sums]:
     """Return the loss of a batch as a sum, so that micro-batches add up, and what divides it.
 
     Args:
@@ -20,7 +20,8 @@ def lm_loss(
         dropout_key: that every dropout mask is drawn from; None for no dropout.
 
     Returns:
-        () float32, the sum of the cross-entropies in nats; () float32, how many tokens count.
+        () float32, the sum of the cross-entropies in nats; ``weight``, () float32, how many tokens
+        count.
     """
     inputs, labels = batch["tokens"][:, :-1], batch["tokens"][:, 1:]
     weights = batch.get("weights")
@@ -36,4 +37,4 @@ def lm_loss(
         weights.reshape(-1),
         precision=model.transformer.h[0].attn.precision,
     )
-    return loss, weights.sum()
+    return loss, {"weight": weights.sum()}

@@ -1,6 +1,7 @@
 """The log of a run: a JSON object a line, and a picture of the loss."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def draw_losses(log: Path, picture: Path) -> None:
     """Draw the losses of a log: of the training steps, and of the validations.
 
+    Where the loss has parts, the one that the validations have is drawn beside them, and the
+    auxiliary one apart, which is of another size.
+
     Raises:
         ImportError: matplotlib is not installed.
         OSError: the picture cannot be written.
@@ -70,18 +74,26 @@ def draw_losses(log: Path, picture: Path) -> None:
     from matplotlib.figure import Figure
 
     records = read_log(log)
+    parts = any("task_loss" in record for record in records)
     figure = Figure(figsize=(7, 4), layout="constrained")  # not pyplot's, which would be kept
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for name, label, style in (("loss", "training", "-"), ("valid_loss", "validation", "o-")):
-        found = [record for record in records if name in record]
-        if found:
-            steps, losses = zip(*((record["step"], record[name]) for record in found), strict=True)
-            axes.plot(steps, losses, style, label=label, linewidth=1, markersize=3)
-    axes.set_xlabel("step")
-    axes.set_ylabel("loss (nats)")
-    axes.grid(alpha=0.3)
+    axes, *below = figure.subplots(1 + parts, sharex=True, squeeze=False)[:, 0]
+    _draw(axes, records, "task_loss" if parts else "loss", "training", "-")
+    _draw(axes, records, "valid_loss", "validation", "o-")
+    axes.set_ylabel("loss of the task (nats)" if parts else "loss (nats)")
     if axes.lines:
         axes.legend()
+    for lower in below:
+        _draw(lower, records, "lm_loss", "training", "-")
+        lower.set_ylabel("auxiliary loss (nats)")
+    for each in (axes, *below):
+        each.grid(alpha=0.3)
+    (axes, *below)[-1].set_xlabel("step")
     with files.atomic_file(picture) as new:
         figure.savefig(new, format="png", dpi=120)
+
+
+def _draw(axes: Any, records: Sequence[dict[str, Any]], name: str, label: str, style: str) -> None:
+    found = [(record["step"], record[name]) for record in records if name in record]
+    if found:
+        axes.plot(*zip(*found, strict=True), style, label=label, linewidth=1, markersize=3)

@@ -454,9 +454,10 @@ class _Window:
 
     def means(self) -> dict[str, float]:
         """Return the means since the last line."""
+        parts = sorted(self.measures[0].keys() - {"loss", "grad_norm"})
         means = {
             name: float(np.mean([np.asarray(measures[name]) for measures in self.measures]))
-            for name in ("loss", "grad_norm")
+            for name in ("loss", *parts, "grad_norm")
         }
         seconds = time.perf_counter() - self.start
         means["tokens_per_second"] = round(self.tokens / seconds, 1)

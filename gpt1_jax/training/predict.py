@@ -33,8 +33,8 @@ from gpt1_jax.training.data.tasks import (
     prepare_tokenizer,
     task_columns,
 )
-from gpt1_jax.training.finetune import TASK, read_task
 from gpt1_jax.training.run_settings import check_vocabulary
+from gpt1_jax.training.task_file import TASK, read_task
 from gpt1_jax.training.task_forward import forward_batches
 from gpt1_jax.training.task_objective import TaskModel
 

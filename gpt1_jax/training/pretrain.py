@@ -51,13 +51,14 @@ from gpt1_jax.training.run_settings import (
     check_vocabulary,
     fields_of,
 )
-from gpt1_jax.training.step import Batch
+from gpt1_jax.training.step import Batch, Sums
 from gpt1_jax.training.summary import (
     show_summary,
     summarize_longer,
     summarize_text,
     summarize_training,
 )
+from gpt1_jax.training.task_file import TASK
 
 OPTIMIZER = OptimizerSettings(
     optimizer="openai", learning_rate=2.5e-4, schedule="cosine", warmup=2000
@@ -266,7 +267,10 @@ class _Pretraining:
     def make_tokenizer(self, known: Path | None) -> Tokenizer:
         """Return the tokenizer in a folder, or else one that is learned from the texts."""
         if known is not None:
-            return Tokenizer.from_pretrained(known)
+            tokenizer = Tokenizer.from_pretrained(known)
+            if (known / TASK).is_file():
+                tokenizer.set_template("$A")  # the task's own is not that of a language model
+            return tokenizer
         pieces = (piece for path in self.texts for piece in read_pieces(path))
         return train_tokenizer(
             (line for piece in pieces for line in piece.split("\n")), self.new.merges
@@ -322,7 +326,7 @@ class _Pretraining:
         else:
             parts = lora.split_adapted(model, settings.lora, settings.seed, train_heads=False)
 
-        def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
             return lm_loss(merge(parts.structure, params), batch, key)
 
         def tokens(batch: Batch) -> int:

@@ -16,12 +16,12 @@ from gpt1_jax.sharding.mesh import constrain_like, param_shardings
 from gpt1_jax.training.freezing import combine_params
 
 Batch = Mapping[str, Any]
-# (parameters, batch, key of dropout) -> a sum of losses, and what divides it: so micro-batches of
-# unequal weight add up to the whole batch.
-Objective = Callable[[Params, Batch, jax.Array], tuple[jax.Array, jax.Array]]
+Sums = dict[str, jax.Array]
+# (parameters, batch, key of dropout) -> the sum that is minimised, and {"weight": what divides it,
+# ...: other sums to report}: so micro-batches of unequal weight add up to the whole batch.
+Objective = Callable[[Params, Batch, jax.Array], tuple[jax.Array, Sums]]
 # (trained, frozen) -> the model's parameters.
 Combine = Callable[[Params, Params], Params]
-Sums = tuple[jax.Array, jax.Array, Params]  # of losses, of weights, of gradients
 
 
 @pytree_dataclass
@@ -66,35 +66,39 @@ def make_step(
     The gradient is that of the mean loss over the whole batch, however it is split; only dropout
     draws other masks.
 
-    The measures are ``loss``, the mean over the batch, and ``grad_norm``, the gradients' global
-    norm before clipping; both () float32.
+    The measures are ``loss``, the mean over the batch, so are the objective's other sums, and
+    ``grad_norm``, the gradients' global norm before clipping; all () float32.
     """
 
     @functools.partial(jax.jit, donate_argnums=0, compiler_options=compiler_options())
     def step(
         state: TrainState, frozen: Params, batch: Batch
     ) -> tuple[TrainState, dict[str, jax.Array]]:
-        def sums(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def loss_of(params: Params, micro: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
             return objective(combine(params, frozen), micro, key)
 
-        gradients_of = jax.value_and_grad(sums, has_aux=True)
+        # (trained, batch, key) -> ((loss, sums), gradients)
+        gradients_of = jax.value_and_grad(loss_of, has_aux=True)
 
-        def add(carry: Sums, inputs: tuple[Batch, jax.Array]) -> tuple[Sums, None]:
-            (loss, weight), gradients = gradients_of(state.params, *inputs)
-            return jax.tree.map(jnp.add, carry, (loss, weight, gradients)), None
+        def add(carry: Any, inputs: tuple[Batch, jax.Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, carry, gradients_of(state.params, *inputs)), None
 
         count = len(next(iter(batch.values())))
         key = jax.random.fold_in(wrap_key_data(state.key), state.step)
         keys = jax.random.split(key, count)
+        first = {name: array[0] for name, array in batch.items()}
         if count == 1:
-            micro = {name: array[0] for name, array in batch.items()}
-            (loss, weight), gradients = gradients_of(state.params, micro, keys[0])
+            (loss, sums), gradients = gradients_of(state.params, first, keys[0])
         else:
+            shapes = jax.eval_shape(loss_of, state.params, first, keys[0])
+            start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             zeros = jax.tree.map(jnp.zeros_like, state.params)
-            start = (jnp.zeros(()), jnp.zeros(()), zeros)
-            (loss, weight, gradients), _ = jax.lax.scan(add, start, (dict(batch), keys))
+            carry, _ = jax.lax.scan(add, (start, zeros), (dict(batch), keys))
+            (loss, sums), gradients = carry
+        weight = sums.pop("weight")
         gradients = jax.tree.map(lambda g: g / weight.astype(g.dtype), gradients)
-        measures = {"loss": loss / weight, "grad_norm": optax.tree.norm(gradients)}
+        measures = {name: total / weight for name, total in {"loss": loss, **sums}.items()}
+        measures["grad_norm"] = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = cast(Params, optax.apply_updates(state.params, updates))
         state = TrainState(state.step + 1, params, opt_state, state.key)

@@ -15,6 +15,7 @@ from flax import nnx
 from gpt1_jax.model import OpenAIGPTDoubleHeadsModel, OpenAIGPTForSequenceClassification
 from gpt1_jax.nn.layers import dropout, split_key
 from gpt1_jax.nn.losses import IGNORED, chunked_cross_entropy, cross_entropy
+from gpt1_jax.training.step import Sums
 
 # (logits (B, C), labels (B,)) -> the loss of each example (B,): traced, in float32.
 ExampleLoss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -56,7 +57,7 @@ def task_loss(
     label_smoothing: float = 0.0,
     class_weights: np.ndarray | None = None,
     example_loss: ExampleLoss | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, Sums]:
     """Return the loss of a batch as a sum, so that micro-batches add up, and what divides it.
 
     The loss of an example is the cross-entropy of its class or choice, the squared error of its
@@ -79,8 +80,9 @@ def task_loss(
         example_loss: in place of the task's own loss, and of the last two.
 
     Returns:
-        () float32, the sum over the examples; () float32, the number of examples, or the sum of
-        their weights.
+        () float32, the sum over the examples; and ``weight``, the number of examples, or the sum
+        of their weights; with ``lm_weight`` the two parts of the loss too, ``task_loss`` and
+        ``lm_loss``, each a sum.
     """
     body_key, head_key = split_key(dropout_key, 2)
     states = _states(model, batch, body_key)
@@ -89,14 +91,16 @@ def task_loss(
     if class_weights is not None:
         weight *= jnp.asarray(class_weights)[batch["label"]]
     if example_loss is not None:
-        loss = jnp.asarray(batch["weight"], logits.dtype) @ _checked(example_loss, logits, batch)
+        task = jnp.asarray(batch["weight"], logits.dtype) @ _checked(example_loss, logits, batch)
     elif label_smoothing or class_weights is not None:
-        loss = _weighted_loss(logits, batch, label_smoothing, class_weights)
+        task = _weighted_loss(logits, batch, label_smoothing, class_weights)
     else:
-        loss = prediction_loss(logits, batch)
-    if lm_weight:
-        loss += lm_weight * _lm_loss(model, states, {**batch, "weight": weight})
-    return loss, weight.sum()
+        task = prediction_loss(logits, batch)
+    sums = {"weight": weight.sum()}
+    if not lm_weight:
+        return task, sums
+    lm = _lm_loss(model, states, {**batch, "weight": weight})
+    return task + lm_weight * lm, {**sums, "task_loss": task, "lm_loss": lm}
 
 
 def _checked(example_loss: ExampleLoss, logits: jax.Array, batch: Batch) -> jax.Array:

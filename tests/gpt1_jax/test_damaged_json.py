@@ -14,8 +14,8 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.generation_config import GenerationConfig
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.training import log, run_folder
-from gpt1_jax.training.finetune import read_task
 from gpt1_jax.training.lora.adapters import _read_config as read_adapter_config
+from gpt1_jax.training.task_file import read_task
 
 DAMAGES = 100  # of each file; some thousands were tried by hand
 RUN = {"texts": ["a"], "steps": 3, "learning_rate": 1e-3, "mesh": {"data": 2}}

@@ -205,8 +205,8 @@ def gradients(mesh: Any) -> Any:
     structure, params = split(model_on(mesh, gpt1.OpenAIGPTLMHeadModel))
 
     def loss(params: Any, tokens: Any) -> Any:
-        total, weight = lm_loss(merge(structure, params), {"tokens": tokens})
-        return total / weight
+        total, sums = lm_loss(merge(structure, params), {"tokens": tokens})
+        return total / sums["weight"]
 
     found = jax.jit(jax.grad(loss))(params, by_rows(mesh, TEXTS[0]))
     return jax.tree.map(np.asarray, found)

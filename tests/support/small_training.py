@@ -26,6 +26,7 @@ from gpt1_jax.training.finetune import FinetuneSettings
 from gpt1_jax.training.loop import LoopSettings, TrainProgress, TrainSpec
 from gpt1_jax.training.optimizer import OptimizerSettings
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
+from gpt1_jax.training.task_file import write_task
 
 WORDS = "the a cat dog king queen sat ran saw went to on in hill mat house red blue big small"
 ROW_WORDS = f"{WORDS} good bad yes no maybe"
@@ -113,7 +114,7 @@ def write_task_checkpoint(
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     named = [f"choice{k}" for k in range(choices)]
-    finetuning._write_task(folder, task, task_columns(name, columns, named), None)
+    write_task(folder, task, task_columns(name, columns, named), None)
     return folder
 
 

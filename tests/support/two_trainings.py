@@ -22,6 +22,7 @@ from gpt1_jax.sharding.processes import DeviceSettings, devices
 from gpt1_jax.training.callbacks import Callback
 from gpt1_jax.training.loop import LoopSettings, TrainSpec, train
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
+from gpt1_jax.training.step import Sums
 
 PORT, NUMBER, NUM_PROCESSES, FOLDER = sys.argv[1:]
 STEPS = 6
@@ -59,9 +60,9 @@ class Answering(Callback):
         return self.answer() if step == 2 else None
 
 
-def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
     errors = (batch["x"] * params["line"]["scale"]).sum(axis=1)
-    return (errors**2).sum(), jnp.full((), len(errors), jnp.float32)
+    return (errors**2).sum(), {"weight": jnp.full((), len(errors), jnp.float32)}
 
 
 def fail() -> None:

@@ -14,9 +14,9 @@ from gpt1_jax.demo import HubOptions, resolve
 from gpt1_jax.model import MODELS
 from gpt1_jax.text.tokenizer import Tokenizer
 from gpt1_jax.text.tokenizer_files import has_tokenizer
-from gpt1_jax.training.finetune import TASK, read_task
 from gpt1_jax.training.lora.adapters import load_adapters, read_origin
 from gpt1_jax.training.lora.held import MERGE_FIRST
+from gpt1_jax.training.task_file import TASK, read_task
 
 
 def merge_checkpoint(

@@ -24,7 +24,7 @@ from gpt1_jax.training.lora.adapters import (
     init_adapters,
 )
 from gpt1_jax.training.lora.layers import LoraLinear
-from gpt1_jax.training.step import Batch, Combine, Objective
+from gpt1_jax.training.step import Batch, Combine, Objective, Sums
 
 ADAPTER = "adapter"  # the folder beside the merged model
 
@@ -146,7 +146,7 @@ def _structure_with_dropout(
 def _with_keys(objective: Objective, modules: list[tuple[str, ...]]) -> Objective:
     """Return the objective of parameters whose adapters get keys of their dropout."""
 
-    def keyed(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def keyed(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
         lora_key, key = jax.random.split(key)
         keys = jax.random.split(lora_key, len(modules))
         leaves = flatten(params)

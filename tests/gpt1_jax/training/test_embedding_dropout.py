@@ -61,7 +61,7 @@ def test_with_dropped_tables_shares_mask_across_batch() -> None:
 
     def objective(params, batch, key):
         found.append(merge(graphdef, params)(batch["ids"]).logits)
-        return jnp.zeros(()), jnp.ones(())
+        return jnp.zeros(()), {"weight": jnp.ones(())}
 
     with_dropped_tables(objective, RATE)(params, {"ids": ids}, jax.random.key(0))
     objective(params, {"ids": ids}, jax.random.key(0))

@@ -25,9 +25,11 @@ from gpt1_jax.pure import split
 from gpt1_jax.training import loop
 from gpt1_jax.training.data.labelled import read_rows, take_out
 from gpt1_jax.training.evaluate import evaluate_labelled
-from gpt1_jax.training.finetune import FinetuneSettings, read_quoting, read_task, task_measures
+from gpt1_jax.training.finetune import FinetuneSettings
 from gpt1_jax.training.log import read_log
 from gpt1_jax.training.loop import TrainProgress
+from gpt1_jax.training.task_file import read_quoting, read_task
+from gpt1_jax.training.task_measures import task_measures
 
 Rows = list[dict[str, Any]]
 NEW = ("_start_", "_delimiter_", "_classify_")
@@ -564,6 +566,9 @@ def test_finetune_trains_on_a_set_below_one_batch(base: Path, tmp_path: Path) ->
     before, after = params_of(base), params_of(out)
     name = "transformer.h.0.mlp.c_fc.kernel"
     assert np.abs(after[name] - before[name]).max() > 1e-3
+    for record in records:
+        parts = record["task_loss"] + 0.5 * record["lm_loss"]
+        assert record["loss"] == pytest.approx(parts, rel=1e-6)
     losses = [record["loss"] for record in records]
     assert losses[0] == pytest.approx(losses[1])  # the same rows in another order
     assert losses[2] < losses[1] - 1e-3

@@ -17,7 +17,7 @@ import conversion  # noqa: E402
 import gpt1_jax as gpt1  # noqa: E402
 from gpt1_jax.training.data.labelled import Row, read_rows  # noqa: E402
 from gpt1_jax.training.data.tasks import Task, collate  # noqa: E402
-from gpt1_jax.training.finetune import read_task  # noqa: E402
+from gpt1_jax.training.task_file import read_task  # noqa: E402
 from gpt1_jax.training.task_objective import task_outputs  # noqa: E402
 
 TOLERANCE = 1e-5  # measured: 2.4e-7

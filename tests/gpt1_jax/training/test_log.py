@@ -100,8 +100,9 @@ def test_draw_losses_writes_png(tmp_path: Path, records: list[Any]) -> None:
 
 def test_draw_losses_draws_separate_curves(tmp_path: Path) -> None:
     pictures = []
-    for names in (["loss"], ["valid_loss"], ["loss", "valid_loss"]):
+    parts = ["loss", "task_loss", "lm_loss"]
+    for names in (["loss"], ["valid_loss"], ["loss", "valid_loss"], parts, [*parts, "valid_loss"]):
         write(tmp_path / "log.jsonl", *({"step": s, n: 1 / s} for s in (1, 2) for n in names))
         draw_losses(tmp_path / "log.jsonl", tmp_path / "loss.png")
         pictures.append((tmp_path / "loss.png").read_bytes())
-    assert len(set(pictures)) == 3
+    assert len(set(pictures)) == 5

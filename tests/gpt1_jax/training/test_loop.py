@@ -36,7 +36,7 @@ from gpt1_jax.training.loop import (
     train_into,
 )
 from gpt1_jax.training.optimizer import OptimizerSettings, learning_rate, make_optimizer
-from gpt1_jax.training.step import TrainState
+from gpt1_jax.training.step import Sums, TrainState
 
 STEPS = 12
 SETTINGS = OptimizerSettings(optimizer="openai", learning_rate=0.1, schedule="linear", warmup=2)
@@ -77,10 +77,10 @@ def grain_batches() -> Any:
     return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)))
 
 
-def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
     noise = 0.1 * jax.random.normal(key, batch["y"].shape)
     errors = batch["x"] @ params["line"]["kernel"] + params["line"]["bias"] + noise - batch["y"]
-    return (errors**2).sum(), jnp.full((), len(errors), jnp.float32)
+    return (errors**2).sum(), {"weight": jnp.full((), len(errors), jnp.float32)}
 
 
 def distance(params: Any) -> dict[str, float]:
@@ -723,9 +723,10 @@ def test_train_names_a_parameter_that_was_not_finite_before(tmp_path: Path) -> N
 def test_train_rejects_nonfinite_gradients(tmp_path: Path) -> None:
     """They spoil the parameters, though the loss is still one."""
 
-    def rooted(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def rooted(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
         kernel = params["line"]["kernel"]
-        return jnp.sqrt(kernel - kernel).sum() + params["line"]["bias"].sum(), jnp.ones(())
+        loss = jnp.sqrt(kernel - kernel).sum() + params["line"]["bias"].sum()
+        return loss, {"weight": jnp.ones(())}
 
     with pytest.raises(ValueError, match=r"^the grad_norm is nan at step 1: "):
         train(Run().training(objective=rooted), LoopSettings(log_every=1), tmp_path)

@@ -26,11 +26,12 @@ from support.small_training import (
 
 import conversion
 import gpt1_jax as gpt1
-from gpt1_jax.training import finetune, task_forward
+from gpt1_jax.training import task_forward
 from gpt1_jax.training.data.labelled import LABEL
 from gpt1_jax.training.data.tasks import collate
 from gpt1_jax.training.evaluate import evaluate
 from gpt1_jax.training.predict import Predictor
+from gpt1_jax.training.task_file import read_task
 
 Rows = list[dict[str, Any]]
 
@@ -191,7 +192,7 @@ def test_predict_takes_a_model_with_its_task(folders: Callable[[str], Path]) -> 
     expected = gpt1.predict(folder, rows)
     tokenizer = gpt1.Tokenizer.from_pretrained(folder)
     model: Any = gpt1.from_pretrained(folder)
-    task, columns = finetune.read_task(folder, tokenizer, 32)
+    task, columns = read_task(folder, tokenizer, 32)
     del columns[LABEL]
     assert gpt1.predict(model, rows, task=task, columns=columns) == expected
     by_name = gpt1.predict(

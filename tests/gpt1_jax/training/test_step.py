@@ -16,7 +16,7 @@ from gpt1_jax.nn.losses import IGNORED, cross_entropy
 from gpt1_jax.pure import merge, split
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
-from gpt1_jax.training.step import TrainState, make_step, micro_batches
+from gpt1_jax.training.step import Sums, TrainState, make_step, micro_batches
 
 pytestmark = pytest.mark.unoptimized
 
@@ -34,18 +34,18 @@ MOMENTUM = optax.chain(optax.clip_by_global_norm(5.0), optax.sgd(0.1, momentum=0
 def objective_of(model: Any) -> Any:
     structure, _ = split(model)
 
-    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
         return lm_loss(merge(structure, params), batch, dropout_key=None)
 
     return objective
 
 
-def noisy_line(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+def noisy_line(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
     """A loss that compiles fast: of a line through points, with noise in place of dropout."""
     noise = 0.1 * jax.random.normal(key, batch["y"].shape)
     line = params["line"]
     errors = batch["x"] @ line["kernel"] + line["bias"] + noise - batch["y"]
-    return (errors**2).sum(), jnp.full((), len(errors), jnp.float32)
+    return (errors**2).sum(), {"weight": jnp.full((), len(errors), jnp.float32)}
 
 
 LINE = {"line": {"kernel": jnp.ones((3,)), "bias": jnp.zeros((1,))}}
@@ -147,9 +147,9 @@ def test_step_dropout_varies_by_step_and_is_reproducible(accumulate: int) -> Non
 def test_step_draws_separate_dropout_per_micro_batch() -> None:
     """The key's own number as the loss: no two are equal, in a step or between steps."""
 
-    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
         draw = jax.random.uniform(key)
-        return batch["place"] @ jnp.full(1, draw) + 0 * params["bias"], jnp.ones(())
+        return batch["place"] @ jnp.full(1, draw) + 0 * params["bias"], {"weight": jnp.ones(())}
 
     step = make_step(objective, optax.sgd(0.0))
     draws = set()

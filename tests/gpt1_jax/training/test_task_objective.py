@@ -16,7 +16,7 @@ import gpt1_jax as gpt1
 from gpt1_jax.pure import merge, split
 from gpt1_jax.training import task_objective
 from gpt1_jax.training.data.tasks import Example, collate
-from gpt1_jax.training.step import TrainState, make_step, micro_batches
+from gpt1_jax.training.step import Sums, TrainState, make_step, micro_batches
 from gpt1_jax.training.task_objective import task_loss, task_outputs
 
 pytestmark = pytest.mark.unoptimized
@@ -47,9 +47,9 @@ def compiled(kind: str, classifier_dropout: float = 0.1, **fields: Any) -> Any:
     def run(params: Any, batch: Any, key: Any = None) -> dict[str, jax.Array]:
         model, rate = merge(structure, params), classifier_dropout
         outputs = task_outputs(model, batch, key, classifier_dropout=rate)
-        loss, number = task_loss(model, batch, key, lm_weight=0.5, classifier_dropout=rate)
+        loss, sums = task_loss(model, batch, key, lm_weight=0.5, classifier_dropout=rate)
         task_alone, _ = task_loss(model, batch, key, lm_weight=0.0, classifier_dropout=rate)
-        return {"outputs": outputs, "loss": loss, "number": number, "task_alone": task_alone}
+        return {"outputs": outputs, "loss": loss, **sums, "task_alone": task_alone}
 
     return functools.partial(run, params)
 
@@ -109,7 +109,9 @@ def test_task_objective_batch_matches_single_sequences(
     assert difference(got["outputs"][:count], outputs) <= TOLERANCE
     assert difference(got["loss"], loss) <= TOLERANCE
     assert difference(got["task_alone"], expected(kind, examples, 0.0)[1]) <= TOLERANCE
-    assert got["number"] == count
+    assert got["weight"] == count
+    assert difference(got["task_loss"], got["task_alone"]) <= TOLERANCE
+    assert difference(got["task_loss"] + 0.5 * got["lm_loss"], got["loss"]) <= TOLERANCE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,8 +123,8 @@ def test_task_loss_ignores_rows_of_zero_weight(kind: str) -> None:
     for name in ("input_ids", "classify_at", "label"):
         other[name][2:] = 0
     got, same = (compiled(kind)(each) for each in (batch, other))
-    assert got["number"] == 2
-    for name in ("loss", "task_alone", "number"):
+    assert got["weight"] == 2
+    for name in ("loss", "task_alone", "weight"):
         assert got[name] == same[name]
 
 
@@ -134,7 +136,7 @@ def test_task_loss_of_micro_batches_adds_up(kind: str) -> None:
         for part in (examples, examples[:1], examples[1:])
     )
     assert difference(first["loss"] + rest["loss"], whole["loss"]) <= TOLERANCE
-    assert first["number"] + rest["number"] == whole["number"] == ROWS
+    assert first["weight"] + rest["weight"] == whole["weight"] == ROWS
 
 
 @pytest.mark.parametrize("kind", ["numbers", "choices"])
@@ -142,7 +144,7 @@ def test_task_loss_accumulates_over_micro_batches_without_rows(kind: str) -> Non
     """The step of a batch that is filled up is that of its examples alone."""
     structure, params = split(model_of(kind))
 
-    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
         return task_loss(merge(structure, params), batch, lm_weight=0.5)
 
     step, states = make_step(objective, optax.sgd(1.0)), []
@@ -175,7 +177,7 @@ def test_task_outputs_match_model_call() -> None:
     out = apply(params, batch["input_ids"][:, 0], labels=batch["label"])
     got = compiled("classes")(batch)
     assert difference(got["outputs"], out.logits) <= TOLERANCE
-    assert difference(got["task_alone"] / got["number"], out.loss) <= TOLERANCE
+    assert difference(got["task_alone"] / got["weight"], out.loss) <= TOLERANCE
 
     batch = collate(random_examples("choices", ROWS, 2), n_positions=POSITIONS)
     apply, params = gpt1.functional(model_of("choices"))
@@ -183,7 +185,7 @@ def test_task_outputs_match_model_call() -> None:
     out = apply(params, batch["input_ids"], mc_token_ids=places, mc_labels=right)
     got = compiled("choices")(batch)
     assert difference(got["outputs"], out.mc_logits) <= TOLERANCE
-    assert difference(got["task_alone"] / got["number"], out.mc_loss) <= TOLERANCE
+    assert difference(got["task_alone"] / got["weight"], out.mc_loss) <= TOLERANCE
 
 
 def test_task_loss_skips_lm_loss_at_zero_weight(monkeypatch: pytest.MonkeyPatch) -> None:

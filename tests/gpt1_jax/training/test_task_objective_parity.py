@@ -20,7 +20,7 @@ import gpt1_jax as gpt1  # noqa: E402
 from gpt1_jax.pure import merge, split  # noqa: E402
 from gpt1_jax.training.data.labelled import Row  # noqa: E402
 from gpt1_jax.training.data.tasks import Example, Task, collate, prepare_tokenizer  # noqa: E402
-from gpt1_jax.training.step import TrainState, make_step, micro_batches  # noqa: E402
+from gpt1_jax.training.step import Sums, TrainState, make_step, micro_batches  # noqa: E402
 from gpt1_jax.training.task_objective import task_loss, task_outputs  # noqa: E402
 
 # float32, as in the ladder of parity. Measured: 5e-7.
@@ -69,9 +69,9 @@ def test_task_objective_classification_matches_transformers(seed: int) -> None:
     model, batch = flax_model(reference), batch_of(1, seed)
     with torch.no_grad():
         theirs = reference(to_torch(batch["input_ids"][:, 0]), labels=to_torch(batch["label"]))
-    outputs, (loss, number) = compiled(model, batch, 0.0)
+    outputs, (loss, sums) = compiled(model, batch, 0.0)
     assert largest_difference(outputs, theirs.logits) <= TOLERANCE
-    assert largest_difference(loss / number, theirs.loss) <= TOLERANCE
+    assert largest_difference(loss / sums["weight"], theirs.loss) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_task_loss_smoothed_and_weighted_matches_torch(
     structure, params = split(flax_model(reference))
     batch, own = batch_of(1, 0, rows=8), None if weights is None else np.array(weights, np.float32)
 
-    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
         options: Any = {"label_smoothing": smoothing, "class_weights": own}
         return task_loss(merge(structure, params), batch, lm_weight=0.0, **options)
 
@@ -112,7 +112,7 @@ def test_task_loss_of_any_number_of_labels_matches_transformers() -> None:
     batch = batch_of(1, 1, rows=8)
     batch["label"] = np.random.default_rng(0).integers(2, size=(8, 3)).astype(np.float32)
 
-    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
         return task_loss(merge(structure, params), batch, lm_weight=0.0)
 
     before = {name: np.array(params["score"][name]) for name in params["score"]}
@@ -150,10 +150,10 @@ def test_task_objective_choices_and_lm_loss_match_transformers(activation: str |
         ):
             targets = to_torch(ids[1 : last + 1])
             lm.append(torch.nn.functional.cross_entropy(logits[:last], targets))
-    outputs, (loss, number) = compiled(model, batch, 0.5)
+    outputs, (loss, sums) = compiled(model, batch, 0.5)
     assert largest_difference(outputs, theirs.mc_logits) <= TOLERANCE
     wanted = theirs.mc_loss + 0.5 * torch.stack(lm).mean()
-    assert largest_difference(loss / number, wanted) <= TOLERANCE
+    assert largest_difference(loss / sums["weight"], wanted) <= TOLERANCE
 
 
 def test_save_pretrained_classifier_loads_in_transformers(tmp_path: Path) -> None:
