@@ -114,7 +114,7 @@ def read_architecture(
 def _open(
     folder: Path, variant: str | None
 ) -> tuple[Path, dict[str, Any], Sequence[LazyTensor], str]:
-    """The file or folder of the weights, the config, the tensors, and the architecture."""
+    """Return the file or folder of the weights, the config, the tensors, and the architecture."""
     weights = huggingface.weights_file(folder, variant)
     if weights is not None:
         config = config_file.read_config(folder)
@@ -143,7 +143,7 @@ def write(
     """Write a checkpoint that transformers, or OpenAI's own code, loads.
 
     The folder is changed as a whole or not at all. It holds one checkpoint: weights that lie there
-    in another format, or as other shards, are removed. Files of other kinds are let be.
+    in another format, or as other shards, are removed. Files of other kinds are left untouched.
 
     Args:
         folder: made if it does not exist.
@@ -208,14 +208,14 @@ def read_config(path_or_hub_id: str | os.PathLike[str], **hub: Any) -> dict[str,
 
 
 def _companions(source: Path, target: Path) -> list[Path]:
-    """The files of ``source`` to copy to ``target``: what is neither weights nor config."""
+    """Return the files of ``source`` to copy to ``target``: what is neither weights nor config."""
     if target.is_dir() and source.samefile(target):
         return []
     return [source / name for name in COMPANIONS if (source / name).is_file()]
 
 
 def _shown_architecture(names: Iterable[str]) -> str:
-    """The architecture that the names of tensors show."""
+    """Return the architecture that the names of tensors show."""
     names = tuple(names)
     if any(name.startswith("score.") for name in names):
         return CLASSIFICATION

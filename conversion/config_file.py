@@ -13,7 +13,7 @@ MODEL_TYPE = "openai-gpt"
 
 
 def read_config(folder: Path, absent: Mapping[str, int] | None = None) -> dict[str, Any]:
-    """The fields of ``folder``'s config.json, all of them, as they are.
+    """Return the fields of ``folder``'s config.json, all of them, as they are.
 
     Args:
         folder: where it lies.
@@ -43,14 +43,14 @@ def read_config(folder: Path, absent: Mapping[str, int] | None = None) -> dict[s
 
 
 def named_architecture(config: Mapping[str, Any]) -> str | None:
-    """The first of ``config["architectures"]`` if it is one of ``ARCHITECTURES``, else None."""
+    """Return the config's first architecture if it is one of ``ARCHITECTURES``, else None."""
     names = config.get("architectures")
     first = names[0] if isinstance(names, list | tuple) and names else None
     return first if first in ARCHITECTURES else None
 
 
 def required_architecture(config: Mapping[str, Any]) -> str:
-    """The config's first architecture.
+    """Return the config's first architecture.
 
     Raises:
         ValueError: it has none, or one that is not in ``ARCHITECTURES``.
@@ -65,7 +65,7 @@ def required_architecture(config: Mapping[str, Any]) -> str:
 
 
 def config_text(config: Mapping[str, Any], architecture: str, dtypes: Collection[str]) -> str:
-    """The text of a config.json: the fields given, unknown ones too, and what the weights are.
+    """Return a config.json: the given fields, unknown ones too, and what the weights are.
 
     Args:
         config: the fields.

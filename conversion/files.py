@@ -28,7 +28,7 @@ GENERATION_CONFIG = "generation_config.json"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Every file in ``folder`` that is weights, in any format, or belongs to them alone.
+    """Return every file in ``folder`` that is weights, in any format, or belongs to them alone.
 
     That is a program that takes them, and the settings of their generation.
     """
@@ -216,7 +216,7 @@ def _stamp(path: Path) -> Stamp:
 
 
 def _read_changes(listed: Path) -> dict[str, list[Stamp]]:
-    """The stamps of the new file and the old one by their name."""
+    """Return the stamps of the new file and the old one by their name."""
     changes = read_json(listed)
     right = isinstance(changes, dict) and all(
         Path(name).name == name != ".." and isinstance(stamps, list) and len(stamps) == 2

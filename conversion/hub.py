@@ -34,7 +34,7 @@ def resolve(
     token: str | bool | None = None,
     force_download: bool = False,
 ) -> Path:
-    """The folder of a checkpoint, downloaded if it is not here.
+    """Return the folder of a checkpoint, downloaded if it is not here.
 
     Args:
         path_or_hub_id: a folder, or the id of a model on the hub ("owner/name"). An existing folder
@@ -82,7 +82,7 @@ def resolve(
     )
     if is_path:
         raise FileNotFoundError(
-            f"there is no folder {given!r}; expected is a folder with config.json and "
+            f"there is no folder {given!r}; expected a folder with config.json and "
             f"model.safetensors in it, or the id of a model on the Hugging Face hub"
         )
 
@@ -112,7 +112,7 @@ def resolve(
             folder = download([*_LIGHT, *safetensors, *pickles])
     except Exception as error:  # whatever the hub's client, the network or the disk raise
         raise FileNotFoundError(
-            f"{given!r} is no folder here, and cannot be had from the Hugging Face hub: "
+            f"{given!r} is not a folder here and cannot be downloaded from the Hugging Face hub: "
             f"{_cause(error, revision)}"
         ) from error
     if not folder.is_dir():
@@ -258,7 +258,7 @@ def _cause(error: Exception, revision: str | None) -> str:
 
 
 def _network(error: BaseException) -> bool:
-    """Whether the failure began in the connection, not in a look at the cache."""
+    """Return whether the failure began in the connection, not in a look at the cache."""
     from huggingface_hub import errors
 
     cause = error.__cause__

@@ -50,7 +50,7 @@ _DTYPES = {
 
 
 def weights_names(variant: str | None = None) -> list[str]:
-    """The names that weights, or the index of their shards, may have; the first is read.
+    """Return the names that weights, or the index of their shards, may have; the first is read.
 
     Args:
         variant: goes before the suffix, "fp16" for ``model.fp16.safetensors``.
@@ -61,13 +61,13 @@ def weights_names(variant: str | None = None) -> list[str]:
 
 
 def weights_file(folder: Path, variant: str | None = None) -> Path | None:
-    """The file of ``folder`` that is read: its weights, or the index of their shards."""
+    """Return the file of ``folder`` that is read: its weights, or the index of their shards."""
     names = weights_names(variant)
     return next((folder / name for name in names if (folder / name).is_file()), None)
 
 
 def open_weights(path: Path) -> list[LazyTensor]:
-    """Every tensor of a file of weights, or of the shards of an index. None is read yet.
+    """Return every tensor of a file of weights, or of the shards of an index. None is read yet.
 
     Raises:
         FileNotFoundError: a shard is missing.
@@ -212,7 +212,7 @@ def _open_pickle(path: Path) -> list[LazyTensor]:
 
 
 def _unpickle(path: Path, *, mmap: bool) -> Mapping[str, Any]:
-    """The state dict in a file, in which nothing but dense tensors is unpickled."""
+    """Return the state dict in a file, in which nothing but dense tensors is unpickled."""
     torch = import_torch(f"reading {path}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -234,7 +234,7 @@ def _unpickle(path: Path, *, mmap: bool) -> Mapping[str, Any]:
 
 
 def _record_sizes(path: Path) -> list[int] | None:
-    """The sizes of the tensors' records in their order; None of a file that cannot be mapped.
+    """Return the sizes of the tensors' records in order; None if the file cannot be mapped.
 
     That is a file of before torch 1.6, which is not a zip archive, or one that is compressed.
     """
@@ -254,7 +254,7 @@ def _record_sizes(path: Path) -> list[int] | None:
 
 
 def _storage_sizes(state: Mapping[str, Any]) -> list[int]:
-    """The sizes of the tensors' storages in the order of the mapped file."""
+    """Return the sizes of the tensors' storages in the order of the mapped file."""
     storages = [tensor.untyped_storage() for tensor in state.values()]
     sizes = {one.data_ptr(): one.nbytes() for one in storages if one.nbytes()}
     return [size for _, size in sorted(sizes.items())]
@@ -300,7 +300,7 @@ def _open_shards(index: Path) -> list[LazyTensor]:
 
 
 def saved_name(row: ParamSpec, config: Mapping[str, Any], architecture: str) -> str:
-    """The name that a parameter has in a file of weights: torch's, or that of its second use."""
+    """Return a parameter's name in a file of weights: torch's, or that of its second use."""
     # Tied, transformers keeps one of the two names: of the double heads model it is the head's.
     tokens = row.torch.endswith("tokens_embed.weight")
     if tokens and architecture == DOUBLE_HEADS and tied(config):

@@ -74,7 +74,7 @@ class ParamSpec:
         return self.shape[::-1] if self.transposed else self.shape
 
     def from_torch(self, array: np.ndarray) -> np.ndarray:
-        """The Flax leaf, contiguous, of torch's array."""
+        """Return the Flax leaf, contiguous, of torch's array."""
         return np.ascontiguousarray(array.T) if self.transposed else array
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
@@ -93,7 +93,7 @@ class Sizes(NamedTuple):
 
 
 def sizes(config: Mapping[str, Any]) -> Sizes:
-    """The numbers of ``config``; absent ones are GPT-1's.
+    """Return the numbers of ``config``; absent ones are GPT-1's.
 
     Raises:
         ValueError: a number is not a positive integer, two spellings of one disagree, or the heads
@@ -109,12 +109,12 @@ def sizes(config: Mapping[str, Any]) -> Sizes:
 
 
 def one_layer(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config with one layer, whose table has few rows whatever the number of layers is."""
+    """Return the config with one layer, whose table has few rows for any number of layers."""
     return {**config, "n_layer": 1, ALIASES["n_layer"]: 1}
 
 
 def tied(config: Mapping[str, Any]) -> bool:
-    """Whether ``lm_head`` is the token embedding (``tie_word_embeddings``, by default true).
+    """Return whether ``lm_head`` is the token embedding (``tie_word_embeddings``, by default true).
 
     Raises:
         ValueError: the field is not a boolean.
@@ -132,7 +132,7 @@ class Quantization(NamedTuple):
     head: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """The ``quantization_config`` of a config.json."""
+        """Return the ``quantization_config`` of a config.json."""
         return {"quant_method": QUANT_METHOD, "head": self.head}
 
 
@@ -168,7 +168,7 @@ def check_not_quantized(
 
 
 def param_specs(config: Mapping[str, Any], architecture: str) -> tuple[ParamSpec, ...]:
-    """Every parameter of ``architecture`` with the numbers of ``config``.
+    """Return every parameter of ``architecture`` with the numbers of ``config``.
 
     The rows are in OpenAI's order: positions, tokens, the layers; then the heads. A tied
     ``lm_head`` has no row: it is the embedding.
@@ -226,7 +226,7 @@ def param_specs(config: Mapping[str, Any], architecture: str) -> tuple[ParamSpec
 
 
 def _int8(row: ParamSpec) -> list[ParamSpec]:
-    """The two rows of a weight in int8: (outputs, inputs), and the scale of each output."""
+    """Return the two rows of a weight in int8: (outputs, inputs), and the scale of each output."""
     module = row.path[:-1]
     shape = row.shape if row.path[-1] == "embedding" else row.shape[::-1]
     return [

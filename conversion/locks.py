@@ -12,7 +12,7 @@ from pathlib import Path
 def hold_lock(path: Path, *, doing: str, wait: float = 0) -> Iterator[None]:
     """Hold a lock file, which says who holds it and is removed at the end.
 
-    The system frees the lock of a process that dies, so the file that it leaves is no obstacle.
+    The system frees the lock of a process that dies, so the file that it leaves blocks nobody.
 
     Args:
         path: of the lock file, in a folder that exists.

@@ -102,7 +102,7 @@ class _Expected:
 
 
 def first_faults(faults: Sequence[str], indent: str = "") -> list[str]:
-    """The first faults of a list that has no bound, and a line with the number of the others."""
+    """Return the first faults of an unbounded list, and a line with the number of the others."""
     rest = len(faults) - MAX_FAULTS
     first = [one if len(one) <= _LINE else one[:_LINE] + " ..." for one in faults[:MAX_FAULTS]]
     return [*first, *([f"{indent}... and {rest} more"] if rest > 0 else [])]
@@ -272,13 +272,13 @@ def _faults(
 
 
 def _canonical(name: str) -> str:
-    """The name of a body parameter without the prefix; other names as they are."""
+    """Return the name of a body parameter without the prefix; other names as they are."""
     bare = name.removeprefix(_PREFIX)
     return bare if _in_body(bare) or bare == "position_ids" else name
 
 
 def _in_body(name: str) -> bool:
-    """Whether a parameter without the prefix, or a buffer beside it, is one of the body."""
+    """Return whether a parameter without the prefix, or a buffer beside it, is one of the body."""
     return name.startswith(("h.", "tokens_embed.", "positions_embed."))
 
 
@@ -362,7 +362,7 @@ def _without_misfit_head(
 
 
 def _both(source: str, tokens: LazyTensor, lm_head: LazyTensor) -> LazyTensor:
-    """The embedding, whose loading makes sure that the tied head beside it is the same."""
+    """Return the embedding, whose loading makes sure that the tied head beside it is the same."""
 
     def load() -> np.ndarray:
         array = tokens.load()

@@ -27,7 +27,7 @@ _N_HEAD = 12  # it is not in the files
 
 
 def open_folder(folder: Path) -> tuple[dict[str, Any], list[LazyTensor]]:
-    """The config that the files show, and every parameter under torch's name. None is read yet.
+    """Return the config that the files show, and every parameter by torch's name, not yet read.
 
     The numbers come from the shapes; a config.json beside them, if there is one, adds the other
     fields.
@@ -119,7 +119,7 @@ def _read_shapes(path: Path) -> list[tuple[int, ...]]:
 def _described(
     path: Path, shapes: list[tuple[int, ...]]
 ) -> tuple[dict[str, int], tuple[ParamSpec, ...]]:
-    """The numbers that the shapes show, and the table's rows, whose shapes these are."""
+    """Return the numbers that the shapes show, and the table's rows, whose shapes these are."""
     heads, per_layer = 2, 12
     n_layer, rest = divmod(len(shapes) - heads, per_layer)
     if n_layer < 1 or rest:
@@ -151,7 +151,7 @@ def _described(
 
 
 def _read_config(folder: Path, numbers: Mapping[str, int]) -> dict[str, Any]:
-    """The fields of a config.json, if there is one, with the numbers that it lacks."""
+    """Return the fields of a config.json, if there is one, with the numbers that it lacks."""
     if (folder / CONFIG).exists():
         config = read_config(folder, absent=numbers)
     elif numbers["n_embd"] % _N_HEAD == 0:
@@ -179,7 +179,7 @@ class _Piece:
 
 
 def _read_pieces(folder: Path) -> list[_Piece]:
-    """Every piece, in order. No number is read yet."""
+    """Return every piece, in order. No number is read yet."""
     files = {path.name for path in folder.glob("params_*.npy") if path.is_file()}
     stems = (name.removeprefix("params_").removesuffix(".npy") for name in files)
     last = max((int(stem) for stem in stems if stem.isdecimal()), default=0)

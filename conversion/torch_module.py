@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from conversion import extras
 from conversion.config_file import required_architecture
 from conversion.layout import ARCHITECTURES, check_not_quantized, tied
 from conversion.match import DTYPES, LazyTensor, match_tensors, match_tree
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def from_torch(
     module: "torch.nn.Module", *, leaf: Leaf = same
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The config and the parameters of a GPT-1 of transformers.
+    """Return the config and the parameters of a GPT-1 of transformers.
 
     Args:
         module: an ``OpenAIGPTModel`` or one with a head, or a subclass of one. On any device.
@@ -67,7 +68,7 @@ def to_torch(
 
     Raises:
         ImportError: torch or transformers is not installed.
-        TypeError: ``torch_model`` is no GPT-1 of transformers.
+        TypeError: ``torch_model`` is not a GPT-1 of transformers.
         ValueError: the parameters or the module do not fit the config.
     """
     torch = import_torch("to_torch")
@@ -95,7 +96,7 @@ def to_torch(
 
 
 def stored_tensors(state: Mapping[str, "torch.Tensor"], *, file: str) -> list[LazyTensor]:
-    """The tensors of a state dict, to be read one by one."""
+    """Return the tensors of a state dict, to be read one by one."""
 
     def stored(name: str, tensor: "torch.Tensor") -> LazyTensor:
         dtype = str(tensor.dtype).removeprefix("torch.")
@@ -110,17 +111,14 @@ def state_dict(arrays: Mapping[str, np.ndarray]) -> dict[str, "torch.Tensor"]:
 
 
 def import_torch(what: str) -> Any:
-    """The torch module.
+    """Return the torch module.
 
     Raises:
         ImportError: it is not installed; ``what`` says what needs it.
     """
-    try:
-        import torch
-    except ImportError as error:
-        raise ImportError(
-            f'{what} needs torch, which is not installed: pip install "gpt1-jax[torch]"'
-        ) from error
+    extras.require(what, "torch", extra="torch")
+    import torch
+
     return torch
 
 
@@ -135,13 +133,9 @@ def _architecture(module: "torch.nn.Module") -> str:
 
 def _build(config: Mapping[str, Any], architecture: str, leaves: list) -> "torch.nn.Module":
     torch = import_torch("to_torch")
-    try:
-        import transformers
-    except ImportError as error:
-        raise ImportError(
-            "to_torch without a module to fill needs transformers, which is not installed: "
-            'pip install "gpt1-jax[torch]"'
-        ) from error
+    extras.require("to_torch without a module to fill", "transformers", extra="torch")
+    import transformers
+
     dtypes = {one.dtype for _, one in leaves}
     dtype = getattr(torch, dtypes.pop() if len(dtypes) == 1 else "float32")
     made = getattr(transformers, architecture)(transformers.OpenAIGPTConfig.from_dict(dict(config)))
@@ -149,7 +143,7 @@ def _build(config: Mapping[str, Any], architecture: str, leaves: list) -> "torch
 
 
 def _array(tensor: "torch.Tensor") -> np.ndarray:
-    """A copy of a tensor; numpy has no bfloat16, so that goes by its bits."""
+    """Return a copy of a tensor; numpy has no bfloat16, so that goes by its bits."""
     import torch
 
     tensor = tensor.detach().cpu().contiguous()
@@ -159,7 +153,7 @@ def _array(tensor: "torch.Tensor") -> np.ndarray:
 
 
 def _tensor(array: np.ndarray) -> "torch.Tensor":
-    """A tensor with a copy of the array."""
+    """Return a tensor with a copy of the array."""
     import torch
 
     # A copy, because torch warns of arrays that cannot be written, as JAX's are.

@@ -18,7 +18,7 @@ Leaf = Callable[[np.ndarray], Any]
 
 
 def same(array: np.ndarray) -> np.ndarray:
-    """The array itself."""
+    """Return the array itself."""
     return array
 
 

@@ -13,11 +13,22 @@ if not hasattr(conversion, "named_architecture"):
         "rename it, or run from another folder"
     )
 
-from conversion import config_file, files, huggingface, json_file, layout, locks, match, tree
+from conversion import (
+    config_file,
+    extras,
+    files,
+    huggingface,
+    json_file,
+    layout,
+    locks,
+    match,
+    tree,
+)
 
 __all__ = [
     "config_file",
     "conversion",
+    "extras",
     "files",
     "huggingface",
     "json_file",

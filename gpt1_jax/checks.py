@@ -23,12 +23,12 @@ class Rule(NamedTuple):
 
 
 def is_integer(value: object) -> TypeGuard[int]:
-    """Whether a value is an integer, of Python's or numpy's; True and False are not."""
+    """Return whether a value is an integer, of Python's or numpy's; True and False are not."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Whether a value is an int or a float, and finite; True and False are not."""
+    """Return whether a value is an int or a float, and finite; True and False are not."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) <= sys.float_info.max  # an int may be beyond every float

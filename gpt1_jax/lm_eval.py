@@ -19,6 +19,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from gpt1_jax._conversion import extras
+
 try:
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
@@ -29,9 +31,8 @@ try:
     )
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ModuleNotFoundError as error:
-    raise ImportError(
-        f'the lm-evaluation-harness is not installed ({error}): pip install "gpt1-jax[lm-eval]"'
-    ) from None
+    missing = error.name or "lm_eval"  # or a package that it needs
+    raise ImportError(extras.explain("the command lm-eval", [missing], "lm-eval")) from None
 from tqdm import tqdm
 
 from gpt1_jax.checks import is_integer, short, wrong

@@ -62,7 +62,7 @@ _FOREIGN = {
     "generation_config": ForeignKeyword("assign model.generation_config of the loaded model"),
     "key_mapping": ForeignKeyword("names must be those of torch"),
     "mirror": ForeignKeyword("the environment variable HF_ENDPOINT names one"),
-    "from_flax": ForeignKeyword("there are no weights of Flax in transformers 5", (None, False)),
+    "from_flax": ForeignKeyword("transformers 5 has no weights of Flax", (None, False)),
     "weights_only": ForeignKeyword("no code in a pickle is ever run", (None, True)),
     "quantization_config": ForeignKeyword(_QUANTIZED),
     "load_in_8bit": ForeignKeyword(_QUANTIZED, (None, False)),
@@ -188,7 +188,7 @@ def cast_params(params: Mapping[str, object], dtype: str) -> Params:
 
 
 def _is_int8(path: tuple[str, ...], leaves: Leaves) -> bool:
-    """Whether a parameter is a weight in int8, or its scale."""
+    """Return whether a parameter is a weight in int8, or its scale."""
     return path[-1] == "qvalue" or (path[-1] == "scale" and (*path[:-1], "qvalue") in leaves)
 
 
@@ -210,7 +210,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
             TPU, "manual" on a CPU.
         remat: what the backward pass of a training computes again instead of keeping it: "none";
             "linear", all but the products of linear layers (so scores, softmax, dropout, GELU and
-            norms); or "all", whole blocks, of which then only the inputs are kept. On a CPU it
+            norms); or "all", whole blocks, whose inputs alone are kept then. On a CPU it
             needs ``nn.remat.compiler_options``.
         rngs: keys of the initial weights.
 
@@ -315,7 +315,7 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
         return {path: variable.shape for path, variable in self._variables().items()}
 
     def _variables(self) -> dict[tuple[str, ...], nnx.Param]:
-        """The model's own parameters by path; not copies."""
+        """Return the model's own parameters by path; not copies."""
         flat = nnx.to_flat_state(nnx.state(self, nnx.Param))
         return {tuple(map(str, path)): variable for path, variable in flat}
 

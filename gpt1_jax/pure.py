@@ -111,7 +111,7 @@ class _Prepared(Generic[Model]):
     paths: list[tuple[tuple[str, ...], int]]
 
     def is_of(self, parts: list[object], ids: list[int]) -> bool:
-        """Whether a model with these ``_contents`` still has this structure."""
+        """Return whether a model with these ``_contents`` still has this structure."""
         same_length = len(parts) == len(self.parts)
         return same_length and ids == self.ids and all(map(operator.is_, parts, self.parts))
 

@@ -159,7 +159,7 @@ class Score:
         return tuple(words)
 
     def _share_word(self, i: int, k: int, join_punctuation: bool) -> bool:
-        """Whether a token and the next one that belongs to a word are of the same word."""
+        """Return whether a token and the next one that belongs to a word are of the same word."""
         if not join_punctuation:
             return self.word_ids[i] == self.word_ids[k]
         assert self.raw_text is not None

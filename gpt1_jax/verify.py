@@ -6,7 +6,6 @@ TensorFlow model. No other checkpoint gives them.
 """
 
 import dataclasses
-import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Unpack
 import jax.numpy as jnp
 import numpy as np
 
-from gpt1_jax._conversion import conversion
+from gpt1_jax._conversion import conversion, extras
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import HubOptions, resolve
 from gpt1_jax.generation import generate
@@ -138,9 +137,9 @@ def _against_torch(
     folder: Path, config: Mapping[str, Any], params: Params, ids: np.ndarray, ours: np.ndarray
 ) -> Check:
     name = "torch"
-    missing = [p for p in ("torch", "transformers") if importlib.util.find_spec(p) is None]
+    missing = extras.absent("torch", "transformers")
     if missing:
-        return Check(name, None, f'needs {" and ".join(missing)}: pip install "gpt1-jax[torch]"')
+        return Check(name, None, extras.explain("the comparison", missing, "torch"))
     import torch
     import transformers
 

@@ -73,7 +73,7 @@ def _bytes(result: str, *, started: bool) -> float:
 
 
 def _group(line: str, devices: int) -> int:
-    """The number of devices that exchange with each other."""
+    """Return the number of devices that exchange with each other."""
     match = _GROUPS.search(line)
     if match is None:
         return devices

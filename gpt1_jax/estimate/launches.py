@@ -282,7 +282,7 @@ def _written(computations: Computations, body: Computation, one: _Instruction) -
 
 
 def _outputs(body: Computation) -> list[str]:
-    """The values that a fused computation returns, as they are before they are renamed."""
+    """Return the values that a fused computation returns, as they are before they are renamed."""
     (root,) = (each for each in body.values() if each.root)
     found = []
     for name in root.operands if root.kind == "tuple" else (root.name,):

@@ -1,7 +1,6 @@
 """A program on a machine: the memory it takes, what its devices exchange, and how long at least."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,6 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
+from gpt1_jax._conversion import extras
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.collectives import Collective
 from gpt1_jax.estimate.launches import Launches
@@ -172,12 +172,10 @@ def plan(
     """
     config = config or OpenAIGPTConfig()
     target = parse_target(name)
-    missing = [each for each in MODULES[target.compiler] if not importlib.util.find_spec(each)]
+    missing = extras.absent(*MODULES[target.compiler])
     if missing:
-        raise ImportError(
-            f'compiling for {name} needs {missing[0]}: pip install "gpt1-jax[plan]", '
-            "in an environment of its own"
-        )
+        command = extras.explain(f"compiling for {name}", missing, "plan")
+        raise ImportError(f"{command}, in an environment of its own")
     attention = _computing(attention, program, length, config)
     request = {
         "machine": name,

@@ -150,7 +150,7 @@ def _decoding(
     length: int,
     dtype: DType,
 ) -> tuple[jax.stages.Wrapped, State, SamplingParams]:
-    """A step of ``generate`` without settings, and what it takes beside the parameters."""
+    """Return a step of ``generate`` without settings, and what it takes beside the parameters."""
 
     def start() -> State:
         number = jnp.int32(0)
@@ -177,7 +177,7 @@ def _training(
     mesh: Mesh,
     ids: jax.ShapeDtypeStruct,
 ) -> tuple[jax.stages.Wrapped, tuple[object, ...]]:
-    """The step of ``gpt1 pretrain``, and what it takes."""
+    """Return the step of ``gpt1 pretrain``, and what it takes."""
     optimizer = make_optimizer(OPTIMIZER, total_steps=10_000)
 
     def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:

@@ -121,7 +121,7 @@ class Target:
         return CHIPS[self.name.split(":")[0]]
 
     def environment(self) -> dict[str, str]:
-        """The variables that the compiler needs, in a process without such a device."""
+        """Return the variables that the compiler needs, in a process without such a device."""
         if self.compiler == "tpu":
             return {
                 "JAX_PLATFORMS": "cpu",
@@ -158,6 +158,8 @@ def parse_target(name: str) -> Target:
         if len(sides) == dimensions[kind] and all(re.fullmatch("[1-9][0-9]*", s) for s in sides):
             return Target(name, "tpu", math.prod(map(int, sides)))
         example = "x".join(["2"] * dimensions[kind])
-        raise ValueError(f"{name!r} is no slice of {kind}: give its shape, as in {kind}:{example}")
+        raise ValueError(
+            f"{name!r} is not a slice of {kind}: give its shape, as in {kind}:{example}"
+        )
     right = "v5e:2x2, v6e:2x2, v5p:2x2x1 (with any shape that there is), h100 and cpu"
     raise ValueError(f"there is no machine {name!r}; there are {right}")

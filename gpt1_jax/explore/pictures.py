@@ -4,6 +4,7 @@ import math
 import operator
 from typing import TYPE_CHECKING
 
+from gpt1_jax._conversion import extras
 from gpt1_jax.explore import display
 from gpt1_jax.explore.display import Figure
 from gpt1_jax.explore.forward_trace import ForwardTrace, LogitLens, NextTokens
@@ -119,11 +120,10 @@ def _label(token: str) -> str:
 
 def _figure(width: float, height: float) -> Figure:
     """An empty picture, in inches."""
-    try:
-        from matplotlib import figure as matplotlib_figure
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-    except ModuleNotFoundError:
-        raise ImportError('pictures need matplotlib: pip install "gpt1-jax[train]"') from None
+    extras.require("a picture", "matplotlib", extra="train")
+    from matplotlib import figure as matplotlib_figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     # Not pyplot's, which are kept.
     figure = matplotlib_figure.Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)

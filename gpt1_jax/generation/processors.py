@@ -303,7 +303,7 @@ class NoBadWords:
         words, lengths = jnp.asarray(self.words), jnp.asarray(self.lengths)
         back = jnp.arange(L - 1, 0, -1, dtype=jnp.int32)  # of a word's tokens but the last
         tail = jax.vmap(context.before, out_axes=1)(jnp.minimum(back, context.length))
-        # Slots before the text's first token hold padding, which is no part of a word.
+        # Slots before the text's first token hold padding, which is not part of a word.
         is_text = back[None, :] <= (context.length - context.start)[:, None]
         same = (tail[:, None, :] == words[None, :, :-1]) & is_text[:, None, :]
         beyond = back[None, :] >= lengths[:, None]
@@ -334,7 +334,7 @@ class ForcedBOS:
     token: Array  # (V,) bool
 
     def active(self, context: DecodeContext) -> Array:
-        # The one token that a sliding window may leave of a text is no prompt.
+        # The one token that a sliding window may leave of a text is not a prompt.
         return self.any & (context.new == 0) & (context.length - context.start == 1).any()
 
     def __call__(self, logits: jax.Array, context: DecodeContext) -> jax.Array:
@@ -500,7 +500,7 @@ def count(x: jax.Array) -> jax.Array:
 
 
 def greatest(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
-    """Return the greatest float32 of which a condition holds, by bisection.
+    """Return the greatest float32 for which a condition holds, by bisection.
 
     Counting what lies above a number 32 times is several times faster than sorting a vocabulary.
 
@@ -513,7 +513,7 @@ def greatest(holds: Callable[[jax.Array], jax.Array], rows: int) -> jax.Array:
     """
 
     def number(order: jax.Array) -> jax.Array:
-        """The float32 at a place in their order: the bits of a negative one count downward."""
+        """Return the float32 at a place in their order: bits of negative ones count downward."""
         bits = jnp.where(order < 0, order ^ jnp.int32(0x7FFFFFFF), order)
         return jax.lax.bitcast_convert_type(bits, jnp.float32)
 
@@ -541,5 +541,5 @@ def tokens_at(chosen: jax.Array, context: DecodeContext, vocab_size: int) -> jax
 
 
 def power_of_two(length: int, least: int = 16) -> int:
-    """Return the least power of two, and at least ``least``, that is no less than ``length``."""
+    """Return the least power of two that is at least ``least`` and at least ``length``."""
     return max(least, 1 << (length - 1).bit_length()) if length else least

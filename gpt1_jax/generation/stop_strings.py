@@ -95,7 +95,7 @@ def _pieces(vocabulary: Mapping[str, int], vocab_size: int) -> tuple[str | None,
 
 
 def _can_occur(text: str, pieces: Sequence[str | None]) -> bool:
-    """Whether a text of such pieces can hold ``text``."""
+    """Return whether a text of such pieces can hold ``text``."""
     joined = "\0".join(["", *(piece for piece in pieces if piece), ""])
     if text in joined:
         return True

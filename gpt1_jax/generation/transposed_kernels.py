@@ -76,7 +76,7 @@ def should_transpose(model: OpenAIGPTLMHeadModel, rows: int) -> bool:
 
 @functools.cache
 def _processor_gains(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this processor multiplies faster so: all that were measured but AMD's Zen 5."""
+    """Return whether this processor multiplies faster so: all measured ones but AMD's Zen 5."""
     try:
         text = cpuinfo.read_text()
     except OSError:  # not Linux

@@ -16,7 +16,7 @@ def float_dtype(name: str, dtype: jax.typing.DTypeLike) -> jnp.dtype:
     """Return ``dtype`` if a model can be stored and computed in it.
 
     Raises:
-        ValueError: it is no such dtype, or float64 while JAX is in its 32-bit mode.
+        ValueError: the dtype is unknown, or is float64 while JAX is in its 32-bit mode.
     """
     try:
         found = jnp.dtype(dtype)

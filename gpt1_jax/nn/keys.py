@@ -21,7 +21,7 @@ def key_of(seed: int | jax.Array) -> jax.Array:
 
 
 def wrap_key_data(data: jax.Array) -> jax.Array:
-    """Return the key of which these are the data: the inverse of ``jax.random.key_data``."""
+    """Return the key with these data: the inverse of ``jax.random.key_data``."""
     return jax.random.wrap_key_data(data, impl=IMPLEMENTATION)
 
 

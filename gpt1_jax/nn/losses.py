@@ -142,7 +142,7 @@ def _sum_and_gradients(
     weights: Float[Array, "C N"],
     precision: jax.lax.PrecisionLike,
 ) -> tuple[Float[Array, ""], tuple[Array, ...]]:
-    """The sum, and its gradients, which are all that the backward pass needs."""
+    """Return the sum, and its gradients, which are all that the backward pass needs."""
     product = functools.partial(
         jax.lax.dot_general, precision=precision, preferred_element_type=weights.dtype
     )

@@ -59,7 +59,7 @@ def parse_mesh(text: str) -> dict[str, int]:
     """Return the sizes of a mesh from words such as "data=4,fsdp=2"; axes left out are 1.
 
     Raises:
-        ValueError: an axis that there is not, or twice, or a size that is no positive integer.
+        ValueError: an unknown or repeated axis, or a size that is not a positive integer.
     """
     sizes: dict[str, int] = {}
     for word in text.split(","):
@@ -165,7 +165,7 @@ def param_shardings(mesh: AnyMesh, tree: Tree) -> Tree:
         for pattern, spec in RULES:
             if re.search(rf"(^|[._]){pattern}$", name):
                 return _sharding(mesh, name, leaf.shape, spec)
-        raise ValueError(f"there is no rule how to split the parameter {name} over devices")
+        raise ValueError(f"there is no rule for splitting the parameter {name} over devices")
 
     return jax.tree.map_with_path(sharding, tree)
 
@@ -234,7 +234,7 @@ def constrain_like(tree: Tree, shardings_of: Callable[[AnyMesh, Tree], Tree]) ->
     reused, and the next call would have to be compiled anew.
 
     Args:
-        tree: of arrays, traced; of which some lie on a mesh, or none do.
+        tree: traced arrays; some of them, or none, lie on a mesh.
         shardings_of: ``param_shardings`` or ``batch_shardings``.
     """
     for leaf in jax.tree.leaves(tree):

@@ -28,7 +28,7 @@ def train_tokenizer(texts: Iterable[str], merges: int) -> Tokenizer:
         merges: how many pairs to join at most; a small text may hold fewer.
 
     Raises:
-        ValueError: ``merges`` is no positive number, or the texts hold nothing to learn from.
+        ValueError: ``merges`` is not a positive number, or the texts hold nothing to learn from.
     """
     from tokenizers import models, trainers
 

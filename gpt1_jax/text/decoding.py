@@ -41,7 +41,7 @@ def warn_of_unknown_ids(tokenizer: Sized, vocab_size: int) -> None:
 
 
 def warn_of_clean_up(clean_up_tokenization_spaces: bool | None) -> None:
-    """Warn, in the name of the caller's caller, where True is asked for in vain."""
+    """Warn, in the name of the caller's caller, where True has no effect."""
     if clean_up_tokenization_spaces:
         warnings.warn(
             "clean_up_tokenization_spaces has no effect on byte-pair tokens: detokenize closes "

@@ -31,7 +31,7 @@ def detokenized(text: str) -> str:
 
 
 def _quoted(line: str) -> str:
-    """A line whose quotation marks are closed up."""
+    """Return a line whose quotation marks are closed up."""
     said = line.partition('"')[0].rstrip()
     within = line.count('"') % 2 == 1 and said.endswith(_SAID)
 

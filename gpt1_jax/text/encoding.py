@@ -67,11 +67,11 @@ class BatchEncoding(dict[str, Any]):
             raise AttributeError(f"the encoding has no {name!r}; it has {fields}") from None
 
     def tokens(self, batch_index: int = 0) -> list[str]:
-        """The tokens of a text, special ones and pads included; see ``word_ids`` for errors."""
+        """Return a text's tokens, special ones and pads included; see ``word_ids`` for errors."""
         return self._encoding(batch_index).tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """The number of each token's word; None for special tokens and pads.
+        """Return the number of each token's word; None for special tokens and pads.
 
         Args:
             batch_index: which text.
@@ -94,13 +94,13 @@ class BatchEncoding(dict[str, Any]):
     def tree_flatten_with_keys(
         self,
     ) -> tuple[list[tuple[object, object]], tuple[str, ...]]:
-        """The values with their keys, sorted as those of a dict are: JAX calls this."""
+        """Return the values with their keys, sorted as those of a dict are: JAX calls this."""
         keys = tuple(sorted(self))
         return [(jax.tree_util.DictKey(key), self[key]) for key in keys], keys
 
     @classmethod
     def tree_unflatten(cls, keys: tuple[str, ...], values: Iterable[object]) -> Self:
-        """The inverse of flattening: JAX calls this."""
+        """Return the encoding of flattened values: JAX calls this."""
         return cls(zip(keys, values, strict=True))
 
 
@@ -126,7 +126,7 @@ class Layout:
 
 
 def padding_strategy(padding: object) -> Literal["longest", "max_length", "do_not_pad"]:
-    """The name of a padding.
+    """Return the name of a padding.
 
     Raises:
         ValueError: it is none.
@@ -140,7 +140,7 @@ def padding_strategy(padding: object) -> Literal["longest", "max_length", "do_no
 
 
 def truncation_strategy(truncation: object) -> str | None:
-    """The name of a truncation, None for none.
+    """Return the name of a truncation, None for none.
 
     Raises:
         ValueError: it is none of the names.
@@ -220,7 +220,7 @@ def _read_item(value: Any, *, words: bool) -> Input:
 
 
 def sequences(item: Input) -> tuple[Input, ...]:
-    """The text, or the text and its pair."""
+    """Return the text, or the text and its pair."""
     return item if isinstance(item, tuple) else (item,)
 
 
@@ -258,7 +258,7 @@ def _check_text(text: object, number: int | None) -> None:
         text.encode()
     except UnicodeEncodeError:
         where = _name(number)
-        raise ValueError(f"{where} holds a lone surrogate, which is no character") from None
+        raise ValueError(f"{where} holds a lone surrogate, which is not a character") from None
 
 
 def _name(number: int | None) -> str:
@@ -425,14 +425,14 @@ def make_template(backend: tokenizers.Tokenizer, single: str, pair: str) -> Any:
 
 
 def plain_template() -> Any:
-    """The template that adds no token: what transformers gives a tokenizer that has none."""
+    """Return the template that adds no token: what transformers gives a tokenizer that has none."""
     from tokenizers import processors
 
     return processors.TemplateProcessing(single="$A:0", pair="$A:0 $B:1", special_tokens=[])
 
 
 def _copied(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """A copy that shares the vocabulary, so that it takes no time; it differs in a template."""
+    """Return a copy with another template, which shares the vocabulary and so takes no time."""
     from tokenizers import Tokenizer
 
     copy = Tokenizer(backend.model)
@@ -468,7 +468,7 @@ def _run(
 
 
 def columns(encodings: Sequence[Any], names: Sequence[str]) -> dict[str, list[Any]]:
-    """The fields that are asked for, a row for each encoding."""
+    """Return the fields that are asked for, a row for each encoding."""
     fields = {}
     for name in names:
         if name == "length":
@@ -557,7 +557,7 @@ def as_tensors(
 
 
 def collated(encoded_inputs: Any) -> tuple[dict[str, Any], TensorType | None]:
-    """The fields of what ``Tokenizer.pad`` is given, as lists, and whose arrays they were.
+    """Return the fields of what ``Tokenizer.pad`` is given, as lists, and whose arrays they were.
 
     Raises:
         TypeError, ValueError: they are not encoded texts.

@@ -102,6 +102,6 @@ def _one_by_one(start: int, end: int) -> list[Span]:
 
 
 def _common(one: str, other: str) -> int:
-    """The number of characters that both begin with."""
+    """Return the number of characters that both begin with."""
     length = min(len(one), len(other))
     return next((i for i in range(length) if one[i] != other[i]), length)

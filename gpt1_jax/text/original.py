@@ -7,7 +7,6 @@ only: there is no model to download. ftfy and spaCy are the extra "text".
 from __future__ import annotations
 
 import functools
-import importlib.util
 import re
 import threading
 import unicodedata
@@ -52,12 +51,9 @@ def check_installed() -> None:
     Raises:
         ImportError: they are not; the message says how to get them.
     """
-    missing = [name for name in ("ftfy", "spacy") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f"the original text pipeline needs {' and '.join(missing)}: "
-            'pip install "gpt1-jax[text]"'
-        )
+    from gpt1_jax._conversion import extras  # which `import gpt1_jax.text` does without
+
+    extras.require("the original text pipeline", "ftfy", "spacy", extra="text")
 
 
 def standardized(text: str, *, tagged: bool = False) -> str:
@@ -82,7 +78,7 @@ def _spaced(text: str) -> str:
 
 
 def _signs(chunk: str) -> int:
-    """The most times that spaCy goes through a whole chunk."""
+    """Return the most times that spaCy goes through a whole chunk."""
     if _is_one_sign(chunk):
         return 1
     found = map(_SIGNS.match, (chunk, chunk[::-1]))
@@ -123,7 +119,7 @@ def _check_marks(text: str, start: int) -> None:
 
 
 def _prepared(text: str, *, tagged: bool = False) -> tuple[list[str], list[Span], list[Span]]:
-    """The chunks of a text, and where they came from.
+    """Return the chunks of a text, and where they came from.
 
     For each of their characters but line breaks, in order: its span, and that of the white space
     before it, (0, 0) where there is none.
@@ -288,7 +284,7 @@ class OriginalText:
             yield chunks
 
     def _parts(self, text: str, start: int = 0) -> list[tuple[str | int, int]]:
-        """The ids of added tokens and what lies between them, each with its end in the text."""
+        """Return added tokens' ids and what lies between them, each with its end in the text."""
         _check_marks(text, start)
         decoder = self._backend.get_added_tokens_decoder().items()
         added = {id_: token for id_, token in decoder if token.content != self._unk_token}
@@ -307,7 +303,7 @@ class OriginalText:
 
 
 def _words(chunks: Sequence[str]) -> list[list[tuple[str, str]]]:
-    """The words of each chunk, as written and in lower case; whoever calls holds the lock."""
+    """Return each chunk's words, as written and in lower case; the caller holds the lock."""
     language = _language()
     # What spaCy learns of new words is dropped with the zone: it would be kept for ever.
     with language.memory_zone():
@@ -315,7 +311,7 @@ def _words(chunks: Sequence[str]) -> list[list[tuple[str, str]]]:
 
 
 def _chunk_words(tokenizer: Callable[[str], Doc], chunk: str) -> list[tuple[str, str]]:
-    """The words of a chunk, as spaCy has them.
+    """Return the words of a chunk, as spaCy has them.
 
     From a run of one sign it takes one at each end at a time, and copies the rest each time. Only
     at the ends and in the middle can words be others than that sign: so a short run, whose length

@@ -249,7 +249,7 @@ class Tokenizer:
             return conversion.push_folder(folder, repo_id, **default | push)
 
     def to_json(self) -> str:
-        """The whole pipeline, vocabulary and added tokens included, as tokenizer.json holds it."""
+        """Return the whole pipeline, vocabulary and added tokens included, as in tokenizer.json."""
         return self._backend.to_str()
 
     @overload
@@ -282,7 +282,7 @@ class Tokenizer:
         add_special_tokens: bool = True,
         **options: Any,
     ) -> Any:
-        """The ids of ``text``.
+        """Return the ids of ``text``.
 
         Args:
             text: one text.
@@ -293,7 +293,7 @@ class Tokenizer:
 
         Raises:
             TypeError: not a string.
-            ValueError: the text holds a lone surrogate, which is no character; or, with "original",
+            ValueError: the text holds a lone surrogate, which is not a character, or for "original"
                 a word for which spaCy takes too long: its characters times the signs at its ends
                 are more than 10,000 squared, unless it is one sign, repeated; or more than 10,000
                 combining marks in a row, unless they are equal.
@@ -305,7 +305,7 @@ class Tokenizer:
         return self._encode([text])[0]
 
     def encode_prompt(self, text: str) -> list[int]:
-        """The ids of a text that is to be continued.
+        """Return the ids of a text that is to be continued.
 
         They are those of ``encode`` without the special tokens that the tokenizer's template adds
         after a text, such as BERT's ``[SEP]``, which would end it. Of an empty text the template's
@@ -344,7 +344,7 @@ class Tokenizer:
     def tokenize(
         self, text: str, pair: str | None = None, *, add_special_tokens: bool = False
     ) -> list[str]:
-        """The tokens of ``text`` as the vocabulary spells them; see ``encode``."""
+        """Return the tokens of ``text`` as the vocabulary spells them; see ``encode``."""
         if self._original:
             ids = self.encode(text, pair, add_special_tokens=add_special_tokens)
             return self.convert_ids_to_tokens(ids)
@@ -361,7 +361,7 @@ class Tokenizer:
         *,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> str:
-        """The text of ``ids``: words and punctuation, separated by spaces.
+        """Return the text of ``ids``: words and punctuation, separated by spaces.
 
         Args:
             ids: integers (T,): a list, a numpy or JAX array, or a single integer. Those beyond the
@@ -377,7 +377,7 @@ class Tokenizer:
         return self._backend.decode(self._known(ids), skip_special_tokens=skip_special_tokens)
 
     def detokenize(self, ids: ArrayLike) -> str:
-        """The text of ``ids`` as a reader expects it, without special tokens.
+        """Return the text of ``ids`` as a reader expects it, without special tokens.
 
         Punctuation closes up to its words and contractions are whole, lines end where they did.
         What the ids do not tell stays as ``decode`` has it: the case, whether a hyphen or a slash
@@ -398,7 +398,7 @@ class Tokenizer:
         *,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> list[str]:
-        """The texts of several sequences of ids; see ``decode``.
+        """Return the texts of several sequences of ids; see ``decode``.
 
         Args:
             sequences: lists of integers, of any lengths, or an integer array (batch, T). A single
@@ -585,20 +585,20 @@ class Tokenizer:
         return self._backend.num_special_tokens_to_add(pair)
 
     def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
-        """The id of a token, an int, or a list of the ids of several; unknown ones become <unk>."""
+        """Return the id of a token, or a list of the ids of several; unknown ones become <unk>."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         index = self._backend.token_to_id(tokens)
         return self.unk_token_id if index is None else index
 
     def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
-        """The text of tokens as the vocabulary spells them: what ``decode`` makes of their ids."""
+        """Return the text of tokens in the vocabulary's spelling: what ``decode`` makes of ids."""
         if isinstance(tokens, str) or not all(isinstance(token, str) for token in tokens):
             raise TypeError(f"tokens must be a list of strings, not {short(tokens)}")
         return self._backend.decoder.decode(list(tokens))
 
     def convert_ids_to_tokens(self, ids: ArrayLike, skip_special_tokens: bool = False) -> Any:
-        """The token of an id, or a list of the tokens of several, as the vocabulary spells them.
+        """Return the token of an id, or a list of the tokens of several, as in the vocabulary.
 
         The token of an id beyond the tokenizer is None.
 
@@ -712,11 +712,11 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=False)
 
     def get_vocab(self) -> dict[str, int]:
-        """Every token and its id, added ones included."""
+        """Return every token and its id, added ones included."""
         return self._backend.get_vocab(with_added_tokens=True)
 
     def get_added_vocab(self) -> dict[str, int]:
-        """The added tokens and their ids, in the order of these; special tokens among them."""
+        """Return the added tokens, special ones among them, and their ids, in order of the ids."""
         added = self._backend.get_added_tokens_decoder()
         return {token.content: id_ for id_, token in sorted(added.items())}
 
@@ -754,7 +754,7 @@ class Tokenizer:
             )
 
     def _encode(self, texts: Sequence[str], *, checked: bool = False) -> list[list[int]]:
-        """The ids of texts, without special tokens."""
+        """Return the ids of texts, without special tokens."""
         if not checked:
             check_inputs(texts)
         if self._original:
@@ -765,7 +765,7 @@ class Tokenizer:
     def _plain_fields(
         self, texts: Sequence[str], names: Sequence[str], layout: Layout
     ) -> dict[str, Any]:
-        """The ids and the attention mask of texts that nothing is added to.
+        """Return the ids and the attention mask of texts that nothing is added to.
 
         That is what the library would return. But ids of the original pipeline, which come by
         chunks, need not go through it again (of 10,000 texts that takes as long as encoding them),
@@ -805,7 +805,7 @@ class Tokenizer:
         return encode_parts(self._backend, rows, layout, special=special)
 
     def _words_part(self, words: Sequence[str], offsets: bool) -> Part:
-        """The ids of words with the original pipeline."""
+        """Return the ids of words with the original pipeline."""
         assert self._original is not None
         if offsets:
             found = [self._original.encode_with_offsets(word) for word in words]
@@ -820,7 +820,7 @@ class Tokenizer:
     def _truncation(
         self, truncation: object, max_length: int | None, stride: int, added: int
     ) -> dict[str, Any] | None:
-        """The library's arguments, None for no truncation; ``added`` is of special tokens."""
+        """Return the library's arguments, None for no truncation; ``added`` special ones."""
         strategy = truncation_strategy(truncation)
         check("stride", stride, INTEGER, at_least(0))
         if strategy is None:
@@ -845,7 +845,7 @@ class Tokenizer:
         pad_to_multiple_of: int | None,
         padding_side: Side | None,
     ) -> dict[str, Any] | None:
-        """The library's arguments, None for no padding."""
+        """Return the library's arguments, None for no padding."""
         strategy = padding_strategy(padding)
         side = _checked_side(padding_side or self.padding_side, "padding_side")
         check_multiple(pad_to_multiple_of)
@@ -890,7 +890,7 @@ def _warn_if_unused(padding: object, max_length: int | None) -> None:
 
 
 def _content(token: object) -> str:
-    """The text of a token, a string or an AddedToken."""
+    """Return the text of a token, a string or an AddedToken."""
     content = getattr(token, "content", token)
     if not isinstance(content, str) or not content:
         raise ValueError(f"{token!r} is not a token: it must be a string of some length")

@@ -69,7 +69,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def read_tokenizer(folder: Path) -> dict[str, Any]:
-    """The arguments of ``Tokenizer``, from tokenizer.json, or a vocabulary and its merges, if any.
+    """Return ``Tokenizer``'s arguments, from tokenizer.json or a vocabulary and its merges, if any.
 
     Raises:
         FileNotFoundError: none of them is there.
@@ -123,7 +123,7 @@ def read_tokenizer(folder: Path) -> dict[str, Any]:
 
 
 def _checked_settings(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The arguments of ``Tokenizer`` that the settings have as they are."""
+    """Return the arguments of ``Tokenizer`` that the settings have as they are."""
     sides = {name: settings.get(name, "right") for name in ("padding_side", "truncation_side")}
     for name, side in sides.items():
         check(f"{folder}: {name}", side, SIDE)
@@ -312,7 +312,7 @@ def is_gpt1(backend: tokenizers.Tokenizer) -> bool:
 
 
 def _gpt1_model(saved: tokenizers.Tokenizer, file: Path) -> models.BPE:
-    """The merges of a tokenizer.json whose pipeline is GPT-1's."""
+    """Return the merges of a tokenizer.json whose pipeline is GPT-1's."""
     model: Any = saved.model
     normalizer = saved.normalizer
     for name, found, right in (
@@ -350,7 +350,7 @@ def _gpt1_pipeline(found: _Model, named: Mapping[str, AddedToken]) -> tokenizers
 
 
 def pipeline(model: models.BPE, unk_token: str) -> tokenizers.Tokenizer:
-    """The pipeline of transformers 5 around a vocabulary and its merges."""
+    """Return the pipeline of transformers 5 around a vocabulary and its merges."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
     model.unk_token, model.fuse_unk, model.dropout = unk_token, False, None
@@ -365,7 +365,7 @@ def pipeline(model: models.BPE, unk_token: str) -> tokenizers.Tokenizer:
 def _template_of(
     settings: Mapping[str, object], backend: tokenizers.Tokenizer, named: Mapping[str, AddedToken]
 ) -> Any:
-    """The template of add_bos_token and add_eos_token, None without them or their tokens."""
+    """Return the template of add_bos_token and add_eos_token, None without them or their tokens."""
     from tokenizers import processors
 
     begin, end = (
@@ -401,7 +401,7 @@ def _check_template(backend: tokenizers.Tokenizer, file: Path) -> None:
 
 
 def _n_positions(folder: Path) -> int | None:
-    """The positions of the model in the folder; None if there is none that can be read."""
+    """Return the positions of the model in the folder; None if there is none that can be read."""
     from gpt1_jax._conversion import config_file, layout
 
     try:
@@ -457,7 +457,7 @@ def _extra(fields: Mapping[str, object], folder: Path) -> Iterable[object]:
 def _listed_tokens(
     folder: Path, settings: Mapping[str, object], saved: Mapping[int, AddedToken], special: set[str]
 ) -> dict[int, AddedToken]:
-    """The added tokens that the files list with their ids, from where transformers reads them."""
+    """Return the added tokens that the files list with ids, from where transformers reads them."""
     if "added_tokens_decoder" not in settings:
         added = _read_object(folder / "added_tokens.json").items()
         fields = ((index, {"content": text, "special": text in special}) for text, index in added)
@@ -482,7 +482,7 @@ def _by_id(found: Iterable[tuple[object, object]], folder: Path) -> dict[int, Ad
 
 
 def _added_token(value: object, folder: Path, *, special: bool = False) -> AddedToken:
-    """A token as the files spell it: its text, or an object with the fields of an AddedToken."""
+    """Return a token from its form in the files: a text, or an object with AddedToken's fields."""
     from tokenizers import AddedToken
 
     fields: dict[str, Any] = {"content": value} if isinstance(value, str) else {}
@@ -501,7 +501,7 @@ def _added_token(value: object, folder: Path, *, special: bool = False) -> Added
 
 
 def _read_object(file: Path) -> dict[str, object]:
-    """The JSON object in a file; an empty one if there is no file."""
+    """Return the JSON object in a file; an empty one if there is no file."""
     from gpt1_jax._conversion import json_file
 
     content = json_file.read_json(file) if file.is_file() else {}

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt1_jax._conversion import files
+from gpt1_jax._conversion import extras, files
 
 MOST_COUNTS = 40  # classes: of more, the cells of the picture have no numbers
 MOST_LETTERS = 24  # of a class's name in the picture
@@ -63,11 +63,9 @@ def draw_confusion_matrix(
         ImportError: matplotlib is not installed.
         OSError: the picture cannot be written.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise ImportError('pictures need matplotlib: pip install "gpt1-jax[train]"') from None
+    extras.require("a picture", "matplotlib", extra="train")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
     from sklearn.metrics import confusion_matrix
 
     counts = confusion_matrix(labels, predictions, labels=list(names))

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, Unpack
 
-from gpt1_jax._conversion import conversion
+from gpt1_jax._conversion import conversion, extras
 from gpt1_jax.checks import INTEGER, at_least, check
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import HubOptions, resolve
@@ -29,7 +29,7 @@ from gpt1_jax.training.data.records import Quoting, Record, read_records
 from gpt1_jax.training.data.tasks import Example, Task
 from gpt1_jax.training.perplexity import check_stride, text_measures
 from gpt1_jax.training.predict import Predictor, load_task_model
-from gpt1_jax.training.run_settings import check_files, check_modules, check_vocabulary
+from gpt1_jax.training.run_settings import check_files, check_vocabulary
 from gpt1_jax.training.task_file import TASK, read_quoting
 from gpt1_jax.training.task_forward import forward
 from gpt1_jax.training.task_measures import compare
@@ -158,7 +158,7 @@ def evaluate_labelled(
         ValueError: a file or the model is wrong, or the loss is not finite.
     """
     check("batch_size", batch_size, INTEGER, at_least(1))
-    check_modules("sklearn", "scipy")
+    extras.require("an evaluation", "sklearn", "scipy", extra="train")
     check_files(file for file in files if not isinstance(file, RecordSource))
     folder = resolve(model, **hub)
     if not (folder / TASK).is_file():

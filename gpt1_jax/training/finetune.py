@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gpt1_jax._conversion import layout
+from gpt1_jax._conversion import extras, layout
 from gpt1_jax.checks import (
     INTEGER,
     Count,
@@ -79,7 +79,6 @@ from gpt1_jax.training.optimizer import (
 )
 from gpt1_jax.training.run_settings import (
     RunSettings,
-    check_modules,
     check_vocabulary,
     fields_of,
 )
@@ -310,7 +309,8 @@ class _Finetuning:
 
     def check(self) -> np.ndarray:
         """Check what needs no reading, and return the rows of a batch that this process reads."""
-        check_modules("grain", "matplotlib", "sklearn", "scipy")
+        modules = ("grain", "matplotlib", "sklearn", "scipy")
+        extras.require("fine-tuning", *modules, extra="train")
         share = self.settings.valid_share
         if share is not None and self.valid is not None:
             raise ValueError(f"valid_share is {share:g}, but valid is given: leave one of them out")

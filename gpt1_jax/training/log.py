@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt1_jax._conversion import files, json_file
+from gpt1_jax._conversion import extras, files, json_file
 
 
 class Log:
@@ -70,6 +70,7 @@ def draw_losses(log: Path, picture: Path) -> None:
         ImportError: matplotlib is not installed.
         OSError: the picture cannot be written.
     """
+    extras.require("a picture", "matplotlib", extra="train")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gpt1_jax._conversion import extras
+
 
 def accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
     """Return the share of predictions that are right."""
@@ -73,11 +75,8 @@ def _correlation(name: str, predictions: np.ndarray, labels: np.ndarray) -> floa
 
 
 def _library(module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        hint = 'pip install "gpt1-jax[train]"'
-        raise ImportError(f"metrics need scikit-learn and scipy: {hint}") from error
+    extras.require("a metric", module.partition(".")[0], extra="train")
+    return importlib.import_module(module)
 
 
 # (predictions (N,), labels (N,)) -> a number. Both are classes or choices, integer, or numbers; or

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from gpt1_jax._conversion import layout
+from gpt1_jax._conversion import extras, layout
 from gpt1_jax.checks import Count, MaybeCount, Positive, PositiveInteger, check_fields
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import resolve
@@ -47,7 +47,6 @@ from gpt1_jax.training.perplexity import text_measures
 from gpt1_jax.training.run_settings import (
     RunSettings,
     check_files,
-    check_modules,
     check_vocabulary,
     fields_of,
 )
@@ -239,7 +238,7 @@ class _Pretraining:
         """Check what needs no reading, and return the rows of a batch that this process reads."""
         if not self.texts:
             raise ValueError("give at least one text file")
-        check_modules("grain", "matplotlib")
+        extras.require("pre-training", "grain", "matplotlib", extra="train")
         check_files([*self.texts, *self.valid])
         self.new.check_for(self.model, self.tokenizer)
         if self.settings.lora is not None and self.model is None:

@@ -1,7 +1,6 @@
 """What pre-training and fine-tuning are set to alike, and the checks that both begin with."""
 
 import dataclasses
-import importlib.util
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -89,17 +88,6 @@ class RunSettings:
 def fields_of(*parts: Any) -> dict[str, object]:
     """Return the fields of several settings, which no two of them share, by their names."""
     return {name: value for part in parts for name, value in dataclasses.asdict(part).items()}
-
-
-def check_modules(*names: str) -> None:
-    """Check that modules are installed which the package can do without, but a training cannot.
-
-    Raises:
-        ImportError: some are not; the message says how to get them.
-    """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(f'{", ".join(missing)} is not installed: pip install "gpt1-jax[train]"')
 
 
 def check_files(paths: Iterable[str | os.PathLike[str]]) -> None:

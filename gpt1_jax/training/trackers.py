@@ -1,11 +1,10 @@
 """Trackers: callbacks that report a training to TensorBoard or to Weights & Biases."""
 
-import importlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from gpt1_jax._conversion import json_file
+from gpt1_jax._conversion import extras, json_file
 from gpt1_jax.training.callbacks import Callback
 from gpt1_jax.training.run_folder import SETTINGS
 
@@ -27,7 +26,10 @@ class TensorBoard(Callback):
     """
 
     def __init__(self):
-        self._module = _package("tensorboardX", "tensorboard")
+        extras.require("TensorBoard", "tensorboardX", extra="tensorboard")
+        import tensorboardX
+
+        self._module: Any = tensorboardX
 
     def on_start(self, run: "TrainRun") -> None:
         # What was written after the last checkpoint comes again, and is hidden by purge_step.
@@ -60,7 +62,10 @@ class WandB(Callback):
     """
 
     def __init__(self):
-        self._module = _package("wandb", "wandb")
+        extras.require("WandB", "wandb", extra="wandb")
+        import wandb  # pyright: ignore[reportMissingImports]
+
+        self._module: Any = wandb
 
     def on_start(self, run: "TrainRun") -> None:
         path = run.out / RUN_ID
@@ -86,14 +91,6 @@ class WandB(Callback):
             best = {f"best/{name}": value for name, value in result.best.items()}
             self._run.summary.update({**best, "best/step": result.best_step})
         self._run.finish(exit_code=0 if error is None else 1)
-
-
-def _package(name: str, extra: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        message = f'{name} is not installed: pip install "gpt1-jax[{extra}]"'
-        raise ImportError(message) from None
 
 
 TRACKERS: Mapping[TrackerName, type[Callback]] = {"tensorboard": TensorBoard, "wandb": WandB}

@@ -174,7 +174,9 @@ def test_read_reports_hub_refusal_in_one_line(hub, cache, name, options, message
     with pytest.raises(FileNotFoundError) as error:
         read(name, cache_dir=cache, **options)
     text = str(error.value)
-    assert text.startswith(f"{name!r} is no folder here, and cannot be had from the Hugging Face")
+    assert text.startswith(
+        f"{name!r} is not a folder here and cannot be downloaded from the Hugging Face"
+    )
     assert message in text
     assert "\n" not in text
 
@@ -229,9 +231,7 @@ def test_resolve_prefers_local_folders(hub, tmp_path, monkeypatch):
 def test_resolve_never_looks_up_paths(hub, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in ("./a", "../a", "/no/such", "~/no/such", "a/b/c", "a\\b", "", Path("a/b")):
-        with pytest.raises(
-            FileNotFoundError, match=r"there is no folder '.*'; expected is a folder"
-        ):
+        with pytest.raises(FileNotFoundError, match=r"there is no folder '.*'; expected a folder"):
             resolve(path)
     Path("model.safetensors").touch()
     with pytest.raises(

@@ -23,6 +23,7 @@ from conversion.match import DTYPES
 BASE, LM_HEAD, DOUBLE_HEADS, CLASSIFICATION = ARCHITECTURES
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shard_size", ["5GB", "1KB"])

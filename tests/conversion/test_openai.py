@@ -36,6 +36,7 @@ def test_write_output_loads_in_original_loader(checkpoint, folder, identical):
         assert identical(array.reshape(row.shape), made.tensors[row.torch])
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("architecture", [BASE, LM_HEAD])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_write_then_read_is_exact_in_float32(

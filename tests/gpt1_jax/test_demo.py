@@ -19,6 +19,7 @@ pytestmark = pytest.mark.optimized
 SENTENCE = "the old man looked at her and"
 
 
+@pytest.mark.smoke
 def test_demo_is_a_small_hugging_face_checkpoint() -> None:
     files = {path.name: path.stat().st_size for path in demo.FOLDER.iterdir() if path.is_file()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md"} <= files.keys()
@@ -31,6 +32,7 @@ def test_demo_is_a_small_hugging_face_checkpoint() -> None:
     assert 128 <= model.config.n_embd <= 320
 
 
+@pytest.mark.smoke
 def test_demo_model_predicts_english() -> None:
     """It has learned words and what follows them: far likelier than in another order."""
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained("demo")
@@ -54,6 +56,7 @@ def test_demo_resolve_prefers_a_local_folder(
     assert demo.resolve("demo").resolve() == tmp_path / "demo"
 
 
+@pytest.mark.smoke
 def test_cli_generate_uses_demo_model_offline(tmp_path: Path) -> None:
     """In a process of its own that runs elsewhere and may not reach a hub."""
     command = [

@@ -28,6 +28,7 @@ def model_of(architecture: str) -> OpenAIGPTPreTrainedModel:
     return model
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("architecture", conversion.ARCHITECTURES)
 def test_model_outputs_and_gradients_match_golden_values(architecture: str) -> None:
     apply, params = gpt1.functional(model_of(architecture))
@@ -57,6 +58,7 @@ def total_loss(apply: Any, params: Any, arguments: dict[str, Any]) -> jax.Array:
     return out.loss + getattr(out, "mc_loss", 0)
 
 
+@pytest.mark.smoke
 def test_generate_greedy_matches_golden_ids() -> None:
     model = model_of("OpenAIGPTLMHeadModel")
     assert isinstance(model, gpt1.OpenAIGPTLMHeadModel)

@@ -67,6 +67,7 @@ def test_windows_score_each_token_once(n_positions: int, count: int, data: st.Da
     assert scored == list(range(first, count))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("stride", [None, 1, 3, T])
 def test_score_equals_numpy(stride: int | None) -> None:
     texts = [random_ids(n, seed=n) for n in (1, 2, 5, 8, 9, 10, 17, 23)]

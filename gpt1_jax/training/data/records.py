@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from gpt1_jax._conversion import json_file
+from gpt1_jax._conversion import extras, json_file
 from gpt1_jax.sharding.processes import is_main_process
 
 Quoting = Literal["csv", "none"]
@@ -196,11 +196,10 @@ def _record(place: str, record: object, columns: Collection[str]) -> Record:
 def _arrow_records(
     path: Path, content: bytes, columns: Collection[str], keep_others: bool
 ) -> Iterator[tuple[str, Record]]:
-    try:
-        import pyarrow
-        from pyarrow import ipc, parquet
-    except ImportError:
-        raise ImportError(f'{path} is read by pyarrow: pip install "gpt1-jax[arrow]"') from None
+    extras.require(f"reading {path}", "pyarrow", extra="arrow")
+    import pyarrow
+    from pyarrow import ipc, parquet
+
     buffer = pyarrow.BufferReader(content)
     try:
         if kind_of(path) == ".parquet":

@@ -33,6 +33,7 @@ def test_help_lists_every_command(run: Run) -> None:
     assert re.findall(r"• (\S+)", out) == list(cli.COMMANDS)
 
 
+@pytest.mark.smoke
 def test_version_is_that_of_the_package(run: Run) -> None:
     assert run("--version") == (0, f"gpt1-jax {gpt1_jax.__version__}\n", "")
 

@@ -442,5 +442,6 @@ def test_cli_training_checks_dependencies_first(
     )
     status, _, err = run(*(PRETRAIN if command == "pretrain" else FINETUNE))
     assert status == 2
-    assert err == 'gpt1: matplotlib is not installed: pip install "gpt1-jax[train]"\n'
+    need = 'needs matplotlib, which is not installed: pip install "gpt1-jax[train]"'
+    assert err == f"gpt1: {'pre-training' if command == 'pretrain' else 'fine-tuning'} {need}\n"
     assert not (here / "run").exists()

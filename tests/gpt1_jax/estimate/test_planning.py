@@ -183,7 +183,7 @@ def test_target_parses_name_and_device_count(name: str, devices: int) -> None:
     ("arguments", "message"),
     [
         (["v9:2x2"], "there is no machine 'v9:2x2'; there are v5e:2x2"),
-        (["v5e"], "'v5e' is no slice of v5e: give its shape, as in v5e:2x2"),
+        (["v5e"], "'v5e' is not a slice of v5e: give its shape, as in v5e:2x2"),
         (["v5p:2x2"], "as in v5p:2x2x2"),
         (["cpu", "--forward-rows", "-1"], "rows must be at least 0"),
         (["cpu:4", "--mesh", "data=3"], "is for 3 devices, but there are 4"),
@@ -211,4 +211,4 @@ def test_cli_plan_reports_missing_compiler(run: Run, monkeypatch: pytest.MonkeyP
     )
     status, _, err = run("plan", "v5e:2x2")
     assert status == 2
-    assert 'needs libtpu: pip install "gpt1-jax[plan]"' in err
+    assert 'needs libtpu, which is not installed: pip install "gpt1-jax[plan]"' in err

@@ -199,7 +199,7 @@ def test_make_mesh_rejects_wrong_device_count() -> None:
 
 def test_param_shardings_reject_unknown_parameter() -> None:
     params = {"transformer": {"gate": {"kernel": np.zeros((4, 4))}}}
-    with pytest.raises(ValueError, match=r"no rule how to split .* transformer\.gate\.kernel "):
+    with pytest.raises(ValueError, match=r"no rule for splitting .* transformer\.gate\.kernel "):
         sharding.param_shardings(mesh_of("fsdp=2"), params)
 
 

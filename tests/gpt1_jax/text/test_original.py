@@ -327,7 +327,8 @@ def test_pipeline_reports_invalid_settings_and_text(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "spacy" else find(name)
     )
-    with pytest.raises(ImportError, match=r'needs spacy: pip install "gpt1-jax\[text\]"'):
+    need = r'needs spacy, which is not installed: pip install "gpt1-jax\[text\]"'
+    with pytest.raises(ImportError, match=need):
         Tokenizer.from_pretrained(tmp_path, pipeline="original")
     file = tmp_path / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_bytes()) | {"text_pipeline": 3}))

@@ -377,6 +377,7 @@ def test_tokenizer_can_be_pickled(tokenizer: Tokenizer):
     assert copy.pad_token_id == tokenizer.pad_token_id
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kept", ["tokenizer.json", "vocab.json"])
 def test_save_pretrained_then_load_keeps_everything(
     tokenizer: Tokenizer, tmp_path: Path, kept: str

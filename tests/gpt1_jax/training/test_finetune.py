@@ -177,6 +177,7 @@ def test_finetune_learns_any_number_of_labels(base: Path, tmp_path: Path) -> Non
         next(evaluate_labelled(out, [valid], by_class=True))
 
 
+@pytest.mark.smoke
 def test_finetune_writes_config_tokenizer_and_task(base: Path, tmp_path: Path) -> None:
     _, out = run(base, tmp_path, "classification", epochs=1)
     config = json.loads((out / "config.json").read_text())

@@ -125,7 +125,7 @@ def test_evaluate_rejects_bad_input() -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_evaluate_reports_missing_library(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setitem(sys.modules, "sklearn.metrics", None)
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ImportError, match=r'pip install "gpt1-jax\[train\]"'):
         compute_metrics([name], [0, 1], [1, 0])

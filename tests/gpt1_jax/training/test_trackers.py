@@ -60,7 +60,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         def finish(self, exit_code: int) -> None:
             self.exit_code = exit_code
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=Run))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=Run, __spec__=True))
     return runs
 
 

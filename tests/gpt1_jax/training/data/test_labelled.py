@@ -300,7 +300,7 @@ def test_read_rows_reports_damaged_binary_files(
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").touch()
     with pytest.raises(
-        ImportError, match=r'a\.parquet is read by pyarrow: pip install "gpt1-jax\[a'
+        ImportError, match=r'a\.parquet needs pyarrow, which .*: pip install "gpt1-jax\[a'
     ):
         read_rows(tmp_path / "a.parquet", COLUMNS)
 
