@@ -2,6 +2,12 @@
 
 import os
 import sys
+from pathlib import Path
+
+# An editable installation finds this package from everywhere, but not its results.
+if not (checkout := Path(__file__).resolve().parents[1]).samefile(Path.cwd()):
+    print(f"benchmarks: must run from the checkout: cd {checkout}", file=sys.stderr)
+    sys.exit(2)
 
 if sys.argv[1:2] == ["accelerator"]:  # which does without tyro, so it is looked for first
     from benchmarks.accelerator import main
