@@ -31,7 +31,7 @@ try:
     )
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ModuleNotFoundError as error:
-    missing = error.name or "lm_eval"  # or a package that it needs
+    missing = str(error.name).partition(".")[0]  # the harness, or a package that it needs
     raise ImportError(extras.explain("the command lm-eval", [missing], "lm-eval")) from None
 from tqdm import tqdm
 

@@ -4,7 +4,6 @@ import math
 import operator
 from typing import TYPE_CHECKING
 
-from gpt1_jax._conversion import extras
 from gpt1_jax.explore import display
 from gpt1_jax.explore.display import Figure
 from gpt1_jax.explore.forward_trace import ForwardTrace, LogitLens, NextTokens
@@ -120,6 +119,8 @@ def _label(token: str) -> str:
 
 def _figure(width: float, height: float) -> Figure:
     """An empty picture, in inches."""
+    from gpt1_jax._conversion import extras  # which `import gpt1_jax.explore` does without
+
     extras.require("a picture", "matplotlib", extra="train")
     from matplotlib import figure as matplotlib_figure
     from matplotlib.backends.backend_agg import FigureCanvasAgg

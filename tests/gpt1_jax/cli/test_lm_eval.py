@@ -35,7 +35,7 @@ def test_missing_harness_is_one_line(run: Run, monkeypatch: pytest.MonkeyPatch) 
     status, out, err = run("lm-eval", "--tasks", "copa")
     assert (status, out) == (2, "")
     assert len(err.splitlines()) == 1
-    assert err.startswith("gpt1: the command lm-eval needs lm_eval.api, which is not installed: ")
+    assert err.startswith("gpt1: the command lm-eval needs lm_eval, which is not installed: ")
     assert err.endswith('pip install "gpt1-jax[lm-eval]"\n')
     with pytest.raises(ImportError, match="pip install"):
         importlib.import_module("gpt1_jax.lm_eval")
