@@ -196,29 +196,29 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
     """Base of the four models.
 
     Args:
-        config: what the model is made of.
-        dtype: of the computation; by default the parameters' dtype. Softmax, layer-norm statistics,
-            logits and losses are float32 at least.
-        param_dtype: of the parameters.
-        precision: of the matrix products, as ``jax.lax.Precision``; by default JAX's for the
-            device, which on GPU and TPU is coarser than float32.
-        attention: what computes it. "manual", the default, is GPT-1's formula. "xla" and "cudnn"
-            are ``jax.nn.dot_product_attention``: equal at tokens but for rounding, not at padding.
-            Where the weights are asked for (``output_attentions``) or dropped out in a training,
-            the formula takes their place. "cudnn" needs bfloat16 or float16 and an NVIDIA GPU.
-            "auto" chooses by the platform: "cudnn" on such a GPU, if it can; else "xla" on a GPU or
-            TPU, "manual" on a CPU.
+        config: the configuration.
+        dtype: dtype of the computation; by default that of the parameters. Softmax, layer-norm
+            statistics, logits and losses are float32 at least.
+        param_dtype: dtype of the parameters.
+        precision: precision of the matrix products, as ``jax.lax.Precision``; by default JAX's for
+            the device, which on GPU and TPU is coarser than float32.
+        attention: implementation of attention. "manual", the default, is GPT-1's formula. "xla" and
+            "cudnn" are ``jax.nn.dot_product_attention``, which gives the same up to rounding,
+            except at padding. Where the weights are asked for (``output_attentions``) or dropped
+            out in a training, the formula takes their place. "cudnn" needs bfloat16 or float16 and
+            an NVIDIA GPU. "auto" chooses by the platform: "cudnn" on such a GPU, if it can; else
+            "xla" on a GPU or TPU, "manual" on a CPU.
         remat: what the backward pass of a training computes again instead of keeping it: "none";
             "linear", all but the products of linear layers (so scores, softmax, dropout, GELU and
             norms); or "all", whole blocks, whose inputs alone are kept then. On a CPU it
             needs ``nn.remat.compiler_options``.
-        rngs: keys of the initial weights.
+        rngs: random keys for the initial weights.
 
     Attributes:
-        config: as given.
-        dtype: of the computation.
-        attention: the backend that computes it, "auto" resolved.
-        remat: as given.
+        config: the configuration.
+        dtype: dtype of the computation.
+        attention: implementation of attention, with "auto" resolved.
+        remat: what the backward pass computes again.
         carried: what copies of the model keep besides.
         classifies: whether the labels are classes or numbers of whole texts, not next tokens.
         generation_config: what ``generate`` starts from; any form that it takes can be assigned.
@@ -381,33 +381,34 @@ class OpenAIGPTPreTrainedModel(nnx.Module):
 
         Args:
             path: the folder or hub id, or "demo" for the bundled demo model.
-            dtype: of the parameters and of the computation; the file's by default, and for "auto".
-            param_dtype: of the parameters, where they are to differ from the computation: "float32"
-                with ``dtype="bfloat16"`` for training, "auto" for the file's.
-            precision: of the matrix products.
-            attention: what computes it; see the class.
-            remat: what a training's backward pass computes again; see the class.
-            rngs: keys of a head that the checkpoint lacks. Without them such a checkpoint is an
-                error.
-            mesh: of ``sharding.mesh.make_mesh``, to lay the parameters out on as ``shard_model``
-                does: each device gets its own shards, none a whole parameter that is split.
-            subfolder: of the folder or repository, where the checkpoint lies.
-            variant: of the weights, "fp16" for ``model.fp16.safetensors``.
-            ignore_mismatched_sizes: whether to start from a new head, by ``rngs``, where the
-                checkpoint's is of another number of labels. All else must fit.
+            dtype: dtype of the parameters and of the computation, such as "bfloat16". By default,
+                and for "auto", it is the file's.
+            param_dtype: dtype of the parameters, if it differs from that of the computation:
+                "float32" with ``dtype="bfloat16"`` for training, "auto" for the file's.
+            precision: precision of the matrix products; see the class.
+            attention: implementation of attention; see the class.
+            remat: what the backward pass of a training computes again; see the class.
+            rngs: random keys for a head that the checkpoint lacks. Without them, such a checkpoint
+                is an error.
+            mesh: a mesh of ``sharding.mesh.make_mesh``, to place the parameters on as
+                ``shard_model`` does. Each device reads its own shards alone.
+            subfolder: folder inside ``path`` that holds the checkpoint.
+            variant: variant of the weights, such as "fp16" for ``model.fp16.safetensors``.
+            ignore_mismatched_sizes: whether to start from a new head, drawn by ``rngs``, if the
+                checkpoint's head has another number of labels. Everything else must fit.
             revision: branch, tag or commit on the hub.
-            cache_dir: where downloads are kept.
-            local_files_only: whether to do without the network.
-            token: for private repositories.
-            force_download: whether to download again what is cached.
-            **fields: fields of the configuration to change, ``num_labels=3`` for example, by any
-                name that its constructor takes.
+            cache_dir: folder of the downloads.
+            local_files_only: whether to use no network.
+            token: access token for private repositories.
+            force_download: whether to download files again that are in the cache.
+            **fields: fields of the configuration to change, such as ``num_labels=3``, by any name
+                that its constructor takes.
 
         Raises:
-            FileNotFoundError: there is no such folder, file or repository.
+            FileNotFoundError: the folder, a file or the repository does not exist.
             ValueError: the files do not hold this model; the message lists every parameter that is
-                missing, unexpected, duplicate or mis-shaped; or values do not fit float16; or the
-                mesh does not divide it.
+                missing, unexpected, duplicate or mis-shaped. Or values do not fit float16, or the
+                mesh does not divide the model.
             TypeError: ``fields`` names no field of the configuration.
         """
         from gpt1_jax._conversion import conversion, layout

@@ -56,10 +56,10 @@ def functional(model: OpenAIGPTPreTrainedModel) -> tuple[Apply, Params]:
     ``apply`` can be called as it is and inside ``jax.jit``, ``jax.grad`` and the like. Models of
     equal configuration and numerics share one ``apply`` and its compilations.
 
-    Shapes and dtypes are checked before it runs, and the values of numpy arrays, lists and numbers.
-    Those of a ``jax.Array`` are never read, so that a loop runs ahead of the device; ids, positions
-    and labels that are out of range in one, masks of other values than 0 and 1, or tokens beyond a
-    cache's end, give NaN.
+    Shapes and dtypes are checked before ``apply`` runs, and so are the values of numpy arrays,
+    lists and numbers. The values of a ``jax.Array`` are never read, so that a loop runs ahead of
+    the device: there, ids, positions and labels out of range, masks of other values than 0 and 1,
+    and tokens beyond a cache's end give NaN.
 
     Args:
         model: any of the four models.

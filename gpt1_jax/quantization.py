@@ -22,11 +22,11 @@ Mode = Literal["int8"]
 def quantize(model: Model, mode: Mode = "int8", *, head: bool = True) -> Model:
     """Return a quantized copy of a model, which is used and saved like any other.
 
-    It cannot be trained. The given model is unchanged, and can be deleted.
+    The copy cannot be trained. The given model is unchanged and can be deleted.
 
     Args:
         model: any of the four models.
-        mode: "int8", the only one.
+        mode: "int8", the only mode.
         head: whether the token embedding, which is the LM head too unless that is untied, becomes
             int8 as well as the blocks. It is a third of GPT-1's parameters.
 
@@ -35,8 +35,8 @@ def quantize(model: Model, mode: Mode = "int8", *, head: bool = True) -> Model:
 
     Raises:
         TypeError: ``model`` or ``head`` is something else.
-        ValueError: there is no such mode, or the model is quantized already or holds other layers
-            than GPT-1's.
+        ValueError: the mode is unknown, or the model is quantized already or has other layers than
+            GPT-1's.
     """
     if not isinstance(model, OpenAIGPTPreTrainedModel):
         raise TypeError(f"model is a {type(model).__name__}, but must be one of gpt1_jax's models")

@@ -179,17 +179,17 @@ def score(
 ) -> list[Score]:
     """Return the log-probability of every token of many texts.
 
-    A text may be longer than the model's positions: it is read in windows. In float32 the numbers
-    do not depend on the other texts, but for rounding.
+    A text that is longer than the model's positions is read in windows. In float32 the numbers do
+    not depend on the other texts, up to rounding.
 
     Args:
-        model: a language model, on one device or on a mesh; in half precision or int8 too.
+        model: a language model in any precision, on one device or on a mesh.
         texts: strings, or token ids (T,) integer, of any lengths; all of one kind.
-        contexts: for each text what comes before it and is not scored: a string or ids, as the
-            texts are; None for nothing; or how many of the text's own first tokens are context.
-            context + text is tokenized as one string, without a space between them. A token that
-            begins in the context and ends in the text belongs to the text.
-        tokenizer: needed for strings.
+        contexts: for each text what comes before it and is not scored: a string or ids, of the kind
+            of the texts; None for nothing; or the number of the text's own first tokens that are
+            context. A string context + text is tokenized as one string, without a space between
+            them. A token that begins in the context and ends in the text belongs to the text.
+        tokenizer: the model's tokenizer, which strings need.
         stride: how many tokens of a longer text each further window scores; the rest of a window
             is context. By default n_positions // 2; n_positions for windows that do not overlap.
         bos_token_id: a token that is read before each text, so that its first token is scored too.
@@ -200,8 +200,8 @@ def score(
 
     Raises:
         TypeError: ``texts`` is a single string, texts and ids are mixed, or there is no tokenizer.
-        ValueError: a text without tokens, ids out of range, a context that is longer than
-            n_positions, a number that is out of range, or a model that computes NaN.
+        ValueError: a text has no tokens, a context is longer than n_positions, ids or a number are
+            out of range, or the model computes NaN.
     """
     scored = dict(
         score_batches(

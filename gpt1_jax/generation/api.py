@@ -34,22 +34,23 @@ class GenerateOutput(ModelOutput):
     """What ``generate`` returns with ``return_dict_in_generate=True``; see ``ModelOutput``.
 
     Attributes:
-        sequences: what it returns otherwise.
-        transition_scores: log-probability of each new token under the distribution it was chosen
-            from, after all settings; float32, 0 for padding; for each row of ``sequences``, without
-            padding where that is a list. As Hugging Face's normalised
-            ``compute_transition_scores``. With beams, the terms of the beam's score, which are not
-            normalised again.
-        log_probs: the same under the model itself, whatever the settings.
-        sequences_scores: (rows,) float32 with beams: the sum of a row's transition scores over its
-            number of new tokens to the power length_penalty; None without. -1e9, as Hugging Face's,
-            of an empty row in place of a text where fewer are possible than were asked for.
+        sequences: the prompts and the new tokens, as ``generate`` returns them otherwise.
+        transition_scores: float32 log-probability of each new token under the distribution that it
+            was chosen from, after all settings; 0 for padding. A row for each row of ``sequences``,
+            without padding where that is a list. It equals Hugging Face's normalized
+            ``compute_transition_scores``. With beams these are the terms of the beam's score, which
+            are not normalized again.
+        log_probs: log-probability of each new token under the model itself, before all settings.
+        sequences_scores: (rows,) float32 with beams: the sum of a row's transition scores, divided
+            by its number of new tokens to the power length_penalty. As in Hugging Face, it is -1e9
+            for an empty row, which stands where fewer texts exist than were asked for. None without
+            beams.
         scores: with ``output_scores``, for each step the logits that the tokens were chosen by,
-            (rows, V) float32; with beams log-probabilities, (prompts * num_beams, V). After the end
-            of a text they mean nothing.
-        logits: with ``output_logits``, the model's own, likewise.
+            (rows, V) float32; with beams log-probabilities, (prompts * num_beams, V). They have no
+            meaning after the end of a text.
+        logits: with ``output_logits``, for each step the model's own logits, in the same shape.
         beam_indices: (rows, T) int32 with beams: the row of ``scores`` that each new token was
-            chosen by, -1 after the end of a text; None without.
+            chosen by, -1 after the end of a text. None without beams.
     """
 
     sequences: Sequences
@@ -129,25 +130,26 @@ def generate(
 ) -> Sequences | GenerateOutput:
     """Continue each prompt.
 
-    Every text is what it would be without the others, unless ``max_length``, ``min_length`` or
-    padding that is inferred count the others' width. In float32, that is: a batch's products are
-    rounded in another order, by 1e-6 or so, which no choice is likely to depend on. In bfloat16
-    or float16 they differ by 1e-2, and now and then another token is chosen. ``max_length`` and the
-    default length are counted from the width of the array, or from the longest prompt of a list.
+    In float32 a text does not depend on the rest of its batch, unless ``max_length``,
+    ``min_length`` or inferred padding count the width of the batch: products of another batch
+    differ by 1e-6 or so, which hardly ever changes a token. In bfloat16 and float16 they differ by
+    1e-2, which occasionally does. ``max_length`` and the default length count from the width of the
+    array, or from the longest prompt of a list.
 
     Args:
         model: a language model.
-        input_ids: (batch, T) prompts, or a list of prompts of any lengths; or a text, or several,
-            with a ``tokenizer``.
-        attention_mask: (batch, T), 0 where a prompt is padding, on either side. Without it, all
-            ``pad_token_id`` in an array of prompts are padding, if that is set and no end token.
-        generation_config: how to choose tokens: settings of ours or transformers', a dict of them,
-            or the path of a checkpoint. What it does not say is as ``model.generation_config`` has
-            it, and by default greedy.
+        input_ids: (batch, T) ids of the prompts, or a list of prompts of any lengths; with a
+            ``tokenizer`` also a text, or a list of texts.
+        attention_mask: (batch, T), 0 where a prompt is padding, on either side. Without a mask,
+            every ``pad_token_id`` in an array of prompts is padding, if that token is set and does
+            not end texts.
+        generation_config: how to choose tokens: a configuration of this package or transformers, a
+            dict of settings, or the path of a checkpoint. Settings that it leaves out are those of
+            ``model.generation_config``, whose default is greedy decoding.
         inputs_embeds: (batch, T, E) embeddings to read in place of those of ``input_ids``; without
-            ids, the texts are the new tokens alone.
-        token_type_ids: of the shape of the prompts, the ids of tokens whose embeddings are added,
-            such as the speakers of a dialogue.
+            ids, the result has the new tokens alone.
+        token_type_ids: ids in the shape of the prompts, of tokens whose embeddings are added, such
+            as the speakers of a dialogue.
         new_token_type_id: the type of all new tokens, or one a prompt; by default that of the
             prompt's last token, as in transformers.
         tokenizer: needed for ``stop_strings``, and for prompts that are texts.
@@ -155,24 +157,26 @@ def generate(
             applied after the settings' own rules and before those of sampling. Like the criteria,
             they are traced into the decoding loop, and compiled once for each function. A row that
             they leave without a finite logit goes on with id 0 and a score of NaN.
-        stopping_criteria: functions from a ``GenerationState`` to (B,) bool: texts that end with
-            the token chosen last.
-        streamer: takes the prompts, and then the next token of each text at every step.
-        key: a ``jax.random.key`` of the draws, in place of the setting ``seed``.
+        stopping_criteria: functions from a ``GenerationState`` to (B,) bool, True for texts that
+            end with the token chosen last.
+        streamer: an object that receives the prompts, and then the next token of each text at
+            every step.
+        key: a ``jax.random.key`` for sampling, in place of the setting ``seed``.
         **changes: fields of ``GenerationConfig`` that override those of ``generation_config``; None
             stands for the default.
 
     Returns:
-        int32 (batch * num_return_sequences, T + new), the prompts as given and the new tokens;
-        after the end of a text, padding. For prompts of unequal lengths a list of such rows, ending
-        at their end. The texts of one prompt follow each other. With the setting
+        (batch * num_return_sequences, T + new) int32: the prompts as given, the new tokens, and
+        padding after the end of a text. For prompts of unequal lengths, a list of rows without
+        padding. The texts of one prompt follow each other. With the setting
         ``return_dict_in_generate``, a ``GenerateOutput``.
 
     Raises:
-        ValueError: an empty prompt, ids out of range, settings that make no sense, or prompts too
-            long for the model to continue by ``max_new_tokens`` or up to ``max_length``; before any
-            work is done. Logits that are not finite, with the parameter that is not.
-        TypeError: a setting that does not exist.
+        ValueError: a prompt is empty, ids are out of range, settings contradict each other, or
+            prompts are too long to continue by ``max_new_tokens`` or up to ``max_length``: all
+            found before any work is done. Or the logits are not finite; the message names the
+            parameter that is not.
+        TypeError: a setting does not exist.
     """
     if attention_mask is not None and not hasattr(attention_mask, "__len__"):
         kind = type(attention_mask).__name__

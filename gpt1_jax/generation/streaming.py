@@ -23,22 +23,22 @@ def stream(
 ) -> Iterator[str]:
     """Continue one text, and yield its new pieces as they come.
 
-    A piece ends where a word does: words of several tokens and characters of several bytes come
-    out whole. Joined, the pieces are what the decoded text of ``generate`` has after the prompt.
+    A piece ends where a word does, so words of several tokens and characters of several bytes come
+    whole. The pieces joined are what ``generate`` adds to the prompt, decoded.
     Closing the iterator stops the work.
 
     Args:
         model: a language model.
-        tokenizer: the model's.
+        tokenizer: the model's tokenizer.
         prompt: the beginning of the text.
         generation_config: how to choose tokens, as for ``generate``.
-        steps: tokens decoded in one go, between two looks at the text. More are a little faster,
-            fewer come sooner.
+        steps: number of tokens that are decoded before the text is looked at. More are a little
+            faster; with fewer, the pieces come sooner.
         **changes: fields of ``GenerationConfig`` that override those of ``generation_config``.
 
     Raises:
-        ValueError: what ``generate`` raises, at the call and not at the first piece; also for
-            beams or several texts, which have no pieces that stay as they are.
+        ValueError: as ``generate``, at the call and not at the first piece; also for beams and
+            several texts, whose pieces can change later.
     """
     prompts, _, settings = prepare(
         model, [tokenizer.encode_prompt(prompt)], None, generation_config, changes
