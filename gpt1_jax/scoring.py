@@ -187,7 +187,7 @@ def score(
         texts: strings, or token ids (T,) integer, of any lengths; all of one kind.
         contexts: for each text what comes before it and is not scored: a string or ids, of the kind
             of the texts; None for nothing; or the number of the text's own first tokens that are
-            context. A string context + text is tokenized as one string, without a space between
+            context. Strings are tokenized together, context + text, without a space between
             them. A token that begins in the context and ends in the text belongs to the text.
         tokenizer: the model's tokenizer, which strings need.
         stride: how many tokens of a longer text each further window scores; the rest of a window

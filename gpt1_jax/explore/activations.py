@@ -67,20 +67,20 @@ def capture(
 ) -> dict[str, jax.Array]:
     """Return the activations of the sites, in the order in which they arise.
 
-    It is pure and compiled once for inputs of a shape, and works inside ``jax.jit``, ``jax.grad``
-    and ``jax.vmap``; there, build the model from its parameters (``nnx.merge``), lest the program
-    hold them as constants.
+    The function is pure and compiled once for inputs of a shape. It works inside ``jax.jit``,
+    ``jax.grad`` and ``jax.vmap``; build the model there from its parameters (``nnx.merge``), or
+    else the program holds them as constants.
 
     Args:
         model: any of the four models.
         input_ids: (..., T), or None where ``inputs`` have ``inputs_embeds``.
-        sites: names or patterns; see above.
-        edits: what to patch meanwhile, as ``patch`` takes it.
-        positions: where to patch.
-        **inputs: what else the model's call takes.
+        sites: names or patterns of sites, such as "h.0.attn.z" or "h.*.out".
+        edits: activations to replace in the same forward, as ``patch`` takes them.
+        positions: positions of the tokens to patch, as ``patch`` takes them.
+        **inputs: further arguments of the model's call.
 
     Raises:
-        ValueError: there is no such site; or as the model's call and ``patch``.
+        ValueError: a site does not exist; or as the model's call and ``patch``.
     """
     names = match_sites(model, [sites] if isinstance(sites, str) else sites)
     return _run("capture()", model, input_ids, names, edits or {}, positions, inputs)[1]
@@ -103,16 +103,16 @@ def patch(
     Args:
         model: any of the four models.
         input_ids: (..., T), or None where ``inputs`` have ``inputs_embeds``.
-        edits: for sites, by names or patterns, an array that broadcasts to the activation, or a
-            function that takes the activation and returns such an array.
-        positions: the token or tokens whose activations are replaced, counted from the end where
-            below 0; by default all. Of scores and weights these are the queries.
-        **inputs: what else the model's call takes.
+        edits: a dict from names or patterns of sites to an array that broadcasts to the activation,
+            or a function that takes the activation and returns such an array.
+        positions: the token or tokens whose activations are replaced; negative numbers count from
+            the end. By default all tokens. For scores and weights these are the queries.
+        **inputs: further arguments of the model's call.
 
     Raises:
-        TypeError: ``edits`` are not a mapping.
-        ValueError: no such site, or one that two patterns name; an array of another shape; a
-            position out of range; or as the model's call. A position out of range in a
+        TypeError: ``edits`` is not a mapping.
+        ValueError: a site does not exist or is named by two patterns, an array has another shape,
+            or a position is out of range; or as the model's call. A position out of range in a
             ``jax.Array``, whose values are not read, makes the activation NaN.
     """
     return _run("patch()", model, input_ids, (), edits, positions, inputs)[0]

@@ -57,25 +57,26 @@ def embed(
     In float32 the numbers do not depend on the other texts, but for rounding.
 
     Args:
-        model: any of the models, on one device or on a mesh; in half precision or int8 too.
+        model: any of the models in any precision, on one device or on a mesh.
         texts: strings, lists of words, or token ids (T,) integer, of any lengths up to the model's
             positions; all strings and words, or all ids.
         layer: 0 for the sum of the embeddings, n for the output of block n; negative numbers count
             from the last. It is the number among transformers' ``hidden_states``.
-        pooling: "mean" of the states of a text's tokens, special tokens of the tokenizer's template
-            included; the "last" token's; "none" for all of them; or for every "word" its last
-            token's. The words of a string are what the tokenizer splits it into before it looks
-            for tokens: punctuation marks are words of their own.
-        tokenizer: needed for strings and words.
-        batch_tokens: tokens that are computed at once, padding included.
+        pooling: "mean" for the mean state of a text's tokens, special tokens of the tokenizer's
+            template included; "last" for the last token's state; "none" for the states of all
+            tokens; or "word" for the state of each word's last token. The words of a string are
+            what the tokenizer splits it into before it looks for tokens, so punctuation marks are
+            words of their own.
+        tokenizer: the model's tokenizer, which strings and words need.
+        batch_tokens: the most tokens that are computed at once, padding included.
 
     Returns:
         (n, E) float32; with "none" a list of (T, E), and with "word" of (words, E).
 
     Raises:
         TypeError: ``texts`` is a single string, texts and ids are mixed, or there is no tokenizer.
-        ValueError: a text without tokens or with more than n_positions, a given word without
-            tokens, ids out of range, no such layer, or a model that computes NaN.
+        ValueError: a text has no tokens or more than n_positions, a given word has no tokens, ids
+            are out of range, the layer does not exist, or the model computes NaN.
     """
     tokens = tokenize(model.config, texts, tokenizer, words=pooling == "word")
     batches = embed_batches(model, tokens, layer=layer, pooling=pooling, batch_tokens=batch_tokens)
