@@ -2,8 +2,8 @@
 
 ``nn/matmul.py`` says why. Transposing a kernel costs as much as several decoding steps, and the
 memory of a second kernel. It is therefore done once for a model, when several rows are first
-decoded, and kept. Which processors gain by it was measured (README); the environment variable
-``GPT1_TRANSPOSED_KERNELS`` overrules that.
+decoded, and kept. Which processors gain by it was measured (docs/performance.md); the
+environment variable ``GPT1_TRANSPOSED_KERNELS`` overrules that.
 """
 
 import dataclasses

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.unoptimized
 LM = gpt1.OpenAIGPTLMHeadModel
 DOUBLE = gpt1.OpenAIGPTDoubleHeadsModel
 CLASSIFICATION = gpt1.OpenAIGPTForSequenceClassification
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
 ROWS, LENGTHS = (1, 2, 5), (1, 5, 8)
 
 # Reads folders of programs with inputs in them, and writes beside these what comes out.
@@ -50,8 +50,8 @@ assert not {"gpt1_jax", "conversion", "flax"} & {name.partition(".")[0] for name
 
 
 def printed(name: str) -> str:
-    """The program that the README prints under a comment of this name."""
-    found = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", README.read_text(), re.DOTALL)
+    """The program that the page prints under a comment of this name."""
+    found = re.search(rf"<!-- {name} -->\n```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert found is not None
     return found[1]
 
@@ -120,7 +120,7 @@ def test_export_model_runs_without_this_package(cls: Any, exported: Path) -> Non
 
 
 @pytest.mark.parametrize("x64", ["0", "1"])
-def test_export_decode_readme_loop_matches_generate(x64: str, exported: Path) -> None:
+def test_export_decode_loop_of_the_page_matches_generate(x64: str, exported: Path) -> None:
     program = printed("loader") + printed("decoding")
     show = "print(logits.shape, *ids[0])\nimport sys\n"
     *shape, ids = child(program + show + ALONE, exported, JAX_ENABLE_X64=x64).partition(") ")
@@ -156,7 +156,7 @@ else:
 
 
 @pytest.mark.parametrize("x64", ["0", "1"])
-def test_export_readme_loader_casts_integers_and_refuses_other_masks(
+def test_export_loader_of_the_page_casts_integers_and_refuses_other_masks(
     x64: str, exported: Path
 ) -> None:
     child(printed("loader") + ARGUMENTS + "import sys\n" + ALONE, exported, JAX_ENABLE_X64=x64)
