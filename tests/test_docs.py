@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from support.pages import ROOT, dead_links, read_blocks, run_page
-from support.small_training import write_rows, write_task_checkpoint, write_text
+from support.small_training import write_checkpoint, write_rows, write_task_checkpoint, write_text
 
 from gpt1_jax.demo import FOLDER as DEMO
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Pages whose scripts have tests of their own.
-TESTED_ELSEWHERE = ("coming-from-transformers", "fine-tuned-models-in-torch")
+TESTED_ELSEWHERE = ("coming-from-transformers", "export", "fine-tuned-models-in-torch")
 PAIRS = [
     {"premise": f"the {who} sat", "hypothesis": f"the {who} ran", "label": label}
     for who in ("king", "queen", "cat")
@@ -55,6 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("reviews.txt", "texts.txt", "FILE"):
         (folder / name).write_text("the king sat\nthe queen ran\n")
     (folder / "texts.jsonl").write_text(json.dumps({"text": " sat down", "context": "the king"}))
+    write_checkpoint(folder / "model")
     write_task_checkpoint(folder / "sentiment", "classification", classes=("neg", "pos"))
     write_task_checkpoint(folder / "snli", "entailment", classes=("no", "yes", "maybe"))
     shutil.copytree(DEMO, folder / "FOLDER")
@@ -76,6 +77,6 @@ def test_docs_blocks_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    made_here = shutil.ignore_patterns("snli") if page.stem == "training" else None
+    made_here = shutil.ignore_patterns("model", "snli") if page.stem == "training" else None
     here = shutil.copytree(folder, tmp_path / "here", symlinks=True, ignore=made_here)
     run_page(page, here, monkeypatch, lambda: capsys.readouterr().out, small)

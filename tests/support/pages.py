@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,10 +122,12 @@ def run_bash(code: str, more: Callable[[Sequence[str]], Sequence[str]]) -> None:
     for command in split_commands(code):
         if NOT_REPEATED.match(command):
             check_extras(command)
-        elif re.match(r"gpt1 [^|<>]*$", command):
-            arguments = shlex.split(command, comments=True)[1:]
+        elif found := re.match(r"gpt1 ([^|<>]*)(?:> (\S+))?$", command):
+            arguments = shlex.split(found[1], comments=True)
             arguments = [name for each in arguments for name in expanded(each)]
-            cli.run([*arguments, *more(arguments)])
+            file = Path(found[2]).open("w") if found[2] else nullcontext(sys.stdout)
+            with file as out, redirect_stdout(out):
+                cli.run([*arguments, *more(arguments)])
         else:
             in_bash(command)
 
