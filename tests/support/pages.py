@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import ExitStack, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,8 +125,10 @@ def run_bash(code: str, more: Callable[[Sequence[str]], Sequence[str]]) -> None:
         elif found := re.match(r"gpt1 ([^|<>]*)(?:> (\S+))?$", command):
             arguments = shlex.split(found[1], comments=True)
             arguments = [name for each in arguments for name in expanded(each)]
-            file = Path(found[2]).open("w") if found[2] else nullcontext(sys.stdout)
-            with file as out, redirect_stdout(out):
+            with ExitStack() as stack:
+                if found[2]:
+                    file = stack.enter_context(Path(found[2]).open("w"))
+                    stack.enter_context(redirect_stdout(file))
                 cli.run([*arguments, *more(arguments)])
         else:
             in_bash(command)
