@@ -11,6 +11,7 @@ SLOWEST = (
     "gpt1_jax/test_full_size.py",
     "gpt1_jax/test_parity.py",
     "gpt1_jax/training/test_finetune.py",
+    "test_readme.py",
     "gpt1_jax/generation/test_decode.py",
     "gpt1_jax/generation/test_parity.py",
     "gpt1_jax/training/test_pretrain.py",
