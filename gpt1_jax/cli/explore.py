@@ -35,14 +35,19 @@ Kind = Literal["attention", "next-tokens", "logit-lens"]
 def tree(
     checkpoint: MaybeCheckpoint = None,
     model: MaybeModel = None,
+    flax: bool = False,
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
     """Print the modules of a model as torch prints them, and its number of parameters.
 
+    The tree is what ``print(model)`` prints in transformers. The number of parameters follows on a
+    line of its own.
+
     Args:
         checkpoint: a folder or hub id; only the configuration is read.
         model: a folder or hub id, in place of the argument.
+        flax: print the layers with the names and arguments that they have in Flax.
         revision: branch, tag or commit on the hub.
         local_files_only: do without the network.
     """
@@ -52,7 +57,7 @@ def tree(
     cls = MODELS[conversion.named_architecture(fields) or OpenAIGPTLMHeadModel.__name__]
     config = OpenAIGPTConfig.from_dict(fields)
     abstract = nnx.eval_shape(lambda: quantize_as_config(cls(config, rngs=nnx.Rngs(0))))
-    print(tree_of(abstract))
+    print(tree_of(abstract, flax=flax))
     print(f"{abstract.num_parameters():,} parameters")
 
 
@@ -130,7 +135,7 @@ def nearest(
     loaded = OpenAIGPTModel.from_pretrained(
         model, revision=revision, local_files_only=local_files_only
     )
-    print(neighbours_of(loaded, tokenizer, " ".join(words), count))
+    show(neighbours_of(loaded, tokenizer, " ".join(words), count), sys.stdout)
 
 
 @takes_adapter(DEMO)
@@ -145,7 +150,8 @@ def surprisal(
 ) -> None:
     """Show how much each token of a text surprises a model, in bits.
 
-    On a terminal the text is coloured, red where the surprise is great; elsewhere it is a table.
+    It prints a table of the tokens. On a terminal the text comes first, coloured: the redder, the
+    greater the surprise.
     Files are read as gpt1 score reads them. Several arguments are the words of one text.
 
     Args:

@@ -297,8 +297,6 @@ def test_commands_know_int8_weights(
 
 def test_tree_and_embeddings_of_a_quantized_model() -> None:
     model = gpt1.quantize(float_model())
-    assert "(c_attn): Int8Linear(in_features=32, out_features=96, use_bias=True)" in gpt1.tree(
-        model
-    )
+    assert "(c_attn): Int8Linear(in_features=32, out_features=96, bias=True)" in gpt1.tree(model)
     found = h_0(model, [1, 2, 3])
     assert difference(found.product, found.look_up) < 1e-6

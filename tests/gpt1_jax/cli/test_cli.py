@@ -351,6 +351,10 @@ def test_cli_tree_prints_the_model(run: Run, folder: Path) -> None:
     assert "    (h): List(\n      (0): Block(\n" in out
     assert out.splitlines()[-1] == "1,312 parameters"
     assert run("tree", "--model", folder) == (0, out, "")
+    status, flax, _ = run("tree", folder, "--flax")
+    assert status == 0
+    assert "(lm_head): TiedHead(in_features=" in flax
+    assert len(flax.splitlines()) == len(out.splitlines())
 
 
 def test_cli_tokens_encodes_and_decodes(run: Run, folder: Path) -> None:
