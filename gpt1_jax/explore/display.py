@@ -4,7 +4,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
 from rich.color import Color, blend_rgb
@@ -30,15 +30,22 @@ _ADDED = re.compile(r"<.+>|\[.+\]|_.+_")
 _HARMLESS = {code: 0x2400 + code for code in range(0x20) if chr(code) not in "\n\t"}
 _HARMLESS |= {0x7F: 0x2421, **dict.fromkeys(range(0x80, 0xA0), 0xFFFD)}
 
-WHITE = ColorTriplet(255, 255, 255)
-RED = ColorTriplet(222, 60, 50)
+WHITE, BLACK = ColorTriplet(255, 255, 255), ColorTriplet(0, 0, 0)
+SECOND_SHADE = 0.25  # the part of black in a colour, or of white in red
+# Equally bright, and halfway between black and white: both can be read on them, and all three stand
+# out from a dark page as much as from a light one.
+GREY = ColorTriplet(118, 118, 118)
+RED = ColorTriplet(217, 57, 47)
+BLUE = ColorTriplet(46, 120, 190)
+OPACITY = 0.7  # of the strongest mark in HTML: the page's own text is read on it
+FAINT = 0.05  # marks below this share are left out on a terminal
 # Pale, so that black can be read on them.
 PALETTE = (
     ColorTriplet(166, 206, 227),
     ColorTriplet(178, 223, 138),
     ColorTriplet(253, 205, 172),
     ColorTriplet(251, 180, 174),
-    ColorTriplet(203, 213, 232),
+    ColorTriplet(190, 186, 240),
     ColorTriplet(255, 242, 174),
     ColorTriplet(222, 203, 228),
     ColorTriplet(179, 226, 205),
@@ -89,9 +96,9 @@ def to_html(shown: RenderableType) -> str:
     code = ""
     for text, style, _ in _segments(shown, width):
         if style:
-            note = style.meta.get("note")
+            note, css = style.meta.get("note"), style.meta.get("css") or style.get_html_style()
             title = f' title="{html.escape(note)}"' if note else ""
-            code += f'<span style="{style.get_html_style()}"{title}>{html.escape(text)}</span>'
+            code += f'<span style="{css}"{title}>{html.escape(text)}</span>'
         else:
             code += html.escape(text)
     return JUPYTER_HTML_FORMAT.format(code=code)
@@ -107,17 +114,64 @@ def label(token: str) -> str:
     if word == "\n":
         return "\u21b5"
     ended = word != token or _ADDED.fullmatch(token)
-    return (word if ended else f"{word}\u00b7").translate(_HARMLESS)
+    return harmless(word if ended else f"{word}\u00b7")
+
+
+def harmless(text: str) -> str:
+    """Return a text with pictures in place of control characters, but for lines and tabs."""
+    return text.translate(_HARMLESS)
 
 
 def token_colour(id_: int) -> ColorTriplet:
-    """Return the colour of a token, the same wherever it stands."""
+    """Return the colour of a token."""
     return PALETTE[id_ % len(PALETTE)]
 
 
-def blend(share: float, colour: ColorTriplet) -> ColorTriplet:
-    """Return a colour between white (0) and the given one (1)."""
-    return blend_rgb(WHITE, colour, share)
+def token_styles(
+    ids: Sequence[int], notes: Sequence[str], unknown: int | None = None
+) -> list[Style]:
+    """Return the styles of tokens that stand beside each other.
+
+    A token has one colour wherever it stands, or a second shade of it after a neighbour that has
+    that very colour: no two neighbours look the same.
+
+    Args:
+        ids: of the tokens.
+        notes: for each token a note for a notebook.
+        unknown: the id of the unknown token, which is red.
+    """
+    styles: list[Style] = []
+    before = None
+    for id_, note in zip(ids, notes, strict=True):
+        pure = RED if id_ == unknown else token_colour(id_)
+        shade = pure
+        if pure == before:
+            shade = blend_rgb(pure, WHITE if pure == RED else BLACK, SECOND_SHADE)
+        styles.append(background(shade, note))
+        before = shade
+    return styles
+
+
+def mark(share: float, colour: ColorTriplet, note: str = "") -> Style:
+    """Return the style of text that is marked the more, the greater a share is.
+
+    In HTML the mark is as opaque as the share says, over the page's own background and below its
+    own text: a share of 0 leaves no mark, on a light page and on a dark one. A terminal does not
+    tell its background: there the mark turns from grey to the colour, equally bright, so that a
+    small share is never the brightest box.
+
+    Args:
+        share: 0 to 1.
+        colour: of the mark, ``RED`` or ``BLUE``.
+        note: for a notebook.
+    """
+    red, green, blue = colour
+    css = f"background-color: rgba({red}, {green}, {blue}, {OPACITY * share:.3f})"
+    meta = {"note": note, "css": css}
+    if share < FAINT:
+        return Style(meta=meta)
+    shown = Color.from_triplet(blend_rgb(GREY, colour, share))
+    return Style(color="#ffffff", bgcolor=shown, meta=meta)
 
 
 def background(colour: ColorTriplet, note: str = "") -> Style:
@@ -138,7 +192,7 @@ def coloured_text(
         spans: for each token its first character and the one after its last, in order.
         styles: for each token; None for none.
     """
-    shown, end = Text(text.translate(_HARMLESS)), 0
+    shown, end = Text(harmless(text)), 0
     for (first, last), style in zip(spans, styles, strict=True):
         if style and last > end:
             shown.stylize(style, max(first, end), last)

@@ -11,7 +11,7 @@ import numpy as np
 from rich.table import Column, Table
 from rich.text import Text
 
-from gpt1_jax.explore.display import Renderable, background, token_colour
+from gpt1_jax.explore.display import Renderable, token_styles
 from gpt1_jax.explore.forward_trace import pad_ids
 from gpt1_jax.model import OpenAIGPTModel
 from gpt1_jax.nn.int8 import QArray
@@ -138,10 +138,16 @@ class Neighbours(Renderable, tuple[Neighbour, ...]):
     __slots__ = ()
 
     def __rich__(self) -> Table:
-        table = Table.grid(Column("cosine", justify="right"), "token", "id", padding=(0, 2))
-        for token, id_, cosine in self:
-            spelled = Text.assemble((repr(token), background(token_colour(id_))))
-            table.add_row(f"{cosine:6.3f}", spelled, str(id_))
+        table = Table.grid(
+            Column("cosine", justify="right"),
+            "token",
+            Column("id", justify="right"),
+            padding=(0, 2),
+        )
+        table.show_header = True
+        styles = token_styles([each.id for each in self], [""] * len(self))
+        for (token, id_, cosine), style in zip(self, styles, strict=True):
+            table.add_row(f"{cosine:6.3f}", Text.assemble((repr(token), style)), str(id_))
         return table
 
 

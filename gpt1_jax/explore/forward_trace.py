@@ -9,21 +9,20 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from rich.color_triplet import ColorTriplet
 from rich.console import Console, Group, RenderableType
 from rich.style import Style
 from rich.table import Column, Table
 from rich.text import Text
 
 from gpt1_jax.explore.display import (
+    BLUE,
     RED,
     UNLIMITED,
     WIDTH,
     Renderable,
-    background,
-    blend,
     coloured_text,
     label,
+    mark,
     to_html,
 )
 from gpt1_jax.generation.prompts import bucket
@@ -35,7 +34,6 @@ from gpt1_jax.text.offsets import Span
 from gpt1_jax.text.tokenizer import Tokenizer
 
 SCALE = (0, 4, 8, 12, 16)  # bits of surprisal, of which the last are shown in full red
-BAR = ColorTriplet(120, 170, 220)
 
 LanguageModel = OpenAIGPTLMHeadModel | OpenAIGPTDoubleHeadsModel
 
@@ -152,20 +150,34 @@ class Surprisal(Renderable):
         return 2.0**self.mean
 
     def __str__(self) -> str:
-        lines = [
-            f"{place:>4}  {'' if np.isnan(bits) else f'{bits:.2f}':>6}  {token!r}"
-            for place, (bits, token) in enumerate(zip(self.bits, self.tokens, strict=True))
-        ]
-        return "\n".join(["      bits    token", *lines, self._summary()])
+        return "\n".join([*(line.plain for line in self._table()), self._summary()])
 
     def __rich__(self) -> RenderableType:
-        scale = [(f" {bits} ", _heat(bits)) for bits in SCALE]
-        return Group(self.coloured(), Text.assemble(*scale, f" bits; {self._summary()}"))
+        return Group(self.coloured(), "", *self._table(), self._scale())
+
+    def _repr_html_(self) -> str:  # which has the bits as notes
+        return to_html(Group(self.coloured(), self._scale()))
 
     def coloured(self) -> Text:
         """Return the text, each token on the colour of its surprisal, the bits as its note."""
-        styles = [None if np.isnan(bits) else _heat(bits, f"{bits:.2f} bits") for bits in self.bits]
-        return coloured_text(self.text, self.spans, styles)
+        return coloured_text(self.text, self.spans, self._styles())
+
+    def _styles(self) -> list[Style | None]:
+        return [None if np.isnan(bits) else _heat(bits, f"{bits:.2f} bits") for bits in self.bits]
+
+    def _table(self) -> list[Text]:
+        """A line for each token."""
+        lines = [Text("      bits    token")]
+        for place, style in enumerate(self._styles()):
+            bits = "" if style is None else f"{self.bits[place]:.2f}"
+            token = Text(repr(self.tokens[place]), style or "")
+            lines.append(Text.assemble(f"{place:>4}  {bits:>6}  ", token))
+        return lines
+
+    def _scale(self) -> Text:
+        """What the colours stand for."""
+        scale = [(f" {bits} ", _heat(bits)) for bits in SCALE]
+        return Text.assemble(*scale, f" bits; {self._summary()}")
 
     def _summary(self) -> str:
         if np.isnan(self.bits).all():
@@ -197,12 +209,14 @@ class NextTokens(Renderable):
     """The tokens that a model most expects next, as a bar chart.
 
     Attributes:
-        after: the token that they come after.
+        text: what they come after.
+        after: its last token.
         tokens: as the vocabulary spells them, the most probable first.
         ids: of the tokens.
         probabilities: of the tokens.
     """
 
+    text: str
     after: str
     tokens: tuple[str, ...]
     ids: tuple[int, ...]
@@ -213,7 +227,7 @@ class NextTokens(Renderable):
         table = Table.grid("next", Column("probability", justify="right"), "", padding=(0, 2))
         for token, probability in zip(self.tokens, self.probabilities, strict=True):
             length = round(longest * float(probability / self.probabilities[0]))
-            bar = Text("█" * length, BAR.hex)
+            bar = Text("█" * length, BLUE.hex)
             table.add_row(Text(repr(token)), f"{probability:6.2%}", bar)
         return table
 
@@ -237,7 +251,9 @@ def next_tokens(trace: ForwardTrace, count: int = 10, place: int = -1) -> NextTo
         raise ValueError(f"place is {place}, but must be {-T} to {T - 1}")
     row = trace.log_probs[place]
     ids = np.argsort(-row, kind="stable")[:count]
+    end = max(end for _, end in trace.spans[: place % T + 1])
     return NextTokens(
+        text=trace.text[:end],
         after=trace.tokens[place],
         tokens=tuple(trace.vocabulary[id_] for id_ in ids),
         ids=tuple(ids.tolist()),
@@ -287,7 +303,7 @@ class LogitLens(Renderable):
         table.show_header = True
         for layer in reversed(range(len(self.tokens))):
             cells = [
-                Text(label(token), background(blend(float(p), BAR), f"{p:.1%}"))
+                Text(label(token), mark(float(p), BLUE, f"{p:.1%}"))
                 for token, p in zip(
                     self.tokens[layer][first:], self.probabilities[layer][first:], strict=True
                 )
@@ -349,4 +365,4 @@ def _log_probs(logits: jax.Array) -> np.ndarray:
 
 
 def _heat(bits: float, note: str = "") -> Style:
-    return background(blend(min(float(bits) / SCALE[-1], 1.0), RED), note)
+    return mark(min(float(bits) / SCALE[-1], 1.0), RED, note)

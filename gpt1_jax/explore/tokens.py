@@ -10,13 +10,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from gpt1_jax.explore.display import (
-    RED,
     Renderable,
-    background,
     coloured_text,
     plain,
     to_html,
-    token_colour,
+    token_styles,
 )
 from gpt1_jax.text.tokenizer import Tokenizer
 
@@ -54,10 +52,8 @@ class TokenTable(Renderable):
         return coloured_text(self.text, self.spans, self._styles()[: len(self.spans)])
 
     def _styles(self) -> list[Style]:
-        return [
-            background(RED if id_ == self.unknown else token_colour(id_), f"{token} {id_}")
-            for token, id_ in zip(self.tokens, self.ids, strict=True)
-        ]
+        notes = [f"{token} {id_}" for token, id_ in zip(self.tokens, self.ids, strict=True)]
+        return token_styles(self.ids, notes, self.unknown)
 
     def _table(self) -> Table:
         token, id_, arrow = Column("token"), Column("id", justify="right"), Column()
