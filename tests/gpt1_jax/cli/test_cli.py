@@ -379,7 +379,9 @@ def test_cli_nearest_solves_an_analogy(run: Run) -> None:
     status, out, _ = run("nearest", "king - man + woman", "--count", "3")
     assert status == 0
     assert run("nearest", "king", "-", "man", "+", "woman", "--count", "3") == (0, out, "")
-    tokens = [line.split()[1] for line in out.splitlines()]
+    header, *lines = out.splitlines()
+    assert header.split() == ["cosine", "token", "id"]
+    tokens = [line.split()[1] for line in lines]
     assert len(tokens) == 3
     assert "'queen</w>'" in tokens
 

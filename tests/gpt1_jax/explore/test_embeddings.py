@@ -42,7 +42,8 @@ def test_nearest_orders_tokens_by_cosine(cls: Any, tokenizer: gpt1.Tokenizer) ->
     # measured: 1.6e-8
     np.testing.assert_allclose([each.cosine for each in found], cosines, rtol=0, atol=1e-6)
     assert str(found).split() == [
-        *("0.866", "'c</w>'", str(found[0].id), "0.500", "'b</w>'", str(found[1].id))
+        *("cosine", "token", "id"),
+        *("0.866", "'c</w>'", str(found[0].id), "0.500", "'b</w>'", str(found[1].id)),
     ]
     assert found._repr_html_().split(">")[2].split()[:3] == ["cosine", "token", "id</span"]
     everything = nearest(model, tokenizer, "a", 1000)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import re
 import sys
 from typing import Any
 
@@ -112,17 +113,18 @@ def test_surprisal_colours_follow_bits(trace: Any) -> None:
     shown = found._repr_html_()
     assert "bits a token" in shown
     assert all(f'title="{note}"' in shown for note in notes)
+    assert "'ing</w>'" not in shown  # no table
 
 
 def test_next_tokens_are_sorted_by_probability(trace: Any) -> None:
     found = next_tokens(trace, 3)
     order = np.argsort(-trace.log_probs[-1])[:3]
     assert found.ids == tuple(order.tolist())
-    assert found.after == "a</w>"
+    assert (found.text, found.after) == (TEXT, "a</w>")
     np.testing.assert_allclose(found.probabilities, np.exp(trace.log_probs[-1, order]))
     everything = next_tokens(trace, 1000, place=0)
     assert len(everything.ids) == SIZE + 2
-    assert everything.after == "the</w>"
+    assert (everything.text, everything.after) == ("The", "the</w>")
     assert everything.probabilities.sum() == pytest.approx(1, abs=1e-5)
     lines = str(everything).splitlines()
     assert max(map(len, lines)) <= 80
@@ -186,7 +188,10 @@ def test_show_prints_colour_only_to_a_terminal(
     monkeypatch.setenv("TERM", "xterm")
     show(found, sys.stdout)
     shown = capsys.readouterr().out
-    assert "\x1b[38;2;0;0;0;48;2;" in shown
+    assert "\x1b[38;2;255;255;255;48;2;" in shown
+    # The coloured text, then what is printed elsewhere: the bits are there too.
+    text, blank, *table, _ = re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines()
+    assert (text, blank, table) == (TEXT, "", str(found).splitlines()[:-1])
     assert shown.endswith(f" bits; {str(found).splitlines()[-1]}\n")
     monkeypatch.setenv("NO_COLOR", "1")
     show(found, sys.stdout)
