@@ -24,8 +24,9 @@ from gpt1_jax.cli.prompts import Prompt, read_prompt_file
 from gpt1_jax.cli.texts import check_other_keys, tokenizer_of
 from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.demo import DEMO, HubOptions, resolve
-from gpt1_jax.generation import GenerateOutput, GenerationConfig, stream
+from gpt1_jax.generation import GenerateOutput, GenerationConfig
 from gpt1_jax.generation.batches import default_batch_size, generate_batches, reorder
+from gpt1_jax.generation.streaming import stream_detokenized
 from gpt1_jax.model import OpenAIGPTForSequenceClassification, OpenAIGPTLMHeadModel
 from gpt1_jax.nn.attention import AttentionBackend
 from gpt1_jax.quantization import quantized_if
@@ -61,9 +62,13 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
 ) -> None:
     """Continue one text or several, each printed with its continuation.
 
-    On a terminal, a single text appears word by word. Settings without a flag are those of the
-    checkpoint's generation_config.json, or of its config.json where it lacks the former, else the
-    defaults below.
+    Text is printed as a reader expects it: punctuation closes up to its words, contractions are
+    whole ("i don't know"), and special tokens are left out. --output-format jsonl has the text as
+    the tokenizer decodes it. On a terminal, a single text appears word by word, and of several each
+    as soon as it is done, with an empty line between them; elsewhere texts are in the order of the
+    prompts, one a line. Settings without a flag are those of the checkpoint's
+    generation_config.json, or of its config.json where it lacks the former, else the defaults
+    below.
 
     Each line of a --prompts file is a prompt. A line that starts with a brace is a JSON object
     instead, with the key "prompt" or, for token ids, "ids"; --output-format jsonl copies its other
@@ -88,7 +93,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
         batch_size: prompts to continue at once; by default 8 to 64, the fewer the more their
             lengths differ, and so many that their caches fit into 1 GB. At full size each text
             takes up to 40 MB, each beam twice that.
-        output_format: text, or jsonl to print one JSON object a text.
+        output_format: text to read, or jsonl to print one JSON object a text.
         print_ids: print token ids instead of text.
         dtype: of the weights in memory and of the computation; the checkpoint's by default.
         quantize: quantize the model to int8, for a quarter of its memory and more speed.
@@ -135,16 +140,10 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     language_model.generation_config = settings  # whole: what a flag unset stays so
 
     one_text = len(given) == settings.num_beams == settings.num_return_sequences == 1
-    if (
-        one_text
-        and tokenizer is not None
-        and given[0].text
-        and sys.stdout.isatty()
-        and not as_json
-        and not print_ids
-    ):
-        pieces = stream(language_model, tokenizer, given[0].text, settings)  # warns by itself
-        print(tokenizer.decode(encoded[0]), end="", flush=True)
+    on_terminal = sys.stdout.isatty() and not as_json and not print_ids and tokenizer is not None
+    if one_text and on_terminal and given[0].text:
+        # It warns of unknown ids by itself.
+        pieces = stream_detokenized(language_model, tokenizer, given[0].text, settings)
         try:
             for piece in pieces:
                 print(piece, end="", flush=True)
@@ -166,17 +165,22 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
         tokenizer=tokenizer,
         **token_types,
     )
-    hidden = None if len(given) > batch_size else True  # None: unless it would be on a terminal
+    several_batches = len(given) > batch_size
+    hidden = None if several_batches else True  # None: unless it would be on a terminal
     finished = tqdm(finished, total=len(given), unit="prompt", disable=hidden)
-    for prompt, tokens, output in zip(given, encoded, reorder(finished), strict=True):
+    if not (on_terminal and several_batches):  # else a reader sees each text as it is done
+        finished = enumerate(reorder(finished))
+    separator = ""
+    for i, output in finished:
         if as_json:
-            lines = map(json.dumps, _json_objects(prompt, tokens, output, tokenizer))
+            lines = map(json.dumps, _json_objects(given[i], encoded[i], output, tokenizer))
         elif print_ids or tokenizer is None:
             lines = (" ".join(map(str, row)) for row in output.sequences)
         else:
-            lines = map(tokenizer.decode, output.sequences)
+            lines = map(tokenizer.detokenize, output.sequences)
         for line in lines:
-            tqdm.write(line)
+            tqdm.write(f"{separator}{line}")
+            separator = "\n" if on_terminal else ""
         sys.stdout.flush()
 
 

@@ -18,6 +18,7 @@ from support.small_models import spoil
 import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.cli import generate as generate_command
+from gpt1_jax.generation.streaming import stream_detokenized
 from gpt1_jax.generation_config import DEFAULTS, RETURNED
 
 pytestmark = pytest.mark.unoptimized
@@ -54,7 +55,7 @@ def test_cli_generate_prints_text_or_ids(run: Run, folder: Path) -> None:
     assert ids[0][0] == VOCABULARY.index("abc</w>")
     status, out, _ = run("generate", "--model", folder, "abc a", "--max-new-tokens", 5)
     assert status == 0
-    assert out == tokenizer.decode(ids[0]) + "\n"
+    assert out == tokenizer.detokenize(ids[0]) + "\n"
     assert out.startswith("abc a")
 
 
@@ -121,7 +122,7 @@ def test_cli_generate_continues_many_prompts(run: Run, folder: Path, tmp_path: P
             list(map(str, found["ids"])) for found in objects
         ]
     _, out, _ = run(*arguments)
-    assert out.splitlines() == [found["text"] for found in objects]
+    assert out.splitlines() == [tokenizer.detokenize(found["ids"]) for found in objects]
 
 
 def test_cli_generate_supports_beam_search(run: Run, folder: Path) -> None:
@@ -204,20 +205,22 @@ def test_cli_generate_streams_on_a_terminal(
     streamed = []
 
     def spy(*values: Any, **fields: Any) -> Iterator[str]:
-        for piece in gpt1.stream(*values, **fields):
+        for piece in stream_detokenized(*values, **fields):
             streamed.append(piece)
             yield piece
 
-    monkeypatch.setattr(generate_command, "stream", spy)
+    monkeypatch.setattr(generate_command, "stream_detokenized", spy)
     assert (run(*arguments)[1], streamed) == (texts[0], [])  # not a terminal
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert run(*arguments) == (0, texts[0], "")
-    assert "abc a" + "".join(streamed) + "\n" == texts[0]
+    assert "".join(streamed) + "\n" == texts[0]
+    assert len(streamed) > 1
     assert run(*arguments, "--do-sample", "--seed", 3) == (0, texts[1], "")
     streamed.clear()
     assert run(*arguments, "--print-ids")[1] == texts[2]
     assert run(*arguments, "--output-format", "jsonl")[0] == 0
-    assert len(run("generate", "b", *arguments[1:])[1].splitlines()) == 2
+    first, between, second = run("generate", "b", *arguments[1:])[1].splitlines()
+    assert (first[0], between, second) == ("b", "", texts[0].rstrip("\n"))
     assert len(run(*arguments, "--num-beams", 2)[1].splitlines()) == 1
     assert streamed == []
 
@@ -264,7 +267,7 @@ def test_cli_generate_leaves_out_ids_beyond_the_tokenizer(
         found = json.loads(out)
         assert (found["ids"], found["text"]) == (ids, text)
     else:
-        assert out == text + "\n"
+        assert out == gpt1.Tokenizer.from_pretrained(larger).detokenize(ids) + "\n"
 
 
 def test_cli_prints_a_warning_in_one_line(larger: Path) -> None:
@@ -278,10 +281,10 @@ def test_cli_generate_ends_the_line_when_interrupted(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*_: object) -> Iterator[str]:
-        yield " one"
+        yield "abc a one"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(generate_command, "stream", interrupted)
+    monkeypatch.setattr(generate_command, "stream_detokenized", interrupted)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     arguments = ["generate", "abc a", "--model", folder, "--max-new-tokens", 9]
     assert run(*arguments) == (130, "abc a one\n", "")

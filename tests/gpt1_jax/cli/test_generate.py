@@ -1,13 +1,15 @@
 """``gpt1 generate`` on folders with each kind of vocabulary, and with none."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from support.scripted_model import scripted_model
 from support.small_models import small_model
-from support.small_tokenizer import SIZE
+from support.small_tokenizer import SIZE, write_small
 from support.vocabularies import LAYOUTS
 
 import gpt1_jax as gpt1
@@ -57,7 +59,9 @@ def test_every_layout_is_generated_from_scored_and_saved_again(
         assert found["ids"] == expected
         assert ("text" in found) is ("prompt" in found) is tokenized
         text = run("generate", *flags)[1]
-        printed = " ".join(map(str, expected)) if tokenizer is None else tokenizer.decode(expected)
+        printed = (
+            " ".join(map(str, expected)) if tokenizer is None else tokenizer.detokenize(expected)
+        )
         assert text == printed + "\n"
         scored = folder.parent / "scored.jsonl"
         scored.write_text(json.dumps({"text": prompt} if tokenized else {"ids": ids}) + "\n")
@@ -104,3 +108,37 @@ def test_stop_strings_need_a_vocabulary_with_ends_of_words(run: Run, folder: Pat
     status, _, err = run("generate", "hello", "--model", folder, "--stop-strings", "x")
     assert status == 2
     assert "stop_strings needs a vocabulary like GPT-1's" in err
+
+
+WRITTEN = """he is , " i don't , " . it's the e"""
+READ = """he is, "i don't,". it's the"""
+DECODED = """he is , " i don ' t , " . it ' s the"""
+
+
+def test_text_is_printed_for_a_reader_and_kept_in_jsonl(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a terminal and elsewhere alike; of several texts a terminal shows each when it is done."""
+    folder = write_small(tmp_path / "scripted")
+    tokenizer = gpt1.Tokenizer.from_pretrained(folder)
+    script = tokenizer.encode(WRITTEN)
+    scripted_model(script).save_pretrained(folder)
+    prompts = ["he", "he is ,"]
+    flags = ["--model", folder, "--max-length", len(script) - 1]
+    jsonl = ["--output-format", "jsonl"]
+    assert run("generate", prompts[0], *flags) == (0, f"{READ}\n", "")
+    _, out, _ = run("generate", *prompts, *flags, *jsonl)
+    assert [json.loads(line)["text"] for line in out.splitlines()] == [DECODED] * 2
+    assert run("generate", *prompts, *flags) == (0, f"{READ}\n{READ}\n", "")
+    flags = ["--model", folder, "--max-new-tokens", 1, "--batch-size", 1]
+    short, long = "he i\n", 'he is, "\n'
+    assert run("generate", *prompts, *flags) == (0, short + long, "")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert run("generate", prompts[0], *flags) == (0, short, "")
+    # The longer prompts are continued first.
+    assert run("generate", *prompts, *flags) == (0, f"{long}\n{short}", "")
+    # Those of one batch are done together.
+    assert run("generate", *prompts, *flags[:-2]) == (0, f"{short}\n{long}", "")
+    assert run("generate", *prompts, *flags, "--print-ids")[1].count("\n\n") == 0
+    _, out, _ = run("generate", *prompts, *flags, *jsonl)
+    assert [json.loads(line)["prompt"] for line in out.splitlines()] == prompts

@@ -16,6 +16,8 @@ from support.small_models import small_model
 from support.small_tokenizer import SIZE, small_vocab, write_small
 
 import gpt1_jax as gpt1
+from gpt1_jax.generation.streaming import stream_detokenized
+from gpt1_jax.text.detokenize import detokenized
 
 pytestmark = pytest.mark.unoptimized
 
@@ -104,6 +106,31 @@ def test_stream_pieces_join_to_generated_text(
         assert piece
         assert place == 0 or text[place] in " \n"
         place += len(piece)
+
+
+@given(
+    prompt=words.map(lambda words: " ".join(words[:8])),
+    seed=st.integers(0, 999),
+    steps=st.integers(1, 9),
+)
+@settings(max_examples=20)
+def test_stream_detokenized_pieces_join_to_detokenized_text(
+    model: Any, tokenizer: gpt1.Tokenizer, prompt: str, seed: int, steps: int
+) -> None:
+    changes: dict[str, Any] = {"max_new_tokens": NEW, "do_sample": True, "seed": seed}
+    ids = gpt1.generate(model, [tokenizer.encode(prompt)], **changes)
+    pieces = list(stream_detokenized(model, tokenizer, prompt, steps=steps, **changes))
+    assert "".join(pieces) == tokenizer.detokenize(ids[0])
+    assert all(pieces)
+
+
+def test_stream_detokenized_follows_the_text(writer: Any, tokenizer: gpt1.Tokenizer) -> None:
+    pieces = stream_detokenized(writer, tokenizer, PROMPT, max_new_tokens=NEW, steps=1)
+    expected = detokenized(TEXT.removesuffix("ht ."))
+    assert len(found := list(pieces)) > 10
+    assert "".join(found) == expected
+    with pytest.raises(ValueError, match="num_beams is 2, but must be 1 to be streamed"):
+        stream_detokenized(writer, tokenizer, PROMPT, num_beams=2)
 
 
 def test_texts_leave_out_ids_beyond_the_tokenizer(tmp_path: Path) -> None:
