@@ -29,6 +29,7 @@ LIBRARIES += ("torchao", "onnxruntime", "ctranslate2", "minicons")
 # Rows, inputs and outputs of the product whose speed is the limit: the model's widest layer.
 PRODUCT = (1024, 768, 3072)
 STATUS = Path("/proc/self/status")  # of Linux
+DIRTY = "-dirty"  # after the commit, where the code differs from it
 READ = 1 << 28  # bytes, more than any cache holds
 # What a processor computes with, by the flags of Linux.
 FEATURES = {
@@ -79,7 +80,7 @@ def _commit() -> str | None:
         changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
     except (OSError, subprocess.CalledProcessError):
         return None
-    return f"{commit}-dirty" if changed else commit
+    return f"{commit}{DIRTY}" if changed else commit
 
 
 def _processor() -> str:

@@ -1,5 +1,6 @@
 """The report of the benchmarks: a page of tables, and pictures, from the records of the suites."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import tyro
 
 from benchmarks.report.page import write_page
 from benchmarks.report.pictures import draw_pictures
-from benchmarks.report.records import read_records
+from benchmarks.report.records import read_records, unclean_files
 from conversion.files import atomic_write
 
 
@@ -37,5 +38,7 @@ def report(
         for name, (_, figure) in pictures.items():
             figure.savefig(temporary(name), format="png")
         temporary("README.md").write_text(write_page(records, texts), encoding="utf-8")
+    if unclean := unclean_files(records):
+        print(f"warning: not of a clean commit: {', '.join(unclean)}", file=sys.stderr)
     print(f"the report: {out / 'README.md'}")
     return out / "README.md"

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmarks.machine import PRODUCT
-from benchmarks.peers import OURS, opponent
+from benchmarks.peers import ALL_OURS, OURS, dtype_of, opponent
 from benchmarks.prompts import best_batch, rates
 from benchmarks.report.records import (
+    OTHER_MODEL,
     Case,
     Record,
     describe,
@@ -21,6 +22,7 @@ from benchmarks.report.records import (
     step_seconds,
     timed_cases,
     times_as_fast,
+    unclean_files,
 )
 from benchmarks.timing import Seconds, Spread, ratio, unsteady
 
@@ -58,6 +60,15 @@ LIMITS = {
     "bfloat16": "bfloat16, GFLOP/s",
     "int8": "int8, Gop/s",
 }
+# What is compared beside the forward, by suite.
+RACES = {
+    "decoding": "generate",
+    "training step": "train",
+    "scoring": "score",
+    "prediction": "predict",
+    "loading": "load",
+    "starting": "start",
+}
 SPEED = ("tokens/s", "share of the limit", "ratio")
 
 
@@ -81,7 +92,7 @@ def write_page(records: Sequence[Record], pictures: Mapping[str, str]) -> str:
         _scaling,
         _memory,
     )
-    lines = [*_opening(records), *_summary(records)]
+    lines = [*_opening(records), *_summary(records), *_losses(records)]
     lines += [f"![{text}]({name})\n" for name, text in pictures.items()]
     for part in (_method, _machine, _players, *suites, _older, _unsteady):
         lines += part(records)
@@ -103,28 +114,64 @@ def _opening(records: Sequence[Record]) -> Iterator[str]:
         f"{OURS} against other ways to run the same checkpoint: {where}, {threads}, {days}.",
         "`python -m benchmarks report` writes this page from the suites' records.",
     )
+    if unclean := unclean_files(records):
+        yield _text(
+            f"**Not of a clean commit: {', '.join(unclean)}.** The code that was measured differed",
+            "from its commit, or had none, so that nobody else can measure it again.",
+        )
+
+
+def _compared(records: Sequence[Record]) -> dict[str, list[tuple[str, dict[str, Spread]]]]:
+    """Return what is raced: for each race its cases, and how many times as fast ours is in them."""
+    runs = {f"forward, {name}": cases for name, cases in forward_cases(records).items()}
+    for name, suite in RACES.items():
+        runs[name] = timed_cases(records, suite)
+    found: dict[str, list[tuple[str, dict[str, Spread]]]] = {}
+    for name, cases in runs.items():
+        for case in cases:
+            seconds = step_seconds(case) if name == "decoding" else case["seconds"]
+            ratios = times_as_fast(seconds)
+            others = {peer: ratios[peer] for peer in ratios if not peer.startswith(OURS)}
+            found.setdefault(name, []).append((describe(case), others))
+    return found
 
 
 def _summary(records: Sequence[Record]) -> Iterator[str]:
-    runs = {f"forward, {name}": cases for name, cases in forward_cases(records).items()}
-    for name, suite in (("decoding", "generate"), ("training step", "train"), ("loading", "load")):
-        runs[name] = timed_cases(records, suite)
-    columns: dict[str, dict[str, Spread]] = {}
-    for name, cases in runs.items():
-        decoding = name == "decoding"
-        ratios = [times_as_fast(step_seconds(c) if decoding else c["seconds"]) for c in cases]
-        for peer in peer_names(ratios):
-            medians = [found[peer].median for found in ratios if peer in found]
+    columns: dict[str, dict[str, Spread | str]] = {}
+    for name, cases in _compared(records).items():
+        for peer in peer_names(found for _, found in cases):
+            medians = [found[peer].median for _, found in cases if peer in found]
             spread = Spread(statistics.geometric_mean(medians), min(medians), max(medians))
-            columns.setdefault(name, {})[peer] = spread
+            slower = spread.median < 1
+            columns.setdefault(name, {})[peer] = _bold(spread) if slower else spread
     if columns:
         yield f"## How many times as fast {OURS} is\n"
         yield _text(
             "Geometric means over all cases, and below them the least and the greatest; above 1,",
-            f"{OURS} is faster. What computes in bfloat16 or int8 is compared with {OURS} in that",
-            "dtype where it takes part, else with float32.",
+            f"{OURS} is faster, and numbers in bold are those where it is slower. What computes",
+            f"in bfloat16 or int8 is compared with {OURS} in that dtype where it takes part, else",
+            "with float32. Starting is a new process to its first token, without compiled programs",
+            "from a run before.",
         )
         yield from _table(["than", *columns], _rows(*columns.values()))
+
+
+def _losses(records: Sequence[Record]) -> list[str]:
+    rows = []
+    for name, cases in _compared(records).items():
+        for peer in peer_names(found for _, found in cases):
+            ratios = {case: found[peer].median for case, found in cases if peer in found}
+            lost = {case: ratio for case, ratio in ratios.items() if ratio < 1}
+            if lost:
+                worst = min(lost, key=lost.__getitem__)
+                count = f"{len(lost)} of {len(ratios)}"
+                rows.append([name, peer, count, worst, _number(1 / lost[worst])])
+    return _section(
+        f"Where {OURS} is slower",
+        ["", "than", "in cases", "most in", "times as fast as ours there"],
+        rows,
+        "All that is faster by its median in at least one case.",
+    )
 
 
 def _method(records: Sequence[Record]) -> Iterator[str]:
@@ -136,9 +183,10 @@ def _method(records: Sequence[Record]) -> Iterator[str]:
         yield _text(
             f"All who take part in a case are warmed up and then run in turn, for {rounds} rounds,",
             "so that what else the machine does slows all of them alike. A number is the median of",
-            "the rounds, and below it stand the quartiles. Ratios are taken round by round. The",
-            "checkpoint is the same for all. In forward, generate, train and start outputs are",
-            "compared before they are timed.",
+            "the rounds, and below it stand the quartiles; the fastest of a case, among those of",
+            "its dtype, is in bold. Ratios are taken round by round. The checkpoint is the same",
+            "for all. In forward, generate, train and start outputs are compared before they are",
+            "timed.",
         )
     if any("work" in case for case in timed):
         rows, inputs, outputs = PRODUCT
@@ -239,8 +287,8 @@ def _generate(records: Sequence[Record]) -> list[str]:
         shape, later = case["case"], step_seconds(case)
         rows += _by_peer(
             f"{shape['batch']} x {shape['prompt']} + {shape['new']}",
-            _left_out(case) | _milliseconds(case["first"]),
-            _milliseconds(later),
+            _left_out(case) | _fastest(_milliseconds(case["first"])),
+            _fastest(_milliseconds(later)),
             speeds(shape["batch"], later),
             _percents(limit_shares(case, later)),
             times_as_fast(later),
@@ -286,7 +334,7 @@ def _score(records: Sequence[Record]) -> list[str]:
         seconds = case["seconds"]
         rows += _by_peer(
             f"{case['case']['count']} {case['case']['texts']}",
-            {name: Spread.of(times) for name, times in seconds.items()},
+            _fastest({name: Spread.of(times) for name, times in seconds.items()}),
             speeds(case["tokens"], seconds),
             times_as_fast(seconds),
             {name: _error(found) for name, found in case["errors"].items()},
@@ -308,7 +356,7 @@ def _predict(records: Sequence[Record]) -> list[str]:
         seconds = case["seconds"]
         rows += _by_peer(
             f"{case['case']['count']} {case['case']['texts']}",
-            {name: Spread.of(times) for name, times in seconds.items()},
+            _fastest({name: Spread.of(times) for name, times in seconds.items()}),
             speeds(case["case"]["count"], seconds),
             times_as_fast(seconds),
             {name: _error(found) for name, found in case["errors"].items()},
@@ -355,7 +403,7 @@ def _load(records: Sequence[Record]) -> list[str]:
         sums = [size / speed for speed in case["limits"]["bytes"]]
         rows += _by_peer(
             describe(case),
-            _milliseconds(seconds),
+            _fastest(_milliseconds(seconds)),
             speeds(size / 1e9, seconds),
             _percents({name: ratio(sums, times) for name, times in seconds.items()}),
             times_as_fast(seconds),
@@ -376,7 +424,7 @@ def _start(records: Sequence[Record]) -> list[str]:
         compiled = case["compilations"]
         rows += _by_peer(
             describe(case),
-            {name: Spread.of(times) for name, times in case["seconds"].items()},
+            _fastest({name: Spread.of(times) for name, times in case["seconds"].items()}),
             times_as_fast(case["seconds"]),
             {name: str(found["count"]) for name, found in compiled.items()},
             {name: _number(found["seconds"]) for name, found in compiled.items()},
@@ -396,7 +444,7 @@ def _activations(records: Sequence[Record]) -> list[str]:
     for case in timed_cases(records, "activations"):
         rows += _by_peer(
             describe(case),
-            {name: Spread.of(times) for name, times in case["seconds"].items()},
+            _fastest({name: Spread.of(times) for name, times in case["seconds"].items()}),
             times_as_fast(case["seconds"]),
             {name: f"{error:.0e}" for name, error in case["errors"].items()},
         )
@@ -550,7 +598,7 @@ def _columns(case: Case) -> list[Cells]:
     """Return the columns of what reads tokens: milliseconds, and those of ``SPEED``."""
     seconds = case["seconds"]
     return [
-        _left_out(case) | _milliseconds(seconds),
+        _left_out(case) | _fastest(_milliseconds(seconds)),
         speeds(case["work"]["tokens"], seconds),
         _percents(limit_shares(case, seconds)),
         times_as_fast(seconds),
@@ -564,6 +612,23 @@ def _left_out(case: Case) -> dict[str, str]:
 
 def _milliseconds(seconds: Mapping[str, Seconds]) -> dict[str, Spread]:
     return {name: Spread.of([1e3 * s for s in times]) for name, times in seconds.items()}
+
+
+def _fastest(times: Mapping[str, Spread]) -> dict[str, Spread | str]:
+    """Return times of which the shortest of each dtype is in bold, if there is another."""
+    marked: dict[str, Spread | str] = dict(times)
+    for dtype in ALL_OURS:
+        group = [name for name in times if dtype_of(name) == dtype and name != OTHER_MODEL]
+        if len(group) > 1:
+            best = min(group, key=lambda name: times[name].median)
+            marked[best] = _bold(times[best])
+    return marked
+
+
+def _bold(spread: Spread) -> str:
+    """Return a median in bold above its quartiles."""
+    median, *quartiles = _cell(spread).split("<", 1)
+    return "<".join([f"**{median}**", *quartiles])
 
 
 def _percents(shares: Mapping[str, Spread]) -> dict[str, str]:

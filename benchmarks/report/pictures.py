@@ -1,6 +1,7 @@
 """The pictures of the report."""
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ LOOKS = {
 ANY_LOOK = ("#777777", "x")
 LINES = {"float32": "-", "bfloat16": "--", "int8": ":"}
 WIDTH, DPI = 8.2, 110  # inches, and pixels an inch
+LEGEND_COLUMNS = 3  # so many of the longest names fit beside each other
+NOTHING = Spread(math.nan, math.nan, math.nan)
 
 
 def draw_pictures(records: Sequence[Record]) -> dict[str, tuple[str, Any]]:
@@ -145,19 +148,24 @@ def _curves(
 ) -> Any:
     """Return a figure with a line for each peer, over sizes that are evenly spaced, or None.
 
-    Medians are joined, and bars reach to the quartiles. ``one`` adds a line at 1.
+    Medians of neighbouring cases are joined, and bars reach to the quartiles. ``one`` adds a line
+    at 1.
     """
     if not any(found for *_, numbers in panels for found in numbers):
         return None
-    figure = _figure(title, len(panels))
+    count = len(peer_names(numbers for *_, found in panels for numbers in found))
+    figure = _figure(title, len(panels), height=3.4 + 0.22 * math.ceil(count / LEGEND_COLUMNS))
     lines = {}
     for axes, (heading, label, sizes, numbers) in zip(figure.axes, panels, strict=True):
         for name in peer_names(numbers):
-            points = [(i, found[name]) for i, found in enumerate(numbers) if name in found]
-            below = [spread.median - spread.low for _, spread in points]
-            above = [spread.high - spread.median for _, spread in points]
-            x, y = [i for i, _ in points], [spread.median for _, spread in points]
-            lines[name] = axes.errorbar(x, y, yerr=[below, above], capsize=2, **_look(name))
+            # A line breaks where there is no number, rather than passing through a case.
+            points = [found.get(name, NOTHING) for found in numbers]
+            below = [spread.median - spread.low for spread in points]
+            above = [spread.high - spread.median for spread in points]
+            y = [spread.median for spread in points]
+            lines[name] = axes.errorbar(
+                range(len(y)), y, yerr=[below, above], capsize=2, **_look(name)
+            )
         if one:
             axes.axhline(1, color="#333333", linewidth=1)
         axes.set_xticks(range(len(sizes)), list(map(str, sizes)))
@@ -176,7 +184,9 @@ def _curves(
         first.yaxis.set_major_formatter("{x:,g}")
     names, place = peer_names([lines]), "outside lower center"
     handles = [lines[name] for name in names]
-    figure.legend(handles, names, loc=place, ncols=4, frameon=False, handlelength=3)
+    figure.legend(
+        handles, names, loc=place, ncols=LEGEND_COLUMNS, frameon=False, handlelength=3, fontsize=9
+    )
     return figure
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.machine import DIRTY
 from benchmarks.peers import OLDER, OURS, PEERS, dtype_of, opponent
 from benchmarks.roofline import Roofline
 from benchmarks.suite import share
@@ -26,6 +27,7 @@ SUITES = {
     "score": {"tokens", "errors", "limits", "texts", "count"},
     "predict": {"errors", "limits", "texts", "count"},
 }
+OTHER_MODEL = "gpt2"  # a peer of another model
 MACHINE = ("processor", "platform", "devices", "threads")
 ENVIRONMENT = {*MACHINE, "date", "commit", "python", "system", "versions"}
 
@@ -100,6 +102,15 @@ def _with_older_apart(case: Case) -> Case:
     return found
 
 
+def unclean_files(records: Sequence[Record]) -> list[str]:
+    """Return the names of the records' files that are not of a clean commit."""
+    return [
+        record["file"].name
+        for record in records
+        if (record["environment"]["commit"] or DIRTY).endswith(DIRTY)
+    ]
+
+
 def timed_cases(records: Sequence[Record], suite: str) -> list[Case]:
     """Return the cases of a suite that have times."""
     cases = [case for record in records if record["suite"] == suite for case in record["cases"]]
@@ -162,8 +173,8 @@ def limit_shares(case: Case, seconds: Mapping[str, Seconds]) -> dict[str, Spread
     return {
         name: share(work, dtype_of(name), times, case["limits"])
         for name, times in seconds.items()
-        # GPT-2 has other weights to read.
-        if name in PEERS and name != "gpt2" and dtype_of(name) in case["limits"]
+        # It has other weights to read.
+        if name in PEERS and name != OTHER_MODEL and dtype_of(name) in case["limits"]
     }
 
 

@@ -5,11 +5,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("matplotlib")
 
+from benchmarks.peers import PEERS
 from benchmarks.report import report
+from benchmarks.report.pictures import draw_pictures
+from benchmarks.report.records import read_records
 
 ENVIRONMENT = {
     "date": "2025-11-03T12:00:00+00:00",
@@ -149,12 +153,12 @@ def test_report_shows_forward_numbers(tmp_path: Path) -> None:
     (ours,) = cells(forward, "2 x 8")
     ours_bfloat16, theirs, theirs_bfloat16, left_out = cells(forward, "")[:4]
     low_high = "<br><sub>{} to {}</sub>"
-    assert ours[1:3] == ["gpt1-jax", "1,000" + low_high.format("900", "1,500")]
+    assert ours[1:3] == ["gpt1-jax", "**1,000**" + low_high.format("900", "1,500")]
     assert theirs[2] == "2,500" + low_high.format("2,450", "3,250")
     assert theirs[5] == "2.50" + low_high.format("2.25", "2.75")
     # Half a second in float32, which has 4 bytes a weight, and a quarter in bfloat16.
     assert [ours[4], theirs[4]] == ["50%", "20%"]
-    assert ours_bfloat16[1:] == ["gpt1-jax-bfloat16", "500", "32.0", "50%", ""]
+    assert ours_bfloat16[1:] == ["gpt1-jax-bfloat16", "**500**", "32.0", "50%", ""]
     # bfloat16 is compared with bfloat16
     assert theirs_bfloat16[1:] == ["transformers-bfloat16", "625", "25.6", "40%", "1.25"]
     assert left_out[1:] == ["onnxruntime", "left out: about 81 s", "", "", ""]
@@ -174,19 +178,19 @@ def test_report_describes_machine_and_peers(tmp_path: Path) -> None:
     (players,) = cells(section(page, "Who takes part"), "transformers")
     assert players[2:] == ["1.4e-06", "1.4e-06"]
     (summary,) = cells(section(page, "How many times"), "transformers")
-    assert summary[1:] == ["2.50", "2.50", "5.00", "3.00", "3.00"]
+    assert summary[1:] == ["2.50", "2.50", "5.00", "3.00", "3.00", "3.00"]
 
 
 def test_report_shows_numbers_of_other_suites(tmp_path: Path) -> None:
     page = report(write(tmp_path, *SUITES)).read_text()
     # Ours writes 4 tokens in 2 seconds after the first one, theirs in 10.
     (ours,) = cells(section(page, "Generate"), "2 x 3 + 5")
-    assert ours[1:] == ["gpt1-jax", "1,000", "500", "4.00", "100%", "", "", "0"]
+    assert ours[1:] == ["gpt1-jax", "**1,000**", "**500**", "4.00", "100%", "", "", "0"]
     theirs, left_out = cells(section(page, "Generate"), "")[-2:]
     assert theirs[1:] == ["transformers", "3,000", "2,500", "0.800", "20%", "5.00", "4.33", "0"]
     assert left_out[1:3] == ["ctranslate2", "left out: about 99 s"]
     (ours,) = cells(section(page, "Train"), "2 x 8, gpt1-jax with remat full")
-    assert ours[1:] == ["gpt1-jax", "1,000", "16.0", "50%", "", "0"]
+    assert ours[1:] == ["gpt1-jax", "**1,000**", "16.0", "50%", "", "0"]
     assert cells(section(page, "Train"), "")[0][4:] == ["17%", "3.00", "1.0e-03"]
     (first,) = cells(section(page, "Many prompts"), "10 x 4 + 3")
     assert first[1:] == ["batch 8", "30.0", "50%"]
@@ -195,7 +199,7 @@ def test_report_shows_numbers_of_other_suites(tmp_path: Path) -> None:
     assert ["mixed lengths", "30.0", "50%"] in others
     assert ["the command, second run", "15.0", "25%"] in others
     (ours,) = cells(section(page, "Load"), "checkpoint of 2000 MB")
-    assert ours[1:] == ["gpt1-jax", "1,000", "2.00", "25%", ""]
+    assert ours[1:] == ["gpt1-jax", "**1,000**", "2.00", "25%", ""]
     (ours,) = cells(section(page, "Start"), "new tokens 1")
     assert ours[1:] == ["gpt1-jax", "1.00", "", "7", "0.250"]
     scaling = section(page, "Scaling")
@@ -242,6 +246,68 @@ def test_report_names_what_is_unsteady(tmp_path: Path) -> None:
     (scaling,) = cells(section(page, "Unsteady"), "scaling, what length, tokens 8")
     assert scaling[1:] == ["gpt1-jax", "the median went from 1 to 2 ms during the rounds"]
     assert "train" not in section(page, "Unsteady")
+
+
+def test_report_names_what_is_slower(tmp_path: Path) -> None:
+    """Every loss of a race, with the case where it is greatest; bold in the summary."""
+    write(tmp_path, "forward", "start")
+    assert "is slower\n" not in report(tmp_path).read_text()  # a cache is not another library
+    content = record("load")
+    (case,) = content["cases"]
+    case["seconds"]["transformers"] = [0.4, 0.4, 0.4]
+    (tmp_path / "load.json").write_text(json.dumps(content))
+    content = record("generate")
+    for case, seconds in zip(content["cases"], (4.0, 13.0), strict=True):
+        case["seconds"]["transformers"] = [seconds] * 3
+    (tmp_path / "generate.json").write_text(json.dumps(content))
+    page = report(tmp_path).read_text()
+    slower = section(page, "Where gpt1-jax is slower")
+    assert cells(slower, "loading") == [
+        ["loading", "transformers", "1 of 1", "checkpoint of 2000 MB", "2.50"]
+    ]
+    (decoding,) = cells(slower, "decoding")
+    assert decoding == ["decoding", "transformers", "1 of 2", "batch 1, prompt 3, new 5", "2.00"]
+    (summary,) = cells(section(page, "How many times"), "transformers")
+    assert summary[1:] == ["2.50", "2.50", "1.58<br><sub>0.500 to 5.00</sub>", "**0.400**", "3.00"]
+    (theirs,) = [row for row in cells(section(page, "Load"), "") if row[1] == "transformers"]
+    assert theirs[2] == "**400**"
+
+
+def test_report_warns_of_records_of_changed_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "clean commit" not in report(write(tmp_path, "forward", "train")).read_text()
+    for name, commit in (("load", "0123456789ab-dirty"), ("start", None)):
+        content = record(name)
+        content["environment"] = {**ENVIRONMENT, "commit": commit}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    assert capsys.readouterr().err == ""
+    opening = report(tmp_path).read_text().split("## ")[0]
+    assert "**Not of a clean commit: load.json, start.json.**" in opening
+    assert capsys.readouterr().err == "warning: not of a clean commit: load.json, start.json\n"
+
+
+def test_pictures_draw_no_line_through_a_case_that_was_not_measured(tmp_path: Path) -> None:
+    cases = [forward_case(tokens=tokens) for tokens in (1, 8, 16)]
+    del cases[1]["seconds"]["transformers"]
+    many = [*PEERS][:12]  # whose legend takes several lines
+    for case in cases:
+        case["seconds"] |= {name: [1.0, 1.0, 1.0] for name in many if "transformers" not in name}
+    content = {**record("forward"), "cases": cases}
+    (tmp_path / "forward.json").write_text(json.dumps(content))
+    figures = draw_pictures(read_records(tmp_path))
+    _, figure = figures["throughput.png"]
+    (legend,) = figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert len(names) > 9
+    lines = dict(zip(names, (bars.lines[0] for bars in figure.axes[0].containers), strict=True))
+    drawn = {name: np.isfinite(line.get_ydata(orig=False)).tolist() for name, line in lines.items()}
+    assert drawn["transformers"] == [True, False, True]
+    assert drawn["gpt1-jax"] == [True] * 3
+    figure.draw_without_rendering()
+    box = legend.get_window_extent()
+    assert figure.bbox.contains(*box.min)
+    assert figure.bbox.contains(*box.max)
 
 
 def test_report_marks_quick_runs(tmp_path: Path) -> None:
