@@ -66,6 +66,7 @@ RACES = {
     "training step": "train",
     "scoring": "score",
     "prediction": "predict",
+    "activation patching": "activations",
     "loading": "load",
     "starting": "start",
 }
