@@ -36,8 +36,14 @@ from benchmarks.start import start
 from benchmarks.tasks import tasks
 from benchmarks.text import text
 from benchmarks.train import train
-from gpt1_jax.cli import widen_narrow_terminal
 from gpt1_jax.cli.arguments import PATHS
+from gpt1_jax.cli.help import (
+    command_help,
+    flags_of,
+    overview,
+    read_docstring,
+    widen_narrow_terminal,
+)
 
 SUITES = {
     "forward": forward,
@@ -58,15 +64,25 @@ SUITES = {
     "lm-eval": lm_eval,
 }
 
+PROG = "python -m benchmarks"
+DESCRIPTION = (
+    "Race gpt1-jax against its peers and simple baselines. The command accelerator, with flags of "
+    "its own, checks and races everything on a GPU or TPU."
+)
+
 if __name__ == "__main__":
     widen_narrow_terminal()
+    name, *words = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        summaries = {each: read_docstring(suite)[0][0] for each, suite in SUITES.items()}
+        print(overview(PROG, DESCRIPTION, summaries, "  -h, --help  Show this help, or a suite's."))
+        sys.exit()
+    if name in SUITES and {"-h", "--help"} & set(words):
+        print(command_help(SUITES[name], f"{PROG} {name}", flags_of(SUITES[name])))
+        sys.exit()
     try:
         tyro.extras.subcommand_cli_from_dict(
-            SUITES,
-            prog="python -m benchmarks",
-            description="gpt1-jax against its peers and against simple baselines. A command of "
-            "its own, `accelerator`, checks and races everything on a GPU or TPU.",
-            registry=PATHS,
+            SUITES, prog=PROG, description=DESCRIPTION, registry=PATHS
         )
     except (ValueError, OSError, ImportError, RuntimeError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

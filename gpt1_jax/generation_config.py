@@ -188,82 +188,86 @@ Seeds = Annotated[
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationConfig:
-    """How to choose the next tokens; names and defaults are those of Hugging Face's ``generate``.
+    """How to choose the next tokens. Names and defaults are those of Hugging Face's ``generate``,
+    except that top_k is unset by default (50 there).
 
-    But for top_k: what it takes for unset is 50.
-
-    A setting that has no effect, such as a temperature without do_sample, is an error where it is
-    given by hand. Where it comes from a file, it is kept and counts as soon as another setting
+    A setting that has no effect, such as a temperature without do_sample, is an error if it is
+    given by hand. If it comes from a file, it is kept, and takes effect as soon as another setting
     turns it on: ``updated`` and ``dataclasses.replace`` change settings.
 
     The command line shows the descriptions of the attributes as help.
 
     Attributes:
-        max_new_tokens: the most tokens to add to a prompt; by default, or with None on the command
-            line, 20, or as many as max_length and the model's positions allow. The last of them
-            needs no position of its own.
-        max_length: the most tokens of a text, its prompt included; none by default. max_new_tokens
-            comes before it. In Python, a list of prompts is counted from its longest one.
-        min_new_tokens: how many tokens to add before an end token may be chosen; 0 by default.
-        min_length: how many tokens a text has, its prompt included, before an end token may be
-            chosen; 0 by default. min_new_tokens comes before it.
-        do_sample: draw each token by its probability, in place of taking the most likely one.
-        temperature: what the logits are divided by before a token is drawn; 1 by default. A larger
-            value makes less likely tokens more frequent.
-        top_k: draw from this many of the most likely tokens; by default, or with None, from all.
-        top_p: draw from the most likely tokens that together have this probability
-            (arXiv:1904.09751); 1 by default, for all.
-        min_p: draw from the tokens that have at least this share of the most likely token's
-            probability (arXiv:2407.01082); 0 by default, for all.
-        typical_p: draw from the tokens whose information is nearest to the entropy and that
-            together have this probability (arXiv:2202.00666); 1 by default, for all.
-        repetition_penalty: divides the positive logits of tokens that the text, prompt included,
-            already has, and multiplies their negative ones (arXiv:1909.05858, section 4.1); 1 by
-            default. A larger value makes repetitions less likely.
-        no_repeat_ngram_size: let no sequence of this many tokens occur twice in a text, prompt
-            included; 0 by default, for no limit.
-        bad_words_ids: a sequence of token ids that is never completed, or several; by default, or
-            with None on the command line, there are none.
-        suppress_tokens: token ids that are never chosen; none by default. If the constraints leave
-            no token to choose, the text goes on with id 0 and a score of NaN.
-        forced_bos_token_id: the token id that follows a prompt of one token; by default any may.
-        forced_eos_token_id: the token id, or one of several, that a text which reaches its greatest
-            length ends with; by default any may.
-        eos_token_id: the token ids that end a text; by default none but those of the checkpoint. An
-            empty sequence, or None on the command line, stands for no ids.
-        pad_token_id: the token id that fills an array up after the end of a text; by default the
+        max_new_tokens: maximum number of tokens to add to a prompt; the last of them needs no
+            position of its own. By default, or with None on the command line, 20, or fewer if the
+            model's positions end first; as many as max_length allows if that is given.
+        max_length: maximum number of tokens of a text, prompt included; by default there is none.
+            max_new_tokens takes precedence. In Python, a list of prompts is counted from its
+            longest one.
+        min_new_tokens: minimum number of tokens to add to a prompt before an end token may be
+            chosen.
+        min_length: minimum number of tokens of a text, prompt included, before an end token may be
+            chosen. min_new_tokens takes precedence.
+        do_sample: sample each token by its probability in place of choosing the likeliest one
+            (greedy decoding).
+        temperature: number that divides the logits before sampling; a larger one makes unlikely
+            tokens more frequent.
+        top_k: number of likeliest tokens to sample from; a larger number makes texts more varied.
+            By default, or with None, all tokens.
+        top_p: probability mass of the likeliest tokens to sample from (nucleus sampling,
+            arXiv:1904.09751); a larger mass makes texts more varied, and 1 keeps all tokens.
+        min_p: smallest probability of a token to sample, as a share of the likeliest token's
+            (arXiv:2407.01082); a larger share makes texts less varied, and 0 keeps all tokens.
+        typical_p: probability mass of the tokens to sample from whose information is nearest to the
+            entropy (locally typical sampling, arXiv:2202.00666); a larger mass makes texts more
+            varied, and 1 keeps all tokens.
+        repetition_penalty: number that divides the positive logits of tokens that the text already
+            has, prompt included, and multiplies their negative ones (arXiv:1909.05858, section
+            4.1); a number above 1 makes repetitions less likely.
+        no_repeat_ngram_size: number of tokens of the sequences that may occur only once in a text,
+            prompt included; a smaller number forbids more, and 0 forbids nothing.
+        bad_words_ids: ids of a sequence of tokens that is never completed; by default, or with None
+            on the command line, none. In Python, a list of such sequences.
+        suppress_tokens: ids of tokens that are never chosen; by default none. If the constraints
+            leave no token to choose, the text continues with id 0 and a score of NaN.
+        forced_bos_token_id: id of the token that follows a prompt of one token; by default any may
+            follow.
+        forced_eos_token_id: id of the last token of a text that reaches its maximum length, or
+            several ids, one of which it is; by default any token may be last.
+        eos_token_id: ids of the tokens that end a text; by default the checkpoint's, if it has any.
+            An empty sequence, or None on the command line, stands for no ids.
+        pad_token_id: id of the token that fills an array up after the end of a text; by default the
             checkpoint's, or else the first end token.
-        stop_strings: a string, or several, that ends a text: the token that completes it in the
-            decoded text, which is lower-case and has spaces around punctuation, is the last one. A
-            tokenizer is needed.
-        num_beams: how many of the most likely texts beam search follows at once; 1 by default, for
-            no beam search.
-        length_penalty: the power of a text's number of new tokens that beam search divides its
-            log-probability by; 1 by default. A larger value favours longer texts; the limits depend
-            on max_new_tokens, and keep the scores of texts apart.
-        early_stopping: when beam search ends: as soon as num_beams texts have ended (True), when
-            a running text is unlikely to become better (False, the default), or when none can
-            become better (never).
-        num_return_sequences: how many texts to return for each prompt, draws or the best beams; 1
-            by default.
-        sliding_window: how many of its last tokens a text keeps when it has used up the model's
-            positions. They are read again, from position 0, and what lies before is forgotten. By
-            default, or with None, a text that might grow so long is an error. n_positions forgets
-            one token at a time, and reads the whole window for each.
-        prompt_lookup_num_tokens: how many draft tokens to read at once, copied from where the last
-            token occurs earlier in the text; by default, or with None, none. In float32 the text
-            stays the same. It comes faster if it repeats itself or its prompt, and slower if the
-            draft tokens are rejected.
+        stop_strings: string that ends a text once the decoded text contains it; decoded text is
+            lower-case and has spaces around punctuation. In Python, one string or several. Needs a
+            tokenizer.
+        num_beams: number of texts that beam search follows at once; a larger number finds likelier
+            texts and takes more time and memory, and 1 turns beam search off.
+        length_penalty: power of the number of new tokens that divides a beam's log-probability; a
+            larger one favours longer texts. Its limits depend on max_new_tokens and keep the scores
+            of texts apart.
+        early_stopping: end of beam search: True, as soon as num_beams texts have ended; False, when
+            a running text is unlikely to become better; never, when none can become better.
+        num_return_sequences: number of texts to return for each prompt: samples, or the best beams.
+        sliding_window: number of last tokens that a text keeps when it has used up the model's
+            positions; they are read again from position 0, and earlier tokens are forgotten.
+            n_positions forgets one token at a time and reads the whole window for each. By default,
+            or with None, a text that might grow that long is an error.
+        prompt_lookup_num_tokens: number of draft tokens to verify at once, copied from where the
+            last token occurs earlier in the text. In float32 the text stays the same; it comes
+            faster if it repeats itself or its prompt, and slower if draft tokens are rejected. By
+            default, or with None, there are no draft tokens.
         return_dict_in_generate: return a ``GenerateOutput`` in place of the ids alone.
-        output_scores: whether that has the logits which each new token was chosen by, V float32 a
-            token and text.
-        output_logits: whether it has the model's own, likewise.
-        seed: the seed of the draws, 0 by default. Text i, counted from 0 over all prompts, is drawn
-            with seed + i, so that it can be drawn again alone. In Python, a sequence gives each
-            prompt its own.
-        extra: what else the file holds that the settings come from; None where they are made by
-            hand.
-        given_names: the settings that are given, by hand or by a file, defaults too.
+        output_scores: also return the logits, after the logits processors, from which each new
+            token was chosen: V float32 numbers a token and text.
+        output_logits: also return the model's own logits for each new token, likewise.
+        seed: seed of the sampling; by default 0. Text i, counted from 0 over all prompts, is
+            sampled with seed + i, so that it can be sampled again alone. In Python, a sequence has
+            a seed for each prompt.
+        extra: fields of the file that the settings come from which are not settings; None if the
+            settings were made by hand.
+        given_names: names of the settings that are given by hand or by a file, also those with
+            default values.
     """
 
     max_new_tokens: Amount = 20

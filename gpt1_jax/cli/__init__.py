@@ -9,9 +9,9 @@ import difflib
 import gc
 import importlib
 import io
+import itertools
 import os
 import re
-import shutil
 import signal
 import sys
 import warnings
@@ -20,73 +20,47 @@ from pathlib import Path
 from types import FrameType
 
 import gpt1_jax
+from gpt1_jax.cli.help import (
+    check_flags,
+    command_help,
+    flags_of,
+    overview,
+    widen_narrow_terminal,
+)
 
+DESCRIPTION = "GPT-1 in Flax: generate, score, fine-tune and convert."
 # The module and the summary of each command. A test compares the summaries with the docstrings.
 COMMANDS = {
-    "generate": ("generate", "Continue one text or several, each printed with its continuation."),
-    "score": (
-        "score",
-        "Print how likely a model finds each token, word or text, as log-probabilities in nats.",
-    ),
-    "embed": (
-        "embed",
-        "Write the states of a layer for texts: one vector for each text, token or word.",
-    ),
-    "predict": (
-        "predict",
-        "Print what a fine-tuned model says of texts or rows: labels and their probabilities.",
-    ),
-    "convert": (
-        "checkpoints",
-        "Write a checkpoint in another format or dtype, with its tokenizer.",
-    ),
-    "export": (
-        "checkpoints",
-        "Write a model as programs that JAX runs without this package, beside its weights.",
-    ),
-    "push": (
-        "checkpoints",
-        "Upload a checkpoint, a trained folder or an adapter to the Hugging Face hub.",
-    ),
-    "verify": (
-        "checkpoints",
-        "Check a checkpoint: whole, equal to torch, and, if it is the published GPT-1, to its "
-        "outputs.",
-    ),
-    "pretrain": (
-        "training",
-        "Train a language model on text files. The defaults are the paper's recipe.",
-    ),
-    "finetune": (
-        "training",
-        "Train a model for a task on a labelled set. The defaults are the paper's recipe.",
-    ),
-    "evaluate": (
-        "training",
-        "Measure a language model on texts, or a fine-tuned model on labelled sets.",
-    ),
+    "generate": ("generate", "Continue a prompt, or each prompt of a file."),
+    "score": ("score", "Print the log-probability of each token, word or text, in nats."),
+    "embed": ("embed", "Write a layer's hidden states as vectors of texts, tokens or words."),
+    "predict": ("predict", "Label texts or rows with a fine-tuned model."),
+    "convert": ("checkpoints", "Convert a checkpoint to another format or dtype."),
+    "export": ("checkpoints", "Export a model as programs that JAX runs without this package."),
+    "push": ("checkpoints", "Upload a checkpoint, a run or an adapter to the Hugging Face Hub."),
+    "verify": ("checkpoints", "Check a checkpoint's tensors, and its outputs against torch."),
+    "pretrain": ("training", "Train a language model on text files."),
+    "finetune": ("training", "Fine-tune a model for a task on a labelled set."),
+    "evaluate": ("training", "Measure a language model on texts, or a fine-tuned model on rows."),
     "lm-eval": ("lm_eval", "Evaluate a model on tasks of the lm-evaluation-harness."),
-    "tree": (
-        "explore",
-        "Print the modules of a model as torch prints them, and its number of parameters.",
-    ),
-    "tokens": ("explore", "Show a text as tokens and their ids, or ids as tokens."),
-    "nearest": (
-        "explore",
-        "Show the tokens whose embeddings are nearest to a word's, or to a sum such as "
-        '"king - man".',
-    ),
+    "tree": ("explore", "Print a model's modules as torch prints them, and its parameters."),
+    "tokens": ("explore", "Show the tokens and ids of a text, or the tokens of ids."),
+    "nearest": ("explore", 'Show the tokens nearest to a word or to a sum such as "king - man".'),
     "surprisal": ("explore", "Show how much each token of a text surprises a model, in bits."),
-    "picture": ("explore", "Draw what a model makes of a text."),
-    "plan": (
-        "estimate",
-        "Compile a model's programs for machines that need not be here, and show what they take.",
-    ),
+    "picture": ("explore", "Draw attention weights, next tokens or a logit lens of a text."),
+    "plan": ("estimate", "Estimate a model's memory and time on machines that are not here."),
+    "doctor": ("doctor", "Print versions, devices, caches and extras, for bug reports."),
 }
-# Of a narrower terminal, tyro writes a letter a line, and below 8 columns it never ends.
-MIN_COLUMNS = 40
 # The commands that take the flag --config.
 TAKE_CONFIG = ("pretrain", "finetune", "evaluate")
+NOTES = (
+    "  -h, --help   Show this help, or after a command its flags and examples.",
+    "  --version    Print the version.",
+    "  --tyro-write-completion {bash,zsh,fish,tcsh} FILE",
+    "               Write a script that completes commands and flags in a shell.",
+    "",
+    'Example: gpt1 generate "The old man looked at the sea" --max-new-tokens 40',
+)
 _PYTHON_FORMAT = warnings.formatwarning
 
 
@@ -98,52 +72,64 @@ def command(name: str) -> Callable[..., None]:
 
 def run(arguments: Sequence[str]) -> None:
     """Run the command that the arguments name, or print the help or the version."""
-    name = next(iter(arguments), "")
+    name = next(iter(arguments), "--help")
+    if name in ("-h", "--help"):
+        summaries = {each: summary for each, (_, summary) in COMMANDS.items()}
+        print(overview("gpt1", DESCRIPTION, summaries, *NOTES))
+        return
     if name == "--version":
         print(f"gpt1-jax {gpt1_jax.__version__}")
         return
-    if name and name not in COMMANDS and not name.startswith("-"):
+    if name.startswith("--tyro-"):
+        _complete(arguments)
+        return
+    if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the commands are {', '.join(COMMANDS)}"
-        raise ValueError(f"there is no command {name!r}; {hint}")
+        wrong = "expected a command before" if name.startswith("-") else "there is no command"
+        raise ValueError(f"{wrong} {name!r}; {hint}")
     with _interrupts_end_at_once():
         import tyro
 
         from gpt1_jax.cli.arguments import PATHS
 
-        chosen = command(name) if name in COMMANDS else None
+        chosen = command(name)
     if not gc.isenabled():  # in a process of its own: see ``program``
         gc.freeze()
         gc.enable()
-    if name == "lm-eval" and chosen is not None:  # whose flags are the harness's
-        chosen(arguments[1:])
+    arguments = arguments[1:]
+    if name == "lm-eval":  # whose flags are the harness's
+        chosen(arguments)
         return
-    if name in TAKE_CONFIG and chosen is not None:
-        from gpt1_jax.cli.config_flag import with_config
+    prog, flags = f"gpt1 {name}", flags_of(chosen)
+    if name in TAKE_CONFIG:
+        from gpt1_jax.cli.config_flag import CONFIG, with_config
 
-        arguments = with_config(arguments, chosen)
+        flags.append(CONFIG)
+    if {"-h", "--help"} & set(itertools.takewhile(lambda word: word != "--", arguments)):
+        print(command_help(chosen, prog, flags))
+        return
+    if name in TAKE_CONFIG:
+        arguments = with_config([name, *arguments], chosen)[1:]
+    check_flags(flags, arguments, name)
     widen_narrow_terminal()
+    tyro.cli(chosen, prog=prog, args=list(arguments), registry=PATHS)
+
+
+def _complete(arguments: Sequence[str]) -> None:
+    """Write the completions of a shell, with the flags of all commands, as tyro makes them."""
+    import tyro
+
+    from gpt1_jax.cli.arguments import PATHS
+
     app = tyro.extras.SubcommandApp()
-    for each, (_, summary) in COMMANDS.items():
-        function = chosen if chosen is not None and each == name else _only_described(summary)
-        app.command(name=each)(function)
-    app.cli(prog="gpt1", description="GPT-1 in Flax.", args=list(arguments), registry=PATHS)
+    for name, (_, summary) in COMMANDS.items():
+        app.command(name=name, help=summary)(_no_flags if name == "lm-eval" else command(name))
+    app.cli(prog="gpt1", description=DESCRIPTION, args=list(arguments), registry=PATHS)
 
 
-def widen_narrow_terminal() -> None:
-    """Have the help of tyro written as for a terminal of ``MIN_COLUMNS`` at least."""
-    if shutil.get_terminal_size().columns < MIN_COLUMNS:
-        os.environ["COLUMNS"] = str(MIN_COLUMNS)
-
-
-def _only_described(summary: str) -> Callable[[], None]:
-    """Return a function with this summary, in place of a command that was not called."""
-
-    def described() -> None:
-        pass
-
-    described.__doc__ = summary
-    return described
+def _no_flags() -> None:
+    """Stand for a command whose flags are another program's."""
 
 
 @contextlib.contextmanager

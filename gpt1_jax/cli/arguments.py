@@ -3,7 +3,8 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
@@ -81,7 +82,8 @@ def _path(words: list[str]) -> Path:
     return Path(word)
 
 
-# tyro takes an empty path for the working folder, and a ``~`` that no shell replaced for a name.
+# How words of the command line become values, where tyro would do otherwise: it takes an empty path
+# for the working folder, and a ``~`` that no shell replaced for a name.
 PATHS = ConstructorRegistry()
 
 
@@ -95,4 +97,31 @@ def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Path] | None
         instance_from_str=_path,
         is_instance=lambda value: isinstance(value, Path),
         str_from_instance=lambda value: [str(value)],
+    )
+
+
+@PATHS.primitive_rule
+def _optional_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Give a value that may be left out its own metavar and errors, without tyro's None.
+
+    The word None still stands for None, except among choices.
+    """
+    kinds = get_args(info.type)
+    if get_origin(info.type) not in (Union, UnionType) or len(kinds) != 2 or NoneType not in kinds:
+        return None
+    (kind,) = (kind for kind in kinds if kind is not NoneType)
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(kind, info.markers))
+    if not isinstance(spec, PrimitiveConstructorSpec) or spec.nargs != 1:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=spec.metavar,
+        instance_from_str=lambda words: (
+            None if words == ["None"] and spec.choices is None else spec.instance_from_str(words)
+        ),
+        is_instance=lambda value: value is None or spec.is_instance(value),
+        str_from_instance=lambda value: (
+            ["None"] if value is None else spec.str_from_instance(value)
+        ),
+        choices=spec.choices,
     )

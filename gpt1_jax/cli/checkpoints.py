@@ -26,18 +26,25 @@ def convert(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
-    """Write a checkpoint in another format or dtype, with its tokenizer.
+    """Convert a checkpoint to another format or dtype.
+
+    The tokenizer and the other files of the checkpoint are copied.
 
     Args:
-        source: a Hugging Face folder or hub id, or a folder of OpenAI's npy files.
-        target: the folder to write.
-        format: Hugging Face's safetensors, or OpenAI's npy files.
-        dtype: of the weights; the source's by default. OpenAI's format is always float32.
-        quantize: write int8 weights, a quarter of float32's size, which this package alone reads.
-        max_shard_size: above it Hugging Face's weights are split over several files (5GB).
-        pickle: write Hugging Face's pytorch_model.bin in place of safetensors; needs torch.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
+        source: checkpoint to read: a folder, a Hugging Face Hub id, or a folder of OpenAI's npy
+            files.
+        target: folder to write.
+        format: format to write: huggingface (safetensors) or openai (npy files, always float32).
+        dtype: dtype of the weights that are written; by default the source's.
+        quantize: write int8 weights, a quarter of float32's size, which only this package reads; by
+            default they are not quantized.
+        max_shard_size: largest size of a weights file, such as 500MB; larger weights are split over
+            several files. By default 5GB.
+        pickle: write pytorch_model.bin in place of safetensors (needs torch).
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
     """
     if format == "openai" and (dtype or max_shard_size or pickle or quantize):
         raise ValueError(
@@ -75,19 +82,22 @@ def export(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
-    """Write a model as programs that JAX runs without this package, beside its weights.
+    """Export a model as programs that JAX runs without this package.
 
-    The folder is a checkpoint in Hugging Face's layout, with its tokenizer, and has the model's
-    forward in forward.jax and, of a language model, the forward with a cache in decode.jax.
+    The output folder is a checkpoint in Hugging Face's layout, with its tokenizer. Beside the
+    weights it has the program of the forward pass, forward.jax, and for a language model the
+    forward pass with a KV cache, decode.jax.
 
     Args:
-        model: a checkpoint.
-        target: the folder to write.
-        platforms: that the programs are for.
+        model: checkpoint to export: a folder or a Hugging Face Hub id.
+        target: folder to write.
+        platforms: platforms that the programs run on.
         text: also write the programs as StableHLO text, forward.mlir and decode.mlir.
-        dtype: of the weights and of the computation; the checkpoint's by default.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
+        dtype: dtype of the weights and of the computation; by default the checkpoint's.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
     """
     from gpt1_jax.export import export_model
 
@@ -112,18 +122,20 @@ def push(
     revision: str | None = None,
     create_pr: bool = False,
 ) -> None:
-    """Upload a checkpoint, a trained folder or an adapter to the Hugging Face hub.
+    """Upload a checkpoint, a run or an adapter to the Hugging Face Hub.
 
-    The access token is the one that ``hf auth login`` has stored, or $HF_TOKEN. Hidden files are
-    left out, and what a training run alone needs: its checkpoints, its texts as tokens, and the
-    folder of wandb.
+    The access token is $HF_TOKEN, or the one that hf auth login has stored. Hidden files and the
+    files that only a training run needs (its checkpoints, its tokenized texts, the folder of wandb)
+    are not uploaded.
 
     Args:
-        folder: the folder to upload.
-        repository: the id of a model on the hub, OWNER/NAME; it is created if need be.
+        folder: folder to upload.
+        repository: id of the model repository, OWNER/NAME; it is created if it does not exist.
         private: make a new repository private.
-        commit_message: the first line of the commit; by default "Upload" and the folder's name.
-        revision: the branch to upload to, created if need be; by default the main one.
+        commit_message: first line of the commit message; by default "Upload" and the name of the
+            folder.
+        revision: branch to upload to, which is created if it does not exist; by default the main
+            branch.
         create_pr: open a pull request in place of a commit to the branch.
     """
     address = conversion.push_folder(
@@ -143,15 +155,18 @@ def verify(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
-    """Check a checkpoint: whole, equal to torch, and, if it is the published GPT-1, to its outputs.
+    """Check a checkpoint's tensors, and its outputs against torch.
 
-    Exits with 1 where a check fails.
+    The outputs of the published GPT-1 are also compared with recorded values. The command exits
+    with status 1 if a check fails.
 
     Args:
-        checkpoint: a folder or hub id.
-        model: a folder or hub id, in place of the argument.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
+        checkpoint: checkpoint to check: a folder or a Hugging Face Hub id.
+        model: checkpoint to check, in place of the argument.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
     """
     from gpt1_jax.cli.compilation_cache import enable_compilation_cache
     from gpt1_jax.verify import verify as checks

@@ -7,11 +7,19 @@ import json as json_format
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from gpt1_jax._conversion import json_file
+from gpt1_jax.cli.help import Flag
 
 POSITIONAL = ("texts", "files")
+CONFIG = Flag(
+    name="config",
+    metavar="FILE",
+    description='JSON file with an object of flags, such as {"batch_size": 8}; flags of the '
+    "command line win.",
+    section="Input",
+)
 
 
 def with_config(arguments: Sequence[str], function: Callable[..., None]) -> list[str]:
@@ -76,7 +84,9 @@ def _words(name: str, value: object, kind: object) -> list[str]:
         ValueError: another kind of value than the flag takes.
     """
     if value is None:
-        return [f"--{name}", "None"] if NoneType in get_args(kind) else []
+        kinds = get_args(kind)  # a choice that may be left out has no word for it, and no default
+        is_choice = any(get_origin(each) is Literal for each in kinds)
+        return [f"--{name}", "None"] if NoneType in kinds and not is_choice else []
     if isinstance(value, bool) != (kind is bool):
         raise ValueError("but must be true or false" if kind is bool else "but is no switch")
     if isinstance(value, bool):

@@ -53,40 +53,46 @@ def embed(
     local_files_only: bool = False,
     compilation_cache: Cache = None,
 ) -> None:
-    """Write the states of a layer for texts: one vector for each text, token or word.
+    """Write a layer's hidden states as vectors of texts, tokens or words.
 
-    A file is read: one text a line; .jsonl with a JSON object a line, which has "text" or "ids";
-    .csv and .tsv with a header that has "text". Other keys are copied to JSON output. Where all
-    texts are ids, the checkpoint needs no tokenizer.
+    An argument that is a file is read: .jsonl has a JSON object a line, with "text" or "ids"; .csv
+    and .tsv have a header with the column "text"; any other file has one text a line. Other keys
+    are copied to JSON output. If all texts are ids, the checkpoint needs no tokenizer.
 
-    The JSON object of a text has the keys text (or ids) and embedding, or, with --pooling none and
-    word, tokens or words and embeddings. csv and tsv have a line a vector. A .npy file has the
-    array (texts, size), and a .npz file the array embeddings. With --pooling none and word these
-    are the vectors of all texts, one after the other, and the array lengths has their number in
-    each text.
+    The JSON object of a text has the keys text (or ids) and embedding or, with --pooling none and
+    word, the keys tokens or words, and embeddings. csv and tsv have a line for each vector. A .npy
+    file has one array (texts, size), and a .npz file the array "embeddings". With --pooling none
+    and word, that array has the vectors of all texts, one after the other, and the array "lengths"
+    has their number in each text.
 
     Args:
         texts: texts, files of texts, or - for standard input.
-        text: read every argument as a text, even if a file has its name.
-        layer: 0 for the sum of the embeddings, n for the output of block n; negative numbers count
-            from the last.
-        pooling: mean of the states of a text's tokens, the last token's, none for all of them, or
-            for every word its last token's.
-        batch_tokens: tokens that are computed at once; more take more memory.
-        output_format: jsonl, json, csv, tsv, npy or npz; by default after the suffix of --out, else
-            jsonl.
-        out: a file for the output, in place of standard output; needed for npy and npz.
-        model: a checkpoint, with a tokenizer for texts; by default the bundled demo model.
-        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
-            without --model, into the base that it names.
-        dtype: of the weights in memory and of the computation; the checkpoint's by default.
-        quantize: quantize the model to int8, for a quarter of its memory and more speed.
-        pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
-            checkpoint's by default.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-        compilation_cache: where compiled programs are kept for the next run; none to keep none.
-            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
+        text: treat every argument as a text, even if a file has its name.
+        layer: layer to read: 0 is the sum of the embeddings, n the output of block n; negative
+            numbers count from the last block.
+        pooling: vectors of a text: mean of its tokens' states, the state of its last token, none
+            for all of them, or word for the state of each word's last token.
+        batch_tokens: number of tokens to compute at once; a larger number is faster on an
+            accelerator and takes more memory.
+        output_format: format of the output; by default that of the suffix of --out, or else jsonl.
+            npy and npz need --out.
+        out: file to write the output to; by default standard output.
+        model: checkpoint to use: a folder or a Hugging Face Hub id, with a tokenizer if texts are
+            given; by default the bundled demo model.
+        adapter: folder of a LoRA adapter, written by gpt1 pretrain, gpt1 finetune or peft, to merge
+            into the model; without --model, it is merged into the base model that the adapter
+            names.
+        dtype: dtype of the weights in memory and of the computation; by default the checkpoint's.
+        quantize: quantize the weights to int8, which takes a quarter of float32's memory and
+            decodes faster; by default they are not quantized.
+        pipeline: text preprocessing: huggingface, as transformers does it, or original, as for
+            GPT-1's own training (needs the extra "text"); by default the checkpoint's.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
+        compilation_cache: folder that keeps compiled programs for the next run, up to 1 GB, or none
+            to keep none; by default $GPT1_CACHE or else ~/.cache/gpt1-jax.
     """
     assert model is not None  # see ``takes_adapter``
     enable_compilation_cache(compilation_cache)

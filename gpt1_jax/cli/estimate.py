@@ -36,29 +36,35 @@ def plan(
     table: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None,
     timeout: float = TIMEOUT,
 ) -> None:
-    """Compile a model's programs for machines that need not be here, and show what they take.
+    """Estimate a model's memory and time on machines that are not here.
 
-    Memory of a device against what it has, operations, bytes, what devices exchange, and by the
-    chip's public figures the least time that a call can take. Needs the extra "plan".
+    Each program is compiled ahead of time for the machine. The output is the memory that a device
+    needs and has, the floating-point operations, the bytes that are read and exchanged, and the
+    least time of a call by the chip's published figures. Needs the extra "plan".
 
     Args:
-        machines: v5e:2x2, v6e:4x4, v5p:2x2x1 (a TPU and the shape of its slice), h100, or cpu, the
-            one at hand; cpu:8 for eight simulated devices.
-        mesh: how to split the work over devices, such as data=4,fsdp=2; all along data by default.
-        forward_rows: rows of a forward, for each part that the mesh splits a batch into; 0 leaves
-            the program out, here and in the next three.
-        prefill_rows: rows of prompts read into a cache, for each part.
-        decode_rows: rows of a decode step with a full cache, for each part.
-        train_rows: rows of a training step, Adam included, for each part.
-        length: tokens of a row.
-        dtype: of the computation, one or several.
-        remat: what training computes again in place of keeping it.
-        attention: what computes it, where nothing is dropped out; cudnn for an h100, where
-            nvidia-cudnn-cu13 is installed too.
-        model: a checkpoint, of which only the configuration is read; GPT-1's by default.
-        out: write everything to this JSON file, anew after each program.
-        table: write the table to this file, as Markdown, anew after each program.
-        timeout: seconds after which a compiler is given up.
+        machines: machines to compile for: a TPU slice (v5e:2x2, v6e:4x4, v5p:2x2x1), h100, cpu for
+            this processor, or cpu:8 for eight simulated devices.
+        mesh: sizes of the mesh's axes, such as data=4,fsdp=2; by default all devices are along
+            data.
+        forward_rows: number of rows of a forward pass, for each part that the mesh splits a batch
+            into; 0 leaves the program out.
+        prefill_rows: number of prompts that prefill reads into a KV cache, for each part of the
+            batch; 0 leaves the program out.
+        decode_rows: number of rows of a decode step with a full KV cache, for each part of the
+            batch; 0 leaves the program out.
+        train_rows: number of rows of a training step with Adam, for each part of the batch; 0
+            leaves the program out.
+        length: number of tokens of a row.
+        dtype: dtypes of the computation; each is compiled apart.
+        remat: what the backward pass computes again to save memory: none, linear (everything but
+            the outputs of linear layers) or all.
+        attention: implementation of attention in forward and prefill: manual, xla or cudnn (an
+            h100, with nvidia-cudnn-cu13 installed).
+        model: checkpoint whose configuration is read; by default the sizes of GPT-1.
+        out: JSON file to write all results to, rewritten after each program.
+        table: Markdown file to write the table of results to, rewritten after each program.
+        timeout: number of seconds after which a compilation is given up.
     """
     if not machines:
         raise ValueError(f"give a machine: cpu, or one of {', '.join(CHIPS)}, a TPU with its shape")

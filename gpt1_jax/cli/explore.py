@@ -39,17 +39,19 @@ def tree(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
-    """Print the modules of a model as torch prints them, and its number of parameters.
+    """Print a model's modules as torch prints them, and its parameters.
 
     The tree is what ``print(model)`` prints in transformers. The number of parameters follows on a
     line of its own.
 
     Args:
-        checkpoint: a folder or hub id; only the configuration is read.
-        model: a folder or hub id, in place of the argument.
+        checkpoint: checkpoint whose configuration is read: a folder or a Hugging Face Hub id.
+        model: checkpoint whose configuration is read, in place of the argument.
         flax: print the layers with the names and arguments that they have in Flax.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
     """
     source = only_one(checkpoint, model)
     folder = resolve(source, weights=False, revision=revision, local_files_only=local_files_only)
@@ -69,16 +71,19 @@ def tokens(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
-    """Show a text as tokens and their ids, or ids as tokens.
+    """Show the tokens and ids of a text, or the tokens of ids.
 
     Args:
-        text: a text, or with --ids the ids.
-        model: a folder or hub id with a tokenizer; by default the bundled demo model.
-        ids: read ids instead of a text; 0-5 stands for 0 to 4, as Python's ranges do.
-        pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
-            folder's by default.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
+        text: text to tokenize, or with --ids the ids to decode.
+        model: folder or Hugging Face Hub id of a checkpoint or tokenizer; by default the bundled
+            demo model.
+        ids: read ids in place of a text; the range 0-5 stands for 0 to 4, as in Python.
+        pipeline: text preprocessing: huggingface, as transformers does it, or original, as for
+            GPT-1's own training (needs the extra "text"); by default the checkpoint's.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
     """
     if not text:
         raise ValueError("give a text, or ids with --ids")
@@ -117,16 +122,22 @@ def nearest(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
-    """Show the tokens whose embeddings are nearest to a word's, or to a sum such as "king - man".
+    """Show the tokens nearest to a word or to a sum such as "king - man".
+
+    The distance is the cosine between rows of the token embedding.
 
     Args:
-        words: a word, or words with + and - between them, all between spaces. Those that begin with
-            a sign go after "--".
-        model: a checkpoint with a tokenizer; by default the bundled demo model.
-        count: how many tokens.
-        pipeline: how the words are prepared; see tokens.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
+        words: word, or words with + and - between them, all separated by spaces. Words that begin
+            with a sign go after "--".
+        model: checkpoint to use: a folder or a Hugging Face Hub id, with a tokenizer; by default
+            the bundled demo model.
+        count: number of tokens to show.
+        pipeline: text preprocessing: huggingface, as transformers does it, or original, as for
+            GPT-1's own training (needs the extra "text"); by default the checkpoint's.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
     """
     enable_compilation_cache()
     tokenizer = Tokenizer.from_pretrained(
@@ -150,19 +161,23 @@ def surprisal(
 ) -> None:
     """Show how much each token of a text surprises a model, in bits.
 
-    It prints a table of the tokens. On a terminal the text comes first, coloured: the redder, the
-    greater the surprise.
-    Files are read as gpt1 score reads them. Several arguments are the words of one text.
+    The output is a table of the tokens. On a terminal the coloured text comes first, and red marks
+    a great surprisal. Files are read as gpt1 score reads them. Several arguments are the words of one text.
 
     Args:
-        texts: a text, a file of texts, or - for standard input.
-        text: read the arguments as a text, even if a file has its name.
-        model: a checkpoint with a tokenizer; by default the bundled demo model.
-        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
-            without --model, into the base that it names.
-        pipeline: how the text is prepared; see tokens.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
+        texts: text, file of texts, or - for standard input.
+        text: treat the arguments as a text, even if a file has its name.
+        model: checkpoint to use: a folder or a Hugging Face Hub id, with a tokenizer; by default
+            the bundled demo model.
+        adapter: folder of a LoRA adapter, written by gpt1 pretrain, gpt1 finetune or peft, to merge
+            into the model; without --model, it is merged into the base model that the adapter
+            names.
+        pipeline: text preprocessing: huggingface, as transformers does it, or original, as for
+            GPT-1's own training (needs the extra "text"); by default the checkpoint's.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
     """
     assert model is not None  # see ``takes_adapter``
     given = read_texts([" ".join(texts)] if texts else [], force_text=text)
@@ -186,20 +201,25 @@ def picture(
     revision: str | None = None,
     local_files_only: bool = False,
 ) -> None:
-    """Draw what a model makes of a text.
+    """Draw attention weights, next tokens or a logit lens of a text.
 
     Args:
-        kind: attention, where each token looks; next-tokens, what comes next, as a bar chart;
-            logit-lens, what the model would say next after each of its layers.
-        text: to read.
-        out: the picture: .png, .svg, .pdf or what else matplotlib writes.
-        model: a checkpoint with a tokenizer; by default the bundled demo model.
-        layer: of the attention, from 0; by default the last one.
-        head: of the attention, from 0; by default all.
-        count: of next tokens; by default 10.
-        pipeline: how the text is prepared; see tokens.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
+        kind: what to draw: attention, the weights with which tokens attend to earlier ones;
+            next-tokens, a bar chart of the likeliest next tokens; or logit-lens, the next token
+            that each layer would predict.
+        text: text that the model reads.
+        out: picture to write, as .png, .svg, .pdf or another format of matplotlib.
+        model: checkpoint to use: a folder or a Hugging Face Hub id, with a tokenizer; by default
+            the bundled demo model.
+        layer: layer of the attention weights, counted from 0; by default the last.
+        head: head of the attention weights, counted from 0; by default all heads.
+        count: number of next tokens to draw; by default 10.
+        pipeline: text preprocessing: huggingface, as transformers does it, or original, as for
+            GPT-1's own training (needs the extra "text"); by default the checkpoint's.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
     """
     for name, value, owner in (
         ("layer", layer, "attention"),

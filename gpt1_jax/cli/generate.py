@@ -60,51 +60,55 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     local_files_only: bool = False,
     compilation_cache: Cache = None,
 ) -> None:
-    """Continue one text or several, each printed with its continuation.
+    """Continue a prompt, or each prompt of a file.
 
-    Text is printed as a reader expects it: punctuation closes up to its words, contractions are
-    whole ("i don't know"), and special tokens are left out. --output-format jsonl has the text as
-    the tokenizer decodes it. On a terminal, a single text appears word by word, and of several each
-    as soon as it is done, with an empty line between them; elsewhere texts are in the order of the
-    prompts, one a line. Settings without a flag are those of the checkpoint's
-    generation_config.json, or of its config.json where it lacks the former, else the defaults
-    below.
+    The output is the prompt with its completion, for a reader: punctuation closes up to its words,
+    contractions are whole ("i don't know"), and special tokens are left out; --output-format jsonl
+    has the text as the tokenizer decodes it. On a terminal, the completion of a single prompt
+    appears word by word, and each of several as soon as it is done, with an empty line between
+    them; elsewhere they have the order of the prompts, one a line. Settings without a flag come from the checkpoint's generation_config.json,
+    or else from its config.json, or else they have the defaults below.
 
     Each line of a --prompts file is a prompt. A line that starts with a brace is a JSON object
     instead, with the key "prompt" or, for token ids, "ids"; --output-format jsonl copies its other
     keys. Beside "ids" it may have "token_type_ids", ids of tokens whose embeddings are added, such
-    as the speakers of a dialogue, and "new_token_type_id", the one of all new tokens. Where all
+    as the speakers of a dialogue, and "new_token_type_id", the type of all new tokens. If all
     prompts are ids, the checkpoint needs no tokenizer, and without one ids are printed.
 
-    The JSON object of a text has the keys prompt, text, ids (all of them), new_ids, and for each
-    of these the log-probability it was chosen with (transition_scores) and the one that the model
-    itself gives it (log_probs). Several texts of a prompt also have an index, and beams a score.
+    The JSON object of a completion has the keys prompt, text, ids and new_ids, and for each new
+    token the log-probability it was chosen with (transition_scores) and the one under the model
+    itself (log_probs). Several completions of a prompt also have an index, and beams have a score.
 
     Args:
-        texts: the beginnings of the texts.
-        model: a checkpoint, with a tokenizer for texts; by default the bundled demo model.
-        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
-            without --model, into the base that it names.
-        length: When a text ends.
-        sampling: Draws.
-        beams: Beam search.
-        constraints: Constraints and stopping criteria.
-        prompts: a file of further prompts, one a line; - for standard input.
-        batch_size: prompts to continue at once; by default 8 to 64, the fewer the more their
-            lengths differ, and so many that their caches fit into 1 GB. At full size each text
-            takes up to 40 MB, each beam twice that.
-        output_format: text to read, or jsonl to print one JSON object a text.
-        print_ids: print token ids instead of text.
-        dtype: of the weights in memory and of the computation; the checkpoint's by default.
-        quantize: quantize the model to int8, for a quarter of its memory and more speed.
-        attention: what computes it: manual, GPT-1's formula; xla or cudnn, JAX's fused ones; or
-            auto, by the platform.
-        pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
-            checkpoint's by default.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-        compilation_cache: where compiled programs are kept for the next run; none to keep none.
-            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
+        texts: prompts to continue; quote a prompt that has several words.
+        model: checkpoint to use: a folder or a Hugging Face Hub id, with a tokenizer if texts are
+            given; by default the bundled demo model.
+        adapter: folder of a LoRA adapter, written by gpt1 pretrain, gpt1 finetune or peft, to merge
+            into the model; without --model, it is merged into the base model that the adapter
+            names.
+        length: limits on the length of a completion, and what ends it.
+        sampling: random choice of tokens; all but num_return_sequences need do_sample.
+        beams: search for the most likely completions; the last two need num_beams above 1.
+        constraints: changes to the logits before a token is chosen.
+        prompts: file of further prompts, one a line, or - for standard input.
+        batch_size: number of prompts to continue at once; a larger number is faster and takes more
+            memory (at full size up to 40 MB a prompt, and twice that a beam). By default 8 to 64,
+            fewer where the lengths of the prompts differ more, within 1 GB of KV caches.
+        output_format: format of the output: text, or jsonl for one JSON object a completion.
+        print_ids: print token ids in place of text.
+        dtype: dtype of the weights in memory and of the computation; by default the checkpoint's.
+        quantize: quantize the weights to int8, which takes a quarter of float32's memory and
+            decodes faster; by default they are not quantized.
+        attention: implementation of attention: manual, GPT-1's formula; xla or cudnn, JAX's fused
+            kernels; or auto, which chooses by the platform.
+        pipeline: text preprocessing: huggingface, as transformers does it, or original, as for
+            GPT-1's own training (needs the extra "text"); by default the checkpoint's.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
+        compilation_cache: folder that keeps compiled programs for the next run, up to 1 GB, or none
+            to keep none; by default $GPT1_CACHE or else ~/.cache/gpt1-jax.
     """
     assert model is not None  # see ``takes_adapter``
     enable_compilation_cache(compilation_cache)

@@ -6,7 +6,8 @@ from typing import Annotated, Required, TypedDict, get_type_hints
 
 import tyro
 
-from gpt1_jax.generation_config import GenerationConfig
+from gpt1_jax.cli.help import Fields
+from gpt1_jax.generation_config import DEFAULTS, GenerationConfig
 
 
 def _read_ids(words: list[str]) -> tuple[int, ...]:
@@ -35,32 +36,51 @@ TYPES = get_type_hints(GenerationConfig) | {
 # is empty, not missing, where it is not given.
 REPEATED = {"stop_strings": str, "bad_words_ids": Ids}
 GROUPS = {
-    "length": """max_new_tokens max_length min_new_tokens min_length eos_token_id stop_strings
+    "Stopping": """max_new_tokens max_length min_new_tokens min_length eos_token_id stop_strings
         forced_eos_token_id pad_token_id sliding_window prompt_lookup_num_tokens""",
-    "sampling": "do_sample temperature top_k top_p min_p typical_p seed num_return_sequences",
-    "beams": "num_beams length_penalty early_stopping",
-    "constraints": """repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens
+    "Sampling": "do_sample temperature top_k top_p min_p typical_p seed num_return_sequences",
+    "Beam search": "num_beams length_penalty early_stopping",
+    "Constraints": """repetition_penalty no_repeat_ngram_size bad_words_ids suppress_tokens
         forced_bos_token_id""",
 }
 
 
-def flags(group: str) -> object:
-    """Return what tyro makes the flags of a group from: a dict of those that are given."""
+def kinds_of(group: str) -> dict[str, object]:
+    """Return the annotations of the flags of a group, by their names."""
     kinds: dict[str, object] = {}
     for name in GROUPS[group].split():
         if name in REPEATED:
             kinds[name] = Required[tyro.conf.UseAppendAction[tuple[REPEATED[name], ...]]]
         else:  # tyro need not say that the flag may be left out
             kinds[name] = Annotated[TYPES[name], tyro.conf.arg(help_behavior_hint="")]
+    return kinds
+
+
+def flags(group: str) -> object:
+    """Return what tyro makes the flags of a group from: a dict of those that are given."""
+    kinds = kinds_of(group)
     made = TypedDict(group, kinds, total=False)  # pyright: ignore[reportArgumentType]
     made.__doc__ = GenerationConfig.__doc__
     return tyro.conf.arg(constructor=made)
 
 
-LengthFlags = Annotated[Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("length")]
-SamplingFlags = Annotated[Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("sampling")]
-BeamFlags = Annotated[Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("beams")]
-ConstraintFlags = Annotated[Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("constraints")]
+def fields(group: str) -> Fields:
+    """Return what the help makes the flags of a group from."""
+    return Fields(group, kinds_of(group), DEFAULTS, GenerationConfig)
+
+
+LengthFlags = Annotated[
+    Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("Stopping"), fields("Stopping")
+]
+SamplingFlags = Annotated[
+    Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("Sampling"), fields("Sampling")
+]
+BeamFlags = Annotated[
+    Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("Beam search"), fields("Beam search")
+]
+ConstraintFlags = Annotated[
+    Mapping[str, object], tyro.conf.OmitArgPrefixes, flags("Constraints"), fields("Constraints")
+]
 
 
 def read_settings(folder: Path, *groups: Mapping[str, object]) -> GenerationConfig:

@@ -2,29 +2,27 @@
 
 import argparse
 import importlib
-import inspect
 import json
 import sys
 from collections.abc import Sequence
 
 from gpt1_jax.cli.compilation_cache import enable_compilation_cache
+from gpt1_jax.cli.help import command_help
 from gpt1_jax.demo import DEMO
 
 
 def lm_eval(arguments: Sequence[str]) -> None:
     """Evaluate a model on tasks of the lm-evaluation-harness.
 
-    gpt1 lm-eval --model FOLDER|HUB-ID --tasks lambada_openai copa
-
-    --model is a checkpoint with a tokenizer; by default the bundled demo model. All other flags are
-    the harness's own, which are described below. --batch_size is auto unless it is given.
-    --model_args takes the arguments of gpt1_jax.lm_eval.GPT1LM: dtype=bfloat16, quantize=int8,
-    prefix_token_id=40477, pipeline=original and others. The harness's commands ls and validate work
-    too: gpt1 lm-eval ls tasks.
+    --model is a checkpoint with a tokenizer: a folder or a Hugging Face Hub id; by default the
+    bundled demo model. All other flags are the harness's own, which are described below.
+    --batch_size is auto by default. --model_args has the arguments of gpt1_jax.lm_eval.GPT1LM:
+    dtype=bfloat16, quantize=int8, prefix_token_id=40477, pipeline=original and others. The
+    harness's commands ls and validate work too: gpt1 lm-eval ls tasks. Needs the extra "lm-eval".
     """
     arguments = list(arguments) or ["--help"]
     if {"-h", "--help"} & set(arguments):
-        print(inspect.getdoc(lm_eval), end="\n\n", flush=True)
+        print(command_help(lm_eval, "gpt1 lm-eval", []), end="\n\n", flush=True)
     importlib.import_module("gpt1_jax.lm_eval")  # registers the model, or says what is missing
     harness = importlib.import_module("lm_eval.__main__")
 

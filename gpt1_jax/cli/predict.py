@@ -54,41 +54,48 @@ def predict(
     local_files_only: bool = False,
     compilation_cache: Cache = None,
 ) -> None:
-    """Print what a fine-tuned model says of texts or rows: labels and their probabilities.
+    """Label texts or rows with a fine-tuned model.
 
-    Files of rows are of the kinds that gpt1 finetune reads (.jsonl, .csv, .tsv, .parquet, ...), and
-    have the columns that the model was trained on, without the label: text (classification,
-    regression); premise, hypothesis (entailment); text1, text2 (similarity); context and those of
-    the question and the choices (multiple-choice). Where the task has one text, any other file is
-    read as one text a line.
+    Files of rows are of the kinds that gpt1 finetune reads (.jsonl, .csv, .tsv, .parquet, ...).
+    They have the columns that the model was trained on, without the label: text (classification,
+    regression); premise and hypothesis (entailment); text1 and text2 (similarity); context, the
+    question if there is one, and the choices (multiple-choice). For a task with one text, any other
+    file is read as one text a line.
 
-    The JSON object of a row has the row's own keys, and then label, score (the label's
-    probability) and scores (of all labels); score alone where numbers are predicted; labels (those
-    above 0.5) and scores where several labels can be right; label (the number of the choice) and
-    scores of a multiple choice. A label that a row came with is called true_label, and is not read.
-    A table leaves out scores.
+    The JSON object of a row has the row's own keys and those of the prediction: label, score (the
+    label's probability) and scores (of all labels); for numbers, score alone; for several labels at
+    once, labels (those above 0.5) and scores; for a multiple choice, label (the number of the
+    choice) and scores. A label that the row has already is copied as true_label. A table leaves out
+    scores.
 
     Args:
-        rows: texts, files of texts or rows, or - for standard input, whose lines are texts or JSON
-            objects.
-        model: a fine-tuned checkpoint, as gpt1 finetune writes it.
-        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
-            without --model, into the base that it names.
-        text: read every argument as a text, even if a file has its name.
-        task: of a classifier that transformers trained; what gpt1 finetune writes names its own.
-        columns: names of columns that differ from those of the training, such as text=sentence.
-        quoting: of .csv and .tsv files: csv reads cells in quotes, none takes quotes for a part of
-            the text. By default as the model was trained.
-        batch_size: rows that are computed at once; more take more memory.
-        output_format: table, jsonl, json, csv or tsv; by default after the suffix of --out, a table
-            on a terminal, else jsonl.
-        out: a file for the output, in place of standard output.
-        dtype: of the weights in memory and of the computation; the checkpoint's by default.
-        quantize: quantize the model to int8, for a quarter of its memory and more speed.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-        compilation_cache: where compiled programs are kept for the next run; none to keep none.
-            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
+        rows: texts, files of texts or rows, or - for standard input, which has a text or a JSON
+            object a line.
+        model: fine-tuned checkpoint: a folder that gpt1 finetune has written, or a Hugging Face Hub
+            id.
+        adapter: folder of a LoRA adapter, written by gpt1 pretrain, gpt1 finetune or peft, to merge
+            into the model; without --model, it is merged into the base model that the adapter
+            names.
+        text: treat every argument as a text, even if a file has its name.
+        task: task of a classifier that transformers has trained; a model of gpt1 finetune names its
+            own.
+        columns: names of columns that differ from those of the training set, such as text=sentence.
+        quoting: quoting in .csv and .tsv files: csv reads quoted cells, none takes quotes for a
+            part of the text; by default as the model was trained.
+        batch_size: number of rows to compute at once; a larger number is faster on an accelerator
+            and takes more memory.
+        output_format: format of the output; by default that of the suffix of --out, or else a table
+            on a terminal and jsonl elsewhere.
+        out: file to write the output to; by default standard output.
+        dtype: dtype of the weights in memory and of the computation; by default the checkpoint's.
+        quantize: quantize the weights to int8, which takes a quarter of float32's memory and
+            decodes faster; by default they are not quantized.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
+        compilation_cache: folder that keeps compiled programs for the next run, up to 1 GB, or none
+            to keep none; by default $GPT1_CACHE or else ~/.cache/gpt1-jax.
     """
     assert model is not None  # see ``takes_adapter``
     enable_compilation_cache(compilation_cache)

@@ -63,42 +63,51 @@ def score(
     local_files_only: bool = False,
     compilation_cache: Cache = None,
 ) -> None:
-    """Print how likely a model finds each token, word or text, as log-probabilities in nats.
+    """Print the log-probability of each token, word or text, in nats.
 
-    The first token of a text without a context is null, since nothing comes before it.
+    The first token of a text without a context has no log-probability, and is null in JSON.
 
-    A file is read: one text a line; .jsonl with a JSON object a line, which has "text" or "ids" and
-    perhaps "context", a text or a number of tokens that are read and not scored; .csv and .tsv with
-    a header that has "text". Other keys are copied to the output.
+    An argument that is a file is read: .jsonl has a JSON object a line, with "text" or "ids" and
+    optionally "context", a text or a number of tokens that are read but not scored; .csv and .tsv
+    have a header with the column "text"; any other file has one text a line. Other keys and columns
+    are copied to the output.
 
     The JSON object of a text has the keys text, context, tokens, ids, spans (characters of the
     context and the text together), log_probs, is_greedy, sum, mean, perplexity and
-    bits_per_character. With --by word, words stand in place of the tokens. A table, csv and tsv
-    have a line for each token, word or text.
+    bits_per_character. With --by word, words replace the tokens. A table, csv and tsv have a line
+    for each token, word or text.
 
     Args:
         texts: texts, files of texts, or - for standard input.
-        text: read every argument as a text, even if a file has its name.
-        by: what is scored: each token, each word, or the whole text.
-        join_punctuation: with --by word, count a punctuation mark to the word that it follows.
-        stride: how many tokens each further window of a text longer than n_positions scores; by
-            default n_positions / 2. Smaller values give more context and take longer.
-        bos_token_id: a token that is read before each text, so that its first token is scored too.
-        batch_tokens: tokens that are computed at once; more take more memory.
-        output_format: table, jsonl, json, csv or tsv; by default after the suffix of --out, a table
-            on a terminal, else jsonl.
-        out: a file for the output, in place of standard output.
-        model: a checkpoint with a tokenizer; by default the bundled demo model.
-        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
-            without --model, into the base that it names.
-        dtype: of the weights in memory and of the computation; the checkpoint's by default.
-        quantize: quantize the model to int8, for a quarter of its memory and more speed.
-        pipeline: how text is prepared: huggingface, or original, as for GPT-1's training; the
-            checkpoint's by default.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-        compilation_cache: where compiled programs are kept for the next run; none to keep none.
-            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
+        text: treat every argument as a text, even if a file has its name.
+        by: unit of the output: each token, each word, or the whole text.
+        join_punctuation: with --by word, count a punctuation mark as part of the word before it.
+        stride: number of tokens that each further window of a text longer than n_positions scores;
+            a smaller number gives each token more context and takes longer. By default half of
+            n_positions.
+        bos_token_id: id of a token to read before each text, so that the text's first token is
+            scored too; by default none is read.
+        batch_tokens: number of tokens to compute at once; a larger number is faster on an
+            accelerator and takes more memory.
+        output_format: format of the output; by default that of the suffix of --out, or else a table
+            on a terminal and jsonl elsewhere.
+        out: file to write the output to; by default standard output.
+        model: checkpoint to use: a folder or a Hugging Face Hub id, with a tokenizer; by default
+            the bundled demo model.
+        adapter: folder of a LoRA adapter, written by gpt1 pretrain, gpt1 finetune or peft, to merge
+            into the model; without --model, it is merged into the base model that the adapter
+            names.
+        dtype: dtype of the weights in memory and of the computation; by default the checkpoint's.
+        quantize: quantize the weights to int8, which takes a quarter of float32's memory and
+            decodes faster; by default they are not quantized.
+        pipeline: text preprocessing: huggingface, as transformers does it, or original, as for
+            GPT-1's own training (needs the extra "text"); by default the checkpoint's.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
+        compilation_cache: folder that keeps compiled programs for the next run, up to 1 GB, or none
+            to keep none; by default $GPT1_CACHE or else ~/.cache/gpt1-jax.
     """
     assert model is not None  # see ``takes_adapter``
     enable_compilation_cache(compilation_cache)

@@ -77,26 +77,31 @@ def pretrain(
     report_to: ReportTo = (),
     compilation_cache: Cache = None,
 ) -> None:
-    """Train a language model on text files. The defaults are the paper's recipe.
+    """Train a language model on text files.
 
-    Run the same command again, and a run that was interrupted goes on where it was. A file given
-    with --config holds flags as a JSON object, {"batch_size": 32}; flags of the command line win.
+    The defaults are those of the GPT-1 paper. Run the same command again to resume a run that was
+    interrupted. A file given with --config holds flags as a JSON object, such as {"batch_size": 8};
+    flags of the command line win.
 
     Args:
-        texts: UTF-8 text files, read one after another; or .jsonl and other files of records, of
-            which the column "text" is read; folders of such files, and patterns in quotes.
-        out: the folder of the result, in Hugging Face's layout, and of log, picture, checkpoints.
-        valid: text files to validate on; the result is then the best model, else the last.
-        model: a checkpoint to go on from, with its tokenizer; a new model by default.
-        tokenizer: the tokenizer of a new model; learned from the texts by default.
-        new: sizes of a new model.
-        settings: how long to train, on how much.
-        optimizer: how gradients become updates.
-        loop: when to log, validate and save.
-        devices: what devices to train on.
-        report_to: trackers that follow the run: tensorboard, wandb.
-        compilation_cache: where compiled programs are kept for the next run; none to keep none.
-            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
+        texts: UTF-8 text files, or files of records (.jsonl, .csv, .parquet, ...) with the column
+            "text"; folders of such files; and patterns in quotes, such as "books/*.txt". They are
+            read one after another.
+        out: folder of the result in Hugging Face's layout, with the log, the picture of the loss
+            and the checkpoints.
+        valid: text files to validate on; the result is then the model with the lowest validation
+            loss, and otherwise the last one.
+        model: checkpoint to continue from, with its tokenizer; by default a new model is trained.
+        tokenizer: checkpoint whose tokenizer a new model gets; by default one is learned from the
+            texts.
+        new: sizes of a new model; the defaults are GPT-1's.
+        settings: length of the training and what is trained.
+        optimizer: optimizer and its learning-rate schedule.
+        loop: intervals of log, validation and checkpoints, in steps.
+        devices: devices and processes to train on.
+        report_to: trackers to report the run to: tensorboard, wandb or both; by default none.
+        compilation_cache: folder that keeps compiled programs for the next run, up to 1 GB, or none
+            to keep none; by default $GPT1_CACHE or else ~/.cache/gpt1-jax.
     """
     enable_compilation_cache(compilation_cache)
     with processes.devices(devices) as mesh:
@@ -136,41 +141,44 @@ def finetune(
     report_to: ReportTo = (),
     compilation_cache: Cache = None,
 ) -> None:
-    """Train a model for a task on a labelled set. The defaults are the paper's recipe.
+    """Fine-tune a model for a task on a labelled set.
 
-    Give either --task and --train, or --recipe and --data: one of the paper's twelve tasks, and the
-    folder of its published files.
+    The defaults are those of the GPT-1 paper. Give either --task and --train, or --recipe and
+    --data: one of the paper's twelve tasks and the folder of its published files.
 
-    The columns of each task: text, label (classification, regression); premise, hypothesis, label
-    (entailment); text1, text2, label (similarity); context, question if there is one, label counted
-    from 0, and those of the choices (multiple-choice).
+    The columns of each task are: text, label (classification, regression); premise, hypothesis,
+    label (entailment); text1, text2, label (similarity); context, question if there is one, the
+    choices, and label, counted from 0 (multiple-choice).
 
-    Run the same command again, and a run that was interrupted goes on where it was. A file given
-    with --config holds flags as a JSON object, {"batch_size": 8}; flags of the command line win.
+    Run the same command again to resume a run that was interrupted. A file given with --config
+    holds flags as a JSON object, such as {"batch_size": 8}; flags of the command line win.
 
     Args:
-        task: whose input transformation and head to use.
-        train: a labelled set: .jsonl, .json, .csv or .tsv with a header, .parquet or .arrow, or one
-            of these gzipped as .gz.
-        out: the folder of the result, in Hugging Face's layout, and of log, picture, checkpoints.
-        model: a pre-trained checkpoint with its tokenizer.
-        valid: another labelled set; the result is then the best model on it, else the last. See
-            --valid-share, too.
-        recipe: a task of the paper, whose published files are read as they are.
-        data: the folder of these files.
-        columns: names of columns that differ from their roles, such as text=sentence.
-        choices: the columns of the choices of a multiple choice, in order.
-        quoting: csv reads cells in quotes, with a quote inside doubled; none takes quotes for a
-            part of the text. By default csv for .csv files and none for .tsv files.
-        class_weights: how much the examples of each class count in the loss that is trained on;
-            balanced makes all classes together count alike. By default every example counts 1.
-        settings: what to train, for how long.
-        optimizer: how gradients become updates.
-        loop: when to log, validate and save.
-        devices: what devices to train on.
-        report_to: trackers that follow the run: tensorboard, wandb.
-        compilation_cache: where compiled programs are kept for the next run; none to keep none.
-            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
+        task: task to train for, which sets the input transformation and the head.
+        train: labelled set to train on: .jsonl, .json, .csv or .tsv with a header, .parquet or
+            .arrow, or any of these gzipped (.gz).
+        out: folder of the result in Hugging Face's layout, with the log, the picture of the loss
+            and the checkpoints.
+        model: pre-trained checkpoint with its tokenizer: a folder, a Hugging Face Hub id, or demo.
+        valid: labelled set to validate on; the result is then the best model by --metric, and
+            otherwise the last one. --valid-share takes it from the training set instead.
+        recipe: task of the paper, whose published files are read as they are.
+        data: folder of the recipe's published files.
+        columns: names of columns that differ from the task's, such as text=sentence.
+        choices: columns of the choices of a multiple choice, in order.
+        quoting: quoting in .csv and .tsv files: csv reads quoted cells, with a quote inside
+            doubled; none takes quotes for a part of the text. By default csv for .csv files and
+            none for .tsv files.
+        class_weights: weight of each class's examples in the training loss, such as yes=2 no=1, or
+            balanced to give all classes the same total weight; by default every example has weight
+            1.
+        settings: length of the training and what is trained.
+        optimizer: optimizer and its learning-rate schedule.
+        loop: intervals of log, validation and checkpoints, in steps.
+        devices: devices and processes to train on.
+        report_to: trackers to report the run to: tensorboard, wandb or both; by default none.
+        compilation_cache: folder that keeps compiled programs for the next run, up to 1 GB, or none
+            to keep none; by default $GPT1_CACHE or else ~/.cache/gpt1-jax.
     """
     enable_compilation_cache(compilation_cache)
     named, weights = columns_by_role(columns), weights_by_class(class_weights)
@@ -258,35 +266,44 @@ def evaluate(
     local_files_only: bool = False,
     compilation_cache: Cache = None,
 ) -> None:
-    """Measure a language model on texts, or a fine-tuned model on labelled sets.
+    """Measure a language model on texts, or a fine-tuned model on rows.
+
+    A language model gets its loss and perplexity, and a fine-tuned model the measures of its task.
+    Files of texts are text files, or files of records (.jsonl, .csv, .parquet, ...) with the column
+    "text". Labelled sets have the columns that the model was trained on.
 
     Args:
-        files: text files (of .jsonl and other files of records the column "text"), or labelled sets
-            with the columns the model was trained on.
-        model: a checkpoint with its tokenizer.
-        adapter: a LoRA adapter to merge into the model, of gpt1 pretrain, gpt1 finetune or peft;
-            without --model, into the base that it names.
-        recipe: the task of the paper that the model was trained for, to measure it on a published
-            set in place of files.
-        data: the folder of that set.
-        split: which set of the recipe: valid, or test where it has labels.
-        stride: of a text, how many tokens a window predicts with all before them as context; by
-            default half the model's positions.
-        batch_size: windows or examples to compute at once.
-        quantize: quantize the model to int8 before it is measured.
-        quoting: of labelled sets in .csv and .tsv files: csv reads cells in quotes, none takes
-            quotes for a part of the text. By default as the model was trained.
-        output_format: text, or jsonl to print one JSON object a file.
-        predictions: a file for what gpt1 predict prints of the rows of a labelled set, with their
-            true labels; .jsonl, .json, .csv or .tsv.
-        report: print precision, recall, F1 and the number of rows of every class, too.
-        confusion_matrix: a PNG file for the picture of how often each class was predicted for each
-            true class.
-        dtype: of the weights in memory and of the computation; the checkpoint's by default.
-        revision: branch, tag or commit on the hub.
-        local_files_only: do without the network.
-        compilation_cache: where compiled programs are kept for the next run; none to keep none.
-            By default $GPT1_CACHE or ~/.cache/gpt1-jax, up to 1 GB.
+        files: text files, or labelled sets.
+        model: checkpoint with its tokenizer: a folder or a Hugging Face Hub id.
+        adapter: folder of a LoRA adapter, written by gpt1 pretrain, gpt1 finetune or peft, to merge
+            into the model; without --model, it is merged into the base model that the adapter
+            names.
+        recipe: task of the paper that the model was trained for; it is measured on a published set
+            in place of files.
+        data: folder of the recipe's published files.
+        split: published set to measure on: valid, or test if its labels are published.
+        stride: number of tokens that each window of a text predicts, with all tokens before them as
+            context; a smaller number gives more context and takes longer. By default half of
+            n_positions.
+        batch_size: number of windows or examples to compute at once; a larger number is faster on
+            an accelerator and takes more memory.
+        quantize: quantize the weights to int8, which takes a quarter of float32's memory and
+            decodes faster; by default they are not quantized.
+        quoting: quoting in .csv and .tsv files of labelled sets: csv reads quoted cells, none takes
+            quotes for a part of the text; by default as the model was trained.
+        output_format: format of the output: text, or jsonl for one JSON object a file.
+        predictions: file for the predictions of a labelled set with its true labels, as gpt1
+            predict prints them: .jsonl, .json, .csv or .tsv.
+        report: also print precision, recall, F1 and the number of rows of each class.
+        confusion_matrix: PNG file for a picture of how often each class was predicted for each true
+            class.
+        dtype: dtype of the weights in memory and of the computation; by default the checkpoint's.
+        revision: branch, tag or commit of the checkpoint on the Hugging Face Hub; by default its
+            main branch.
+        local_files_only: read checkpoints of the Hub from the local cache alone, without the
+            network.
+        compilation_cache: folder that keeps compiled programs for the next run, up to 1 GB, or none
+            to keep none; by default $GPT1_CACHE or else ~/.cache/gpt1-jax.
     """
     assert model is not None  # see ``takes_adapter``
     sets: Sequence[Path | PublishedSet] = files

@@ -30,14 +30,15 @@ class DeviceSettings:
     """What devices to train on.
 
     Attributes:
-        mesh: how to split the work over devices, such as data=4,fsdp=2: "data" splits batches,
-            "fsdp" batches and parameters, "tensor" heads and MLPs. By default one device, or with
-            --distributed all of them along "data".
+        mesh: sizes of the mesh's axes, such as data=4,fsdp=2: data shards batches, fsdp shards
+            batches and parameters, tensor shards heads and MLPs. By default one device, or all
+            devices along data if training is distributed.
         distributed: train in several processes, each of which is given this same command. On TPU
-            pods and under SLURM they find each other; elsewhere the next three say where.
-        coordinator: host:port of process 0, which the others can reach.
-        process_id: which of the processes this is, from 0 on.
-        num_processes: how many there are.
+            pods and under SLURM they find each other; elsewhere the coordinator, process id and
+            number of processes must be given.
+        coordinator: address host:port of process 0, which the other processes can reach.
+        process_id: number of this process, counted from 0.
+        num_processes: number of processes.
 
     Raises:
         ValueError: settings that do not go together; the message names them.

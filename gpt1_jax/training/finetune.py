@@ -105,29 +105,30 @@ class FinetuneSettings(RunSettings):
     """What to train, for how long, and how to compute it; the defaults are the paper's.
 
     Attributes:
-        epochs: how often to read the training set; the steps of a fraction are rounded up.
-        steps: how many to take, in place of ``epochs``.
-        batch_size: examples a step.
-        lm_weight: of the auxiliary language-modelling loss.
-        max_tokens: the most tokens of a text; by default what the model has room for.
-        valid_share: share of the training set to validate on, instead of training on it; drawn by
-            the seed, from each class alike.
-        train_rows: how many rows to train on, drawn by the seed after those to validate on; fewer
-            rows are among the more. By default all.
-        numbers: whether the labels of a similarity are numbers, not classes.
-        multi_label: whether a row of a classification has any number of labels: a list of them, or
-            a string with a separator between them.
-        label_separator: what is between the labels of a row, where they are a string.
-        label_smoothing: how much of the target is spread evenly over all classes or choices, in
-            [0, 1); of the loss that is trained on, not of the one that validates.
-        metric: what the best model is chosen by on the validation set, one of those that the task
-            is measured by, or the loss; of equal values the one with the lower loss is better. By
-            default the accuracy, or Pearson's correlation of numbers.
-        new_head: train a new head although the checkpoint has one. By default a head for the same
-            task and the same classes is trained further; other classes of that task need this
-            flag, and another task always gets a new head.
-        freeze_embeddings: do not train the embeddings.
-        freeze_layers: do not train so many layers, from the lowest on.
+        epochs: number of passes over the training set; a fraction is rounded up to whole steps.
+        steps: number of steps to train, in place of epochs.
+        batch_size: number of examples in a step; a larger number takes more memory.
+        lm_weight: weight of the auxiliary language-modelling loss; 0 leaves it out.
+        max_tokens: largest number of tokens of an example, above which its texts are cut; by
+            default n_positions.
+        valid_share: share of the training set, between 0 and 1, that is drawn by the seed from each
+            class alike to validate on, and not trained on; by default none.
+        train_rows: number of rows to train on, drawn by the seed from those that are not validated
+            on; a larger number includes the rows of a smaller one. By default all.
+        numbers: read the labels of a similarity as numbers, not as classes.
+        multi_label: give each row of a classification any number of labels: a list of them, or a
+            string with a separator between them.
+        label_separator: separator between the labels of a row, where they are one string.
+        label_smoothing: share of the target, in [0, 1), that is spread evenly over all classes or
+            choices in the training loss; the validation loss has none.
+        metric: measure by which validation chooses the best model: one of the task's measures, or
+            loss; among equal values the lower loss wins. By default accuracy, or Pearson's
+            correlation for numbers.
+        new_head: train a new head even if the checkpoint has one. By default a head for the same
+            task and the same classes is trained further; other classes of that task need this flag,
+            and another task always gets a new head.
+        freeze_embeddings: keep the token and position embeddings as they are.
+        freeze_layers: number of blocks, from the lowest on, to keep as they are.
     """
 
     epochs: Positive = 3.0

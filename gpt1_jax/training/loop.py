@@ -49,11 +49,14 @@ class LoopSettings:
     """When to do what, counted in steps.
 
     Attributes:
-        accumulate: micro-batches that a batch is computed in, one after another; takes less memory.
-        log_every: steps between two lines of log.jsonl.
-        eval_every: steps between two validations; by default an epoch's.
-        checkpoint_every: steps between two checkpoints, from which a killed run goes on.
-        patience: stop after so many validations in a row without a better one.
+        accumulate: number of micro-batches that a batch is split into (gradient accumulation); a
+            larger number takes less memory.
+        log_every: number of steps between two lines of log.jsonl.
+        eval_every: number of steps between two validations; by default the steps of an epoch.
+        checkpoint_every: number of steps between two checkpoints, from which an interrupted run
+            resumes.
+        patience: number of validations in a row without a better one after which training stops
+            early; by default it does not.
     """
 
     accumulate: Count = 1

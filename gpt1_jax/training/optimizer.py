@@ -59,20 +59,20 @@ class OptimizerSettings:
     """How to turn gradients into updates.
 
     Attributes:
-        optimizer: "openai", the Adam that GPT-1 was trained with; or "adamw" (arXiv:1711.05101),
-            torch's and optax's.
-        learning_rate: its peak.
-        schedule: what the learning rate does after the warm-up: fall to 0 on a line or on half a
-            cosine, or stay.
-        warmup: how long the learning rate rises: below 1 a share of all steps, from 1 on their
-            number.
-        weight_decay: the share of a parameter that is taken off it in every step, times the
-            learning rate; see ``weight_decay_mask`` for which.
-        max_grad_norm: gradients whose norm, over all parameters together, is above are scaled down
-            to it; None for no limit.
-        b1: decay of the mean of the gradients.
-        b2: decay of the mean of their squares.
-        eps: added to the root of the latter.
+        optimizer: optimizer: openai, the Adam that GPT-1 was trained with, or adamw
+            (arXiv:1711.05101), as in torch and optax.
+        learning_rate: peak learning rate.
+        schedule: learning-rate schedule after the warm-up: linear or cosine decay to 0, or
+            constant.
+        warmup: length of the learning rate's warm-up: below 1 a share of all steps, from 1 on a
+            number of steps.
+        weight_decay: weight decay: each step takes this share of every matrix and embedding off it,
+            times the learning rate; biases and layer norms are left alone.
+        max_grad_norm: norm of all gradients together above which they are scaled down to it; None
+            turns clipping off.
+        b1: Adam's beta 1: decay rate of the running mean of the gradients.
+        b2: Adam's beta 2: decay rate of the running mean of the squared gradients.
+        eps: Adam's epsilon.
 
     Raises:
         ValueError: a value out of its range; the message names both.

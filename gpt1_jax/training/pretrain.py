@@ -69,11 +69,12 @@ class NewModel:
     """The sizes of a model that is trained from scratch; the defaults are GPT-1's.
 
     Attributes:
-        merges: byte-pair merges to learn from the texts, unless a tokenizer is given.
-        n_layer: blocks.
-        n_embd: width.
-        n_head: attention heads.
-        n_positions: positions, the longest text.
+        merges: number of byte-pair merges to learn from the texts, which sets the size of the
+            vocabulary.
+        n_layer: number of blocks of a new model.
+        n_embd: width of a new model's hidden states.
+        n_head: number of attention heads of a new model.
+        n_positions: largest number of tokens that a new model can read.
 
     Raises:
         ValueError: no model has such sizes.
@@ -123,9 +124,9 @@ class PretrainSettings(RunSettings):
     """How long to train on how much at once, and how to compute it; the defaults are the paper's.
 
     Attributes:
-        epochs: how often to read the texts; the steps of a fraction are rounded up.
-        steps: how many steps to take, in place of epochs.
-        batch_size: sequences a step.
+        epochs: number of passes over the texts; a fraction is rounded up to whole steps.
+        steps: number of steps to train, in place of epochs.
+        batch_size: number of sequences in a step; a larger number takes more memory.
     """
 
     epochs: Positive = 100.0

@@ -31,22 +31,26 @@ class RunSettings:
     """How long to train on how much at once, and how to compute it.
 
     Attributes:
-        epochs: how often to read the training set; the steps of a fraction are rounded up.
-        batch_size: sequences or examples a step.
-        dropout: rate on embeddings, attention weights, what the blocks add, and the state that a
-            new head reads; of the model, in place of its own.
-        embedding_dropout: whether it falls on the sum of a token's and a position's vector, as
-            Hugging Face's, or on the tables, as OpenAI's.
-        dtype: of the computation; weights and their optimizer are float32.
-        remat: what the backward pass computes again to save memory.
-        seed: of new weights, order and dropout.
-        lora_rank: train adapters of this rank in place of all weights, and a new head; they are
-            saved apart too, in the folder "adapter".
-        lora_alpha: LoRA alpha: the change is scaled by alpha / rank.
-        lora_targets: names of the linear layers that get adapters, as peft takes them: c_attn,
-            c_fc, c_proj, attn.c_proj and so on, or all-linear for all of the blocks.
-        lora_dropout: rate on the input of the adapters.
-        use_rslora: scale the change by alpha / sqrt(rank) (arXiv:2312.03732).
+        epochs: number of passes over the training set; a fraction is rounded up to whole steps.
+        batch_size: number of sequences or examples in a step; a larger number takes more memory.
+        dropout: dropout rate of the embeddings, attention weights, block outputs and the input of a
+            new head; it replaces the model's own rates.
+        embedding_dropout: elements that dropout on the embeddings drops: sum, of each position's
+            sum of vectors, as in transformers; or tables, of the embedding tables once a step, as
+            OpenAI did.
+        dtype: dtype of the computation; weights and optimizer state are always float32.
+        remat: what the backward pass computes again to save memory: none, linear (everything but
+            the outputs of linear layers) or all.
+        seed: seed of new weights, of the order of the examples and of dropout.
+        lora_rank: LoRA rank: train adapters of this rank, and a new head, in place of all weights;
+            the adapters are also saved apart, in the folder adapter. By default all weights are
+            trained.
+        lora_alpha: LoRA alpha: the update is scaled by alpha / rank.
+        lora_targets: names of the linear layers that get LoRA adapters, as peft matches them:
+            c_attn, c_fc, c_proj, attn.c_proj and so on, or all-linear for every linear layer of the
+            blocks.
+        lora_dropout: dropout rate of the input of LoRA adapters.
+        use_rslora: scale the LoRA update by alpha / sqrt(rank) (arXiv:2312.03732).
 
     Raises:
         ValueError: a value out of its range; the message names both.
