@@ -35,8 +35,9 @@ def forward(
 
     Args:
         options: of every suite.
-        cases: batch and tokens; by default batches of 1 and 8, of 1, 16, 128 and 512 tokens.
-        head: with logits, without, or both in turn.
+        cases: sizes of the inputs, each a batch size and a number of tokens; by default batches of
+            1 and 8 rows of 1, 16, 128 and 512 tokens.
+        head: compute logits (True) or the last hidden states (False), or both in turn.
 
     Returns:
         What is written to the file.

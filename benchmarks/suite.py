@@ -33,20 +33,20 @@ from conversion.files import atomic_file
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of every suite.
+    """The options of every suite.
 
     Attributes:
-        model: a checkpoint; by default one of full size with random weights.
-        peers: who takes part, besides this package; by default everyone who can.
-        rounds: how often each runs.
-        memory: measure the most memory that each takes, in a process of its own, and not the time.
-        max_seconds: forward, generate and scaling leave out of a case every peer that would take
-            longer than this for one run, judged by its speed in the case before.
-        quick: a tiny model and few small cases, to see that all works.
-        platform: where to run; by default where JAX does.
-        older: the Python of an environment with another JAX, under which forward, generate and
-            train run this package too.
-        out: write what was measured to this JSON file, after every case.
+        model: checkpoint to race with; by default one of GPT-1's size with random weights.
+        peers: names of the peers that take part; by default all that can.
+        rounds: number of times that each runs; the medians are compared.
+        memory: measure the peak memory of each, in a process of its own, in place of the time.
+        max_seconds: number of seconds of one run above which forward, generate and scaling leave a
+            peer out of a case, judged by its speed in the case before.
+        quick: run a tiny model and few small cases, to see that everything works.
+        platform: platform to run on; by default the one that JAX chooses.
+        older: Python of an environment with another JAX, with which forward, generate and train run
+            this package too.
+        out: JSON file to write the results to, rewritten after every case.
     """
 
     model: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None

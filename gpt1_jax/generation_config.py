@@ -345,9 +345,9 @@ class GenerationConfig:
         """Check that none of these settings is without effect."""
         names, idle = set(names), self._idle()
         for group, condition in (
-            (SAMPLING, "do_sample is True"),
-            (BEAMS, "num_beams is above 1"),
-            (KEPT, "return_dict_in_generate is True"),
+            (SAMPLING, "without do_sample=True"),
+            (BEAMS, "without num_beams above 1"),
+            (KEPT, "without return_dict_in_generate=True"),
         ):
             self._check_unused([n for n in group if n in idle and n in names], condition)
         if "min_new_tokens" in names and self.max_length is None:
@@ -365,14 +365,14 @@ class GenerationConfig:
                 self.num_return_sequences <= self.num_beams,
                 f"at most num_beams = {self.num_beams}",
             )
-            self._check_unused(("sliding_window",), "num_beams is 1")
+            self._check_unused(("sliding_window",), "with num_beams above 1")
             if self.extra is None and self.max_length is None:
                 self._check_length_penalty(self.max_new_tokens)
         elif not self.do_sample:
             right = "1 unless do_sample is True or num_beams is above 1: greedy texts are all equal"
             self._check("num_return_sequences", self.num_return_sequences == 1, right)
         if self.sliding_window is not None:
-            self._check_unused(("prompt_lookup_num_tokens",), "sliding_window is None")
+            self._check_unused(("prompt_lookup_num_tokens",), "with a sliding_window")
         for name in ("forced_bos_token_id", "forced_eos_token_id"):
             forced = as_ids(getattr(self, name))
             if forced and set(forced) <= set(self.suppress_tokens):
@@ -394,8 +394,8 @@ class GenerationConfig:
 
     def _check_unused(self, names: Iterable[str], condition: str) -> None:
         for name in names:
-            unset = getattr(self, name) == DEFAULTS[name]
-            self._check(name, unset, f"left alone unless {condition}")
+            if (value := getattr(self, name)) != DEFAULTS[name]:
+                raise ValueError(f"{name}={short(value)} has no effect {condition}")
 
     def _check(self, name: str, right: bool, description: str) -> None:
         if not right:
@@ -418,7 +418,7 @@ class GenerationConfig:
             if outside := [id_ for id_ in ids if not 0 <= id_ < V]:
                 raise wrong(name, outside[0], f"in [0, {V})")
         lookup = self.prompt_lookup_num_tokens
-        right = f"at most {limit - 1}, the positions of the model but one"
+        right = f"at most {limit - 1}, one less than the model's positions"
         self._check("prompt_lookup_num_tokens", lookup is None or lookup < limit, right)
         # The candidates of a search are numbered in 32 bits.
         self._check("num_beams", self.num_beams * V < 2**31, f"below {2**31 // V + 1}")
@@ -674,8 +674,8 @@ class GenerationConfig:
 
 def _refuse_to_change(self: GenerationConfig, name: str, value: object) -> None:
     raise dataclasses.FrozenInstanceError(
-        f"settings are not changed in place: updated({name}={value!r}) returns others, to be given "
-        "to model.generation_config"
+        f"settings cannot be changed in place: give updated({name}={value!r}) to "
+        "model.generation_config"
     )
 
 

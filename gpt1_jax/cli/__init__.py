@@ -92,6 +92,7 @@ def run(arguments: Sequence[str]) -> None:
         import tyro
 
         from gpt1_jax.cli.arguments import PATHS
+        from gpt1_jax.cli.config_flag import CONFIG, with_config
 
         chosen = command(name)
     if not gc.isenabled():  # in a process of its own: see ``program``
@@ -101,15 +102,12 @@ def run(arguments: Sequence[str]) -> None:
     if name == "lm-eval":  # whose flags are the harness's
         chosen(arguments)
         return
-    prog, flags = f"gpt1 {name}", flags_of(chosen)
-    if name in TAKE_CONFIG:
-        from gpt1_jax.cli.config_flag import CONFIG, with_config
-
-        flags.append(CONFIG)
+    prog, flags, takes_config = f"gpt1 {name}", flags_of(chosen), name in TAKE_CONFIG
+    flags += [CONFIG] if takes_config else []
     if {"-h", "--help"} & set(itertools.takewhile(lambda word: word != "--", arguments)):
         print(command_help(chosen, prog, flags))
         return
-    if name in TAKE_CONFIG:
+    if takes_config:
         arguments = with_config([name, *arguments], chosen)[1:]
     check_flags(flags, arguments, name)
     widen_narrow_terminal()
@@ -195,7 +193,7 @@ def main() -> None:
         # JAX's error of a device without memory is a RuntimeError.
         if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print("gpt1: out of memory: smaller batches take less, or shorter texts", file=sys.stderr)
+        print("gpt1: out of memory: use smaller batches or shorter texts", file=sys.stderr)
         sys.exit(2)
     finally:
         sys.unraisablehook = before

@@ -33,7 +33,7 @@ def takes_adapter(
             if adapter is None:
                 given["model"] = default if model is None else model
                 if given["model"] is None:
-                    raise ValueError("give a checkpoint with --model, or --adapter of one")
+                    raise ValueError("give a checkpoint with --model, or an adapter with --adapter")
                 command(*bound.args, **bound.kwargs)
                 return
             from gpt1_jax.training.lora.checkpoint import merge_checkpoint

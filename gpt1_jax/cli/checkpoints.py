@@ -48,10 +48,11 @@ def convert(
     """
     if format == "openai" and (dtype or max_shard_size or pickle or quantize):
         raise ValueError(
-            "--dtype, --quantize, --max-shard-size and --pickle do not go with --format openai"
+            "--dtype, --quantize, --max-shard-size and --pickle cannot be combined with "
+            "--format openai"
         )
     if quantize and pickle:
-        raise ValueError("--pickle does not go with --quantize: int8 weights are in safetensors")
+        raise ValueError("--pickle cannot be combined with --quantize: int8 needs safetensors")
     folder = resolve(source, revision=revision, local_files_only=local_files_only)
     if quantize is None:
         config, params = conversion.read(folder)

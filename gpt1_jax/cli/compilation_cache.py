@@ -57,7 +57,7 @@ def enable_compilation_cache(folder: Path | None = None) -> None:
         if folder is None:
             return
         reason = error.strerror or error
-        raise OSError(f"the compilation cache {folder} cannot be made: {reason}") from error
+        raise OSError(f"cannot create the compilation cache {folder}: {reason}") from error
     prune(root)
     _remove_damaged(programs)
     jax.config.update("jax_compilation_cache_dir", str(programs))

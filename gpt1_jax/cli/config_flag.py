@@ -44,7 +44,7 @@ def with_config(arguments: Sequence[str], function: Callable[..., None]) -> list
     if path is None:
         return list(arguments)
     if not path.is_file():
-        raise FileNotFoundError(f"--config {path}: there is no such file")
+        raise FileNotFoundError(f"--config {path}: the file does not exist")
     fields = json_file.read_json(path)
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold a JSON object of flags")
@@ -88,7 +88,9 @@ def _words(name: str, value: object, kind: object) -> list[str]:
         is_choice = any(get_origin(each) is Literal for each in kinds)
         return [f"--{name}", "None"] if NoneType in kinds and not is_choice else []
     if isinstance(value, bool) != (kind is bool):
-        raise ValueError("but must be true or false" if kind is bool else "but is no switch")
+        raise ValueError(
+            "but must be true or false" if kind is bool else "but the flag needs a value"
+        )
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
     if isinstance(value, Mapping | list) and get_origin(kind) is not tuple:

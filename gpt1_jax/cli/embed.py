@@ -136,7 +136,7 @@ def _chosen_format(output_format: Format | None, out: Path | None, pooling: Pool
     if chosen in ("npy", "npz") and out is None:
         raise ValueError(f"--output-format {chosen} needs --out FILE")
     if chosen == "npy" and pooling in ("none", "word"):
-        raise ValueError(f"--pooling {pooling} needs npz: a text has several vectors")
+        raise ValueError(f"--pooling {pooling} gives several vectors a text: use npz, not npy")
     return chosen
 
 
@@ -146,7 +146,7 @@ def _check(given: Sequence[Text], pooling: Pooling) -> None:
         raise ValueError(f"{given[0].place}: --pooling word needs texts, and not ids")
     for each in given:
         if each.context is not None:
-            raise ValueError(f"{each.place}: embeddings have no context")
+            raise ValueError(f'{each.place}: "context" has no effect on embeddings')
     check_other_keys(given, KEYS)
 
 

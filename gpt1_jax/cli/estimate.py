@@ -12,7 +12,7 @@ from gpt1_jax.config import OpenAIGPTConfig
 from gpt1_jax.estimate.planning import TIMEOUT, DType, Name, Plan
 from gpt1_jax.estimate.planning import plan as planned
 from gpt1_jax.estimate.table import describe, markdown
-from gpt1_jax.estimate.targets import CHIPS, parse_target
+from gpt1_jax.estimate.targets import parse_target
 from gpt1_jax.nn.attention import Backend
 from gpt1_jax.nn.remat import Remat
 from gpt1_jax.sharding.mesh import check_devices
@@ -67,7 +67,7 @@ def plan(
         timeout: number of seconds after which a compilation is given up.
     """
     if not machines:
-        raise ValueError(f"give a machine: cpu, or one of {', '.join(CHIPS)}, a TPU with its shape")
+        raise ValueError("give at least one machine, such as cpu, h100 or a TPU slice, v5e:2x2")
     rows: dict[Name, int] = {
         "forward": forward_rows,
         "prefill": prefill_rows,
@@ -75,9 +75,9 @@ def plan(
         "train": train_rows,
     }
     if min(rows.values()) < 0 or not any(rows.values()):
-        raise ValueError("rows must be at least 0, and those of one program at least 1")
+        raise ValueError("the numbers of rows must be at least 0, and one of them at least 1")
     if not 0 < timeout < float("inf"):
-        raise ValueError(f"timeout is {timeout:g}, but must be seconds above 0")
+        raise ValueError(f"timeout is {timeout:g}, but must be a number of seconds above 0")
     if out is not None and table is not None and out.absolute() == table.absolute():
         raise ValueError(f"--out and --table are both {out}, but must be two files")
     for file in (out, table):
@@ -90,7 +90,7 @@ def plan(
         if mesh is not None:
             check_devices(mesh, target.devices)
         if attention == "cudnn" and (target.compiler != "cuda" or "float32" in dtype):
-            raise ValueError("attention 'cudnn' is for an h100, with --dtype bfloat16")
+            raise ValueError("--attention cudnn needs the machine h100 and --dtype bfloat16")
     chosen: list[tuple[Name, int]] = [
         (program, number) for program, number in rows.items() if number
     ]

@@ -227,7 +227,7 @@ def picture(
         ("count", count, "next-tokens"),
     ):
         if value is not None and kind != owner:
-            raise ValueError(f"--{name} goes with {owner}, not with {kind}")
+            raise ValueError(f"--{name} has no effect on {kind}: it is for {owner}")
     loaded, tokenizer = _load(model, pipeline, revision, local_files_only)
     trace = trace_forward(loaded, tokenizer, " ".join(text))
     if kind == "attention":

@@ -129,7 +129,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     folder = resolve(model, weights=False, **hub)
     held = conversion.named_architecture(conversion.read_config(folder))
     if held == OpenAIGPTForSequenceClassification.__name__:
-        raise ValueError(f"{model} is a classification, {held}; it was not trained to write text")
+        raise ValueError(f"{model} is a classifier ({held}): expected a language model")
     config = OpenAIGPTConfig.from_pretrained(folder)
     settings = read_settings(folder, length, sampling, beams, constraints)
     have_texts = any(prompt.ids is None for prompt in given)

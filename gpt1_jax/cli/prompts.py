@@ -42,7 +42,9 @@ class Prompt:
         if self.ids is not None:
             ids = list(self.ids)
         elif tokenizer is None:
-            raise ValueError(f"{self.place} needs a tokenizer: only token ids do without")
+            raise ValueError(
+                f"{self.place} needs a tokenizer, and the checkpoint has none: give ids"
+            )
         else:
             try:
                 ids = tokenizer.encode_prompt(self.text or "")

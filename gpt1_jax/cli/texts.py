@@ -171,7 +171,7 @@ def check_other_keys(given: Iterable[Text | Prompt], keys: Collection[str]) -> N
     """
     for each in given:
         if taken := sorted(each.other.keys() & set(keys)):
-            raise ValueError(f"{each.place}: the output has its own {taken}, and cannot copy it")
+            raise ValueError(f"{each.place}: the output has its own {taken}: rename the input's")
 
 
 def tokenizer_of(

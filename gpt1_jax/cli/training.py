@@ -317,7 +317,7 @@ def evaluate(
     hub: HubOptions = {"revision": revision, "local_files_only": local_files_only}
     for name, path in (("predictions", predictions), ("confusion-matrix", confusion_matrix)):
         if path is not None and len(files) > 1:
-            raise ValueError(f"--{name} is of one labelled set, but {len(files)} files are given")
+            raise ValueError(f"--{name} needs a single labelled set, not {len(files)} files")
     by_class = report or confusion_matrix is not None
     if predictions is None and not by_class and recipe is None:
         for file, measures in measures_of(
@@ -333,7 +333,7 @@ def evaluate(
             _print_measures(file, measures, output_format)
         return
     if stride is not None:
-        raise ValueError("--stride is of texts; predictions and reports are of labelled sets")
+        raise ValueError("--stride has no effect on labelled sets: it is for texts")
     for found in evaluate_labelled(
         model,
         sets,

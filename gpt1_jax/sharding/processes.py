@@ -58,7 +58,7 @@ class DeviceSettings:
         }
         given = [name for name, value in explicit.items() if value is not None]
         if given and not self.distributed:
-            raise ValueError(f"{given[0]} is of several processes, which need distributed")
+            raise ValueError(f"{given[0]} has no effect without distributed")
         if given and len(given) < len(explicit):
             missing = ", ".join(name for name in explicit if name not in given)
             raise ValueError(f"{given[0]} is given, which needs {missing} as well")
@@ -137,7 +137,7 @@ def _join(settings: DeviceSettings, start: int) -> None:
         )
     except ValueError as error:
         raise ValueError(
-            f"nothing here tells where the other processes are ({error}): give coordinator, "
+            f"the other processes cannot be found ({error}): give coordinator, "
             "process_id and num_processes"
         ) from error
 
@@ -219,7 +219,7 @@ def assert_same_on_all_processes(settings: Mapping[str, object], mesh: Mesh | No
         raise ProcessesError(
             "the processes of this training were given different settings "
             f"({', '.join(sorted({name for name, _ in differing}))}): give all of them the same "
-            "command, but for process_id"
+            "command, except for process_id"
         )
 
 

@@ -156,9 +156,11 @@ class FinetuneSettings(RunSettings):
         if self.steps is not None and self.epochs != FinetuneSettings.epochs:
             raise ValueError(f"steps is {self.steps} and epochs {self.epochs}: give one of them")
         if self.lora is not None and (self.freeze_embeddings or self.freeze_layers):
-            raise ValueError("lora_rank freezes all but the adapters: freeze nothing besides")
+            raise ValueError(
+                "lora_rank trains adapters alone: leave out freeze_embeddings and freeze_layers"
+            )
         if not self.multi_label and self.label_separator != FinetuneSettings.label_separator:
-            raise ValueError("label_separator is between labels of a row, which need multi_label")
+            raise ValueError("label_separator has no effect without multi_label")
 
 
 def finetune(
@@ -323,15 +325,13 @@ class _Finetuning:
         ):
             raise ValueError("loss is given: leave out class_weights and label_smoothing")
         if self.metrics and not validates:
-            raise ValueError("metrics are given, but need a set to validate on")
+            raise ValueError("metrics are given, but need a validation set")
         if self.settings.metric is not None and not validates:
-            raise ValueError(f"metric is {self.settings.metric!r}, but needs a set to validate on")
+            raise ValueError(f"metric is {self.settings.metric!r}, but needs a validation set")
         if self.settings.numbers and self.task_name != "similarity":
-            raise ValueError(
-                f"numbers says what the labels of a similarity are, but this is {self.task_name}"
-            )
+            raise ValueError(f"numbers is for similarity, but the task is {self.task_name}")
         if self.settings.multi_label and self.task_name != "classification":
-            raise ValueError(f"multi_label is of a classification, but this is {self.task_name}")
+            raise ValueError(f"multi_label is for classification, but the task is {self.task_name}")
         return rows
 
     def read_sets(
@@ -401,12 +401,12 @@ class _Finetuning:
             head.check_replaceable(task, self.model)
         if self.settings.label_smoothing and task.predicts not in ("classes", "choices"):
             raise ValueError(
-                f"label_smoothing is {self.settings.label_smoothing}, but is of one class or "
+                f"label_smoothing is {self.settings.label_smoothing}, but needs one class or "
                 f"choice a row, and this {task.name} predicts {task.predicts}"
             )
         known = task_metrics(task)
         if taken := [name for name in self.metrics if name in (*known, "loss")]:
-            raise ValueError(f"metrics has {taken[0]!r}, which {task.name} is measured by anyway")
+            raise ValueError(f"metrics has {taken[0]!r}, which {task.name} reports already")
         if self.settings.metric is not None:
             metrics.check_metric(self.settings.metric, (*known, *self.metrics), task.name)
         task.configure_tokenizer()

@@ -82,7 +82,7 @@ class LoopSettings:
         for name in ("eval_every", "patience"):
             value = getattr(self, name)
             if value is not None and not validates:
-                raise ValueError(f"{name} is {value}, but needs a set to validate on")
+                raise ValueError(f"{name} is {value}, but needs a validation set")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -251,8 +251,8 @@ def weight_decay_mask(params: Params) -> Params:
         *_, name = keys = [entry.key for entry in path]
         if name not in DECAY_BY_LEAF:
             raise ValueError(
-                f"{'.'.join(keys)} is no kind of parameter that weight decay is defined for: "
-                f"those are {', '.join(DECAY_BY_LEAF)}"
+                f"{'.'.join(keys)} has no rule for weight decay: expected one of "
+                f"{', '.join(DECAY_BY_LEAF)} as its name"
             )
         return DECAY_BY_LEAF[name]
 

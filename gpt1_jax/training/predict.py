@@ -249,7 +249,7 @@ class Predictor:
         for place, record in records:
             own = record.keys() - {self.columns[LABEL]}
             if taken := sorted(own & {TRUE_LABEL, *self.keys}):
-                raise ValueError(f"{place}: the output has its own {taken}, and cannot copy it")
+                raise ValueError(f"{place}: the output has its own {taken}: rename the input's")
 
     def run(
         self, model: TaskModel, rows: Sequence[Row], *, batch_size: int = 32

@@ -114,9 +114,9 @@ class NewModel:
         if model is not None and tokenizer is not None:
             raise ValueError(f"{model} has its own tokenizer: give either model or tokenizer")
         if model is not None and changed:
-            raise ValueError(f"{changed[0]} is for a new model, but {model} is there to go on from")
+            raise ValueError(f"{changed[0]} is for a new model, but model is {model}")
         if tokenizer is not None and "merges" in changed:
-            raise ValueError(f"merges are for a new tokenizer, but {tokenizer} is given")
+            raise ValueError(f"merges is for a new tokenizer, but tokenizer is {tokenizer}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -244,7 +244,7 @@ class _Pretraining:
         self.new.check_for(self.model, self.tokenizer)
         if self.settings.lora is not None and self.model is None:
             raise ValueError(
-                "lora_rank trains adapters beside the weights of a model, but model is not given"
+                "lora_rank needs model, the checkpoint that the adapters are trained for"
             )
         self.loop.check_for(self.settings.batch_size, validates=bool(self.valid))
         return process_local_rows(self.mesh, self.settings.batch_size, self.loop.accumulate)

@@ -73,7 +73,7 @@ class RunSettings:
         check_fields(self)
         for name in ("lora_alpha", "lora_targets", "lora_dropout", "use_rslora"):
             if self.lora is None and getattr(self, name) != getattr(RunSettings, name):
-                raise ValueError(f"{name} is of adapters, which need a lora_rank")
+                raise ValueError(f"{name} has no effect without lora_rank")
 
     @property
     def lora(self) -> LoraSettings | None:
@@ -117,5 +117,5 @@ def check_vocabulary(model: str | os.PathLike[str], tokenizer: Tokenizer, vocab_
     if len(tokenizer) > vocab_size:
         raise ValueError(
             f"{model}: the tokenizer has {len(tokenizer)} tokens, but the model's vocab_size is "
-            f"{vocab_size}: they are not of one checkpoint, or the embedding has to be resized"
+            f"{vocab_size}: they belong to different checkpoints, or the embedding must be resized"
         )

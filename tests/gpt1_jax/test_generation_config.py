@@ -124,7 +124,7 @@ NAN, INF = float("nan"), float("inf")
         ),
         # Settings that are without effect, or contradict each other.
         *(
-            (fields, "but must be left alone unless do_sample is True")
+            (fields, "has no effect without do_sample=True")
             for fields in (
                 {"temperature": 0.5},
                 {"top_k": 5},
@@ -137,7 +137,7 @@ NAN, INF = float("nan"), float("inf")
             )
         ),
         *(
-            (fields, "but must be left alone unless num_beams is above 1")
+            (fields, "has no effect without num_beams above 1")
             for fields in (
                 {"length_penalty": 0.5},
                 {"early_stopping": True},
@@ -147,7 +147,7 @@ NAN, INF = float("nan"), float("inf")
         ),
         (
             {**BEAMS, "sliding_window": 9},
-            "sliding_window is 9, but must be left alone unless num_beams is 1",
+            "sliding_window=9 has no effect with num_beams above 1",
         ),
         (
             {"max_new_tokens": 4, "min_new_tokens": 5},
@@ -477,7 +477,7 @@ def test_from_dict_arguments_override_fields() -> None:
     assert GenerationConfig.from_dict({"top_p": None, "eos_token_id": None}) == GenerationConfig()
     with pytest.raises(TypeError, match=r"takes no max_lenght: did you mean max_length\?"):
         GenerationConfig.from_dict({}, max_lenght=3)
-    with pytest.raises(ValueError, match=r"temperature is 0\.5, but must be left alone unless"):
+    with pytest.raises(ValueError, match=r"temperature=0\.5 has no effect without"):
         GenerationConfig.from_dict({"do_sample": True}, do_sample=False, temperature=0.5)
 
 
@@ -554,7 +554,7 @@ def test_updated_lets_given_settings_come_first() -> None:
     assert own.updated(num_beams=2).extra == {"a": 1}
     assert GenerationConfig().updated(GenerationConfig(do_sample=True)).top_k is None
     by_hand = GenerationConfig(do_sample=True, temperature=0.5)
-    with pytest.raises(ValueError, match=r"temperature is 0\.5, but must be left alone unless"):
+    with pytest.raises(ValueError, match=r"temperature=0\.5 has no effect without"):
         own.updated(by_hand, do_sample=False)
     wrong: Any = 3
     with pytest.raises(TypeError, match="generation_config is a int, but must be a Generation"):

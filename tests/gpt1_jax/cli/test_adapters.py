@@ -95,10 +95,13 @@ def test_cli_adapter_reports_wrong_input(run: Run, runs: Path, tmp_path: Path) -
     assert run("generate", "a", "--adapter", adapter) == (
         2,
         "",
-        f"gpt1: {adapter} is a classification, OpenAIGPTForSequenceClassification; it was not "
-        "trained to write text\n",
+        f"gpt1: {adapter} is a classifier (OpenAIGPTForSequenceClassification): expected a "
+        "language model\n",
     )
     status, _, err = run("score", "a", "--adapter", tmp_path)
     assert (status, err) == (2, f"gpt1: {tmp_path} has no adapter_config.json\n")
     status, _, err = run("predict", "a")
-    assert (status, err) == (2, "gpt1: give a checkpoint with --model, or --adapter of one\n")
+    assert (status, err) == (
+        2,
+        "gpt1: give a checkpoint with --model, or an adapter with --adapter\n",
+    )

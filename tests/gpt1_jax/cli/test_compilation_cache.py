@@ -105,7 +105,7 @@ def test_compilation_cache_rejects_a_file(
     file.write_text("")
     status, _, err = run(*COMMAND, "--compilation-cache", file)
     assert status == 2
-    assert err == f"gpt1: the compilation cache {file} cannot be made: Not a directory\n"
+    assert err == f"gpt1: cannot create the compilation cache {file}: Not a directory\n"
 
 
 def test_import_enables_no_compilation_cache() -> None:

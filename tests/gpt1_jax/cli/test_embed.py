@@ -99,7 +99,10 @@ def test_cli_embed_of_ids_needs_no_tokenizer(
     ("arguments", "message"),
     [
         (["a", "--output-format", "npy"], "--output-format npy needs --out FILE"),
-        (["a", "--out", "x.npy", "--pooling", "none"], "--pooling none needs npz"),
+        (
+            ["a", "--out", "x.npy", "--pooling", "none"],
+            "none gives several vectors a text",
+        ),
         (["a", "--layer", 3], "layer is 3, but must be an integer in [-3, 2], n_layer being 2"),
         (["a", " "], "the text ' ': text 1 has no tokens, but must have 1 to n_positions = 16"),
         (["a " * 17], "text 0 has 17 tokens, but must have 1 to n_positions = 16"),

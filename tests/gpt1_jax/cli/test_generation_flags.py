@@ -85,7 +85,7 @@ def test_generation_flags_override_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("own", "flags", "message"),
     [
-        ({}, {"temperature": 0.5}, "temperature is 0.5"),
+        ({}, {"temperature": 0.5}, "temperature=0.5"),
         ({}, {"min_new_tokens": 21}, "min_new_tokens is 21, but must be at most max_new_tokens"),
         ({"max_new_tokens": 9}, {"min_new_tokens": 10}, "min_new_tokens is 10"),
         ({"temperature": 2.0, "do_sample": True}, {"temperature": -1.0}, "temperature is -1.0"),

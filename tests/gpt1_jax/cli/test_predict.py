@@ -149,7 +149,7 @@ def test_cli_predict_computes_in_bfloat16_and_int8(
         ('{"body": "a"}', [], "line 1: there is no column 'text'; the columns are 'body'"),
         ('{"text": " "}', [], "line 1: 'text' is empty"),
         ("[1]", [], "line 1 is no JSON object"),
-        ('{"text": "a", "score": 1}', [], "line 1: the output has its own ['score'], and cannot"),
+        ('{"text": "a", "score": 1}', [], "line 1: the output has its own ['score']: rename"),
         ("", [], "rows.jsonl holds no rows"),
         ('{"text": "a"}', ["--columns", "body=a"], "classification has no 'body': it reads text,"),
         ('{"text": "a"}', ["--columns", "body"], "--columns body: must be ROLE=NAME"),
@@ -223,11 +223,11 @@ def test_cli_evaluate_refuses_predictions_of_what_has_none(
     file = write_rows(tmp_path / "rows.jsonl", [{"text": "a", "label": "pos", "score": 1}])
     out = ("--predictions", tmp_path / "found.jsonl")
     evaluate = ("evaluate", file, "--model", classifier, *out)
-    assert "line 1: the output has its own ['score'], and cannot" in run(*evaluate)[2]
+    assert "line 1: the output has its own ['score']: rename" in run(*evaluate)[2]
     assert run("evaluate", file, *evaluate[1:])[2] == (
-        "gpt1: --predictions is of one labelled set, but 2 files are given\n"
+        "gpt1: --predictions needs a single labelled set, not 2 files\n"
     )
-    assert "--stride is of texts" in run(*evaluate, "--stride", 4)[2]
+    assert "--stride has no effect on labelled sets" in run(*evaluate, "--stride", 4)[2]
     status, _, err = run("evaluate", file, "--model", "demo", *out)
     assert (status, err) == (
         2,

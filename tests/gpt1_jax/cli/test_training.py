@@ -240,7 +240,7 @@ def test_cli_finetune_and_evaluate_read_config_file(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "--config c.json: there is no such file"),
+        (None, "--config c.json: the file does not exist"),
         ("", "c.json is not JSON"),
         ("{'steps': 1}", "c.json is not JSON"),
         ("\xff", "c.json is not JSON"),
@@ -253,7 +253,7 @@ def test_cli_finetune_and_evaluate_read_config_file(
         ('{"steps": "many"}', "many"),
         ('{"steps": [1, 2]}', "c.json: steps is [1, 2], but must be a single value"),
         ('{"out": {"a": 1}}', 'c.json: out is {"a": 1}, but must be a single value'),
-        ('{"n_layer": true}', "c.json: n_layer is true, but is no switch"),
+        ('{"n_layer": true}', "c.json: n_layer is true, but the flag needs a value"),
         ('{"learning_rate": -1}', "learning_rate is -1.0, but must be a number above 0"),
     ],
 )
@@ -292,7 +292,7 @@ FINETUNE = ["finetune", *flags(task="classification", train="rows.csv", model="b
         ([*PRETRAIN, "--warmup", "5"], "warmup is 5 steps, but must be at most total_steps = 4"),
         ([*PRETRAIN, "--accumulate", "3"], "batch_size is 8, but must be a multiple of accumulate"),
         ([*PRETRAIN, "--checkpoint-every", "0"], "checkpoint_every is 0, but must be at least 1"),
-        ([*PRETRAIN, "--eval-every", "2"], "eval_every is 2, but needs a set to validate on"),
+        ([*PRETRAIN, "--eval-every", "2"], "eval_every is 2, but needs a validation set"),
         ([*PRETRAIN, "--n-head", "3"], "n_head is 3, but must be a divisor of n_embd = 16"),
         ([*PRETRAIN, "--dtype", "int8"], "int8"),
         ([*PRETRAIN, "--out", "base"], "base holds a checkpoint that no run has begun here"),
@@ -320,7 +320,7 @@ FINETUNE = ["finetune", *flags(task="classification", train="rows.csv", model="b
         ([*FINETUNE, "--model", "./nowhere"], "no folder './nowhere'"),
         ([*FINETUNE, "--warmup", "100"], "warmup is 100 steps, but must be at most total_steps"),
         ([*FINETUNE, "--accumulate", "5"], "batch_size is 32, but must be a multiple of acc"),
-        ([*FINETUNE, "--lora-alpha", "3"], "lora_alpha is of adapters, which need a lora_rank"),
+        ([*FINETUNE, "--lora-alpha", "3"], "lora_alpha has no effect without lora_rank"),
         ([*FINETUNE, "--out", "base"], "base holds a checkpoint that no run has begun here"),
         (["evaluate", "--model", "base"], "give at least one file"),
         (["evaluate", "text.txt", "nowhere.txt", "--model", "base"], "no file nowhere.txt"),

@@ -191,10 +191,10 @@ def test_target_parses_name_and_device_count(name: str, devices: int) -> None:
         (["cpu", "--length", "513"], "length is 513, but must be 1 to 512"),
         (["cpu:2", "cpu:4", "--mesh", "data=2"], "is for 2 devices, but there are 4"),
         (["cpu", "--timeout", "0.01"], "took more than 0.01 s"),
-        (["cpu", "--timeout", "nan"], "timeout is nan, but must be seconds above 0"),
+        (["cpu", "--timeout", "nan"], "timeout is nan, but must be a number of seconds above 0"),
         (["cpu", "--out", "."], ". is a folder, but must be a file"),
         (["cpu", "--out", "a", "--table", "a"], "--out and --table are both a, but must be two"),
-        (["cpu", "--attention", "cudnn"], "'cudnn' is for an h100, with --dtype bfloat16"),
+        (["cpu", "--attention", "cudnn"], "cudnn needs the machine h100 and --dtype bf"),
     ],
 )
 def test_cli_plan_rejects_bad_input(run: Run, arguments: list[str], message: str) -> None:

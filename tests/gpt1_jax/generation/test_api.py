@@ -190,8 +190,8 @@ def test_prompts_of_unequal_lengths_keep_their_pad_tokens() -> None:
             {"attention_mask": gpt1.GenerationConfig()},
             "attention_mask is a GenerationConfig; generation_config= takes settings",
         ),
-        ({"output_scores": True}, "output_scores is True, but must be left alone unless"),
-        ({"output_logits": True}, "output_logits is True, but must be left alone unless"),
+        ({"output_scores": True}, "output_scores=True has no effect without"),
+        ({"output_logits": True}, "output_logits=True has no effect without"),
     ],
 )
 def test_generate_refuses_arguments_without_effect(options: dict[str, Any], message: str) -> None:

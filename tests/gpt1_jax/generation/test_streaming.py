@@ -243,7 +243,7 @@ def test_stream_supports_sliding_window(model: Any, tokenizer: gpt1.Tokenizer) -
 @pytest.mark.parametrize(
     ("prompt", "changes", "message"),
     [
-        (PROMPT, {"temperature": 0.5}, "temperature is 0.5, but must be left alone unless"),
+        (PROMPT, {"temperature": 0.5}, "temperature=0.5 has no effect without do_sample=True"),
         (PROMPT, {"num_beams": 2}, "num_beams is 2, but must be 1 to be streamed"),
         (
             PROMPT,

@@ -315,7 +315,7 @@ def test_devices_reports_unreachable_coordinator() -> None:
     ("fields", "message"),
     [
         ({"mesh": "rows=2"}, "the mesh 'rows=2' must be such as"),
-        ({"coordinator": "host:1"}, "coordinator is of several processes, which need distributed"),
+        ({"coordinator": "host:1"}, "coordinator has no effect without distributed"),
         ({"distributed": True, "process_id": 0}, "needs coordinator, num_processes as well"),
         (
             {"distributed": True, "coordinator": "host", "process_id": 0, "num_processes": 1},

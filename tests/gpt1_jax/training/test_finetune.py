@@ -657,11 +657,11 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
             [{"text": "a", "label": 1}],
             [{"text": "a", "label": 1}],
             {"label_smoothing": 0.1},
-            "0.1, but is of one class or ch",
+            "0.1, but needs one class or ch",
         ),
         ("classification", ROWS, ROWS, {"valid_share": 0.5}, "valid_share is 0.5, but valid is gi"),
         ("classification", ROWS, ROWS, {"valid_share": 1}, "must be above 0 and below 1, or None"),
-        ("entailment", [], ROWS, {"multi_label": True}, "multi_label is of a classification, but"),
+        ("entailment", [], ROWS, {"multi_label": True}, "multi_label is for classification, but"),
         ("classification", ROWS, ROWS, {"label_separator": "+"}, "labels of a row, which need mul"),
         (
             "classification",
@@ -710,7 +710,13 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
             "weight of 'y' is 0, but must be a number above 0",
         ),
         ("classification", ROWS, ROWS, {"metric": "pearson"}, "measured by accuracy, f1, macro_f1"),
-        ("classification", ROWS, ROWS, {"numbers": True}, "numbers says what the labels of a simi"),
+        (
+            "classification",
+            ROWS,
+            ROWS,
+            {"numbers": True},
+            "numbers is for similarity",
+        ),
         ("classification", ROWS, ROWS, {"max_tokens": 99}, r"max_tokens is 99, .* in \[1, 30\]"),
         ("classification", ROWS, ROWS, {"epochs": 0}, "epochs is 0, but must be a number above 0"),
         ("classification", ROWS, ROWS, {"lm_weight": -1}, "lm_weight is -1, but must be a number"),
@@ -723,8 +729,14 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
             {"lora_rank": 1, "freeze_layers": 1},
             "freezes all but the adapters",
         ),
-        ("classification", ROWS, ROWS, {"lora_alpha": 2.0}, "lora_alpha is of adapters"),
-        ("classification", ROWS, ROWS, {"lora_targets": ("c_fc",)}, "lora_targets is of adapters"),
+        ("classification", ROWS, ROWS, {"lora_alpha": 2.0}, "lora_alpha has no effect without"),
+        (
+            "classification",
+            ROWS,
+            ROWS,
+            {"lora_targets": ("c_fc",)},
+            "lora_targets has no effect without",
+        ),
         (
             "classification",
             ROWS,
@@ -771,7 +783,7 @@ def test_finetune_rejects_bad_input_before_training(
 def test_finetune_patience_requires_validation_set(base: Path, tmp_path: Path) -> None:
     train = write_rows(tmp_path / "train.jsonl", ROWS)
     for fields in ({"patience": 2}, {"metric": "f1"}):
-        with pytest.raises(ValueError, match=r"is (2|'f1'), but needs a set to validate on"):
+        with pytest.raises(ValueError, match=r"is (2|'f1'), but needs a validation set"):
             finetune("classification", train, None, tmp_path / "run", base, **fields)
 
 
