@@ -65,7 +65,7 @@ OTHER = "Flags"
 NOTES = {
     "Sampling": "All but --num-return-sequences need --do-sample.",
     "Beam search": "--length-penalty and --early-stopping need --num-beams above 1.",
-    "LoRA": "All but --lora-rank need --lora-rank.",
+    "LoRA": "The other flags need --lora-rank.",
     "New model": "These sizes have no effect on a model that --model names.",
 }
 EXAMPLES = {

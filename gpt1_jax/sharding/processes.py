@@ -27,7 +27,7 @@ MESSAGE = 2**15  # bytes of what a process tells the others at once
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DeviceSettings:
-    """What devices to train on.
+    """The devices and processes to train on.
 
     Attributes:
         mesh: sizes of the mesh's axes, such as data=4,fsdp=2: data shards batches, fsdp shards

@@ -102,7 +102,7 @@ Identity = tuple[str | None, str | None]  # the name of a set and what tells its
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(RunSettings):
-    """What to train, for how long, and how to compute it; the defaults are the paper's.
+    """The settings of fine-tuning; the defaults are those of the GPT-1 paper.
 
     Attributes:
         epochs: number of passes over the training set; a fraction is rounded up to whole steps.

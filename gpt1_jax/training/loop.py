@@ -46,7 +46,7 @@ STOP = 1  # what a callback asks for, beside the numbers of SIGINT and SIGTERM
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """When to do what, counted in steps.
+    """The intervals of log, validation and checkpoints, in steps.
 
     Attributes:
         accumulate: number of micro-batches that a batch is split into (gradient accumulation); a

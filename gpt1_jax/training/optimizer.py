@@ -56,7 +56,7 @@ DECAY_BY_LEAF = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimizerSettings:
-    """How to turn gradients into updates.
+    """The optimizer and its learning-rate schedule.
 
     Attributes:
         optimizer: optimizer: openai, the Adam that GPT-1 was trained with, or adamw

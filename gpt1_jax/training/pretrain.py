@@ -121,7 +121,7 @@ class NewModel:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainSettings(RunSettings):
-    """How long to train on how much at once, and how to compute it; the defaults are the paper's.
+    """The settings of pre-training; the defaults are those of the GPT-1 paper.
 
     Attributes:
         epochs: number of passes over the texts; a fraction is rounded up to whole steps.

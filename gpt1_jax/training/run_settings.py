@@ -28,7 +28,7 @@ Seed = Annotated[int, INTEGER, Rule("in [0, 2^32)", lambda n: 0 <= n < 2**32)]  
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How long to train on how much at once, and how to compute it.
+    """The settings that pre-training and fine-tuning share.
 
     Attributes:
         epochs: number of passes over the training set; a fraction is rounded up to whole steps.
@@ -42,9 +42,9 @@ class RunSettings:
         remat: what the backward pass computes again to save memory: none, linear (everything but
             the outputs of linear layers) or all.
         seed: seed of new weights, of the order of the examples and of dropout.
-        lora_rank: LoRA rank: train adapters of this rank, and a new head, in place of all weights;
-            the adapters are also saved apart, in the folder adapter. By default all weights are
-            trained.
+        lora_rank: LoRA rank: train adapters of this rank (and the new head of a task) in place of
+            all weights; the adapters are also saved apart, in the folder adapter. By default all
+            weights are trained.
         lora_alpha: LoRA alpha: the update is scaled by alpha / rank.
         lora_targets: names of the linear layers that get LoRA adapters, as peft matches them:
             c_attn, c_fc, c_proj, attn.c_proj and so on, or all-linear for every linear layer of the
