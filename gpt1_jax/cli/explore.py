@@ -162,7 +162,8 @@ def surprisal(
     """Show how much each token of a text surprises a model, in bits.
 
     The output is a table of the tokens. On a terminal the coloured text comes first, and red marks
-    a great surprisal. Files are read as gpt1 score reads them. Several arguments are the words of one text.
+    a great surprisal. Files are read as gpt1 score reads them. Several arguments are the words of
+    one text.
 
     Args:
         texts: text, file of texts, or - for standard input.

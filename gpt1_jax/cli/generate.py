@@ -66,8 +66,9 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
     contractions are whole ("i don't know"), and special tokens are left out; --output-format jsonl
     has the text as the tokenizer decodes it. On a terminal, the completion of a single prompt
     appears word by word, and each of several as soon as it is done, with an empty line between
-    them; elsewhere they have the order of the prompts, one a line. Settings without a flag come from the checkpoint's generation_config.json,
-    or else from its config.json, or else they have the defaults below.
+    them; elsewhere they have the order of the prompts, one a line. Settings without a flag come
+    from the checkpoint's generation_config.json, or else from its config.json, or else they have
+    the defaults below.
 
     Each line of a --prompts file is a prompt. A line that starts with a brace is a JSON object
     instead, with the key "prompt" or, for token ids, "ids"; --output-format jsonl copies its other
