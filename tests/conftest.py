@@ -16,9 +16,6 @@ from support.order import arrange
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Whether tests compile without XLA's optimisation, but for those that are marked.
-UNOPTIMIZED = bool(os.environ.get("GPT1_UNOPTIMIZED"))
-
 # The first example of a property compiles, so no deadline tells a slow example from a fast one.
 settings.register_profile(
     "gpt1", deadline=None, print_blob=True, derandomize=bool(os.environ.get("CI"))
@@ -44,7 +41,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(tryfirst=True)  # before the test's fixtures, which compile too
 def pytest_runtest_setup(item: pytest.Item) -> None:
     marks = {mark.name for mark in item.iter_markers()}
-    set_optimization("optimized" in marks if UNOPTIMIZED else "unoptimized" not in marks)
+    set_optimization("optimized" in marks)
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.nightly
-@pytest.mark.unoptimized
 @pytest.mark.parametrize(
     "page",
     [page for page in PAGES if page.stem not in TESTED_ELSEWHERE and read_blocks(page)],

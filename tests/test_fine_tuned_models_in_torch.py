@@ -50,8 +50,6 @@ LABELS: dict[str, Sequence[Any]] = {
 # An unknown character, capitals, accents, signs, a spelled <unk>, and texts beyond every budget.
 TEXTS = ["the king saw a cat", "A BIG dog!", "the queen \u2603 ran", "caf\u00e9 <unk> \u2603", LONG]
 
-pytestmark = pytest.mark.unoptimized
-
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "classification": {"lora_rank": 2, "max_tokens": 3},

@@ -48,7 +48,6 @@ def test_description_of_the_package_has_no_relative_link(home: str | None) -> No
     assert len(text.splitlines()) == len(README.read_text().splitlines())
 
 
-@pytest.mark.unoptimized
 def test_readme_blocks_print_what_they_show(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def test_faults_can_be_planted() -> None:
         assert (TESTS.parent / fault.file).read_text().count(fault.right) == 1, fault.name
 
 
+@pytest.mark.nightly
 def test_set_optimization_keeps_programs_apart() -> None:
     """The package keeps its functions, and JAX their programs: each kind is found again."""
     apply, params = gpt1.functional(small_model(gpt1.OpenAIGPTLMHeadModel, n_embd=4))
@@ -52,6 +53,6 @@ def test_set_optimization_keeps_programs_apart() -> None:
         set_optimization(True)
 
 
-@pytest.mark.parametrize("off", [False, pytest.param(True, marks=pytest.mark.unoptimized)])
-def test_unoptimized_switches_optimization_off(off: bool) -> None:
-    assert jax.config.values["jax_disable_most_optimizations"] is off
+@pytest.mark.parametrize("on", [False, pytest.param(True, marks=pytest.mark.optimized)])
+def test_optimized_switches_optimization_on(on: bool) -> None:
+    assert jax.config.values["jax_disable_most_optimizations"] is not on

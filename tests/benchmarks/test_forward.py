@@ -13,8 +13,6 @@ from benchmarks.forward import forward
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.suite import Options
 
-pytestmark = pytest.mark.unoptimized
-
 HERE = (
     OURS,
     "gpt1-jax-bfloat16",
@@ -35,6 +33,7 @@ def options(tmp_path: Path) -> Options:
     return Options(model=tmp_path / "tiny", rounds=2, peers=HERE)
 
 
+@pytest.mark.nightly
 def test_forward_records_seconds_and_errors(options: Options) -> None:
     record = forward(options, ((2, 3), (1, 1)))
     here = [name for name in HERE if name not in record["absent"]]
@@ -70,6 +69,7 @@ def test_forward_rejects_peer_with_other_logits(
         forward(options, ((2, 3),))
 
 
+@pytest.mark.nightly
 def test_forward_leaves_out_slow_peer(
     options: Options, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

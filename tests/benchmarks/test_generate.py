@@ -13,8 +13,6 @@ from benchmarks.generate import generate
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.suite import Options
 
-pytestmark = pytest.mark.unoptimized
-
 CASE = (2, 3, 4)
 
 
@@ -47,6 +45,7 @@ def test_generate_records_seconds_and_logit_gap(
     assert "of the limit" in out
 
 
+@pytest.mark.nightly
 def test_generate_rejects_peer_with_other_ids(
     options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -79,6 +78,7 @@ def test_generate_rejects_bad_input(options: Options, cases: tuple, message: str
         generate(options, cases)
 
 
+@pytest.mark.nightly
 def test_generate_leaves_out_slow_peer(
     options: Options, capsys: pytest.CaptureFixture[str]
 ) -> None:

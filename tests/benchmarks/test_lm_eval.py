@@ -10,7 +10,6 @@ from gpt1_jax.demo import FOLDER as DEMO
 
 
 @pytest.mark.nightly
-@pytest.mark.unoptimized
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_lm_eval_records_equal_answers_to_three_tasks(
     data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -11,9 +11,8 @@ from benchmarks import load as suite
 from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.suite import Options
 
-pytestmark = pytest.mark.unoptimized
 
-
+@pytest.mark.nightly
 def test_load_frees_each_model_before_the_next(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -50,6 +49,7 @@ def test_load_touches_torch_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
     assert touched == [3, 1]
 
 
+@pytest.mark.nightly
 def test_load_measures_memory_only_on_linux(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,8 +20,6 @@ from benchmarks.peers import (
 )
 from benchmarks.peers.other_jax import OtherJax
 
-pytestmark = pytest.mark.unoptimized
-
 
 def test_available_peers_keeps_ours_in_the_dtypes_of_the_named(
     monkeypatch: pytest.MonkeyPatch,

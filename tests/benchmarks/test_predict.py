@@ -13,7 +13,7 @@ from benchmarks.score import relative_error
 from benchmarks.suite import Options
 from gpt1_jax.demo import FOLDER as DEMO
 
-pytestmark = [pytest.mark.unoptimized, pytest.mark.nightly]
+pytestmark = pytest.mark.nightly
 
 TEXTS = ["The old man smiled.", "No.", "It was a dark night, and the rain fell."]
 

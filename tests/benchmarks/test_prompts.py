@@ -8,8 +8,6 @@ from benchmarks import prompts as suite
 from benchmarks.peers import OURS
 from benchmarks.suite import Options
 
-pytestmark = pytest.mark.unoptimized
-
 
 def test_mixed_prompts_have_every_length_up_to_half_of_the_model() -> None:
     config = small_config(n_positions=16)

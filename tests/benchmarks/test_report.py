@@ -318,6 +318,7 @@ def test_report_marks_quick_runs(tmp_path: Path) -> None:
     assert "of a tiny model, and shows only that all works" in opening
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("suites", "drawn"),
     [

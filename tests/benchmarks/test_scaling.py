@@ -7,9 +7,8 @@ from benchmarks import scaling as suite
 from benchmarks.peers import PEERS, Peer
 from benchmarks.suite import Options
 
-pytestmark = pytest.mark.unoptimized
 
-
+@pytest.mark.nightly
 def test_scaling_leaves_out_slow_peer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,11 +13,10 @@ from benchmarks.report import report
 from benchmarks.suite import Options
 from gpt1_jax.demo import FOLDER as DEMO
 
-pytestmark = pytest.mark.unoptimized
-
 TEXTS = ["The old man smiled.", "No.", "It was a dark night, and the rain fell."]
 
 
+@pytest.mark.nightly
 def test_score_records_times_and_errors(
     data_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

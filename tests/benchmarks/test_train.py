@@ -14,8 +14,6 @@ from benchmarks.peers import OURS, PEERS, Peer
 from benchmarks.suite import Options
 from benchmarks.train import train
 
-pytestmark = pytest.mark.unoptimized
-
 # torch.compile has no place here: it takes a minute, whatever the size of the model.
 HERE = (OURS, "transformers")
 CASE = (2, 8)
@@ -56,6 +54,7 @@ def test_train_records_seconds_and_losses(
     assert f"{OURS} is " in out
 
 
+@pytest.mark.nightly
 @pytest.mark.usefixtures("standard_promotion")
 def test_train_rejects_peer_with_other_losses(
     options: Options, monkeypatch: pytest.MonkeyPatch

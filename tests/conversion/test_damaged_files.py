@@ -53,6 +53,7 @@ def reference(folder: Path, rows) -> dict[str, np.ndarray]:
     return arrays
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", FORMATS)
 def test_read_reads_damaged_weights_rightly_or_refuses_them(checkpoint, tmp_path, kind):
     if "pickle" in kind:

@@ -239,6 +239,7 @@ def test_atomic_write_of_weights_rejects_second_writer_at_once(checkpoint, tmp_p
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("format", ["huggingface", "openai"])
 def test_checkpoint_is_old_or_new_after_a_kill_at_any_change(
     checkpoint, identical, tmp_path: Path, format: Any
@@ -266,6 +267,7 @@ def test_checkpoint_is_old_or_new_after_a_kill_at_any_change(
     assert heads.count(4) > len(whole)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

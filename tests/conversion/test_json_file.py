@@ -15,6 +15,7 @@ LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) 
 VALUES = st.recursive(LEAVES, lambda each: st.lists(each) | st.dictionaries(st.text(), each))
 
 
+@pytest.mark.nightly
 @given(value=VALUES, indent=st.sampled_from([None, 1]), as_bytes=st.booleans())
 def test_parse_json_returns_what_was_written(value: Any, indent: Any, as_bytes: bool) -> None:
     text = json.dumps(value, indent=indent, ensure_ascii=False)

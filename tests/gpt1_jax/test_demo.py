@@ -32,6 +32,7 @@ def test_demo_is_a_small_hugging_face_checkpoint() -> None:
     assert 128 <= model.config.n_embd <= 320
 
 
+@pytest.mark.nightly
 @pytest.mark.smoke
 def test_demo_model_predicts_english() -> None:
     """It has learned words and what follows them: far likelier than in another order."""

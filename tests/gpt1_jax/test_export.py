@@ -22,8 +22,6 @@ import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.export import PLATFORMS, export_decode, export_forward, export_model
 
-pytestmark = pytest.mark.unoptimized
-
 LM = gpt1.OpenAIGPTLMHeadModel
 DOUBLE = gpt1.OpenAIGPTDoubleHeadsModel
 CLASSIFICATION = gpt1.OpenAIGPTForSequenceClassification
@@ -101,6 +99,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("cls", MODELS)
 def test_export_model_runs_without_this_package(cls: Any, exported: Path) -> None:
     """One program for all numbers of rows and tokens."""
@@ -218,6 +217,7 @@ def test_export_model_weights_are_a_checkpoint(tied: bool, tmp_path: Path) -> No
     assert difference(out["logits"], model(ids, mask).logits) <= 1e-6
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("tied", [True, False])
 def test_export_model_of_int8_weights(tied: bool, tmp_path: Path) -> None:
     model = gpt1.quantize(small_model(LM, n_layer=1, tie_word_embeddings=tied))
@@ -238,6 +238,7 @@ def test_export_targets_all_or_chosen_platforms() -> None:
         assert export(model, ["tpu"]).platforms == ("tpu",)
 
 
+@pytest.mark.nightly
 def test_export_forward_matches_model_in_bfloat16() -> None:
     """The program computes as the model does, from weights in the dtype that it has them in."""
     model = small_model(LM, n_layer=1, dtype=jnp.bfloat16)
@@ -247,6 +248,7 @@ def test_export_forward_matches_model_in_bfloat16() -> None:
     assert difference(out["logits"], model(ids, mask).logits) <= 2e-2
 
 
+@pytest.mark.nightly
 def test_export_readme_loader_reads_weights_in_bfloat16(exported: Path, tmp_path: Path) -> None:
     model = small_model(LM, n_layer=1, param_dtype="bfloat16")
     export_model(model, tmp_path / "exported", platforms=["cpu"])
@@ -292,6 +294,7 @@ def test_export_forward_rejects_no_rows_and_no_tokens(rows: int, tokens: int, na
         export_forward(model, ["cpu"]).call(saved(model), ids, ids)
 
 
+@pytest.mark.nightly
 def test_export_forward_has_a_gradient_only_where_it_is_saved_with_one() -> None:
     model, ids = small_model(LM, n_layer=1), random_ids(2, 4)
     apply, params = gpt1.functional(model)

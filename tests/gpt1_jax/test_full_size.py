@@ -89,6 +89,7 @@ def rms(errors: np.ndarray) -> float:
     return float(np.sqrt((errors**2).mean()))
 
 
+@pytest.mark.nightly
 def test_gradients_and_adamw_step_match_torch(
     reference: Any, model: gpt1.OpenAIGPTLMHeadModel
 ) -> None:
@@ -124,6 +125,7 @@ def test_gradients_and_adamw_step_match_torch(
         assert difference.max() <= 1e-5, row.torch  # measured: 2.4e-6
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", CASES)
 def test_generate_matches_transformers(
     model: gpt1.OpenAIGPTLMHeadModel, case: dict[str, Any]
@@ -140,6 +142,7 @@ def test_generate_matches_transformers(
 LAYERS = [2, pytest.param(12, marks=pytest.mark.nightly)]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("n_layer", LAYERS)
 def test_decode_steps_match_full_forward(n_layer: int, rows: int) -> None:
@@ -156,6 +159,7 @@ def test_decode_steps_match_full_forward(n_layer: int, rows: int) -> None:
         np.testing.assert_allclose(out.logits[:, 0], full[:, t], rtol=0, atol=most)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("n_layer", LAYERS)
 def test_bfloat16_forward_is_as_accurate_as_torch(n_layer: int, tmp_path: Path) -> None:
     reference = random_reference(n_layer)

@@ -691,6 +691,7 @@ def test_from_pretrained_rejects_invalid_utf_8(tmp_path: Path) -> None:
         GenerationConfig.from_pretrained(tmp_path)
 
 
+@pytest.mark.nightly
 @given(asked=valid_settings())
 def test_save_then_from_pretrained_keeps_every_field(
     asked: GenerationConfig, tmp_path_factory: Any

@@ -136,6 +136,7 @@ def test_import_loads_neither_jax_nor_conversion(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr
 
 
+@pytest.mark.nightly
 def test_another_module_named_conversion_is_reported(tmp_path: Path) -> None:
     (tmp_path / "conversion.py").write_text("x = 1\n")
     code = "import gpt1_jax as gpt1\ngpt1.OpenAIGPTLMHeadModel.from_pretrained('demo')"

@@ -24,7 +24,6 @@ pytest.importorskip("lm_eval")
 GPT1LM: Any = importlib.import_module("gpt1_jax.lm_eval").GPT1LM
 pytestmark = [
     pytest.mark.nightly,
-    pytest.mark.unoptimized,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
 ]
 

@@ -24,8 +24,6 @@ import gpt1_jax as gpt1
 from gpt1_jax.model import MLP, Attention, Block
 from gpt1_jax.nn import layers
 
-pytestmark = pytest.mark.unoptimized
-
 BASE, LM, DOUBLE, CLASSIFIER = MODELS
 V, E, N, L = 13, 8, 2, 1
 ROWS = {BASE: (2,), LM: (2,), DOUBLE: (2, 2), CLASSIFIER: (2,)}
@@ -142,6 +140,7 @@ def test_model_output_rejects_unknown_fields() -> None:
         full(LM)[4]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("cls", [DOUBLE, CLASSIFIER])
 def test_model_eager_call_matches_compiled(cls: Any) -> None:
     eager = made(cls)(**arguments_for(cls))
@@ -238,6 +237,7 @@ class Overriding(LM):
         return super().__call__(input_ids, attention_mask, **rest)
 
 
+@pytest.mark.nightly
 def test_subclass_may_override_the_call() -> None:
     config = small_config(n_layer=1)
     model, ids = Overriding(config, rngs=nnx.Rngs(0)), ids_for(LM)
@@ -277,6 +277,7 @@ def test_model_logits_match_numpy() -> None:
     assert difference(logits, numpy_logits(params, ids, mask)) < TOLERANCE
 
 
+@pytest.mark.nightly
 def test_model_logits_match_numpy_in_float64() -> None:
     # Flax's layer norm compares the dtype of its input with float32, which "strict" forbids.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
@@ -290,6 +291,7 @@ def test_model_logits_match_numpy_in_float64() -> None:
         assert difference(out.logits, numpy_logits(model.params, np.asarray(ids))) < 2e-14
 
 
+@pytest.mark.nightly
 def test_model_accepts_any_leading_dimensions() -> None:
     ids = random_ids(2, 3, T)
     flat = call(LM, ids.reshape(6, T), labels=ids.reshape(6, T), output_attentions=True)
@@ -409,6 +411,7 @@ def test_lm_loss_matches_numpy() -> None:
     assert difference(call(LM, **arguments).loss, mean) < TOLERANCE
 
 
+@pytest.mark.nightly
 def test_tied_head_has_no_parameter_and_sums_gradients() -> None:
     """The embedding's gradient is the sum over both its uses: those of an untied copy."""
     apply, params = function(LM)
@@ -470,6 +473,7 @@ SUMMARIES = [
 ]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("fields", SUMMARIES, ids=str)
 def test_multiple_choice_head_matches_numpy(fields: dict[str, Any]) -> None:
     """The state of each choice along its tokens, projected and activated."""
@@ -681,6 +685,7 @@ def test_dropout_depends_only_on_its_key() -> None:
     assert len({np.asarray(dropped(seed).logits).tobytes() for seed in range(4)}) == 4
 
 
+@pytest.mark.nightly
 def test_dropout_uses_its_rate_and_an_independent_mask_per_site(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -15,8 +15,6 @@ from support.small_models import SIZES, small_model
 import gpt1_jax as gpt1
 from gpt1_jax.outputs import ModelOutput
 
-pytestmark = pytest.mark.unoptimized
-
 IDS = [[1, 2, 3, 4]]
 
 
@@ -71,6 +69,7 @@ LOOKS: dict[str, Callable[[Any], object]] = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("frozen outputs")
 @pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
 def test_model_output_is_a_mapping_as_in_transformers(look: Callable[[Any], object]) -> None:

@@ -36,7 +36,7 @@ from gpt1_jax.pure import functional, merge, split  # noqa: E402
 TOLERANCE = {"float64": 1e-13, "float32": 5e-6}
 # Float64 shows that the formula is right, so its programs are left as they are; float32 runs the
 # programs that users run.
-DTYPES = [pytest.param("float64", marks=pytest.mark.unoptimized), "float32"]
+DTYPES = ["float64", pytest.param("float32", marks=pytest.mark.optimized)]
 ARCHITECTURES = conversion.ARCHITECTURES
 VOCABULARY, POSITIONS = 13, 7
 # Gradients take several times as many operations: one block of one size, to be compiled quickly.
@@ -96,6 +96,7 @@ def both(reference: Any, model: Any, arguments: dict[str, Any]) -> tuple[Any, An
     return model(**arguments), theirs
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @given(data=st.data())
@@ -159,6 +160,7 @@ def test_adamw_step_matches_torch(dtype: str) -> None:
         compare_adamw_step(reference, flax_model(reference, dtype), dtype)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
 @settings(LADDER, max_examples=3)
@@ -183,6 +185,7 @@ def test_classifier_losses_and_gradients_match_torch(dtype: str, data: st.DataOb
         compare_training(reference, arguments, dtype)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(data=st.data())
 @settings(LADDER, max_examples=3)
@@ -221,6 +224,7 @@ def test_double_heads_with_choices_match_torch(dtype: str, data: st.DataObject) 
         assert shaped.hidden_states[0].shape == (2, 3, T, config["n_embd"])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("summary_type", ["last", "first", "mean"])
 def test_double_heads_summarizes_each_choice_separately(summary_type: str) -> None:
     """Where Hugging Face picks along the choices, each choice here is what it is alone there."""
@@ -270,7 +274,6 @@ def test_logits_to_keep_matches_torch(keep: Any) -> None:
     assert largest_difference(ours.logits, theirs.logits) <= TOLERANCE["float32"]
 
 
-@pytest.mark.unoptimized
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_arguments_have_the_places_of_transformers(architecture: str) -> None:
     sizes = {"vocab_size": VOCABULARY, "n_positions": POSITIONS, "n_embd": 6, "n_head": 2}

@@ -27,8 +27,6 @@ from support.small_models import (
 import conversion
 import gpt1_jax as gpt1
 
-pytestmark = pytest.mark.unoptimized
-
 BASE, LM, DOUBLE, CLASSIFIER = MODELS
 IDS = random_ids(1, 4)
 
@@ -146,6 +144,7 @@ def test_from_pretrained_rejects_fields_that_contradict_weights(tmp_path: Path) 
         LM.from_pretrained(tmp_path, num_hidden_layers=3)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("cls", MODELS)
 def test_from_pretrained_stores_in_dtype(cls: type, tmp_path: Path) -> None:
     model = small_model(cls)
@@ -307,6 +306,7 @@ def test_model_says_what_replaces_methods_of_torch(name: str) -> None:
         getattr(model, name)
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("new heads")
 @pytest.mark.parametrize("cls", [DOUBLE, CLASSIFIER])
 def test_from_pretrained_initializes_missing_head_from_rngs(cls: type, tmp_path: Path) -> None:
@@ -422,6 +422,7 @@ def test_num_parameters_counts_heads() -> None:
     assert small_model(CLASSIFIER, num_labels=3).num_parameters() == body + 3 * E
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("deviation", [0.02, 0.5])
 def test_initial_weights_follow_initializer_range(deviation: float) -> None:
     config = small_config(
@@ -462,6 +463,7 @@ def test_initial_weights_differ_between_parameters() -> None:
     assert len({kernel.tobytes() for kernel in kernels}) == len(kernels) == 10
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("cls", [LM, DOUBLE])
 def test_resize_to_larger_vocabulary_keeps_rows(cls: type, tied: bool) -> None:
@@ -650,6 +652,7 @@ def test_generation_config_is_kept_by_copies(checkpoint: Path, copied: Any) -> N
     assert copied(model).generation_config.max_new_tokens == 7
 
 
+@pytest.mark.nightly
 def test_generation_config_compiles_nothing_anew() -> None:
     model = small_model(LM)
     names = set(vars(model))

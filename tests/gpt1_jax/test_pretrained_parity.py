@@ -17,8 +17,6 @@ from support.torch_reference import flax_model, largest_difference, torch_model 
 
 import gpt1_jax as gpt1  # noqa: E402
 
-pytestmark = pytest.mark.unoptimized
-
 IDS = random_ids(1, 4)
 
 
@@ -99,6 +97,7 @@ def test_from_pretrained_ignores_mismatched_sizes_as_transformers(tmp_path: Path
     assert largest_difference(ours(IDS).logits, logits(theirs.eval())) < 5e-6
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("new rows of embeddings")
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("size", "multiple"), [(17, None), (17, 8), (None, 8), (5, None)])

@@ -29,8 +29,6 @@ import gpt1_jax as gpt1
 from gpt1_jax import pure
 from gpt1_jax.pure import first_non_finite, merge, not_finite, split
 
-pytestmark = pytest.mark.unoptimized
-
 LM = gpt1.OpenAIGPTLMHeadModel
 IDS = random_ids(2, 4)
 
@@ -49,6 +47,7 @@ def test_compilations_counts_each_compilation() -> None:
     assert count(lambda: double(x[:2])) == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("cls", MODELS)
 def test_params_match_param_specs(cls: Any, tied: bool) -> None:
@@ -81,6 +80,7 @@ def test_params_are_a_plain_nested_dict() -> None:
     assert "lm_head" not in params
 
 
+@pytest.mark.nightly
 def test_merge_keeps_order_of_more_than_ten_blocks() -> None:
     """As strings, "10" comes before "2"."""
     model = small_model(gpt1.OpenAIGPTModel, n_layer=11, n_embd=2, n_head=1)
@@ -169,6 +169,7 @@ def test_split_sees_values_of_unchanged_structure() -> None:
         assert leaves_equal(params, model.params)
 
 
+@pytest.mark.nightly
 def test_split_keeps_no_parameters_alive() -> None:
     model = small_model(LM)
     split(model)
@@ -246,6 +247,7 @@ def test_functional_differs_between_architectures() -> None:
     assert len({gpt1.functional(small_model(cls))[0] for cls in MODELS}) == len(MODELS)
 
 
+@pytest.mark.nightly
 def test_apply_recompiles_for_shapes_but_not_values() -> None:
     apply, params = gpt1.functional(small_model(LM, n_layer=1))
     other = random_ids(2, 4, seed=1)
@@ -280,6 +282,7 @@ def test_apply_does_not_recompile_for_array_types() -> None:
     assert count(lambda: apply(params, IDS.tolist(), mask.tolist())) == 0
 
 
+@pytest.mark.nightly
 def test_apply_compiles_once_for_decode_steps() -> None:
     model = small_model(LM, n_layer=1)
     apply, params = gpt1.functional(model)
@@ -292,6 +295,7 @@ def test_apply_compiles_once_for_decode_steps() -> None:
     assert cache.index == 4
 
 
+@pytest.mark.nightly
 def test_apply_works_inside_jit_and_grad() -> None:
     apply, params = gpt1.functional(small_model(LM, n_layer=1))
 
@@ -308,6 +312,7 @@ def test_apply_works_inside_jit_and_grad() -> None:
     assert count(lambda: compiled(params, random_ids(2, 4, seed=1))) == 0
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("cls", MODELS)
 def test_apply_gradient_steps_lower_the_loss(cls: Any) -> None:
     model = small_model(cls, n_layer=1, pad_token_id=0)
@@ -343,6 +348,7 @@ def test_apply_gradient_steps_lower_the_loss(cls: Any) -> None:
     assert len(set(losses)) == 5
 
 
+@pytest.mark.nightly
 def test_load_params_accepts_trained_params() -> None:
     model = small_model(LM, n_layer=1)
     apply, params = gpt1.functional(model)
@@ -352,6 +358,7 @@ def test_load_params_accepts_trained_params() -> None:
     assert difference(model(IDS).logits, apply(trained, IDS).logits) < 1e-6
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_not_finite_names_the_first_parameter(value: float) -> None:
     model = small_model(LM, n_layer=11)

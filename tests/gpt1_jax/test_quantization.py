@@ -22,8 +22,6 @@ from gpt1_jax.nn.int8 import Int8Embed, Int8Linear
 from gpt1_jax.pretrained import saved_config
 from gpt1_jax.quantization import is_quantized
 
-pytestmark = pytest.mark.unoptimized
-
 LM = gpt1.OpenAIGPTLMHeadModel
 SIZES: dict[str, Any] = {"vocab_size": 50, "n_embd": 32, "n_head": 4, "n_positions": 16}
 IDS = random_ids(2, 6, size=50)
@@ -45,6 +43,7 @@ def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.sqrt(((found - expected) ** 2).mean() / (expected**2).mean()))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("head", [True, False])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("cls", MODELS)
@@ -97,6 +96,7 @@ def test_functional_of_quantized_models_shares_its_compilation() -> None:
     assert not found
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("head", [True, False])
 def test_generate_of_a_quantized_model_matches_its_forward(head: bool) -> None:
     model = gpt1.quantize(float_model(), head=head)
@@ -109,6 +109,7 @@ def test_generate_of_a_quantized_model_matches_its_forward(head: bool) -> None:
     np.testing.assert_array_equal(drafted, ids)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"do_sample": True, "seed": 1}])
 def test_generate_of_a_quantized_model_takes_settings(settings: dict[str, Any]) -> None:
     model = gpt1.quantize(float_model())
@@ -116,6 +117,7 @@ def test_generate_of_a_quantized_model_takes_settings(settings: dict[str, Any]) 
     assert [len(row) for row in found] == [7, 6]
 
 
+@pytest.mark.nightly
 def test_quantize_keeps_bfloat16() -> None:
     model = float_model(dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     quantized = gpt1.quantize(model)

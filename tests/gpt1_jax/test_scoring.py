@@ -22,8 +22,6 @@ from gpt1_jax.explore import surprisal
 from gpt1_jax.pure import split
 from gpt1_jax.scoring import batch_shapes, spread
 
-pytestmark = pytest.mark.unoptimized
-
 T, V = SIZES["n_positions"], SIZES["vocab_size"]
 MODEL = small_model(gpt1.OpenAIGPTLMHeadModel)
 TEXT_MODEL = small_model(gpt1.OpenAIGPTLMHeadModel, vocab_size=SIZE, n_positions=64)
@@ -109,6 +107,7 @@ def test_score_does_not_depend_on_the_batch() -> None:
         assert difference(np.nan_to_num(found.log_probs), np.nan_to_num(alone.log_probs)) < 1e-5
 
 
+@pytest.mark.nightly
 def test_score_compiles_a_program_for_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel, n_positions=80, n_layer=1)
     texts = [random_ids(n % 150 + 2, seed=n) for n in range(0, 1500, 37)]
@@ -158,6 +157,7 @@ def test_batch_shapes_take_windows_of_one_length_at_once() -> None:
     assert list(batch_shapes([6] * 192, 512, 192 * 8)) == [(192, 8)]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "kind", ["bfloat16", "float16", "int8", "untied", "double_heads", "chunks"]
 )

@@ -39,7 +39,6 @@ def check_against_torch(reference: Any, lengths: list[int], stride: int) -> None
             first, stop = stop + 1, min(stop + stride, len(text) - 1)
 
 
-@pytest.mark.unoptimized
 def test_score_equals_torch() -> None:
     reference = torch_model("OpenAIGPTLMHeadModel", **SIZES)
     check_against_torch(reference, [1, 2, 7, 8, 9, 10, 20, 33], stride=3)

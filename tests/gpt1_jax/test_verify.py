@@ -14,8 +14,6 @@ import conversion
 import gpt1_jax as gpt1
 from gpt1_jax.verify import GPT1, Check, Published, verify
 
-pytestmark = pytest.mark.unoptimized
-
 
 @pytest.fixture(scope="module")
 def model() -> gpt1.OpenAIGPTLMHeadModel:
@@ -60,6 +58,7 @@ def outcomes(checks: list[Check]) -> dict[str, bool | None]:
     return {check.name: check.passed for check in checks}
 
 
+@pytest.mark.nightly
 def test_verify_passes_published_model(folder: Path, published: Published) -> None:
     checks = outcomes(list(verify(folder, published)))
     assert checks.pop("torch") in (True, None)  # None where torch is not installed
@@ -147,6 +146,7 @@ def test_verify_torch_check_detects_wrong_logits(
     assert checks[0].passed is False
 
 
+@pytest.mark.nightly
 def test_verify_passes_other_architectures(folder: Path, tmp_path: Path) -> None:
     config = gpt1.OpenAIGPTConfig(vocab_size=7, n_positions=8, n_layer=1, n_embd=8, n_head=2)
     for cls in (gpt1.OpenAIGPTModel, gpt1.OpenAIGPTDoubleHeadsModel):

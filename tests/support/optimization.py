@@ -1,4 +1,4 @@
-"""XLA's optimisation, off for tests of behaviour: it takes most of a small compilation."""
+"""XLA's optimisation, on for tests of accuracy: it takes most of a small compilation."""
 
 import jax
 

@@ -179,7 +179,7 @@ class Prepared:
         """Summarise a training."""
         model = training.combine(training.params, training.frozen)
         batch, key = next(training.batches), jax.random.key(training.seed)
-        loss, weight = jax.jit(training.objective)(model, batch, key)
+        loss, sums = jax.jit(training.objective)(model, batch, key)
         # A matrix and a vector, since weight decay tells them apart.
         params = {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.5)}
         state, updates = training.optimizer.init(params), []
@@ -193,7 +193,7 @@ class Prepared:
             batch=checksum(batch),
             weights=checksum(training.params),
             dtypes=frozenset(str(leaf.dtype) for leaf in jax.tree.leaves(training.params)),
-            first_loss=float(loss / weight),
+            first_loss=float(loss / sums["weight"]),
             updates=tuple(updates),
         )
 

@@ -32,6 +32,7 @@ def test_host_gives_up_at_the_deadline(tmp_path: Path) -> None:
         host.wait_for("float64.npz", time.monotonic())
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(not find_spec("torch"), reason="torch is not installed")
 def test_torch_peer_reports_errors_and_goes_on(tmp_path: Path) -> None:
     with TorchPeer.start(tmp_path / "absent", "cpu", tmp_path) as peer:

@@ -20,8 +20,6 @@ from gpt1_jax import cli
 from gpt1_jax.cli.adapters import takes_adapter
 from gpt1_jax.training import loop
 
-pytestmark = pytest.mark.unoptimized
-
 Run = Callable[..., tuple[int, str, str]]
 
 
@@ -47,6 +45,7 @@ def test_command_has_adapter(name: str) -> None:
     assert hasattr(cli.command(name), "__wrapped__")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("arguments", "folder"),
     [

@@ -21,8 +21,6 @@ from gpt1_jax.cli import generate as generate_command
 from gpt1_jax.generation.streaming import stream_detokenized
 from gpt1_jax.generation_config import DEFAULTS, RETURNED
 
-pytestmark = pytest.mark.unoptimized
-
 VOCABULARY = ["<unk>", *"abcdefghij", *(f"{c}</w>" for c in "abcdefghij"), "ab", "abc</w>"]
 MERGES = ["a b", "ab c</w>"]
 
@@ -59,6 +57,7 @@ def test_cli_generate_prints_text_or_ids(run: Run, folder: Path) -> None:
     assert out.startswith("abc a")
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("flags", [[], ["--num-beams", 2], ["--output-format", "jsonl"]])
 def test_cli_names_a_parameter_that_is_not_finite(
     run: Run, folder: Path, tmp_path: Path, flags: list[Any]
@@ -87,6 +86,7 @@ def test_cli_generate_samples_by_seed(run: Run, folder: Path) -> None:
     assert texts[0] == texts[1] != texts[2]
 
 
+@pytest.mark.nightly
 def test_cli_generate_continues_many_prompts(run: Run, folder: Path, tmp_path: Path) -> None:
     model = gpt1.OpenAIGPTLMHeadModel.from_pretrained(folder)
     tokenizer = gpt1.Tokenizer.from_pretrained(folder)
@@ -195,6 +195,7 @@ def test_cli_generate_passes_every_setting(
     assert found.pop() == gpt1.GenerationConfig(max_new_tokens=9, eos_token_id=())
 
 
+@pytest.mark.nightly
 def test_cli_generate_streams_on_a_terminal(
     run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -248,6 +249,7 @@ def larger(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("flags", [[], ["--stop-strings", "cccccc"], ["--output-format", "jsonl"]])
 @pytest.mark.parametrize("terminal", [False, True])
 def test_cli_generate_leaves_out_ids_beyond_the_tokenizer(
@@ -270,6 +272,7 @@ def test_cli_generate_leaves_out_ids_beyond_the_tokenizer(
         assert out == gpt1.Tokenizer.from_pretrained(larger).detokenize(ids) + "\n"
 
 
+@pytest.mark.nightly
 def test_cli_prints_a_warning_in_one_line(larger: Path) -> None:
     command = [sys.executable, "-m", "gpt1_jax.cli", "generate", "a", "--model", str(larger)]
     command += ["--max-new-tokens", "2"]
@@ -405,6 +408,7 @@ def test_cli_verify_reports_each_check(run: Run, folder: Path) -> None:
     assert "not run  published outputs: this is not the published GPT-1" in out
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -512,6 +516,7 @@ def test_cli_expands_the_home_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.nightly
 def test_cli_generate_reports_unknown_hub_id_offline(folder: Path) -> None:
     command = [sys.executable, "-c", "from gpt1_jax.cli import main; main()"]
     done = subprocess.run(

@@ -30,6 +30,7 @@ def compiled(
     return json.loads(done.stderr)
 
 
+@pytest.mark.nightly
 def test_compilation_cache_by_default_serves_later_runs_and_replaces_damaged_programs(
     tmp_path: Path,
 ) -> None:

@@ -13,8 +13,6 @@ from support.small_tokenizer import SIZE, write_small
 
 import gpt1_jax as gpt1
 
-pytestmark = pytest.mark.unoptimized
-
 Run = Callable[..., tuple[int, str, str]]
 TEXTS = ["The press, pressing", "a"]
 

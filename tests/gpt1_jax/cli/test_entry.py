@@ -131,6 +131,7 @@ def test_program_skips_teardown_after_an_interrupt() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "a line\n", "")
 
 
+@pytest.mark.nightly
 def test_program_keeps_modules_out_of_garbage_collections() -> None:
     code = (
         "import atexit, gc, sys\nfrom gpt1_jax import cli\nsys.argv = ['gpt1', 'tokens', 'a']\n"
@@ -192,6 +193,7 @@ def shell(line: str, **variables: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("line", "status", "err"),
     [
@@ -206,6 +208,7 @@ def test_closed_standard_streams_are_no_traceback(line: str, status: int, err: s
     assert (done.returncode, done.stdout, done.stderr) == (status, "", err)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
@@ -221,6 +224,7 @@ def test_characters_that_a_terminal_lacks_are_escaped(
     assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
+@pytest.mark.nightly
 def test_arguments_are_utf8_in_an_ascii_locale(tmp_path: Path) -> None:
     assert shell("$GPT1 tokens é", **ASCII).stdout == shell("$GPT1 tokens é").stdout
     done = shell(f"$GPT1 convert demo {tmp_path}/é", **ASCII)

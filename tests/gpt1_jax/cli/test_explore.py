@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.unoptimized
-
 Run = Callable[..., tuple[int, str, str]]
 TEXT = "The old man smiled."
 
@@ -34,6 +32,7 @@ def test_cli_surprisal_reads_files(run: Run, tmp_path: Path) -> None:
     assert "nan" not in out
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "flags",
     [

@@ -33,6 +33,7 @@ def folder(
     return folder
 
 
+@pytest.mark.nightly
 def test_every_layout_is_generated_from_scored_and_saved_again(
     run: Run, folder: Path, model: gpt1.OpenAIGPTLMHeadModel
 ) -> None:

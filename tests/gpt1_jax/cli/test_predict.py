@@ -14,8 +14,6 @@ from support.small_training import write_checkpoint, write_rows, write_task_chec
 
 import gpt1_jax as gpt1
 
-pytestmark = pytest.mark.unoptimized
-
 Run = Callable[..., tuple[int, str, str]]
 TEXTS = ["the king saw a cat", "no", "a big dog ran to the red house"]
 
@@ -45,6 +43,7 @@ def scores(records: list[dict[str, Any]]) -> list[Any]:
     return [pytest.approx(list(record["scores"].values()), abs=1e-6) for record in records]
 
 
+@pytest.mark.nightly
 def test_cli_predict_prints_an_object_a_text(
     run: Run, classifier: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:
@@ -186,6 +185,7 @@ def test_cli_predict_refuses_a_missing_file_and_a_language_model(
 # What ``gpt1 evaluate`` writes of its predictions.
 
 
+@pytest.mark.nightly
 def test_cli_evaluate_writes_predictions_report_and_confusion_matrix(
     run: Run, classifier: Path, expected: list[dict[str, Any]], tmp_path: Path
 ) -> None:

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from support.small_training import write_checkpoint
 
-pytestmark = pytest.mark.unoptimized
-
 Run = Callable[..., tuple[int, str, str]]
 QUICK = ("--batch-size", 4, "--epochs", 1, "--learning-rate", "3e-3", "--warmup", 0)
 ROWS = [("the king saw a cat", "a cat ran"), ("a big dog sat", "no"), ("yes", "maybe a house")]
@@ -34,6 +32,7 @@ def rte(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.nightly
 def test_cli_recipe_trains_and_measures_on_published_files(
     run: Run, base: Path, rte: Path, tmp_path: Path
 ) -> None:
@@ -54,6 +53,7 @@ def test_cli_recipe_trains_and_measures_on_published_files(
     )
 
 
+@pytest.mark.nightly
 def test_cli_recipe_keeps_a_share_to_validate_on(run: Run, base: Path, tmp_path: Path) -> None:
     rows = [f"{i},a cat,sat,ran,saw,the dog ran,a house,{i % 2 + 1}\n" for i in range(10)]
     name = "cloze_test_val__spring2016 - cloze_test_ALL_val.csv"

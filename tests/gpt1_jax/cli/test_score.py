@@ -14,8 +14,6 @@ import pytest
 from gpt1_jax.cli.score import MEASURES
 from gpt1_jax.demo import FOLDER
 
-pytestmark = pytest.mark.unoptimized
-
 Run = Callable[..., tuple[int, str, str]]
 TEXT = "The old man, smiled."
 
@@ -68,6 +66,7 @@ def test_cli_score_prints_a_line_a_unit(run: Run, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.nightly
 def test_cli_score_reads_ids_and_lines(run: Run, tmp_path: Path) -> None:
     ids, lines = tmp_path / "ids.jsonl", tmp_path / "texts.txt"
     ids.write_text('{"ids": [116, 515, 274]}\n{"ids": [274], "context": [116, 515]}\n')
@@ -90,6 +89,7 @@ def test_cli_score_reads_standard_input(run: Run, monkeypatch: pytest.MonkeyPatc
         assert [json.loads(line)["text"] for line in out.splitlines()] == ["The old man", "No."]
 
 
+@pytest.mark.nightly
 def test_cli_score_quantizes_and_needs_no_tokenizer_for_ids(run: Run, tmp_path: Path) -> None:
     folder, ids = tmp_path / "model", tmp_path / "ids.jsonl"
     folder.mkdir()

@@ -27,9 +27,6 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-pytestmark = pytest.mark.unoptimized
-
-
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the commands ask for, in place of doing it."""
@@ -357,6 +354,7 @@ def test_cli_training_reports_bad_input_with_status_2(
     assert sorted(here.iterdir()) == before
 
 
+@pytest.mark.nightly
 def test_cli_pretrain_reuses_folder_after_an_error(run: Run, here: Path) -> None:
     write_text(here / "text.txt")
     assert run(*PRETRAIN, "--warmup", 5)[0] == 2
@@ -366,6 +364,7 @@ def test_cli_pretrain_reuses_folder_after_an_error(run: Run, here: Path) -> None
     assert err.splitlines()[1:] == ["  warmup: 4.0 there, 3.0 now"]
 
 
+@pytest.mark.nightly
 def test_cli_pretrain_resumes_after_full_disk(
     run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -414,6 +413,7 @@ def test_cli_pretrain_reports_full_disk_on_final_save(
     gpt1.OpenAIGPTLMHeadModel.from_pretrained(here / "run")
 
 
+@pytest.mark.nightly
 def test_cli_pretrain_rejects_changed_initial_model(run: Run, here: Path) -> None:
     """The settings are the same, but the model to go on from is not what it was."""
     write_text(here / "text.txt")

@@ -35,6 +35,7 @@ def trained() -> Any:
     return plan("cpu:4", "train", SHALLOW, rows=2, length=16, mesh="data=4", remat="none")
 
 
+@pytest.mark.nightly
 def test_plan_training_counts_state_and_all_reduces(trained: Any) -> None:
     """The state, three times the parameters, goes in and is donated; gradients are added up."""
     parameters = size(SHALLOW)
@@ -53,12 +54,14 @@ def test_plan_training_counts_state_and_all_reduces(trained: Any) -> None:
     assert trained.bound is None
 
 
+@pytest.mark.nightly
 def test_plan_data_parallel_traffic_is_constant_per_device(trained: Any) -> None:
     two = plan("cpu:2", "train", SHALLOW, rows=2, length=16, remat="none")
     four = sum(each.bytes for each in trained.collectives)
     assert sum(each.bytes for each in two.collectives) == four
 
 
+@pytest.mark.nightly
 def test_plan_tensor_forward_has_two_all_reduces_per_block() -> None:
     found = plan("cpu:4", "forward", SMALL, rows=2, length=8, mesh="tensor=4")
     counts = {each.kind: each.count for each in found.collectives}
@@ -71,6 +74,7 @@ def test_plan_tensor_forward_has_two_all_reduces_per_block() -> None:
     assert found.flops * 4 >= products
 
 
+@pytest.mark.nightly
 def test_plan_decode_step_donates_cache() -> None:
     found = plan("cpu", "decode", SMALL, rows=3, length=16, dtype="bfloat16")
     cache = 2 * SMALL.n_layer * 3 * 16 * SMALL.n_embd * 2
@@ -133,6 +137,7 @@ def test_plan_reports_roofline_times_and_memory_fit(trained: Any) -> None:
     assert CHIPS["v5e"].source in rows[-1]
 
 
+@pytest.mark.nightly
 def test_cli_plan_writes_json_and_table(run: Run, tmp_path: Path) -> None:
     files = ["--out", tmp_path / "plan.json", "--table", tmp_path / "plan.md"]
     SMALL.save_pretrained(tmp_path / "model")
@@ -179,6 +184,7 @@ def test_target_parses_name_and_device_count(name: str, devices: int) -> None:
     assert math.isfinite(found.chip.memory)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -20,8 +20,6 @@ from gpt1_jax.nn.attention import Cache, Mask
 from gpt1_jax.nn.sites import BLOCK_SITES
 from gpt1_jax.pure import merge, split
 
-pytestmark = pytest.mark.unoptimized
-
 LM = gpt1.OpenAIGPTLMHeadModel
 EVERY = ("*", "h.*.*", "h.*.*.*")
 IDS, OTHER = random_ids(2, 5), random_ids(2, 5, seed=1)
@@ -61,6 +59,7 @@ def lowered(model: Any, **flags: Any) -> str:
 FLAGS = {"output_attentions": True, "output_hidden_states": True}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("cls", "flags"), [*((cls, {}) for cls in MODELS), (LM, FLAGS)])
 def test_plain_program_is_the_same_text_without_sites(
     cls: Any, flags: Any, monkeypatch: pytest.MonkeyPatch
@@ -170,6 +169,7 @@ def test_vmap_and_jit_sweep_layers_positions_and_heads(model: Any, other: Any) -
             assert difference(found[layer, position], alone.logits) < 1e-6
 
 
+@pytest.mark.nightly
 def test_gradient_reaches_a_patched_state_and_parameters(single: Any) -> None:
     """Of a model that rematerialises too, which is left out where activations are asked for."""
     graphdef, state = nnx.split(single)
@@ -204,6 +204,7 @@ def kth_if(on: Any, edit: Any, k: Any, value: Any) -> Any:
     return jnp.where(on, edit(value, k), value)
 
 
+@pytest.mark.nightly
 def test_sweep_runs_are_those_of_patch(model: Any, other: Any) -> None:
     """Edits of every kind at once, of padded rows, at the edges of blocks and inside them."""
     mask = np.array([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
@@ -278,6 +279,7 @@ def test_capture_works_in_every_kind_of_model(kind: str, single: Any) -> None:
             assert difference(value, expected[name]) < most, name
 
 
+@pytest.mark.nightly
 def test_patch_extends_a_cache_without_taking_it(single: Any) -> None:
     """Values that were patched stay in the cache for later tokens; the given one can be reused."""
     cache = forward(single, IDS[:, :3], cache=Cache.empty(single.config, 2, 5)).cache

@@ -65,6 +65,7 @@ def test_nearest_evaluates_word_arithmetic(tokenizer: gpt1.Tokenizer) -> None:
     assert nearest(model, tokenizer, "a + b", 1)[0].cosine == pytest.approx(1)
 
 
+@pytest.mark.nightly
 def test_nearest_names_embeddings_that_are_not_finite(tokenizer: gpt1.Tokenizer) -> None:
     model = with_arrows(gpt1.OpenAIGPTModel, tokenizer, {"a": 0})
     spoil(model, "tokens_embed.embedding", np.inf, row=0)
@@ -118,6 +119,7 @@ def test_embedding_returns_row_by_word_or_id(tokenizer: gpt1.Tokenizer) -> None:
         embedding(model, tokenizer, len(tokenizer))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("cls", [gpt1.OpenAIGPTModel, gpt1.OpenAIGPTForSequenceClassification])
 def test_h_0_product_matches_lookup(cls: Any) -> None:
     model = small_model(cls)

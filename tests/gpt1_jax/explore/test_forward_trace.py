@@ -18,8 +18,6 @@ import gpt1_jax as gpt1
 from gpt1_jax.explore import h_0, logit_lens, next_tokens, surprisal, trace_forward
 from gpt1_jax.explore.display import show
 
-pytestmark = pytest.mark.unoptimized
-
 TEXT = "The thing is a"  # five tokens
 
 

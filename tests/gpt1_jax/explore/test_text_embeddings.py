@@ -17,8 +17,6 @@ from gpt1_jax.pretrained import OpenAIGPTPreTrainedModel
 from gpt1_jax.pure import split
 from gpt1_jax.scoring import batch_shapes
 
-pytestmark = pytest.mark.unoptimized
-
 E, LAYERS = 8, 2
 SIZES = {"vocab_size": SIZE, "n_positions": 16, "n_embd": E, "n_layer": LAYERS, "n_head": 2}
 rng = np.random.default_rng(0)
@@ -132,6 +130,7 @@ def test_embed_of_no_texts_is_empty(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     assert gpt1.embed(model, [], pooling="none") == []
 
 
+@pytest.mark.nightly
 def test_embed_in_bfloat16_and_int8(
     model: gpt1.OpenAIGPTLMHeadModel, states: list[np.ndarray]
 ) -> None:

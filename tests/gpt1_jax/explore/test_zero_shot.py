@@ -15,8 +15,6 @@ torch: Any = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 from support.torch_reference import flax_model, torch_model  # noqa: E402
 
-pytestmark = pytest.mark.unoptimized
-
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> gpt1.Tokenizer:
@@ -40,6 +38,7 @@ def log_probs(reference: Any, tokenizer: gpt1.Tokenizer, context: str, text: str
     return found
 
 
+@pytest.mark.nightly
 def test_zero_shot_heuristics_equal_torch(tokenizer: gpt1.Tokenizer, reference: Any) -> None:
     model = flax_model(reference)
 
@@ -74,6 +73,7 @@ def test_zero_shot_heuristics_of_nothing_are_empty(
         assert heuristic(model, tokenizer, []).shape == (0,)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("contexts", "answers", "message"),
     [

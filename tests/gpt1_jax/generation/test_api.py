@@ -37,6 +37,7 @@ def test_generate_keeps_no_scores_unless_asked() -> None:
     assert out.scores is out.logits is out.beam_indices is out.sequences_scores is None
 
 
+@pytest.mark.nightly
 def test_generate_scores_of_draws_are_those_drawn_from() -> None:
     out = gpt1.generate(
         OURS,
@@ -73,6 +74,7 @@ def test_state_of_ragged_prompts_has_each_text_from_place_0() -> None:
         assert not text[length:].any()
 
 
+@pytest.mark.nightly
 def test_functions_are_compiled_once_for_each_object() -> None:
     options: dict[str, Any] = {
         "max_new_tokens": 3,
@@ -115,6 +117,7 @@ def test_inputs_embeds_of_tokens_give_what_the_tokens_give(beams: dict[str, Any]
     np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.nightly
 def test_generate_continues_texts(tmp_path: Path) -> None:
     tokenizer = gpt1.Tokenizer.from_pretrained(write_small(tmp_path))
     model = gpt1.OpenAIGPTLMHeadModel(
@@ -232,6 +235,7 @@ def test_functions_may_be_none_or_one() -> None:
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.nightly
 def test_beams_compile_once_per_cache_length() -> None:
     """Whatever the number of new tokens, where no scores are kept."""
     options: dict[str, Any] = {"num_beams": 2}
@@ -241,6 +245,7 @@ def test_beams_compile_once_per_cache_length() -> None:
     assert compiled == []
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("rows that a criterion stops")
 def test_stopped_rows_go_on_with_padding() -> None:
     def first_row(state: gpt1.GenerationState) -> jax.Array:

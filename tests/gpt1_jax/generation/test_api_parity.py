@@ -32,6 +32,7 @@ def reference(ids: Any, **options: Any) -> Any:
     return THEIRS.generate(ids, attention_mask=torch.ones_like(ids), **options)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("beams", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_generate_returns_scores_and_logits_as_transformers(beams: dict[str, Any]) -> None:
     options: dict[str, Any] = {
@@ -83,6 +84,7 @@ class FavourNext(transformers.LogitsProcessor):
         return scores + (length + length - len(PROMPT)) * bonus
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("functions of the user")
 @pytest.mark.parametrize("beams", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_logits_processor_matches_transformers(beams: dict[str, Any]) -> None:
@@ -114,6 +116,7 @@ class EndsAtPair(transformers.StoppingCriteria):
         return (input_ids[:, -1] + input_ids[:, -2]) % 4 == 1
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("functions of the user")
 @pytest.mark.parametrize("beams", [{}, {"num_beams": 3}], ids=["greedy", "beams"])
 def test_stopping_criteria_match_transformers(beams: dict[str, Any]) -> None:

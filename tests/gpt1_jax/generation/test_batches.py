@@ -16,8 +16,6 @@ from gpt1_jax.generation import batches
 from gpt1_jax.generation.batches import default_batch_size, generate_batches, reorder
 from gpt1_jax.generation.prompts import Prompt
 
-pytestmark = pytest.mark.unoptimized
-
 CONFIG = gpt1.OpenAIGPTConfig(
     vocab_size=SIZE, n_positions=64, n_layer=1, n_embd=12, n_head=2, initializer_range=0.5
 )
@@ -48,6 +46,7 @@ def alone(
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "fields",
     [

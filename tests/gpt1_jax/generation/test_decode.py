@@ -18,8 +18,6 @@ from gpt1_jax.generation import decode
 from gpt1_jax.generation.prompts import Prompt
 from gpt1_jax.pure import merge, split
 
-pytestmark = pytest.mark.unoptimized
-
 CONFIG = gpt1.OpenAIGPTConfig(
     vocab_size=29, n_positions=64, n_layer=1, n_embd=12, n_head=2, initializer_range=0.5
 )
@@ -63,6 +61,7 @@ def test_greedy_matches_full_forwards(
         assert list(row) == plain_greedy(next_logits, prompt, new)
 
 
+@pytest.mark.nightly
 def test_generate_accepts_arrays_and_lists(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     ids = np.array([[1, 2, 3], [4, 5, 6]])
     out = gpt1.generate(model, ids, max_new_tokens=5)
@@ -78,6 +77,7 @@ def test_generate_accepts_arrays_and_lists(model: gpt1.OpenAIGPTLMHeadModel) -> 
     assert all(row.dtype == np.int32 for row in ragged)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(  # two rows are decoded as three are
     ("longest", "rows"),
     [(33, 1), (64, 3), (65, 1), (161, 3), (200, 1), (257, 3)],
@@ -150,6 +150,7 @@ def compiled_text(model: gpt1.OpenAIGPTLMHeadModel, rows: int, **options: Any) -
     return text
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("options", "branches"),
     [
@@ -179,6 +180,7 @@ def test_decode_step_does_not_copy_the_cache(model: gpt1.OpenAIGPTLMHeadModel, r
     assert max(copies) <= 2 * CONFIG.n_layer
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "options",
     [

@@ -11,8 +11,6 @@ from support.small_tokenizer import write_small
 import gpt1_jax as gpt1
 from gpt1_jax.generation.batches import generate_batches
 
-pytestmark = pytest.mark.unoptimized
-
 LM = gpt1.OpenAIGPTLMHeadModel
 NAME = "transformer.h.0.ln_1.bias"
 MESSAGE = rf"^the logits are not finite, because the parameter {NAME} holds NaN or inf$"
@@ -30,6 +28,7 @@ def spoiled(path: str = NAME, value: float = np.nan) -> LM:
     return model
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("logits that are not finite")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(
@@ -63,6 +62,7 @@ def test_stream_and_batches_name_a_parameter_that_is_not_finite(tokenizer: gpt1.
             next(iterator)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generate_notices_one_row_and_one_logit_that_are_not_finite(beams: int) -> None:
     """The embedding of a token that no text holds, and a position that one prompt reaches."""
@@ -79,6 +79,7 @@ def test_generate_notices_one_row_and_one_logit_that_are_not_finite(beams: int) 
     assert [len(text) for text in texts] == [3, 21]
 
 
+@pytest.mark.nightly
 def test_generate_says_that_half_precision_overflows() -> None:
     model = small_model(LM, **SIZES, dtype="float16")
     params = model.params
@@ -88,6 +89,7 @@ def test_generate_says_that_half_precision_overflows() -> None:
         gpt1.generate(model, PROMPTS)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("beams", [1, 2])
 def test_generate_accepts_infinities_of_its_own_rules(beams: int) -> None:
     """All tokens but two are forbidden, and in the end all but one."""

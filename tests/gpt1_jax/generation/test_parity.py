@@ -70,6 +70,7 @@ def reference(model: Any, prompt: list[int], chosen: dict[str, Any]) -> Any:
     )
 
 
+@pytest.mark.nightly
 @given(seed=st.integers(0, 3), rows=st.lists(prompts, min_size=3, max_size=3), chosen=calls(False))
 @settings(max_examples=20)
 def test_greedy_matches_transformers(
@@ -91,6 +92,7 @@ def test_greedy_matches_transformers(
         np.testing.assert_allclose(got, expected, atol=5e-6, rtol=1e-6)  # measured: 1.5e-6
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("rows of a batch")
 @given(seed=st.integers(0, 3), rows=st.lists(prompts, min_size=3, max_size=3), chosen=calls(True))
 @settings(max_examples=20)
@@ -126,6 +128,7 @@ def test_beam_search_matches_transformers(
             assert set(row[width:]) | set(ids[width:]) <= {30}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "chosen",
     [{"temperature": 1.7}, {"top_k": 7}, {"top_p": 0.8}, {"min_p": 0.1}, {"typical_p": 0.7}],

@@ -96,6 +96,7 @@ def all_rules(asked: GenerationConfig) -> tuple[Any, ...]:
     return (*processors(asked, V), *warpers(asked, V))
 
 
+@pytest.mark.nightly
 @given(logits=LOGITS, context=CONTEXTS)
 @settings(max_examples=50)
 def test_processors_are_inactive_by_default(logits: np.ndarray, context: DecodeContext) -> None:

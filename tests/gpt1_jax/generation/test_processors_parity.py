@@ -294,6 +294,7 @@ def check(
     return got
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", RULES)
 @given(case=cases())
 @settings(max_examples=50)
@@ -304,6 +305,7 @@ def test_processor_matches_transformers(
     check(*RULES[name](rng, logits.shape[1]), logits, context)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", RULES)
 def test_processor_matches_transformers_on_full_vocabulary(name: str) -> None:
     for seed in range(2):
@@ -449,6 +451,7 @@ def any_settings(draw: Any) -> GenerationConfig:
     return GenerationConfig(**fields)
 
 
+@pytest.mark.nightly
 @given(asked=any_settings(), length=st.integers(1, SLOTS), seed=st.integers(0, 2**32 - 1))
 @settings(max_examples=100)
 def test_processors_apply_in_transformers_order(

@@ -18,7 +18,6 @@ import gpt1_jax as gpt1  # noqa: E402
 from gpt1_jax.generation.batches import generate_batches  # noqa: E402
 
 MakeFolder = Callable[..., Path]
-pytestmark = pytest.mark.unoptimized
 
 FILE = "generation_config.json"
 PROMPT = [3, 4, 5]
@@ -64,6 +63,7 @@ def same(folder: Path, rows: Any = (PROMPT,), **call: Any) -> np.ndarray:
     return found
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("held", "call"),
     [
@@ -100,6 +100,7 @@ def test_settings_without_effect_count_when_they_are_turned_on(folder: MakeFolde
         gpt1.generate(model, [PROMPT], temperature=0.5)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "given",
     [
@@ -121,6 +122,7 @@ def test_generation_config_comes_before_the_settings_of_the_folder(
         np.testing.assert_array_equal(ours(made, generation_config=form), right)
 
 
+@pytest.mark.nightly
 def test_settings_in_config_json_count_without_the_other_file(folder: MakeFolder) -> None:
     old: dict[str, Any] = {"repetition_penalty": 3.0, "max_length": 9, "eos_token_id": 16}
     assert same(folder(None, **old)).shape == (1, 8)
@@ -129,6 +131,7 @@ def test_settings_in_config_json_count_without_the_other_file(folder: MakeFolder
     assert model.generation_config == gpt1.GenerationConfig(**old)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("held", "prompt", "call", "length"),
     [
@@ -156,6 +159,7 @@ def test_generate_gives_as_many_tokens(
     assert same(folder(held), rows, **call).shape == (1, length)
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("lengths")
 @pytest.mark.parametrize(
     ("held", "prompt", "call"),
@@ -192,6 +196,7 @@ def test_default_lengths_count_the_padding(folder: MakeFolder) -> None:
             np.testing.assert_array_equal(row, full[len(full) - len(row) :])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "fields", [{"max_length": 16}, {"min_length": 8, "eos_token_id": EVERY[1:]}, {}]
 )

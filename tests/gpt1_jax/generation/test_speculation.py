@@ -17,8 +17,6 @@ from gpt1_jax.generation import decode
 from gpt1_jax.generation.processors import DecodeContext
 from gpt1_jax.generation.speculation import draft
 
-pytestmark = pytest.mark.unoptimized
-
 V = 23
 CONFIG = gpt1.OpenAIGPTConfig(
     vocab_size=V, n_positions=64, n_layer=1, n_embd=12, n_head=2, initializer_range=0.5
@@ -72,6 +70,7 @@ def model() -> gpt1.OpenAIGPTLMHeadModel:
     return gpt1.OpenAIGPTLMHeadModel(CONFIG, rngs=nnx.Rngs(3))
 
 
+@pytest.mark.nightly
 @given(
     # Up to the model's last position; one length of the cache serves all.
     rows=st.lists(st.lists(IDS, min_size=2, max_size=20), min_size=2, max_size=2),
@@ -101,6 +100,7 @@ def test_prompt_lookup_does_not_change_output(
             np.testing.assert_allclose(row, expected, atol=5e-6)  # measured: 9.5e-7
 
 
+@pytest.mark.nightly
 def test_prompt_lookup_saves_forwards_on_repetitive_text(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 40 tokens that repeat 3 4 5, all but the first few come six at a time."""
     forwards = []

@@ -17,8 +17,6 @@ import gpt1_jax as gpt1
 from gpt1_jax.generation import stop_strings
 from gpt1_jax.generation.batches import generate_batches
 
-pytestmark = pytest.mark.unoptimized
-
 TEXT = "the king is in the spring . this is it , the press in spring . the end is in the night ."
 NEW = 24
 
@@ -158,6 +156,7 @@ prompts = st.lists(
 )
 
 
+@pytest.mark.nightly
 @given(
     rows=prompts,
     seed=st.integers(0, 99),
@@ -326,6 +325,7 @@ def test_stop_strings_are_ignored_after_eos_token(
     assert [tokenizer.decode(row) for row in out] == ["the king is"] * 3
 
 
+@pytest.mark.nightly
 def test_stop_strings_may_contain_newlines(tokenizer: gpt1.Tokenizer, script: list[int]) -> None:
     newline = small_vocab()["\n</w>"]
     model = scripted_model([*script[:4], newline, *script[4:8]])
@@ -391,6 +391,7 @@ PARTS = [index for token, index in small_vocab().items() if not token.endswith("
 WHOLE = [index for token, index in small_vocab().items() if token.endswith("</w>")]
 
 
+@pytest.mark.nightly
 @given(
     prompt=st.lists(st.sampled_from(WHOLE), min_size=2, max_size=6),
     place=st.integers(0, 99),
@@ -414,6 +415,7 @@ def test_stop_strings_match_transformers_on_whole_words(
     assert ours == expected
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("padding of beams")
 @pytest.mark.parametrize("early_stopping", [True, False])
 def test_stop_strings_end_beams_as_in_transformers(

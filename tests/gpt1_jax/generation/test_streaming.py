@@ -19,8 +19,6 @@ import gpt1_jax as gpt1
 from gpt1_jax.generation.streaming import stream_detokenized
 from gpt1_jax.text.detokenize import detokenized
 
-pytestmark = pytest.mark.unoptimized
-
 TEXT = "the king is in the spring . this is it , the press in spring . the end is in the night ."
 PROMPT = "the king"
 CONTINUATION = TEXT.removeprefix(PROMPT).removesuffix("ht .")
@@ -77,6 +75,7 @@ def test_stream_text_does_not_depend_on_steps(
 words = st.lists(st.sampled_from(["the", "king", "is", "spring", ".", "qx1"]), min_size=1)
 
 
+@pytest.mark.nightly
 @given(
     prompt=words.map(lambda words: " ".join(words[:8])).filter(lambda text: text != "the"),
     seed=st.integers(0, 999),
@@ -133,6 +132,7 @@ def test_stream_detokenized_follows_the_text(writer: Any, tokenizer: gpt1.Tokeni
         stream_detokenized(writer, tokenizer, PROMPT, num_beams=2)
 
 
+@pytest.mark.nightly
 def test_texts_leave_out_ids_beyond_the_tokenizer(tmp_path: Path) -> None:
     write_small(tmp_path)
     known = {token: id_ for token, id_ in small_vocab().items() if id_ < SIZE - 1}
@@ -231,6 +231,7 @@ def test_stream_stops_decoding_when_text_ends(
     assert calls == [2]
 
 
+@pytest.mark.nightly
 def test_stream_supports_sliding_window(model: Any, tokenizer: gpt1.Tokenizer) -> None:
     """Longer than the model's positions."""
     changes: dict[str, Any] = {"max_new_tokens": 150, "sliding_window": 32}

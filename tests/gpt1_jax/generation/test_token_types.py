@@ -16,8 +16,6 @@ from gpt1_jax.generation import decode
 from gpt1_jax.generation.batches import generate_batches, reorder
 from gpt1_jax.generation.processors import DecodeContext, PromptEmbeds
 
-pytestmark = pytest.mark.unoptimized
-
 V = 31
 SIZES = {"vocab_size": V, "n_positions": 64, "n_layer": 2, "n_embd": 12, "n_head": 3}
 NEW = 6
@@ -53,6 +51,7 @@ def generate(model: Any, *arguments: Any, **fields: Any) -> list[list[int]]:
     return [np.asarray(row).tolist() for row in rows]
 
 
+@pytest.mark.nightly
 def test_generate_equals_a_loop_of_forwards(
     model: gpt1.OpenAIGPTLMHeadModel, loop: Callable[..., list[int]]
 ) -> None:
@@ -66,6 +65,7 @@ def test_generate_equals_a_loop_of_forwards(
     assert generate(model, PROMPTS, token_type_ids=other) != expected
 
 
+@pytest.mark.nightly
 def test_sliding_window_keeps_the_types_of_its_tokens(
     model: gpt1.OpenAIGPTLMHeadModel, loop: Callable[..., list[int]]
 ) -> None:
@@ -117,6 +117,7 @@ def test_generate_batches_passes_types(model: gpt1.OpenAIGPTLMHeadModel) -> None
     assert rows == generate(model, PROMPTS, token_type_ids=TYPES, new_token_type_id=[7, 9])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("num_beams", [1, 3])
 def test_generate_with_types_equals_transformers(num_beams: int) -> None:
     torch = pytest.importorskip("torch")

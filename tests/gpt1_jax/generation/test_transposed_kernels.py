@@ -20,8 +20,6 @@ from gpt1_jax.nn.matmul import MAX_ROWS
 from gpt1_jax.pretrained import flatten
 from gpt1_jax.pure import merge, split
 
-pytestmark = pytest.mark.unoptimized
-
 IDS = np.array([[1, 5, 2], [3, 3, 9]], np.int32)
 
 
@@ -29,6 +27,7 @@ def transposed(model: gpt1.OpenAIGPTLMHeadModel) -> Any:
     return transpose_kernels(model, *split(model))
 
 
+@pytest.mark.nightly
 def test_transposed_kernels_keep_model_outputs() -> None:
     model = small_model(gpt1.OpenAIGPTLMHeadModel)
     structure, changed = transposed(model)
@@ -41,6 +40,7 @@ def test_transposed_kernels_keep_model_outputs() -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=2e-6)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"prompt_lookup_num_tokens": 2}])
 def test_generate_transposes_without_changing_output(
     options: dict, monkeypatch: pytest.MonkeyPatch

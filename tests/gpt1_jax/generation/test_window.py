@@ -10,8 +10,6 @@ from support.small_models import small_model
 
 import gpt1_jax as gpt1
 
-pytestmark = pytest.mark.unoptimized
-
 V, N, NEW = 29, 40, 90
 
 
@@ -59,6 +57,7 @@ prompts = st.lists(
 ).filter(lambda rows: len(set(map(len, rows))) > 1)
 
 
+@pytest.mark.nightly
 @given(
     rows=prompts,
     window=st.sampled_from([1, 2, 20, 31, 32, 33, 39, 40]),

@@ -22,8 +22,6 @@ from support.small_models import (
 import gpt1_jax as gpt1
 from gpt1_jax.nn.attention import CAUSAL_MASK_VALUE, Mask, attend, attention_weights
 
-pytestmark = pytest.mark.unoptimized
-
 B, N, T, H = 3, 2, 5, 4
 # float32 against float64. Measured: 4e-7.
 TOLERANCE = 2e-6
@@ -103,6 +101,7 @@ def test_attend_averages_values_by_weight() -> None:
     assert difference(mixed, weights.astype(np.float64) @ value.astype(np.float64)) < TOLERANCE
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_attention_of_one_query_in_half_precision_is_that_of_several(dtype: str) -> None:
     """A CPU computes it as the first of two, since it takes one row through a loop of scalars."""
@@ -180,6 +179,7 @@ def cache_masks() -> st.SearchStrategy[np.ndarray]:
     return bits.map(lambda values: np.reshape(np.asarray(values, np.float32), (2, T)))
 
 
+@pytest.mark.nightly
 @given(st.sets(st.integers(1, T - 1)).map(sorted), cache_masks(), st.booleans())
 @example([1, 2, 3, 4], LEFT, True)
 @example([], ONES, False)

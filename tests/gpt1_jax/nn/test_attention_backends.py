@@ -48,6 +48,7 @@ def at_tokens(logits: Any, mask: np.ndarray = MASK) -> np.ndarray:
     return np.where(mask[..., None], np.asarray(logits), 0)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("dtype", "mask", "bound"),
     [("float32", None, 1e-6), ("float32", MASK, 1e-6), ("bfloat16", MASK, 3e-2)],
@@ -66,7 +67,7 @@ def test_xla_attention_matches_manual_at_tokens(
     assert difference(at_tokens(found, where), expected) <= bound
 
 
-@pytest.mark.unoptimized
+@pytest.mark.nightly
 def test_xla_attention_gradients_match_manual() -> None:
     labels = np.where(MASK, IDS, -100)
     labels[1, 3] = labels[3, 4] = -100  # what would be predicted at padding
@@ -83,7 +84,6 @@ def test_xla_attention_gradients_match_manual() -> None:
     assert max(jax.tree.leaves(pairs)) <= 1e-6  # measured: 0
 
 
-@pytest.mark.unoptimized
 def test_xla_attention_ignores_unfilled_cache_slots() -> None:
     """Slots that are not filled are not seen."""
     model = small(LM, attention="xla")
@@ -98,7 +98,6 @@ def test_xla_attention_ignores_unfilled_cache_slots() -> None:
     assert difference(at_tokens(np.concatenate(parts, axis=1)), at_tokens(whole)) <= 1e-6
 
 
-@pytest.mark.unoptimized
 def test_generate_with_xla_matches_manual(fused: list[str]) -> None:
     prompts = [[1, 2, 3], [4], [5, 6]]
     expected, found = (
@@ -109,7 +108,7 @@ def test_generate_with_xla_matches_manual(fused: list[str]) -> None:
     assert set(fused) == {"xla"}
 
 
-@pytest.mark.unoptimized
+@pytest.mark.nightly
 @pytest.mark.parametrize("cls", MODELS)
 def test_output_attentions_uses_manual_attention(cls: Any, fused: list[str]) -> None:
     ids = random_ids(1, 2, 5) if cls is gpt1.OpenAIGPTDoubleHeadsModel else random_ids(1, 5)
@@ -120,7 +119,6 @@ def test_output_attentions_uses_manual_attention(cls: Any, fused: list[str]) -> 
     assert fused == ["xla"]
 
 
-@pytest.mark.unoptimized
 def test_attention_dropout_uses_manual_attention(fused: list[str]) -> None:
     """Where there is some: a training without is computed by the backend."""
     how: Any = {"deterministic": False, "dropout_key": jax.random.key(1)}
@@ -131,7 +129,6 @@ def test_attention_dropout_uses_manual_attention(fused: list[str]) -> None:
     assert fused == ["xla"]
 
 
-@pytest.mark.unoptimized
 def test_attention_auto_selects_supported_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     assert small(LM, attention="auto").attention == "manual"
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
@@ -143,7 +140,6 @@ def test_attention_auto_selects_supported_backend(monkeypatch: pytest.MonkeyPatc
     assert small(LM, attention="auto", dtype="bfloat16").attention == "xla"
 
 
-@pytest.mark.unoptimized
 def test_from_pretrained_sets_attention_backend(tmp_path: Path) -> None:
     small(LM).save_pretrained(tmp_path)
     assert LM.from_pretrained(tmp_path).attention == "manual"
@@ -151,7 +147,7 @@ def test_from_pretrained_sets_attention_backend(tmp_path: Path) -> None:
     assert model.attention == model.transformer.attention == "xla"
 
 
-@pytest.mark.unoptimized
+@pytest.mark.nightly
 def test_cli_generate_accepts_attention_flag(run: Run) -> None:
     texts = [
         run("generate", "He was", "--max-new-tokens", 5, "--attention", backend)
@@ -164,7 +160,6 @@ def test_cli_generate_accepts_attention_flag(run: Run) -> None:
     assert "attention is 'cudnn', which computes in bfloat16 or float16" in err
 
 
-@pytest.mark.unoptimized
 @pytest.mark.parametrize(
     ("numerics", "message"),
     [

@@ -11,8 +11,6 @@ from support.small_models import SIZES, difference, leaves_equal, random_ids, sm
 import gpt1_jax as gpt1
 from gpt1_jax.nn.host_arrays import as_array, native, native_leaves
 
-pytestmark = pytest.mark.unoptimized
-
 LM, DOUBLE = gpt1.OpenAIGPTLMHeadModel, gpt1.OpenAIGPTDoubleHeadsModel
 IDS = random_ids(2, 4)
 
@@ -47,6 +45,7 @@ def test_native_leaves_swaps_what_lies_on_the_host() -> None:
 
 
 # After a call with the native array, JAX's compiled function takes the other for one of its kind.
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("cls", "arguments"),
     [

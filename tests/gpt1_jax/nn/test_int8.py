@@ -35,6 +35,7 @@ FLOATS = arrays.arrays(
 )
 
 
+@pytest.mark.nightly
 @given(x=FLOATS)
 @settings(max_examples=30)
 def test_quantize_rows_matches_qwix(x: np.ndarray) -> None:
@@ -63,6 +64,7 @@ def test_int8_matmul_matches_qwix() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)  # in whichever order scales come
 
 
+@pytest.mark.nightly
 @given(x=FLOATS)
 @settings(max_examples=30)
 def test_quantize_rows_errs_by_half_a_step(x: np.ndarray) -> None:
@@ -72,6 +74,7 @@ def test_quantize_rows_errs_by_half_a_step(x: np.ndarray) -> None:
     assert (error <= 0.5001 * np.asarray(found.scale)).all()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
 def test_int8_matmul_of_a_row_that_is_not_finite_is_not_finite(wrong: float) -> None:
     x = normal(2, 6)
@@ -81,6 +84,7 @@ def test_int8_matmul_of_a_row_that_is_not_finite_is_not_finite(wrong: float) -> 
     assert np.isfinite(y[1]).all()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("out", [(9,), (3, 2, 4)])
 @pytest.mark.parametrize("leading", [(1,), (1, 1), (2,), (4, 1), (2, 3)])
 @pytest.mark.parametrize("compiled", [False, True])

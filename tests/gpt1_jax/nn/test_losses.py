@@ -19,8 +19,6 @@ from gpt1_jax.nn.losses import (
     cross_entropy,
 )
 
-pytestmark = pytest.mark.unoptimized
-
 # float32 against float64, relative. Measured: 3e-7, and 8e-7 between two orders of the classes.
 TOLERANCE = 3e-6
 
@@ -111,6 +109,7 @@ def test_cross_entropy_divides_by_given_item_count() -> None:
         )
 
 
+@pytest.mark.nightly
 def test_losses_are_nan_when_all_labels_are_ignored() -> None:
     labels = jnp.full(3, IGNORED)
     assert np.isnan(cross_entropy(jnp.ones((3, 5)), labels))
@@ -119,6 +118,7 @@ def test_losses_are_nan_when_all_labels_are_ignored() -> None:
     assert cross_entropy(jnp.ones((3, 5)), labels, 4) == 0
 
 
+@pytest.mark.nightly
 def test_cross_entropy_gradient_is_zero_at_ignored_labels() -> None:
     rng = np.random.default_rng(0)
     logits = jnp.asarray(rng.standard_normal((3, 5)), jnp.float32)
@@ -138,6 +138,7 @@ def test_cross_entropy_disregards_ignored_logits(ignored: float) -> None:
     np.testing.assert_allclose(cross_entropy(logits, labels), np.log(5), rtol=TOLERANCE)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_cross_entropy_upcasts_half_precision(dtype: str) -> None:
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((6, 50)) * 5, dtype)
@@ -179,6 +180,7 @@ def binary(logits: np.ndarray, targets: np.ndarray) -> Any:
     return -(targets * np.log(probabilities) + (1 - targets) * np.log(1 - probabilities)).mean()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("logits", "labels", "problem_type", "expected"),
     [
@@ -254,6 +256,7 @@ def plain(states: jax.Array, table: jax.Array, labels: jax.Array, weights: jax.A
     return value, gradients, value
 
 
+@pytest.mark.nightly
 @given(tokens(), st.sampled_from([1, 3, 7, 512]))
 def test_chunked_cross_entropy_matches_full_loss_in_float64(batch: TOKENS, chunk: int) -> None:
     with jax.enable_x64(True):
@@ -265,6 +268,7 @@ def test_chunked_cross_entropy_matches_full_loss_in_float64(batch: TOKENS, chunk
         np.testing.assert_allclose(found, right, rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.nightly
 @given(tokens(), st.sampled_from([1, 3, 7, 512]))
 def test_chunked_cross_entropy_matches_full_loss_in_float32(batch: TOKENS, chunk: int) -> None:
     arrays = [jnp.asarray(array, jnp.float32 if array.dtype == float else None) for array in batch]
@@ -285,6 +289,7 @@ def test_chunked_cross_entropy_is_nan_for_labels_out_of_range(label: int) -> Non
     assert np.isnan([value, without_gradients]).all()
 
 
+@pytest.mark.nightly
 def test_chunked_cross_entropy_passes_gradient_check() -> None:
     rng = np.random.default_rng(0)
     labels = jnp.asarray(rng.integers(0, V, N), jnp.int32)

@@ -43,6 +43,7 @@ def test_dot_general_matches_numpy(leading: tuple[int, ...], K: int, N: int) -> 
     close(dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ()))), x, kernel)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("leading", [(1,), (1, 1), (2,)])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -64,6 +65,7 @@ def test_matmul_in_half_precision_matches_numpy(
         np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=tolerance, atol=2e-6)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(("dtype", "twice"), [("bfloat16", 2), ("float16", 2), ("float32", 1)])
 @pytest.mark.parametrize("platform", ["cpu", "cuda", "tpu"])
 def test_dot_general_takes_a_row_twice_in_half_precision(
@@ -84,6 +86,7 @@ def test_dot_general_takes_a_row_twice_in_half_precision(
     assert f"-> tensor<{rows}x9xf32>" in text_of(lambda x, kernel: logits_matmul(x, kernel.T))
 
 
+@pytest.mark.nightly
 @given(leading=LEADING, K=st.integers(1, 49), N=st.integers(1, 9))
 @settings(max_examples=15)
 def test_dot_general_transposed_matches_numpy(leading: tuple[int, ...], K: int, N: int) -> None:
@@ -93,6 +96,7 @@ def test_dot_general_transposed_matches_numpy(leading: tuple[int, ...], K: int, 
     close(found, x, transposed.T)
 
 
+@pytest.mark.nightly
 @given(leading=LEADING, E=st.integers(1, 49), V=st.sampled_from([1, 2, 15, 67, 74, 131, 67 * 67]))
 @settings(max_examples=15)
 def test_logits_matmul_matches_numpy(leading: tuple[int, ...], E: int, V: int) -> None:
@@ -101,6 +105,7 @@ def test_logits_matmul_matches_numpy(leading: tuple[int, ...], E: int, V: int) -
     close(logits_matmul(x, table), x, table.T)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("rows", [1, 2, MAX_ROWS, MAX_ROWS + 1])
 @pytest.mark.parametrize("reduction", [jnp.max, jnp.sum, jnp.argmax, jax.nn.logsumexp])
 def test_logits_matmul_is_accurate_when_fused(
@@ -115,6 +120,7 @@ def test_logits_matmul_is_accurate_when_fused(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("rows", [1, 2, MAX_ROWS + 1])
 def test_matmul_gradients_match_numpy(rows: int) -> None:
     x, kernel, table, out = (normal(*s) for s in ((rows, 12), (12, 5), (10, 12), (rows, 10)))
@@ -127,6 +133,7 @@ def test_matmul_gradients_match_numpy(rows: int) -> None:
     close(got[1], x.T, out)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_matmul_accumulates_half_precision_in_float32(rows: int, dtype: str) -> None:

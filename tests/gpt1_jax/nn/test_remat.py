@@ -14,8 +14,6 @@ import gpt1_jax as gpt1
 from gpt1_jax.nn.remat import compiler_options
 from gpt1_jax.pure import merge, split
 
-pytestmark = pytest.mark.unoptimized
-
 LM = gpt1.OpenAIGPTLMHeadModel
 KINDS: Any = ("none", "linear", "all")
 RATES: dict[str, Any] = {"embd_pdrop": 0.1, "attn_pdrop": 0.3, "resid_pdrop": 0.5}
@@ -42,6 +40,7 @@ def gradients(remat: Any, dtype: str) -> Any:
     return jax.jit(jax.value_and_grad(loss), compiler_options=compiler_options())(params)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("remat", ["linear", "all"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-6), ("float64", 1e-14)])
 def test_remat_preserves_loss_and_gradients(remat: str, dtype: str, tolerance: float) -> None:
@@ -93,6 +92,7 @@ def kept(remat: Any) -> int:
     return analysis.temp_size_in_bytes
 
 
+@pytest.mark.nightly
 def test_remat_reduces_memory() -> None:
     none, linear, everything = (kept(remat) for remat in KINDS)
     # Measured: 21.5, 7.4 and 3.2 MB.

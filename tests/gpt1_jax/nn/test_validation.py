@@ -18,8 +18,6 @@ from gpt1_jax import pure
 from gpt1_jax.nn import validation
 from gpt1_jax.nn.validation import check_arguments, without_device_values
 
-pytestmark = pytest.mark.unoptimized
-
 V, P, E = SIZES["vocab_size"], SIZES["n_positions"], SIZES["n_embd"]
 IDS = [[1, 2, 3], [4, 5, 6]]
 EMBEDS = np.zeros((2, 3, E), np.float32)
@@ -410,6 +408,7 @@ ON_DEVICE |= {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", ON_DEVICE)
 def test_ids_out_of_range_on_a_device_raise_in_the_model_and_give_nan_in_apply(
     case: str, models: dict, applies: dict
@@ -424,6 +423,7 @@ def test_ids_out_of_range_on_a_device_raise_in_the_model_and_give_nan_in_apply(
     assert any(jnp.isnan(leaf).any() for leaf in jax.tree.leaves(out))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32"])
 def test_ids_of_narrow_dtypes_give_the_same_results(dtype: str) -> None:
     """Whose greatest value may be below the vocabulary's size and the number of positions."""
@@ -442,6 +442,7 @@ def test_ids_of_narrow_dtypes_give_the_same_results(dtype: str) -> None:
     np.testing.assert_array_equal(*kept)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("value", [0.5, 2, -1, 255, np.nan, np.inf, -1e9])
 @pytest.mark.parametrize("attention", ["manual", "xla"])
 def test_mask_on_a_device_raises_in_the_model_and_gives_nan_in_its_row_in_apply(
@@ -460,6 +461,7 @@ def test_mask_on_a_device_raises_in_the_model_and_gives_nan_in_its_row_in_apply(
             assert jnp.isnan(found[1]).all()
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("attention", ["manual", "xla"])
 def test_mask_of_other_values_gives_nan_in_its_row_for_good(attention: Any) -> None:
     """What follows in the cache, whose own mask is right, is NaN too."""
@@ -574,6 +576,7 @@ def test_arguments_without_effect_are_accepted(models: dict, applies: dict) -> N
             np.testing.assert_array_equal(call(IDS, **values).logits, expected.logits)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("problem_type", "labels", "fits"),
     [
@@ -618,6 +621,7 @@ RIGHT: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("case", RIGHT)
 def test_model_call_accepts_valid_arguments(case: str, models: dict) -> None:
     assert np.isfinite(models[LM](**RIGHT[case]).logits).all()
@@ -631,6 +635,7 @@ def test_cache_can_fill_the_last_positions() -> None:
     assert out.cache.index == P
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("positions", ["given", "from the mask"])
 @pytest.mark.parametrize("cls", [BASE, LM])
 def test_padded_cache_may_exceed_n_positions(positions: str, cls: type) -> None:
@@ -708,6 +713,7 @@ def test_apply_checks_traced_cache_by_shape(applies: dict) -> None:
         jax.eval_shape(call, ids, cached(rows=1))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("cls", MODELS)
 def test_arguments_are_checked_once(
     cls: Any, models: dict, monkeypatch: pytest.MonkeyPatch
@@ -737,6 +743,7 @@ def test_none_is_rejected_where_it_is_no_value(name: str, models: dict, applies:
             call(input_ids=[[1, 2, 3]], **{name: None})
 
 
+@pytest.mark.nightly
 def test_wrong_arguments_name_the_call(models: dict, applies: dict) -> None:
     public = (r"OpenAIGPTModel.__call__\(\)", r"apply\(\) of OpenAIGPTModel")
     for call, function in zip((models[BASE], applies[BASE]), public, strict=True):

@@ -13,8 +13,6 @@ from support.small_models import SIZES, leaves_equal, small_model
 
 import gpt1_jax as gpt1
 
-pytestmark = pytest.mark.unoptimized
-
 V, P, E = SIZES["vocab_size"], SIZES["n_positions"], SIZES["n_embd"]
 B, T = 2, 3
 MODEL = gpt1.OpenAIGPTLMHeadModel
@@ -58,6 +56,7 @@ LAYOUTS: tuple[Callable[[np.ndarray], Any], ...] = (
 )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", INTEGERS)
 def test_integers_of_any_width_order_and_layout_give_the_same_results(
     dtype: str, calls: dict
@@ -76,6 +75,7 @@ def test_integers_of_any_width_order_and_layout_give_the_same_results(
             assert leaves_equal(calls["model"](**found), calls["model"](**plain))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_floats_of_any_width_order_and_layout_give_the_same_results(
     dtype: Any, calls: dict

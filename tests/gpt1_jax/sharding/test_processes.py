@@ -150,6 +150,7 @@ def test_finetune_in_two_processes_matches_one(tmp_path: Path) -> None:
     compare(records(two), records(one))
 
 
+@pytest.mark.nightly
 def test_pretrain_rejects_different_settings_per_process(tmp_path: Path) -> None:
     write_text(tmp_path / "train.txt")
     out = tmp_path / "run"
@@ -186,6 +187,7 @@ def reports(module: str, folder: Path) -> list[list[Any]]:
     return lines
 
 
+@pytest.mark.nightly
 def test_trainings_end_alike_in_two_processes(tmp_path: Path) -> None:
     """At "stop" and an error of a callback in process 0, and at a signal to process 1."""
     lines = reports("two_trainings", tmp_path)
@@ -201,6 +203,7 @@ def test_trainings_end_alike_in_two_processes(tmp_path: Path) -> None:
         assert sorted(path.name for path in (tmp_path / case / "checkpoints").iterdir()) == steps
 
 
+@pytest.mark.nightly
 def test_error_of_one_process_reaches_the_other(tmp_path: Path) -> None:
     lines = reports("two_processes", tmp_path)
     missing = f"no file \N{GRINNING FACE}{'x' * 2000}"

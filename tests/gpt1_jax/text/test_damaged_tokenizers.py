@@ -42,6 +42,7 @@ def folders(tmp_path: Path) -> dict[str, Path]:
     }
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["old", "new", "half", "template"])
 def test_from_pretrained_loads_damaged_files_or_refuses_them(
     folders: dict[str, Path], tmp_path: Path, kind: str

@@ -120,6 +120,7 @@ def result(tokenizer: Any, arguments: tuple[Any, ...], options: dict[str, Any]) 
     return found
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("template", [False, True])
 def test_tokenizer_call_matches_transformers_for_any_options(
     source: Path, tmp_path: Path, template: bool
@@ -232,6 +233,7 @@ def test_pad_serves_a_data_collator_of_transformers(tmp_path: Path):
         np.testing.assert_array_equal(array, expected[name])
 
 
+@pytest.mark.nightly
 def test_template_is_read_applied_and_saved(source: Path, tmp_path: Path):
     folder = with_template(source, tmp_path)
     ours = Tokenizer.from_pretrained(folder)
@@ -298,6 +300,7 @@ def test_decode_leaves_out_ids_beyond_the_tokenizer_as_transformers_does(source:
     assert ours.detokenize(rows[0]) == "the old man"
 
 
+@pytest.mark.nightly
 def test_added_vocabulary_and_strings_of_tokens_match_transformers(source: Path):
     ours = Tokenizer.from_pretrained(source)
     theirs = transformers.OpenAIGPTTokenizer.from_pretrained(source)

@@ -191,6 +191,7 @@ def test_encode_pieces_matches_encode(small: Tokenizer, lines: list[str]):
     assert joined == small.encode("".join(pieces))
 
 
+@pytest.mark.nightly
 def test_original_pipeline_encodes_very_long_lines(small: Tokenizer):
     text = "&amp; " + ("a" * 19 + " ") * 50_000 + "&amp; <"
     encoding = small(text, return_offsets_mapping=True)

@@ -119,6 +119,7 @@ def real_texts(data_folder: Path) -> list[str]:
     return texts + pick.sample(wikitext.split("\n"), 1000)
 
 
+@pytest.mark.nightly
 def test_tokenizer_matches_transformers_on_real_text(
     grown: tuple[Tokenizer, Any], data_folder: Path
 ):
@@ -235,6 +236,7 @@ def test_add_tokens_does_not_count_known_tokens(small: Path):
     assert_equal(ours, theirs, ["the thing ath"])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("load", ["OpenAIGPTTokenizer", "AutoTokenizer"])
 @pytest.mark.parametrize("files", ["all", "vocab"])
 def test_save_pretrained_is_readable_by_transformers(

@@ -21,8 +21,6 @@ from gpt1_jax.training.checkpoints import KEPT, Checkpoints
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import TrainState
 
-pytestmark = pytest.mark.unoptimized
-
 REST: dict[str, Any] = {
     "position": {"next_index": 3, "nested": [1, None, "x"]},
     "progress": {"best": {"loss": 0.1 + 0.2}, "stopped": False},
@@ -54,6 +52,7 @@ def steps_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", ["openai", "adamw"])
 def test_checkpoints_save_then_latest_is_bit_exact(tmp_path: Path, name: str, dtype: str) -> None:
@@ -127,6 +126,7 @@ def altered(name: str) -> TrainState:
 POSITIONS = r"params\.transformer\.positions_embed\.embedding"
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("name", "difference"),
     [
@@ -218,6 +218,7 @@ with Checkpoints(Path(sys.argv[1])) as checkpoints:
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.skipif(sys.platform == "win32", reason="files are limited by resource.setrlimit")
 def test_checkpoints_survive_write_error_from_system(tmp_path: Path) -> None:
     """The system itself does, in the middle of the arrays."""

@@ -11,8 +11,6 @@ from gpt1_jax.pretrained import flatten
 from gpt1_jax.pure import merge, split
 from gpt1_jax.training.embedding_dropout import drop_from_tables, with_dropped_tables
 
-pytestmark = pytest.mark.unoptimized
-
 RATE = 0.3
 
 
@@ -52,6 +50,7 @@ def test_drop_from_tables_masks_have_rate_and_are_independent() -> None:
             assert abs(both - RATE**2) < 4 * np.sqrt(RATE**2 * (1 - RATE**2) / n)
 
 
+@pytest.mark.nightly
 def test_with_dropped_tables_shares_mask_across_batch() -> None:
     """Equal sequences of a batch stay equal, which they do not with dropout on the sum."""
     model = small_model(gpt1.OpenAIGPTLMHeadModel, embd_pdrop=0.0, attn_pdrop=0.0, resid_pdrop=0.0)

@@ -36,9 +36,6 @@ ROWS: list[dict[str, Any]] = [
 ]
 
 
-pytestmark = pytest.mark.unoptimized
-
-
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("base") / "model")
@@ -62,6 +59,7 @@ def classifier(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     return folder / "run"
 
 
+@pytest.mark.nightly
 def test_evaluate_measures_text_in_overlapping_windows(
     language_model: Path, tmp_path: Path
 ) -> None:
@@ -99,6 +97,7 @@ def test_evaluate_measures_the_model_in_the_dtype_asked_for(
     assert found["loss"] != dict(evaluate(language_model, [text]))[str(text)]["loss"]
 
 
+@pytest.mark.nightly
 def test_evaluate_measures_labelled_sets(classifier: Path, tmp_path: Path) -> None:
     model = gpt1.OpenAIGPTForSequenceClassification.from_pretrained(classifier)
     tokenizer = gpt1.Tokenizer.from_pretrained(classifier)
@@ -194,6 +193,7 @@ def test_evaluate_leaves_out_rows_without_gold_label(classifier: Path, tmp_path:
     assert [own["true_label"] for own in found.predictions] == ["0", "1"] * 10
 
 
+@pytest.mark.nightly
 def test_evaluate_names_a_parameter_that_is_not_finite(
     language_model: Path, classifier: Path, tmp_path: Path
 ) -> None:
@@ -209,6 +209,7 @@ def test_evaluate_names_a_parameter_that_is_not_finite(
             list(evaluate(spoiled, [file]))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("model", "files", "fields", "message"),
     [

@@ -35,9 +35,6 @@ Rows = list[dict[str, Any]]
 NEW = ("_start_", "_delimiter_", "_classify_")
 
 
-pytestmark = pytest.mark.unoptimized
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("base") / "model")
@@ -145,6 +142,7 @@ def test_finetune_learns_every_task(
     assert valid == pytest.approx(progress.best, rel=1e-5)  # what was saved is the best
 
 
+@pytest.mark.nightly
 def test_finetune_learns_any_number_of_labels(base: Path, tmp_path: Path) -> None:
     """From words, some of which are in a text and some not; also none of them."""
     rng = np.random.default_rng(0)
@@ -251,6 +249,7 @@ def test_finetune_tells_what_it_understood(
     assert f"warning: {dropped}" in lines
 
 
+@pytest.mark.nightly
 def test_finetune_accepts_custom_column_names(base: Path, tmp_path: Path) -> None:
     rows = [
         {
@@ -389,6 +388,7 @@ def trained_names(
     return {name for name in before if before[name].tobytes() != after[name].tobytes()}, before
 
 
+@pytest.mark.nightly
 def test_finetune_leaves_frozen_parameters_unchanged(
     deep: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -557,6 +557,7 @@ def test_finetune_validates_on_a_share_of_the_rows(
     assert run(base, tmp_path, "classification", **fields)[0] == progress  # the same when resumed
 
 
+@pytest.mark.nightly
 def test_finetune_trains_on_a_set_below_one_batch(base: Path, tmp_path: Path) -> None:
     """By the paper's schedule, whose first step has the rate 0."""
     fields: dict[str, Any] = {"batch_size": 32, "schedule": "linear", "warmup": 0.002}
@@ -599,6 +600,7 @@ def test_finetune_makes_a_run_that_has_ended_longer(
     assert "made longer" not in capsys.readouterr().err
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("change", [{"remat": "all"}, {"accumulate": 4}])
 def test_finetune_memory_settings_keep_the_result(
     base: Path, tmp_path: Path, change: dict[str, Any]
@@ -793,6 +795,7 @@ TASK = (
 )
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "content",
     [
@@ -830,6 +833,7 @@ def test_finetune_similarity_rejects_scores_as_classes(base: Path, tmp_path: Pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.nightly
 def test_finetune_rejects_changed_base_on_resume(tmp_path: Path) -> None:
     """What is frozen is in no checkpoint, so the base has to be what it was."""
     model = write_checkpoint(tmp_path / "model")

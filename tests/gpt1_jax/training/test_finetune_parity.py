@@ -38,9 +38,6 @@ ROWS: dict[Any, list[dict[str, Any]]] = {
 }
 
 
-pytestmark = pytest.mark.unoptimized
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("base") / "model", n_layer=2)
@@ -74,6 +71,7 @@ def classified(model: Any, ids: np.ndarray) -> np.ndarray:
         return model.eval()(to_torch(ids)).logits.numpy()
 
 
+@pytest.mark.nightly
 def test_finetune_classification_matches_transformers(base: Path, tmp_path: Path) -> None:
     folder = run(base, tmp_path, "classification")
     outputs, batch, task, rows = ours(folder)
@@ -88,6 +86,7 @@ def test_finetune_classification_matches_transformers(base: Path, tmp_path: Path
     assert task.classes == tuple(reference.config.id2label.values())
 
 
+@pytest.mark.nightly
 def test_finetune_similarity_sums_both_text_orders(base: Path, tmp_path: Path) -> None:
     folder = run(base, tmp_path, "similarity")
     outputs, batch, _, _ = ours(folder)
@@ -98,6 +97,7 @@ def test_finetune_similarity_sums_both_text_orders(base: Path, tmp_path: Path) -
     assert largest_difference(outputs, expected) <= TOLERANCE
 
 
+@pytest.mark.nightly
 def test_finetune_multiple_choice_matches_transformers(base: Path, tmp_path: Path) -> None:
     folder = run(base, tmp_path, "multiple-choice")
     outputs, batch, _, _ = ours(folder)
@@ -115,6 +115,7 @@ def test_finetune_multiple_choice_matches_transformers(base: Path, tmp_path: Pat
 
 
 # transformers warns of a name that peft uses, and of the mean that new rows are drawn around.
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to True but the target:UserWarning")
 @pytest.mark.parametrize("task", ["classification", "multiple-choice"])

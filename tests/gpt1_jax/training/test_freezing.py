@@ -13,8 +13,6 @@ import gpt1_jax as gpt1
 from gpt1_jax.pretrained import flatten
 from gpt1_jax.training.freezing import combine_params, split_frozen
 
-pytestmark = pytest.mark.unoptimized
-
 LAYERS = 3
 PARAMS = {cls: small_model(cls, n_layer=LAYERS, num_labels=2).params for cls in MODELS}
 
@@ -71,6 +69,7 @@ def test_split_frozen_freezes_nothing_by_request() -> None:
     assert flatten(trained).keys() == flatten(params).keys()
 
 
+@pytest.mark.nightly
 def test_join_passes_gradients_inside_jit() -> None:
     """The gradient of the trained part, through ``combine_params`` in a compiled function."""
     apply, params = gpt1.functional(small_model(gpt1.OpenAIGPTLMHeadModel))

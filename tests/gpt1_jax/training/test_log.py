@@ -75,6 +75,7 @@ def test_log_write_reports_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert caught.value.errno == errno.ENOSPC
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "records",
     [

@@ -226,6 +226,7 @@ def test_train_checkpoints_the_final_state(whole: tuple[Path, Run, TrainProgress
     assert rest == {"position": {"number": STEPS}, "progress": dataclasses.asdict(progress)}
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("better", "scores", "best"),
     [
@@ -400,6 +401,7 @@ def test_train_resumes_after_kill_in_validation_or_save(
     assert losses(tmp_path) == losses(out)
 
 
+@pytest.mark.nightly
 def test_train_resumes_grain_iterator(tmp_path: Path) -> None:
     settings = dataclasses.replace(FREQUENT, accumulate=2)
     train(Run().training(grain_batches()), settings, tmp_path / "whole")
@@ -420,6 +422,7 @@ def test_train_resumes_grain_iterator(tmp_path: Path) -> None:
     assert ours[1] == expected[1]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("step", [0, 4, 8])
 def test_train_checkpoints_on_signal(
@@ -552,6 +555,7 @@ def test_train_calls_callbacks_in_order(tmp_path: Path) -> None:
     assert paths == [(step, tmp_path / "checkpoints" / str(step)) for step in (4, 8, 12)]
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("event", "step"),
     [("on_start", 0), ("on_step", 2), ("on_evaluate", 9), ("on_checkpoint", 4), ("on_step", 12)],
@@ -733,6 +737,7 @@ def test_train_rejects_nonfinite_gradients(tmp_path: Path) -> None:
     assert steps_of_checkpoints(tmp_path) == []
 
 
+@pytest.mark.nightly
 def test_train_validates_but_does_not_save_frozen(tmp_path: Path) -> None:
     trained, frozen = ({"line": {name: PARAMS["line"][name]}} for name in ("kernel", "bias"))
     seen = []

@@ -37,6 +37,7 @@ def test_card_of_a_language_model(
     assert capsys.readouterr().out.startswith("the red house")
 
 
+@pytest.mark.nightly
 def test_card_of_a_classifier(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_checkpoint(tmp_path / "base")
     rows = write_rows(tmp_path / "rows.jsonl", ROWS)

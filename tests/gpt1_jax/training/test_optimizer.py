@@ -94,6 +94,7 @@ def numpy_openai_adam(params: Any, gradients: list[Any], settings: OptimizerSett
     return jax.tree.unflatten(jax.tree.structure(params), p)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("max_grad_norm", [None, 1.0])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -123,6 +124,7 @@ def test_openai_adam_matches_numpy(
         assert np.abs(expected_leaf - first).max() > 0.04  # a change that would be seen
 
 
+@pytest.mark.nightly
 @settings(max_examples=50)
 @given(st.sampled_from(SCHEDULES), st.integers(1, MOST), st.data())
 def test_learning_rate_matches_openai_schedules(kind: Any, total: int, data: st.DataObject) -> None:
@@ -231,6 +233,7 @@ def test_weight_decay_mask_rejects_unknown_parameter() -> None:
         make_optimizer(make_settings(), 10).init(params)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("optimizer", ["adamw", "openai"])
 def test_make_optimizer_decays_only_matrices(optimizer: Any) -> None:
     """Without gradients matrices shrink, and biases and gains keep their bits."""

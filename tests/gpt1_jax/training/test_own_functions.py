@@ -15,8 +15,6 @@ from gpt1_jax.training import pretrain as pretraining
 from gpt1_jax.training.log import read_log
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 
-pytestmark = pytest.mark.unoptimized
-
 ROWS = [{"text": f"the {animal} ran", "label": animal} for animal in ("cat", "dog", "king") * 4]
 SETTINGS = finetuning.FinetuneSettings(batch_size=4, epochs=1, dropout=0.0, remat="none")
 ADAM = OptimizerSettings(optimizer="openai", learning_rate=3e-3, schedule="linear", warmup=0)
@@ -41,6 +39,7 @@ def run(rows: Path, out: Path, base: Path, valid: Path | None = None, **fields: 
     return finetuning.finetune("classification", rows, valid, out, model=base, **given)
 
 
+@pytest.mark.nightly
 def test_finetune_takes_an_optax_transformation(
     rows: Path, base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -57,6 +56,7 @@ def test_finetune_takes_an_optax_transformation(
         run(rows, tmp_path / "d", base, optimizer="sgd")
 
 
+@pytest.mark.nightly
 def test_pretrain_takes_an_optax_transformation(tmp_path: Path) -> None:
     text = write_text(tmp_path / "text.txt")
     pretrain([text], tmp_path / "a", steps=2)
@@ -68,6 +68,7 @@ def test_pretrain_takes_an_optax_transformation(tmp_path: Path) -> None:
     assert weights(tmp_path / "a") == weights(tmp_path / "b")
 
 
+@pytest.mark.nightly
 def test_finetune_takes_a_loss(rows: Path, base: Path, tmp_path: Path) -> None:
     def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -89,6 +90,7 @@ def test_finetune_takes_a_loss(rows: Path, base: Path, tmp_path: Path) -> None:
         run(rows, tmp_path / "x", base, loss=focal, class_weights="balanced")
 
 
+@pytest.mark.nightly
 def test_finetune_takes_metrics(rows: Path, base: Path, tmp_path: Path) -> None:
     def errors(predictions: np.ndarray, labels: np.ndarray) -> float:
         return float((predictions != labels).mean())

@@ -15,8 +15,6 @@ from gpt1_jax.pure import split
 from gpt1_jax.training.data.corpus import TokenizedText
 from gpt1_jax.training.perplexity import text_measures, windows
 
-pytestmark = pytest.mark.unoptimized
-
 T = SIZES["n_positions"]
 MODEL = small_model(gpt1.OpenAIGPTLMHeadModel)
 PARAMS = split(MODEL)[1]

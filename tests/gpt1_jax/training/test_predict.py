@@ -35,7 +35,6 @@ from gpt1_jax.training.task_file import read_task
 
 Rows = list[dict[str, Any]]
 
-pytestmark = pytest.mark.unoptimized
 
 TASKS: dict[str, dict[str, Any]] = {
     "classification": {"classes": ("bad", "good", "so so"), "columns": {"text": "body"}},
@@ -99,6 +98,7 @@ def expected_logits(folder: Path, task: str, rows: Rows) -> list[np.ndarray]:
     return found
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("task", TASKS)
 def test_predict_returns_the_scores_of_every_task(
     folders: Callable[[str], Path], task: str
@@ -186,6 +186,7 @@ def test_predict_renames_columns_and_true_labels(folders: Callable[[str], Path])
     assert found[0]["label"] in TASKS["classification"]["classes"]
 
 
+@pytest.mark.nightly
 def test_predict_takes_a_model_with_its_task(folders: Callable[[str], Path]) -> None:
     folder = folders("multiple-choice")
     rows = rows_of("multiple-choice", 3)

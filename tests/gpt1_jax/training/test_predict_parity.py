@@ -18,7 +18,7 @@ import gpt1_jax as gpt1  # noqa: E402
 from gpt1_jax.training.data.tasks import collate  # noqa: E402
 from gpt1_jax.training.predict import Predictor  # noqa: E402
 
-pytestmark = [pytest.mark.nightly, pytest.mark.unoptimized]
+pytestmark = pytest.mark.nightly
 
 TOLERANCE = 1e-5
 TASKS: dict[str, dict[str, Any]] = {

@@ -20,8 +20,6 @@ from gpt1_jax.training.loop import TrainProgress
 from gpt1_jax.training.perplexity import text_measures
 from gpt1_jax.training.pretrain import NewModel, PretrainSettings
 
-pytestmark = pytest.mark.unoptimized
-
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
@@ -51,6 +49,7 @@ def losses(folder: Path, name: str = "loss") -> list[float]:
 # The result.
 
 
+@pytest.mark.nightly
 def test_pretrain_reduces_the_loss(trained: Path, texts: tuple[Path, Path]) -> None:
     tokenizer = gpt1.Tokenizer.from_pretrained(trained)
     first, last = losses(trained)[0], losses(trained)[-1]
@@ -116,6 +115,7 @@ def test_pretrain_rerun_of_finished_run_changes_nothing(
 # Where it starts from.
 
 
+@pytest.mark.nightly
 def test_pretrain_continues_from_existing_model(
     trained: Path, texts: tuple[Path, Path], tmp_path: Path
 ) -> None:
@@ -149,6 +149,7 @@ def adapted(texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) 
     return folder / "run"
 
 
+@pytest.mark.nightly
 def test_pretrain_lora_trains_only_adapters(adapted: Path, texts: tuple[Path, Path]) -> None:
     # Of random weights, little can be learned by adapters.
     assert losses(adapted)[-1] < losses(adapted)[0] - 0.01  # measured: 0.037
@@ -178,6 +179,7 @@ def test_pretrain_adapter_in_peft_matches_merged_model(adapted: Path) -> None:
     assert difference(apply(params, ids).logits, theirs) < 1e-5
 
 
+@pytest.mark.nightly
 def test_pretrain_trains_untied_head(texts: tuple[Path, Path], tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "base", tie_word_embeddings=False, n_positions=16)
     pretrain([texts[0]], tmp_path / "run", model=tmp_path / "base", steps=30)
@@ -186,6 +188,7 @@ def test_pretrain_trains_untied_head(texts: tuple[Path, Path], tmp_path: Path) -
     assert not np.array_equal(before["lm_head"]["kernel"], after["lm_head"]["kernel"])
 
 
+@pytest.mark.nightly
 def test_pretrain_uses_given_tokenizer(texts: tuple[Path, Path], tmp_path: Path) -> None:
     base, out = write_checkpoint(tmp_path / "base"), tmp_path / "run"
     pretrain([texts[0]], out, tokenizer=base, steps=1)
@@ -313,6 +316,7 @@ def test_pretrain_steps_set_number_of_steps(
     assert (prepared_by_default.steps, prepared(steps=5).steps) == (4, 5)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     "change",
     [{"remat": "linear"}, {"remat": "all"}, {"accumulate": 8, "dropout": 0.0}],

@@ -18,8 +18,6 @@ from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.optimizer import OptimizerSettings, make_optimizer
 from gpt1_jax.training.step import Sums, TrainState, make_step, micro_batches
 
-pytestmark = pytest.mark.unoptimized
-
 T = SIZES["n_positions"]
 LM = gpt1.OpenAIGPTLMHeadModel
 small = functools.partial(small_model, LM, n_layer=1)
@@ -61,6 +59,7 @@ def openai(**fields: Any) -> optax.GradientTransformation:
     return make_optimizer(OptimizerSettings(optimizer="openai", **{**base, **fields}), 100)
 
 
+@pytest.mark.nightly
 def test_step_gradient_matches_plain_mean_loss() -> None:
     """Of the whole logits at once: neither in chunks nor in micro-batches."""
     model = small()
@@ -84,6 +83,7 @@ def test_step_gradient_matches_plain_mean_loss() -> None:
     assert int(state.step) == 1
 
 
+@pytest.mark.nightly
 def test_step_accumulation_matches_full_batch_update() -> None:
     model = small()
     params = split(model)[1]
@@ -112,6 +112,7 @@ def test_micro_batches_keep_row_order() -> None:
     np.testing.assert_array_equal(halves["weights"][0], WEIGHTS[:2])
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_step_donates_its_state(accumulate: int) -> None:
     state = TrainState.create(LINE, openai(), 0)
@@ -122,6 +123,7 @@ def test_step_donates_its_state(accumulate: int) -> None:
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves((LINE, later)))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_step_dropout_varies_by_step_and_is_reproducible(accumulate: int) -> None:
     still = optax.sgd(0.0)  # so that nothing but the noise differs from step to step
@@ -177,6 +179,7 @@ def test_step_compiles_once(optimizer: Any, accumulate: int) -> None:
     assert len(found) == 1
 
 
+@pytest.mark.nightly
 def test_step_keeps_float32_weights_in_bfloat16() -> None:
     model = small(dtype="bfloat16")
     params = split(model)[1]

@@ -19,8 +19,6 @@ from gpt1_jax.training.data.tasks import Example, collate
 from gpt1_jax.training.step import Sums, TrainState, make_step, micro_batches
 from gpt1_jax.training.task_objective import task_loss, task_outputs
 
-pytestmark = pytest.mark.unoptimized
-
 VOCABULARY, POSITIONS, CLASSIFY, ROWS = 13, 16, 12, 4
 # float32 against float64, relative to the loss where that is above 1. Measured: 3e-7.
 TOLERANCE = 5e-6
@@ -95,6 +93,7 @@ def expected(kind: str, examples: list[Example], lm_weight: float) -> tuple[np.n
     return np.stack(outputs), total
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", KINDS)
 @given(count=st.integers(1, ROWS), seed=st.integers(0, 2**32 - 1), longest=st.integers(3, 15))
 @settings(max_examples=12)
@@ -139,6 +138,7 @@ def test_task_loss_of_micro_batches_adds_up(kind: str) -> None:
     assert first["weight"] + rest["weight"] == whole["weight"] == ROWS
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["numbers", "choices"])
 def test_task_loss_accumulates_over_micro_batches_without_rows(kind: str) -> None:
     """The step of a batch that is filled up is that of its examples alone."""
@@ -239,6 +239,7 @@ def test_classifier_dropout_has_correct_rate_and_scale() -> None:
     assert np.abs(apart).max() < 4 / np.sqrt(1000)  # the rows' masks are independent
 
 
+@pytest.mark.nightly
 def test_task_objective_applies_body_dropout() -> None:
     batch = collate(random_examples("classes", ROWS, 5), n_positions=POSITIONS)
     run = compiled("classes", 0.0)
@@ -259,6 +260,7 @@ def test_task_loss_is_float32_in_bfloat16(kind: str) -> None:
     np.testing.assert_allclose(got["loss"], compiled(kind)(batch)["loss"], rtol=0.05)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["both orders", "choices"])
 def test_task_loss_gradients_reach_every_parameter(kind: str) -> None:
     structure, params = split(model_of(kind))

@@ -63,6 +63,7 @@ def compiled(model: Any, batch: dict[str, np.ndarray], lm_weight: float) -> Any:
     return run(params)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(3))
 def test_task_objective_classification_matches_transformers(seed: int) -> None:
     reference = torch_model("OpenAIGPTForSequenceClassification", seed, num_labels=3, **SIZES)
@@ -74,6 +75,7 @@ def test_task_objective_classification_matches_transformers(seed: int) -> None:
     assert largest_difference(loss / sums["weight"], theirs.loss) <= TOLERANCE
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("smoothing", "weights"), [(0.1, None), (0.0, (0.5, 2.0, 1.0)), (0.2, (0.5, 2.0, 1.0))]
 )
@@ -104,6 +106,7 @@ def test_task_loss_smoothed_and_weighted_matches_torch(
     assert largest_difference(gradient, reference.score.weight.grad.T) <= TOLERANCE
 
 
+@pytest.mark.nightly
 def test_task_loss_of_any_number_of_labels_matches_transformers() -> None:
     """With its gradients; in micro-batches, the last of which have no rows."""
     kind = {"num_labels": 3, "problem_type": "multi_label_classification"}

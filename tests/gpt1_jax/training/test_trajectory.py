@@ -101,6 +101,7 @@ def parameter_differences(ours: Trajectory, theirs: Trajectory) -> tuple[float, 
     return max(float(g.max()) for g in others), max(float(g.max()) for g in keys)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_adamw_trajectory_matches_torch_on_tiny_model(schedule: Any) -> None:
     settings = OptimizerSettings(

@@ -23,6 +23,7 @@ def joined(batches: list[list[int]]) -> list[int]:
     return [number for batch in batches for number in batch]
 
 
+@pytest.mark.nightly
 @given(
     count=st.integers(1, 14),
     batch_size=st.integers(1, 6),

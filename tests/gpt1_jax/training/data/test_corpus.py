@@ -244,6 +244,7 @@ def write_json_lines(path: Path, texts: list[str]) -> Path:
     return path
 
 
+@pytest.mark.nightly
 @given(texts=st.lists(st.text(st.characters(codec="utf-8"), max_size=8), max_size=6))
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz"])
 def test_read_pieces_joins_texts_of_json_lines(

@@ -59,6 +59,7 @@ def write(path: Path, rows: Cells, blank_lines: bool, quoted: bool = True) -> li
     return starts
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".tsv"])
 @given(rows=st.lists(st.tuples(texts, labels, texts), min_size=1, max_size=4), blank=st.booleans())
 def test_read_rows_returns_written_rows(

@@ -28,8 +28,6 @@ from gpt1_jax.training.lora.adapters import (
     save_adapters,
 )
 
-pytestmark = pytest.mark.unoptimized
-
 BASE, LM, DOUBLE, CLASSIFIER = MODELS
 ALL = ("c_attn", "c_proj", "c_fc")
 IDS = random_ids(2, 5)
@@ -107,6 +105,7 @@ def test_lora_settings_all_linear_names_every_layer_of_a_block() -> None:
     assert chosen == LoraSettings(target_modules=ALL)
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_init_adapters_leave_weights_unchanged(dtype: str) -> None:
     params = small_model(LM, param_dtype=dtype).params
@@ -115,6 +114,7 @@ def test_init_adapters_leave_weights_unchanged(dtype: str) -> None:
     assert leaves_equal(merge_adapters(params, adapters, TINY), params)
 
 
+@pytest.mark.nightly
 def test_init_adapters_matches_peft_distribution() -> None:
     params = small_model(LM, n_embd=64, n_layer=1).params
     chosen = LoraSettings(rank=64, target_modules=("c_fc", "mlp.c_proj"))
@@ -142,6 +142,7 @@ def test_init_adapters_ignores_parameter_order() -> None:
     assert all(np.array_equal(theirs[path], leaf) for path, leaf in ours.items())
 
 
+@pytest.mark.nightly
 def test_adapt_gradient_follows_from_kernel_gradient() -> None:
     apply, params = gpt1.functional(small_model(LM, n_layer=1))
     adapters = random_adapters(params)
@@ -181,6 +182,7 @@ def test_merge_adapters_rounds_bfloat16_once() -> None:
     )
 
 
+@pytest.mark.nightly
 @settings(max_examples=8)
 @given(
     rank=st.sampled_from([1, 2, 9]),
@@ -344,6 +346,7 @@ def in_torch(cls: Any, params: Any, folder: Path) -> Any:
     return getattr(transformers, cls.__name__).from_pretrained(folder)
 
 
+@pytest.mark.nightly
 @with_peft
 @pytest.mark.parametrize(
     ("cls", "rslora"), [(BASE, False), (LM, True), (DOUBLE, False), (CLASSIFIER, True)]
@@ -430,6 +433,7 @@ def test_save_adapters_embedding_ties_head_in_peft(peft: Any, cls: Any, tmp_path
     assert differ(theirs(model, cls), expected) < TOLERANCE
 
 
+@pytest.mark.nightly
 @with_peft
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers` to `True`:UserWarning")
 def test_load_adapters_reads_resized_embedding_of_peft(peft: Any, tmp_path: Path) -> None:

@@ -21,8 +21,6 @@ import gpt1_jax as gpt1
 from gpt1_jax.training import loop
 from gpt1_jax.training.lora.checkpoint import merge_checkpoint
 
-pytestmark = pytest.mark.unoptimized
-
 TEXTS = ["the king saw a cat", "no", "a big dog ran to the red house"]
 ROWS = [{"text": text, "label": label} for text, label in zip(TEXTS, "xyz", strict=True)]
 SETTINGS: dict[str, Any] = {"lora_rank": 2, "lora_targets": ("c_attn", "mlp.c_proj")}

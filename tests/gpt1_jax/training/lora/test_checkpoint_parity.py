@@ -17,7 +17,6 @@ peft = pytest.importorskip("peft")
 
 pytestmark = [
     pytest.mark.nightly,
-    pytest.mark.unoptimized,
     pytest.mark.filterwarnings(
         "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning",
         "ignore:Setting `save_embedding_layers` to `True`:UserWarning",

@@ -15,8 +15,6 @@ import gpt1_jax as gpt1
 from gpt1_jax.pretrained import flatten
 from gpt1_jax.training.lora import LoraSettings, init_adapters, merge_adapters, save_adapters
 
-pytestmark = pytest.mark.unoptimized
-
 BASE, LM, DOUBLE, CLASSIFIER = MODELS
 IDS = random_ids(2, 5)
 FIELDS: dict[str, Any] = {"n_layer": 1}
@@ -101,6 +99,7 @@ def test_set_adapter_compiles_nothing(mode: Any, folders: dict[str, Path]) -> No
     assert min(difference(first, second), difference(first, before)) > 0.01
 
 
+@pytest.mark.nightly
 def test_load_adapter_over_int8_adds_to_the_product(folders: dict[str, Path]) -> None:
     whole = small_model(LM, **FIELDS)
     model = gpt1.quantize(whole)

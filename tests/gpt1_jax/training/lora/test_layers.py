@@ -10,8 +10,6 @@ from support.small_models import difference
 from gpt1_jax.nn.int8 import Int8Linear
 from gpt1_jax.training.lora.layers import LoraLinear
 
-pytestmark = pytest.mark.unoptimized
-
 RATE = 0.3
 
 

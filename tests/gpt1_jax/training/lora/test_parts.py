@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from support.small_models import difference, random_ids, small_model
 
 import gpt1_jax as gpt1
@@ -13,8 +12,6 @@ from gpt1_jax.pretrained import flatten
 from gpt1_jax.pure import merge
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.lora import LoraSettings, TrainedParts, split_adapted
-
-pytestmark = pytest.mark.unoptimized
 
 NO_DROPOUT: dict[str, Any] = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 BATCH = {"tokens": jnp.asarray(random_ids(2, 8))}
@@ -42,6 +39,7 @@ def loss(found: TrainedParts, trained: Any, seed: Any = 0) -> jax.Array:
     return found.wrap(objective)(combine(trained, found.frozen), BATCH, jax.random.key(seed))[0]
 
 
+@pytest.mark.nightly
 def test_split_adapted_with_dropout_trains_what_it_merges() -> None:
     """At a rate that drops nothing, the adapters beside their layers are those that are merged."""
     merged, beside = parts(), parts(dropout=1e-9)
