@@ -9,8 +9,6 @@ import pytest
 from support.pages import ROOT, dead_links, read_blocks, run_page
 from support.small_training import write_checkpoint, write_rows, write_task_checkpoint, write_text
 
-from gpt1_jax.demo import FOLDER as DEMO
-
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 # Pages whose scripts have tests of their own.
 TESTED_ELSEWHERE = ("coming-from-transformers", "export", "fine-tuned-models-in-torch")
@@ -55,10 +53,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("reviews.txt", "texts.txt", "FILE"):
         (folder / name).write_text("the king sat\nthe queen ran\n")
     (folder / "texts.jsonl").write_text(json.dumps({"text": " sat down", "context": "the king"}))
-    write_checkpoint(folder / "model")
+    for name in ("model", "FOLDER"):
+        write_checkpoint(folder / name)
     write_task_checkpoint(folder / "sentiment", "classification", classes=("neg", "pos"))
     write_task_checkpoint(folder / "snli", "entailment", classes=("no", "yes", "maybe"))
-    shutil.copytree(DEMO, folder / "FOLDER")
     (folder / "novels").symlink_to("letters")  # two adapters, of one training
     return folder
 
