@@ -34,6 +34,13 @@ def pytest_report_header() -> str:
     return f"compilation cache: {folder}, {len(sizes)} programs, {sum(sizes) / 1e6:.0f} MB"
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out files without smoke tests under ``-m smoke``: importing all takes half a minute."""
+    if config.getoption("markexpr") == "smoke" and collection_path.is_file():
+        return "pytest.mark.smoke" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     arrange(items)
 
