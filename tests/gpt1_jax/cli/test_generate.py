@@ -132,7 +132,7 @@ def test_text_is_printed_for_a_reader_and_kept_in_jsonl(
     assert [json.loads(line)["text"] for line in out.splitlines()] == [DECODED] * 2
     assert run("generate", *prompts, *flags) == (0, f"{READ}\n{READ}\n", "")
     flags = ["--model", folder, "--max-new-tokens", 1, "--batch-size", 1]
-    short, long = "he i\n", 'he is, "\n'
+    short, long = "he is\n", 'he is, "\n'
     assert run("generate", *prompts, *flags) == (0, short + long, "")
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert run("generate", prompts[0], *flags) == (0, short, "")
