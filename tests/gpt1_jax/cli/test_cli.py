@@ -354,7 +354,7 @@ def test_cli_tree_prints_the_model(run: Run, folder: Path) -> None:
     status, out, _ = run("tree", folder)
     assert status == 0
     assert out.startswith("OpenAIGPTLMHeadModel(\n  (transformer): OpenAIGPTModel(\n")
-    assert "    (h): List(\n      (0): Block(\n" in out
+    assert "    (h): ModuleList(\n      (0): Block(\n" in out
     assert out.splitlines()[-1] == "1,312 parameters"
     assert run("tree", "--model", folder) == (0, out, "")
     status, flax, _ = run("tree", folder, "--flax")
