@@ -664,7 +664,7 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
         ("classification", ROWS, ROWS, {"valid_share": 0.5}, "valid_share is 0.5, but valid is gi"),
         ("classification", ROWS, ROWS, {"valid_share": 1}, "must be above 0 and below 1, or None"),
         ("entailment", [], ROWS, {"multi_label": True}, "multi_label is for classification, but"),
-        ("classification", ROWS, ROWS, {"label_separator": "+"}, "labels of a row, which need mul"),
+        ("classification", ROWS, ROWS, {"label_separator": "+"}, "label_separator has no effect with"),
         (
             "classification",
             [{"text": "a", "label": []}],
@@ -729,7 +729,7 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
             ROWS,
             ROWS,
             {"lora_rank": 1, "freeze_layers": 1},
-            "freezes all but the adapters",
+            "lora_rank trains adapters alone",
         ),
         ("classification", ROWS, ROWS, {"lora_alpha": 2.0}, "lora_alpha has no effect without"),
         (
