@@ -664,7 +664,7 @@ ROWS: Rows = [{"text": "a cat", "label": "x"}, {"text": "a dog", "label": "y"}]
         ("classification", ROWS, ROWS, {"valid_share": 0.5}, "valid_share is 0.5, but valid is gi"),
         ("classification", ROWS, ROWS, {"valid_share": 1}, "must be above 0 and below 1, or None"),
         ("entailment", [], ROWS, {"multi_label": True}, "multi_label is for classification, but"),
-        ("classification", ROWS, ROWS, {"label_separator": "+"}, "label_separator has no effect with"),
+        ("classification", ROWS, ROWS, {"label_separator": "+"}, "label_separator has no effect"),
         (
             "classification",
             [{"text": "a", "label": []}],
