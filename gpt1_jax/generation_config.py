@@ -5,6 +5,7 @@ import functools
 import json
 import math
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
@@ -660,7 +661,7 @@ class GenerationConfig:
             return settings
         except ValueError as error:
             # Messages begin with the setting's name: one of the caller's own is not the file's.
-            if str(error).partition(" ")[0] in changes:
+            if re.split("[ =]", str(error), maxsplit=1)[0] in changes:
                 raise
             raise ValueError(f"{file}: {error}") from None
 

@@ -54,7 +54,7 @@ SECTIONS = {
     "Programs": """plan.mesh forward_rows prefill_rows decode_rows plan.train_rows plan.length
         platforms""",
     "Output": """out output_format print_ids predictions report confusion_matrix table format
-        max_shard_size pickle export.text nearest.count""",
+        max_shard_size pickle export.text nearest.count flax""",
     "Repository": "private commit_message push.revision create_pr",
     "Devices": "devices",
     "Speed and memory": """batch_size batch_tokens prompt_lookup_num_tokens compilation_cache
