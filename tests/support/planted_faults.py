@@ -116,7 +116,7 @@ def first_failure(fault: Fault, checkout: Path) -> str | None:
             sys.exit(f"{fault.name}: {fault.file} must contain {fault.right!r} exactly once")
         file.write_text(text.replace(fault.right, fault.wrong))
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", *fault.tests],
+            [sys.executable, "-m", "pytest", "-m", "", "-x", "-q", "--tb=no", *fault.tests],
             cwd=copy,
             # The copy stands before an installed package; the same examples every time.
             env={**os.environ, "PYTHONPATH": str(copy), "CI": "true"},

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from support.small_models import difference, random_ids, small_model
 
 import gpt1_jax as gpt1
@@ -12,6 +13,7 @@ from gpt1_jax.pretrained import flatten
 from gpt1_jax.pure import merge
 from gpt1_jax.training.lm_objective import lm_loss
 from gpt1_jax.training.lora import LoraSettings, TrainedParts, split_adapted
+from gpt1_jax.training.step import Sums
 
 NO_DROPOUT: dict[str, Any] = {"embd_pdrop": 0.0, "attn_pdrop": 0.0, "resid_pdrop": 0.0}
 BATCH = {"tokens": jnp.asarray(random_ids(2, 8))}
@@ -33,7 +35,7 @@ def parts(**fields: Any) -> TrainedParts:
 def loss(found: TrainedParts, trained: Any, seed: Any = 0) -> jax.Array:
     combine = found.combine_to_train or found.combine
 
-    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def objective(params: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Sums]:
         return lm_loss(merge(found.structure, params), batch, key)
 
     return found.wrap(objective)(combine(trained, found.frozen), BATCH, jax.random.key(seed))[0]
