@@ -146,7 +146,7 @@ def generate(  # noqa: PLR0915 (from the flags to what is printed, in one go)
 
     one_text = len(given) == settings.num_beams == settings.num_return_sequences == 1
     on_terminal = sys.stdout.isatty() and not as_json and not print_ids and tokenizer is not None
-    if one_text and on_terminal and given[0].text:
+    if one_text and on_terminal and tokenizer is not None and given[0].text:
         # It warns of unknown ids by itself.
         pieces = stream_detokenized(language_model, tokenizer, given[0].text, settings)
         try:
