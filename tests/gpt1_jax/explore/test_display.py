@@ -6,6 +6,7 @@ import re
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+from rich.color_triplet import ColorTriplet
 from rich.style import Style
 
 from gpt1_jax.explore.display import BLUE, GREY, PALETTE, RED, mark, token_styles
@@ -47,7 +48,7 @@ def on_page(style: Style, page: RGB) -> RGB:
 @pytest.mark.parametrize("colour", [RED, BLUE])
 @pytest.mark.parametrize(("page", "text"), PAGES)
 def test_mark_in_html_stands_out_more_the_greater_its_share(
-    colour: RGB, page: RGB, text: RGB
+    colour: ColorTriplet, page: RGB, text: RGB
 ) -> None:
     marked = [on_page(mark(share, colour), page) for share in SHARES]
     assert marked[0] == page
@@ -58,7 +59,7 @@ def test_mark_in_html_stands_out_more_the_greater_its_share(
 
 
 @pytest.mark.parametrize("colour", [RED, BLUE])
-def test_mark_on_a_terminal_is_never_bright_for_a_small_share(colour: RGB) -> None:
+def test_mark_on_a_terminal_is_never_bright_for_a_small_share(colour: ColorTriplet) -> None:
     assert mark(0.0, colour).bgcolor is None
     marks = [shown(mark(share, colour)) for share in SHARES[1:]]
     assert all(contrast(each, WHITE) > READABLE for each in marks)  # the text is white

@@ -179,8 +179,8 @@ def test_tree_of_quantized_model_names_its_own_layers() -> None:
 
 def test_tree_keeps_layers_with_an_adapter() -> None:
     model = small_model(gpt1.OpenAIGPTModel, n_layer=1)
-    layer, A, B = model.h[0].attn.c_attn, jnp.zeros((8, 2)), jnp.zeros((2, 24))
-    model.h[0].attn.c_attn = LoraLinear(layer, A, B)
+    attn: Any = model.h[0].attn
+    attn.c_attn = LoraLinear(attn.c_attn, jnp.zeros((8, 2)), jnp.zeros((2, 24)))
     assert """
         (c_attn): LoraLinear(
           (dropout): Dropout(p=0.0, inplace=False)
