@@ -31,7 +31,7 @@ def test_extras_list_the_packages_that_are_required() -> None:
                 (extra,) = (word.value for word in node.keywords if word.arg == "extra")
                 assert isinstance(extra, ast.Constant)
                 names = [str(arg.value) for arg in node.args[1:] if isinstance(arg, ast.Constant)]
-                required |= {(extra.value, name) for name in names}
+                required |= {(str(extra.value), name) for name in names}
     assert len(required) > 7
     for extra, name in required:
         packages = " ".join(listed["optional-dependencies"][extra])

@@ -170,8 +170,9 @@ def test_draw_logit_lens_wraps_long_texts(
     )
     picture = draw_logit_lens(lens)
     *rows, _ = picture.figure.axes
-    assert [axes.images[0].get_array().shape for axes in rows] == [(3, count) for count in places]
-    shown = np.concatenate([axes.images[0].get_array() for axes in rows], axis=1)
+    parts = [np.asarray(axes.images[0].get_array()) for axes in rows]
+    assert [part.shape for part in parts] == [(3, count) for count in places]
+    shown = np.concatenate(parts, axis=1)
     np.testing.assert_array_equal(shown, shares[:, -sum(places) :])
     assert ("the last 60 of 500 tokens" in picture.figure.get_suptitle()) == (T == 500)
     assert picture.figure.get_size_inches().max() < 20
