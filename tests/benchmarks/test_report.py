@@ -273,6 +273,7 @@ def test_report_names_what_is_slower(tmp_path: Path) -> None:
     assert theirs[2] == "**400**"
 
 
+@pytest.mark.nightly
 def test_report_warns_of_records_of_changed_code(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

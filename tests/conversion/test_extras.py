@@ -24,7 +24,7 @@ def test_extras_list_the_packages_that_are_required() -> None:
     if not (ROOT / "pyproject.toml").is_file():
         pytest.skip("needs the source tree")
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    required = set()
+    required: set[tuple[str, str]] = set()
     for path in [*ROOT.glob("gpt1_jax/**/*.py"), *ROOT.glob("conversion/*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "extras.require":

@@ -118,6 +118,7 @@ def test_export_model_runs_without_this_package(cls: Any, exported: Path) -> Non
             assert difference(outputs[f"{i} {name}"], out[name]) <= 1e-6
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("x64", ["0", "1"])
 def test_export_decode_loop_of_the_page_matches_generate(x64: str, exported: Path) -> None:
     program = printed("loader") + printed("decoding")

@@ -246,6 +246,7 @@ def test_double_heads_summarizes_each_choice_separately(summary_type: str) -> No
     )  # measured: 0
 
 
+@pytest.mark.nightly
 def test_inputs_embeds_match_torch() -> None:
     for architecture in ARCHITECTURES:
         reference = torch_model(

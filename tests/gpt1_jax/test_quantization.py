@@ -85,6 +85,7 @@ def test_quantize_makes_gpt1_at_most_0_3_times_as_large() -> None:
     assert nbytes(lambda: gpt1.quantize(model())) < 0.3 * nbytes(model)
 
 
+@pytest.mark.nightly
 def test_functional_of_quantized_models_shares_its_compilation() -> None:
     first, second = (gpt1.quantize(float_model(seed=seed)) for seed in (0, 1))
     apply, params = gpt1.functional(first)

@@ -320,6 +320,7 @@ def test_cli_convert_round_trip_is_exact(run: Run, folder: Path, tmp_path: Path)
     assert params["transformer"]["h"]["0"]["ln_1"]["scale"].dtype == conversion.DTYPES["bfloat16"]
 
 
+@pytest.mark.nightly
 def test_cli_convert_quantizes(run: Run, folder: Path, tmp_path: Path) -> None:
     there = tmp_path / "int8"
     status, out, _ = run("convert", folder, there, "--quantize", "int8")

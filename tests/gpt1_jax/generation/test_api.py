@@ -135,6 +135,7 @@ def test_generate_continues_texts(tmp_path: Path) -> None:
         gpt1.generate(model, texts)
 
 
+@pytest.mark.nightly
 def test_key_gives_each_prompt_a_seed() -> None:
     draw: dict[str, Any] = {"do_sample": True, "max_new_tokens": 12}
     one = gpt1.generate(OURS, [PROMPT] * 2, key=jax.random.key(1), **draw)

@@ -91,6 +91,7 @@ def test_generate_batches_matches_single_prompts(
             np.testing.assert_allclose(totals[0], totals[1], atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_generate_batches_uses_one_seed_per_prompt(
     model: gpt1.OpenAIGPTLMHeadModel, tokenizer: gpt1.Tokenizer, prompts: list[list[int]]
 ) -> None:

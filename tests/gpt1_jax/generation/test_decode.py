@@ -251,6 +251,7 @@ def test_scores_are_log_probs_of_generated_tokens(
         assert abs(out.transition_scores[0, i] - expected) <= 1e-5  # measured: 1.0e-6
 
 
+@pytest.mark.nightly
 @pytest.mark.difference("draws")
 def test_sampling_depends_only_on_the_row_seed(model: gpt1.OpenAIGPTLMHeadModel) -> None:
     rows = [[1, 2], [3], [4, 5, 6]]
@@ -377,7 +378,7 @@ def test_generate_compiles_once_per_cache_length(model: gpt1.OpenAIGPTLMHeadMode
         ([[1]], [["a"]], {}, r"attention_mask\[0\] has dtype <U1, but must be bool"),
         ([[1], [2]], [[1], [2]], {}, r"attention_mask\[1\]\[0\] is 2, but must be 1"),
         ({"input_ids": [[1]]}, None, {}, "input_ids is a mapping of 'input_ids'"),
-        ([[1]], None, {"temperature": 2.0}, "temperature is 2.0"),
+        ([[1]], None, {"temperature": 2.0}, "temperature=2.0 has no effect"),
         ([[1]], None, {"forced_eos_token_id": 29}, "forced_eos_token_id is 29"),
     ],
 )

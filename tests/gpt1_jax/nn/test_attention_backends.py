@@ -119,6 +119,7 @@ def test_output_attentions_uses_manual_attention(cls: Any, fused: list[str]) -> 
     assert fused == ["xla"]
 
 
+@pytest.mark.nightly
 def test_attention_dropout_uses_manual_attention(fused: list[str]) -> None:
     """Where there is some: a training without is computed by the backend."""
     how: Any = {"deterministic": False, "dropout_key": jax.random.key(1)}

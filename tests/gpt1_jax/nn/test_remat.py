@@ -100,6 +100,7 @@ def test_remat_reduces_memory() -> None:
     assert everything < linear / 1.5
 
 
+@pytest.mark.nightly
 def test_remat_uses_newly_loaded_params() -> None:
     ours, expected = (LM(small_config(), rngs=nnx.Rngs(0), remat=remat) for remat in KINDS[:2])
     for seed in range(2):
