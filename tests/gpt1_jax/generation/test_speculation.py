@@ -124,7 +124,9 @@ def test_prompt_lookup_saves_forwards_on_repetitive_text(monkeypatch: pytest.Mon
 
 
 def test_prompt_lookup_rejects_invalid_settings() -> None:
-    with pytest.raises(ValueError, match="prompt_lookup_num_tokens=3 has no effect with a sliding_window"):
+    with pytest.raises(
+        ValueError, match="prompt_lookup_num_tokens=3 has no effect with a sliding_window"
+    ):
         gpt1.GenerationConfig(prompt_lookup_num_tokens=3, sliding_window=8)
     with pytest.raises(ValueError, match="prompt_lookup_num_tokens is 0, but must be at least 1"):
         gpt1.GenerationConfig(prompt_lookup_num_tokens=0)
