@@ -105,7 +105,10 @@ def test_finetune_takes_metrics(rows: Path, base: Path, tmp_path: Path) -> None:
     assert result.best is not None
     assert result.best["errors"] == max(line["valid_errors"] for line in valid)
     for given, message in (
-        ({"metrics": {"f1": errors}, "valid": None}, "metrics are given, but need a validation set"),
+        (
+            {"metrics": {"f1": errors}, "valid": None},
+            "metrics are given, but need a validation set",
+        ),
         ({"metrics": {"accuracy": errors}, "valid": rows}, "metrics has 'accuracy', which classif"),
     ):
         with pytest.raises(ValueError, match=message):
