@@ -335,7 +335,7 @@ def _score(records: Sequence[Record]) -> list[str]:
         seconds = case["seconds"]
         rows += _by_peer(
             f"{case['case']['count']} {case['case']['texts']}",
-            _fastest({name: Spread.of(times) for name, times in seconds.items()}),
+            _fastest(_seconds(seconds)),
             speeds(case["tokens"], seconds),
             times_as_fast(seconds),
             {name: _error(found) for name, found in case["errors"].items()},
@@ -357,7 +357,7 @@ def _predict(records: Sequence[Record]) -> list[str]:
         seconds = case["seconds"]
         rows += _by_peer(
             f"{case['case']['count']} {case['case']['texts']}",
-            _fastest({name: Spread.of(times) for name, times in seconds.items()}),
+            _fastest(_seconds(seconds)),
             speeds(case["case"]["count"], seconds),
             times_as_fast(seconds),
             {name: _error(found) for name, found in case["errors"].items()},
@@ -425,7 +425,7 @@ def _start(records: Sequence[Record]) -> list[str]:
         compiled = case["compilations"]
         rows += _by_peer(
             describe(case),
-            _fastest({name: Spread.of(times) for name, times in case["seconds"].items()}),
+            _fastest(_seconds(case["seconds"])),
             times_as_fast(case["seconds"]),
             {name: str(found["count"]) for name, found in compiled.items()},
             {name: _number(found["seconds"]) for name, found in compiled.items()},
@@ -445,7 +445,7 @@ def _activations(records: Sequence[Record]) -> list[str]:
     for case in timed_cases(records, "activations"):
         rows += _by_peer(
             describe(case),
-            _fastest({name: Spread.of(times) for name, times in case["seconds"].items()}),
+            _fastest(_seconds(case["seconds"])),
             times_as_fast(case["seconds"]),
             {name: f"{error:.0e}" for name, error in case["errors"].items()},
         )
@@ -609,6 +609,10 @@ def _columns(case: Case) -> list[Cells]:
 def _left_out(case: Case) -> dict[str, str]:
     left_out = case.get("left_out", {})
     return {name: f"left out: about {seconds:.0f} s" for name, seconds in left_out.items()}
+
+
+def _seconds(seconds: Mapping[str, Seconds]) -> dict[str, Spread]:
+    return {name: Spread.of(times) for name, times in seconds.items()}
 
 
 def _milliseconds(seconds: Mapping[str, Seconds]) -> dict[str, Spread]:

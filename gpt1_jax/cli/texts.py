@@ -111,9 +111,8 @@ def read_argument(argument: str) -> tuple[str, str]:
 
 
 def is_json(argument: str, content: str) -> bool:
-    """Return whether the lines of a file, or of standard input, are JSON objects."""
-    by_content = argument == "-" and content.lstrip().startswith("{")
-    return by_content or Path(argument).suffix.lower() == ".jsonl"
+    """Return whether the lines of standard input, whose kind no suffix says, are JSON objects."""
+    return argument == "-" and content.lstrip().startswith("{")
 
 
 def lines_of(name: str, content: str) -> Iterator[tuple[str, str]]:

@@ -1,8 +1,9 @@
 """Trackers: callbacks that report a training to TensorBoard or to Weights & Biases."""
 
+import importlib
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from gpt1_jax._conversion import extras, json_file
 from gpt1_jax.training.callbacks import Callback
@@ -27,9 +28,7 @@ class TensorBoard(Callback):
 
     def __init__(self):
         extras.require("TensorBoard", "tensorboardX", extra="tensorboard")
-        import tensorboardX
-
-        self._module: Any = tensorboardX
+        self._module = importlib.import_module("tensorboardX")
 
     def on_start(self, run: "TrainRun") -> None:
         # What was written after the last checkpoint comes again, and is hidden by purge_step.
@@ -63,9 +62,7 @@ class WandB(Callback):
 
     def __init__(self):
         extras.require("WandB", "wandb", extra="wandb")
-        import wandb  # pyright: ignore[reportMissingImports]
-
-        self._module: Any = wandb
+        self._module = importlib.import_module("wandb")
 
     def on_start(self, run: "TrainRun") -> None:
         path = run.out / RUN_ID
